@@ -1,0 +1,95 @@
+"""Model presets: a short name for a checkpoint and the settings that belong to it. Imports nothing heavy.
+
+`resolve` turns what a user gives to ``--model`` (a preset, a folder, a hub name) into a `Preset`. Values come from the
+checkpoints' official configurations and the papers' evaluation settings (cards of SDAR and its relatives).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dlmbench.errors import RequestError
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a model name stands for."""
+
+    name: str
+    source: str  # hub name, or folder below assets/, or a local folder
+    family: str | None  # None: read from the checkpoint's config.json
+    description: str
+    block_length: int = 4
+    gen_length: dict[str, int] = field(default_factory=dict)  # per task; a task's own default otherwise
+    chat_template: bool = False
+    revision: str | None = None
+    companions: dict[str, str] = field(default_factory=dict)  # role -> preset name
+    tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
+    tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
+
+    @property
+    def location(self) -> str:
+        """Local folder (shipped or the user's), or hub name."""
+        shipped = ASSETS / self.source
+        return str(shipped) if shipped.is_dir() else self.source
+
+    @property
+    def tokenizer_location(self) -> str:
+        if self.tokenizer is None:
+            return self.location
+        shipped = ASSETS / self.tokenizer
+        return str(shipped) if shipped.is_dir() else self.tokenizer
+
+
+_NANO = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
+_LONG = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
+_SDAR = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("nano", "nano/nano", "sdar", "shipped block-diffusion model, 2.7 M parameters",
+               companions={"draft": "nano-draft", "guide": "nano-ar"}, **_NANO),
+        Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
+        Preset("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano", **_NANO),
+        Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", **_SDAR),
+        Preset("sdar-4b", "JetLM/SDAR-4B-Chat", description="SDAR 4B chat, block 4",
+               companions={"draft": "sdar-1.7b"}, **_SDAR),
+        Preset("sdar-8b", "JetLM/SDAR-8B-Chat", description="SDAR 8B chat, block 4",
+               companions={"draft": "sdar-1.7b"}, **_SDAR),
+        Preset("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", "autoregressive Qwen3 8B", 1, _LONG, True),
+        Preset("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "autoregressive guide", 1, _LONG, True),
+    )
+}
+
+
+def default_model() -> str:
+    """``DLMBENCH_MODEL``, or the shipped `nano`."""
+    return os.environ.get("DLMBENCH_MODEL") or "nano"
+
+
+def resolve(name: str) -> Preset:
+    """The preset, local checkpoint folder or hub name that `name` means.
+
+    Raises RequestError for a folder without config.json and for a name that is none of the three.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
+        return Preset(path.resolve().name, str(path), None, "local checkpoint folder")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        known = next((p for p in PRESETS.values() if p.source == name), None)
+        return replace(known, name=name) if known else Preset(name, name, None, "checkpoint on the hub")
+    near = difflib.get_close_matches(name, PRESETS, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RequestError(
+        f"Unknown model {name!r}: {hint}Give a preset ({', '.join(PRESETS)}), a checkpoint folder, or a hub name owner/model."
+    )

@@ -1,0 +1,122 @@
+"""One generic, lazy registry for decoders, backbone families and tasks.
+
+Register an object, or only the place where it lives::
+
+    DECODERS.register("threshold", Threshold)
+    DECODERS.register_lazy("static", "dlmbench.decoders.static:Static")
+
+Look it up; a lazy target is imported on first use::
+
+    DECODERS.get("static")
+
+Third parties add theirs through an entry point group (``dlmbench.decoders``) or a file given with ``--plugin``
+(`load_plugin`), which registers by calling ``register`` when it is executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from dlmbench.errors import RequestError
+
+
+class Registry:
+    """Names to objects, resolved lazily; unknown names answer with near matches."""
+
+    def __init__(self, kind: str, group: str):
+        self.kind = kind
+        self.group = group
+        self._targets: dict[str, Any] = {}
+        self._entry_points_read = False
+
+    def register(self, name: str, target: Any) -> Any:
+        """Bind `name` to an object. Raises RequestError when another object has the name already."""
+        there = self._targets.get(name)
+        if there is not None and not _same(there, target):
+            raise RequestError(f"{self.kind} {name!r} exists already ({there!r}); give {target!r} another name.")
+        self._targets[name] = target
+        return target
+
+    def register_lazy(self, name: str, place: str) -> None:
+        """Bind `name` to ``"module:attribute"``, imported when it is first asked for."""
+        self.register(name, place)
+
+    def names(self) -> list[str]:
+        self._read_entry_points()
+        return sorted(self._targets)
+
+    def __contains__(self, name: str) -> bool:
+        self._read_entry_points()
+        return name in self._targets
+
+    def get(self, name: str) -> Any:
+        """The object called `name`. Raises RequestError with near matches when there is none."""
+        self._read_entry_points()
+        if name not in self._targets:
+            near = difflib.get_close_matches(name, self._targets, n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise RequestError(f"Unknown {self.kind} {name!r}: {hint}known are {', '.join(self.names())}.")
+        target = self._targets[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(importlib.import_module(module), attribute)
+            self._targets[name] = target
+        return target
+
+    def _read_entry_points(self) -> None:
+        """Add the packages' entry points once; a failing package is a warning that names it."""
+        if self._entry_points_read:
+            return
+        self._entry_points_read = True
+        for point in entry_points(group=self.group):
+            try:
+                self.register(point.name, point.value)
+            except RequestError as error:
+                warnings.warn(f"entry point {point.value} of {self.group} was left out: {error}", stacklevel=2)
+
+
+def _same(there: Any, offered: Any) -> bool:
+    """Re-registering the same thing (a plugin file executed twice) is no collision."""
+    if there is offered or there == offered:
+        return True
+    names = [getattr(x, "__qualname__", None) for x in (there, offered)]
+    files = [getattr(sys.modules.get(getattr(x, "__module__", "")), "__file__", None) for x in (there, offered)]
+    return names[0] is not None and names[0] == names[1] and files[0] is not None and files[0] == files[1]
+
+
+def load_plugin(path: str | Path) -> Any:
+    """Execute a plugin file, which registers what it brings; the module is returned.
+
+    Raises RequestError when the file is missing or fails to import.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"Plugin file {str(path)!r} does not exist; --plugin takes the path of a Python file.")
+    name = f"dlmbench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"Plugin {path.name} failed to import: {type(error).__name__}: {error}.") from error
+    return module
+
+
+DECODERS = Registry("method", "dlmbench.decoders")
+BACKBONES = Registry("backbone family", "dlmbench.backbones")
+TASKS = Registry("task", "dlmbench.tasks")
+
+for _name in ("static", "sequential", "threshold", "entropy", "ar"):
+    DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{'AR' if _name == 'ar' else _name.capitalize()}")
+for _name in ("sdar", "qwen3", "qwen2", "llama"):
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper()}")
