@@ -1,0 +1,110 @@
+"""Families: how an official checkpoint spells its configuration and its tensors.
+
+A family is data: a reader of ``config.json``, the names of its tensors, its attention rule and its logit shift.
+SDAR is Qwen3 with block-causal attention (card of SDAR, section 2); Qwen3, Qwen2 and Llama are its causal relatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dlmbench.backbone.config import BackboneConfig
+from dlmbench.errors import RequestError
+
+SDAR_MASK_ID = 151_669  # some released copies lack mask_token_id (card, section 2)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One official checkpoint layout.
+
+    `names` maps our tensor to the official names it is packed from, in order; ``{}`` is the layer number.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]  # written into config.json when we save
+    read: Callable[[dict], BackboneConfig]
+    names: dict[str, tuple[str, ...]]
+
+
+def _qwen_names(qk_norm: bool, bias: bool) -> dict[str, tuple[str, ...]]:
+    """Tensor names that Qwen2, Qwen3, Llama and SDAR share."""
+    layer = "model.layers.{}."
+    qkv = tuple(f"{layer}self_attn.{x}_proj.weight" for x in "qkv")
+    names = {
+        "embedding.weight": ("model.embed_tokens.weight",),
+        "layers.{}.attention_norm": (layer + "input_layernorm.weight",),
+        "layers.{}.mlp_norm": (layer + "post_attention_layernorm.weight",),
+        "layers.{}.qkv.weight": qkv,
+        "layers.{}.out.weight": (layer + "self_attn.o_proj.weight",),
+        "layers.{}.gate_up.weight": (layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"),
+        "layers.{}.down.weight": (layer + "mlp.down_proj.weight",),
+        "norm": ("model.norm.weight",),
+        "head.weight": ("lm_head.weight",),
+    }
+    if qk_norm:
+        names["layers.{}.q_norm"] = (layer + "self_attn.q_norm.weight",)
+        names["layers.{}.k_norm"] = (layer + "self_attn.k_norm.weight",)
+    if bias:
+        names["layers.{}.qkv.bias"] = tuple(name.replace(".weight", ".bias") for name in qkv)
+    return names
+
+
+def _read_qwen_like(raw: dict, **fixed) -> BackboneConfig:
+    """The fields that Hugging Face's Qwen2, Qwen3 and Llama configurations share.
+
+    Newer files keep the rotary settings in ``rope_parameters``; older ones in ``rope_theta`` and ``rope_scaling``.
+    """
+    rope = raw.get("rope_parameters") or {}
+    scaling = {k: v for k, v in {**(raw.get("rope_scaling") or {}), **rope}.items() if k != "rope_theta"}
+    scaling.setdefault("rope_type", scaling.pop("type", "default"))
+    if scaling["rope_type"] not in ("default", "llama3"):
+        raise RequestError(
+            f"Rotary scaling {scaling['rope_type']!r} is not supported: only plain and llama3 frequencies are. "
+            "Use a checkpoint without long-context scaling."
+        )
+    eos = raw.get("eos_token_id")
+    return BackboneConfig(
+        vocab_size=raw["vocab_size"],
+        hidden_size=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=raw["num_attention_heads"],
+        num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+        intermediate_size=raw["intermediate_size"],
+        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        tie_embeddings=raw.get("tie_word_embeddings", False),
+        eos_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
+        pad_id=raw.get("pad_token_id"),
+        max_positions=raw.get("max_position_embeddings", 32_768),
+        rope_scaling=tuple(sorted(scaling.items())) if scaling["rope_type"] == "llama3" else (),
+        **fixed,
+    )
+
+
+def _read_sdar(raw: dict) -> BackboneConfig:
+    mask = raw.get("mask_token_id", SDAR_MASK_ID)
+    return _read_qwen_like(raw, family="sdar", qk_norm=True, attention="block_causal", mask_id=mask)
+
+
+def _read_qwen3(raw: dict) -> BackboneConfig:
+    return _read_qwen_like(raw, family="qwen3", qk_norm=True, attention="causal", shift=1, mask_id=raw.get("mask_token_id"))
+
+
+def _read_qwen2(raw: dict) -> BackboneConfig:
+    return _read_qwen_like(raw, family="qwen2", qk_norm=False, qkv_bias=True, attention="causal", shift=1)
+
+
+def _read_llama(raw: dict) -> BackboneConfig:
+    if raw.get("attention_bias"):
+        raise RequestError("This Llama checkpoint has attention biases, which the family does not carry; use one without.")
+    return _read_qwen_like(raw, family="llama", qk_norm=False, attention="causal", shift=1)
+
+
+SDAR = Family("sdar", ("sdar",), ("SDARForCausalLM",), _read_sdar, _qwen_names(qk_norm=True, bias=False))
+QWEN3 = Family("qwen3", ("qwen3",), ("Qwen3ForCausalLM",), _read_qwen3, _qwen_names(qk_norm=True, bias=False))
+QWEN2 = Family("qwen2", ("qwen2",), ("Qwen2ForCausalLM",), _read_qwen2, _qwen_names(qk_norm=False, bias=True))
+LLAMA = Family("llama", ("llama",), ("LlamaForCausalLM",), _read_llama, _qwen_names(qk_norm=False, bias=False))

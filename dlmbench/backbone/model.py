@@ -1,0 +1,163 @@
+"""The one transformer under every decoder: Llama-shaped, fused products, no framework.
+
+Rows and positions are flattened before the layers, so every product is one matrix multiplication whatever the batch
+looks like; only attention knows about rows, and it is handed in as `attend` (see `dlmbench.backbone.attention`).
+Families differ by `BackboneConfig` alone: q/k norm (Qwen3, SDAR), q/k/v bias (Qwen2, Dream), neither (Llama, LLaDA).
+
+Axes: N flattened tokens, H query heads, G key/value heads, d head size, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlmbench.backbone.config import BackboneConfig
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [N,H,d], k [N,G,d], v [N,G,d] -> [N,H*d]
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU, residuals folded into the output products."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.eps = config.rms_norm_eps
+        width, inner = config.hidden_size, config.num_heads * config.head_dim
+        packed = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        self.attention_norm = nn.Parameter(torch.ones(width))
+        self.mlp_norm = nn.Parameter(torch.ones(width))
+        self.qkv = nn.Linear(width, packed, bias=config.qkv_bias)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, width, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+
+    def forward(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [N,D]; cos and sin [N,1,d], the sine with its first half negated -> [N,D]."""
+        y = F.rms_norm(x, x.shape[-1:], self.attention_norm, self.eps)
+        qkv = self.qkv(y).view(x.shape[0], -1, self.head_dim)
+        qk, v = qkv[:, : self.heads + self.kv_heads], qkv[:, self.heads + self.kv_heads :]
+        if self.q_norm is not None:
+            qk = F.rms_norm(qk, qk.shape[-1:], None, self.eps) * self._qk_weight()
+        # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
+        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
+        mixed = attend(index, qk[:, : self.heads], qk[:, self.heads :], v)
+        x = torch.addmm(x, mixed, self.out.weight.t())
+        y = F.rms_norm(x, x.shape[-1:], self.mlp_norm, self.eps)
+        gate, up = self.gate_up(y).chunk(2, -1)
+        return torch.addmm(x, F.silu(gate) * up, self.down.weight.t())
+
+    def _qk_weight(self) -> Tensor:
+        """Per-head norm weights of the packed q and k heads, [H+G, d]."""
+        if torch.is_grad_enabled():
+            return torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
+        if getattr(self, "_packed", None) is None:  # packed once for inference; weights are frozen there
+            self._packed = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
+        return self._packed
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn, recurse=True):
+        self._packed = None
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True):
+        self._packed = None
+        return super().train(mode)
+
+
+class Transformer(nn.Module):
+    """Embedding, layers, final norm, head. Logits are always those of the position that produced them:
+    the engine knows about `config.shift`, the network does not."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = nn.Parameter(torch.ones(config.hidden_size))
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._rope: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Run the layers. x [N,D] embeddings, positions [N] -> hidden states after the final norm [N,D]."""
+        cos, sin = self._rotation(positions, x.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer(index, x, cos, sin, attend)
+        return F.rms_norm(x, x.shape[-1:], self.norm, self.config.rms_norm_eps)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [...] -> [..., D]"""
+        return self.embedding(ids)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the final norm [..., D] -> logits [..., V]."""
+        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+
+    def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Uncached forward of whole rows, for training and as an oracle.
+
+        ids [B,T]; positions [B,T] (default 0..T-1); mask bool [B or 1, 1, T, T], true where a query may see a key
+        (default: everything) -> hidden states after the final norm [B,T,D].
+        """
+        rows, length = ids.shape
+        if positions is None:
+            positions = torch.arange(length, device=ids.device).expand(rows, length)
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.reshape(rows, length, -1, t.shape[-1]).transpose(1, 2) for t in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+            return out.transpose(1, 2).reshape(rows * length, -1)
+
+        x = self(self.embed(ids).flatten(0, 1), positions.reshape(-1), attend)
+        return x.view(rows, length, -1)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> Transformer:
+        """Normal weights of standard deviation 0.02, output products scaled down with depth; norms at one."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.dim() < 2:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            std = 0.02 / math.sqrt(2 * self.config.num_layers) if ".out." in name or ".down." in name else 0.02
+            weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+        return self
+
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine for positions [N] -> two [N,1,d]; tables grow on demand, angles in float32."""
+        if self._rope is None or self._rope[0].device != positions.device or self._rope[0].dtype != dtype:
+            self._rope = _rope_tables(self.config, positions.device, dtype)
+        cos, sin = self._rope
+        return F.embedding(positions, cos).unsqueeze(1), F.embedding(positions, sin).unsqueeze(1)
+
+
+def _rope_tables(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Half-split rotary tables [max_positions, d] with Llama-3 frequency scaling where the config asks for it."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequency = 1.0 / config.rope_theta**half
+    scaling = dict(config.rope_scaling)
+    if scaling.get("rope_type") == "llama3":
+        frequency = _llama3_frequencies(frequency, scaling)
+    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), frequency)
+    cos, sin = angles.cos(), angles.sin()
+    tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return tuple(t.to(device=device, dtype=dtype) for t in tables)
+
+
+def _llama3_frequencies(frequency: Tensor, scaling: dict) -> Tensor:
+    """Long wave lengths are stretched by `factor`, short ones kept, those between interpolated."""
+    wavelength = 2 * math.pi / frequency
+    context, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    smooth = ((context / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - smooth) * frequency / factor + smooth * frequency
