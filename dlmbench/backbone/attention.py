@@ -1,0 +1,81 @@
+"""Attention over the cache: a forward is a list of groups of equally long queries.
+
+All groups share the layers' matrix products (their tokens are concatenated); each attends on its own. The active
+blocks of all rows are one group; blocks that wait to be stored ride along as a second, smaller one.
+
+Axes: n rows of a group, T queries a row, S keys, H query heads, G key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlmbench.backbone.cache import KVCache
+
+
+@dataclass
+class Group:
+    """Queries that see the same stretch of the cache.
+
+    positions [n,T] long; bias [n,1,1 or T,S] added to the scores (0 or -inf), S being the number of leading slots
+    that any of the rows can see; `rows` [n] names the cache rows, None when they are 0..n-1 in order.
+    """
+
+    positions: Tensor
+    bias: Tensor
+    rows: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.positions.numel()
+
+
+class CachedAttention:
+    """Write the fresh keys and values, then let every group attend over its rows of the cache."""
+
+    def __init__(self, cache: KVCache, flat_slots: Tensor, groups: list[Group]):
+        self.cache, self.flat_slots, self.groups = cache, flat_slots, groups
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [N,H,d], k and v [N,G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
+        self.cache.write(layer, self.flat_slots, k, v)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        if len(self.groups) == 1:
+            return _attend(self.groups[0], q, keys, values)
+        parts = q.split([group.tokens for group in self.groups])
+        return torch.cat([_attend(group, part, keys, values) for group, part in zip(self.groups, parts)])
+
+
+def _attend(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    n, queries = group.positions.shape
+    seen = group.bias.shape[-1]
+    if group.rows is None:
+        keys, values = keys[:n, :seen], values[:n, :seen]
+    else:
+        keys, values = keys[:, :seen].index_select(0, group.rows), values[:, :seen].index_select(0, group.rows)
+    q = q.view(n, queries, q.shape[1], q.shape[2]).transpose(1, 2)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    grouped = q.shape[1] != keys.shape[1]
+    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=group.bias, enable_gqa=grouped)
+    return out.transpose(1, 2).reshape(n * queries, -1)
+
+
+def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boolean "may see" -> additive bias, 0 or -inf."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def keys_before(end: Tensor, seen: int, dtype: torch.dtype) -> Tensor:
+    """All queries of a row see the slots below `end` [n] -> bias [n,1,1,seen]."""
+    allowed = torch.arange(seen, device=end.device) < end.unsqueeze(1)
+    return visible(allowed, dtype).view(-1, 1, 1, seen)
+
+
+def block_causal(positions: Tensor, block_length: int, dtype: torch.dtype) -> Tensor:
+    """Queries at `positions` [n,T] see slots 0..T-1 of their own and earlier blocks -> bias [n,1,T,T]."""
+    blocks = torch.arange(positions.shape[1], device=positions.device) // block_length
+    return visible(blocks <= (positions // block_length).unsqueeze(-1), dtype).unsqueeze(1)

@@ -1,0 +1,21 @@
+"""`ar`: ordinary autoregressive decoding of a causal parent, the baseline every diffusion model descends from.
+
+The canvas is cut into blocks of one position; the forward of the last known token predicts the next one and keeps its
+own keys and values, so there is nothing to store.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlmbench.decoders.base import Decision, StepDecoder, View
+
+
+class AR(StepDecoder):
+    name = "ar"
+    attention = ("causal",)
+
+    def decide(self, view: View, logits: Tensor) -> Decision:
+        best = view.candidates(logits)
+        return Decision(best.tokens, torch.ones_like(view.masked))

@@ -1,0 +1,162 @@
+"""What a decoder is: a plug-in that says which tokens to reveal.
+
+A *step decoder* looks at the logits of one forward and decides; a *round decoder* asks its networks for forwards
+itself. Both see all rows at once, keep their memory in row-indexed tensors that the engine allocates, resets and
+gathers, and never count, time, store or read a device value on the host.
+
+The smallest step decoder::
+
+    class Greedy(StepDecoder):
+        name = "greedy"
+
+        def decide(self, view, logits):
+            best = view.candidates(logits)
+            return Decision(best.tokens, top_n(best.log_odds, view.masked, 1))
+
+Axes: R rows, W positions of the view (the active block), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmbench.decoders.predict import Candidates, Sampling
+
+
+def option(default: Any, help: str, *, knob: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets."""
+    return field(default=default, metadata={"help": help, "knob": knob, "choices": choices})
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Config of a decoder without options."""
+
+
+@dataclass
+class View:
+    """What a decoder sees of all rows before a step.
+
+    tokens [R,W], positions [R,W] (absolute), start [R] first position of the active block, prompt_length [R],
+    live [R] rows that are still decoding, step [R] steps already spent on this block, total_steps [R] on this row,
+    seed [R]; `state` is the decoder's own memory. `seen` and `pending_rows` are for the runtime.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    start: Tensor
+    prompt_length: Tensor
+    live: Tensor
+    step: Tensor
+    total_steps: Tensor
+    seed: Tensor
+    state: dict[str, Tensor]
+    mask_id: int
+    sampling: Sampling
+    seen: int
+    pending_rows: list[int] | None = None
+    tracing: bool = False
+
+    def __post_init__(self):
+        self.masked = self.tokens == self.mask_id  # [R,W]
+
+    @property
+    def block_length(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def fresh(self) -> Tensor:
+        """Rows [R] at the first step of a block; state that belongs to a block is reset by these."""
+        return self.step == 0
+
+    def candidates(self, logits: Tensor) -> Candidates:
+        """Proposed token and its scores at every position. logits [R,W,V]."""
+        return Candidates(logits, self)
+
+
+@dataclass
+class Decision:
+    """What to do with the view's positions.
+
+    tokens [R,W] ids for the positions in `reveal` [R,W] bool; `remask` [R,W] bool turns revealed ones back;
+    `finish` [R] bool ends rows; `guard` [R] bool says where a progress guard had to fire; `idle` [R] bool marks rows
+    whose schedule prescribes a step without a reveal; `extra` goes into traces.
+    """
+
+    tokens: Tensor
+    reveal: Tensor
+    remask: Tensor | None = None
+    finish: Tensor | None = None
+    guard: Tensor | None = None
+    idle: Tensor | None = None
+    extra: dict[str, Tensor] | None = None
+
+
+class Decoder:
+    """Common part of step and round decoders. Subclasses set the class attributes they differ in."""
+
+    name: str
+    version: int = 1
+    Config: type = NoOptions
+    roles: tuple[str, ...] = ("target",)
+    attention: tuple[str, ...] = ("block_causal",)
+    equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
+
+    def __init__(self, config: Any = None):
+        self.config = self.Config() if config is None else config
+
+    @classmethod
+    def knob(cls) -> str | None:
+        """Name of the option that ``--threshold`` sets, None when there is none."""
+        return next((f.name for f in fields(cls.Config) if f.metadata.get("knob")), None)
+
+    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+        """Row-indexed memory [rows, ...] in its starting condition; `length` is the row's capacity in tokens."""
+        return {}
+
+
+class StepDecoder(Decoder):
+    """One forward of the target, one decision."""
+
+    def decide(self, view: View, logits: Tensor) -> Decision:
+        """Choose what to reveal. logits [R,W,V] predict the view's positions."""
+        raise TypeError(f"decoder {self.name!r} has no decide()")
+
+    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+        return self.decide(view, nets["target"].denoise(view))
+
+
+class RoundDecoder(Decoder):
+    """Asks its networks for forwards; called once a round for all live rows, never loops over blocks or rows."""
+
+    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+        raise TypeError(f"decoder {self.name!r} has no round()")
+
+
+def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
+    """The n eligible positions of highest score in each row, ties to the lowest index.
+
+    score [R,W], eligible [R,W] bool, n int or [R] -> bool [R,W]. Fewer when fewer are eligible.
+    """
+    if isinstance(n, int) and n == 1:  # argmax returns the first of equals on every device for what we feed it
+        score = score.masked_fill(~eligible, float("-inf"))
+        best = (score == score.amax(1, keepdim=True)) & eligible
+        return best & (best.cumsum(1) == 1)
+    order = score.masked_fill(~eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(score.shape[1], device=score.device).expand_as(order))
+    limit = n if isinstance(n, int) else n.unsqueeze(1)
+    return (rank < limit) & eligible
+
+
+def describe_options(config: type) -> list[tuple[str, str, Any, str]]:
+    """(name, type, default, help) of every option, for ``show``, ``list`` and error messages."""
+    rows = []
+    for f in fields(config):
+        default = None if f.default is MISSING else f.default
+        rows.append((f.name, getattr(f.type, "__name__", str(f.type)), default, f.metadata.get("help", "")))
+    return rows

@@ -1,0 +1,32 @@
+"""`sequential`: the leftmost masked positions, a fixed number a step (SDAR's sequential, card section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dlmbench.decoders.base import Decision, StepDecoder, View, option
+from dlmbench.decoders.static import share
+
+
+@dataclass(frozen=True)
+class SequentialConfig:
+    k: int = option(1, "tokens revealed a step")
+    steps: int = option(0, "denoising steps a block instead of k; 0: use k")
+
+    def __post_init__(self):
+        if self.k < 1 or self.steps < 0:
+            raise ValueError("k must be at least 1 and steps at least 0")
+
+
+class Sequential(StepDecoder):
+    name = "sequential"
+    Config = SequentialConfig
+    equalities = ()
+
+    def decide(self, view: View, logits: Tensor) -> Decision:
+        due = self.config.k
+        if self.config.steps:
+            due = share(self.config.steps, view.block_length, view.step).unsqueeze(1)
+        return Decision(view.candidates(logits).tokens, view.masked & (view.masked.cumsum(1) <= due))

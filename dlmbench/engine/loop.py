@@ -1,0 +1,379 @@
+"""The decoding loop: fill slots, ask the decoder, carry out, refill.
+
+`Engine.generate` keeps a fixed number of slots busy (continuous batching): rows of a batch are at different blocks and
+prompt lengths, and a finished row's slot is refilled from the queue at once. The host reads one packed flag a row and
+step; on a device with its own queue it reads the flags of step t after launching step t + 1, so a finished row may ride
+through one extra forward, which the active-row mask keeps out of the counts.
+
+Timing is done here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmbench.backbone.counter import Counter
+from dlmbench.backbone.network import KEY_BUCKET, Network
+from dlmbench.decoders.base import Decoder
+from dlmbench.decoders.predict import Sampling
+from dlmbench.engine.canvas import BLOCK_DONE, IDLE, ROW_DONE, Canvas
+from dlmbench.engine.recorder import Recorder
+from dlmbench.errors import RequestError, RunError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One item to generate: prompt ids, token budget, stop strings, and the seed of its own draws."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass
+class Generation:
+    """What came out for one request.
+
+    `ids` end with the first EOS (included) or at the budget; `text` is cut at the first stop string; `tokens` are
+    generated tokens; `counts` {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by
+    "role/kind/width"; `keys` the slots those calls could see, summed; `seconds` from admission to finish.
+    `raw_ids` are all tokens up to the end of the last decoded block.
+    """
+
+    key: str
+    ids: list[int]
+    raw_ids: list[int]
+    text: str
+    tokens: int
+    counts: dict[str, dict[str, dict[str, float]]]
+    widths: dict[str, int]
+    keys: dict[str, int]
+    seconds: float
+    stop_reason: str  # "eos" | "stop" | "length"
+    guards: int = 0
+    proposed: int = 0
+    accepted: list[int] = field(default_factory=list)
+    trace: list[dict] | None = None
+
+
+@dataclass
+class Timing:
+    """Synchronised seconds of one `generate` call."""
+
+    total: float = 0.0
+    prefill: float = 0.0
+
+    @property
+    def decode(self) -> float:
+        return self.total - self.prefill
+
+
+@dataclass
+class _Slot:
+    """The host's memory of a busy slot."""
+
+    request: Request
+    index: int
+    admitted: float
+    start: int
+    text_checked: int
+
+
+class Engine:
+    """Runs one decoder over networks in their roles.
+
+    Args:
+        nets: role -> `Network`; "target" is required.
+        decoder: the decoder, configured.
+        tokenizer: used for text and stop strings only; None gives empty texts.
+        batch_size: slots.
+        lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere.
+        stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
+    """
+
+    def __init__(
+        self,
+        nets: dict[str, Network],
+        decoder: Decoder,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 1,
+        sampling: Sampling | None = None,
+        lag: int | None = None,
+        stall_limit: int = 64,
+        description: dict | None = None,
+    ):
+        self.nets, self.decoder, self.tokenizer = nets, decoder, tokenizer
+        self.target = nets["target"]
+        self.batch_size = batch_size
+        self.sampling = sampling or Sampling()
+        self.device = self.target.device
+        self.lag = (0 if self.device.type == "cpu" else 1) if lag is None else lag
+        self.stall_limit = stall_limit
+        self.timing = Timing()
+        self.widths: dict[str, tuple[int, int]] = {}  # "role/kind/width" -> (calls, keys) seen so far
+        self._description = description or {}
+
+    # --- public -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_finish: Callable[[Generation], None] | None = None,
+        *,
+        trace: bool = False,
+        on_step: Callable[[dict], None] | None = None,
+    ) -> list[Generation]:
+        """Decode all requests and return their generations in the order given.
+
+        `on_finish` is called as each one finishes. With `trace` every generation carries its steps; `on_step` is
+        called with each recorded step (batch 1 is what one watches).
+
+        Raises:
+            RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
+            RunError: the decoder made no progress for `stall_limit` steps.
+        """
+        requests = list(requests)
+        if not requests:
+            return []
+        _validate(requests, self._mask_id, self.target.config.vocab_size)
+        began = self._now()
+        self.timing = Timing()
+        results: list[Generation | None] = [None] * len(requests)
+        self._prepare(requests, trace or on_step is not None, on_step)
+        queue = deque(enumerate(requests))
+        flight: deque[Tensor] = deque()
+        while queue or any(self.slots):
+            self._refill(queue)
+            flight.append(self._step())
+            if len(flight) > self.lag:
+                for index, generation in self._read(flight.popleft()):
+                    results[index] = generation
+                    if on_finish:
+                        on_finish(generation)
+            if not queue:
+                self._shrink(flight)
+        self.timing.total = self._now() - began
+        return results  # every slot has been filled
+
+    def describe(self) -> dict:
+        """What was loaded and how: enough to tell two runs apart."""
+        return dict(self._description)
+
+    @torch.inference_mode()
+    def calibrate(self, repeats: int = 5) -> dict[str, float]:
+        """Price of every "role/kind/width" met so far: its time over that of one plain denoise of the target.
+
+        Measured at this engine's batch size and at the mean number of keys seen, median of `repeats`. A prefill is
+        priced for one row of its padded width.
+        """
+        from dlmbench.engine.calibrate import prices
+
+        return prices(self, repeats)
+
+    # --- one call of generate -----------------------------------------------------------------------------------
+
+    @property
+    def _mask_id(self) -> int:
+        mask = self.target.config.mask_id
+        return self.target.config.vocab_size if mask is None else mask  # an id that no head can produce
+
+    def _prepare(self, requests: list[Request], tracing: bool, on_step) -> None:
+        block = self.target.block_length
+        rows = min(self.batch_size, len(requests))
+        longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
+        capacity = -(-(longest + block) // KEY_BUCKET) * KEY_BUCKET
+        limit = self.target.config.max_positions
+        if longest > limit:
+            raise RequestError(
+                f"The longest prompt and its token budget need {longest} positions, the model has {limit}; "
+                "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
+            )
+        self.canvas = Canvas(rows, capacity, block, self._mask_id, self.target.config.eos_ids, self.device)
+        self.counter = Counter(rows, self.device)
+        for net in self.nets.values():
+            net.allocate(rows, capacity, self.canvas.tokens, self.counter)
+        self.state = self.decoder.init_state(rows, capacity, self.device)
+        self.fresh_state = {name: tensor.clone() for name, tensor in self.decoder.init_state(1, capacity, self.device).items()}
+        self.slots: list[_Slot | None] = [None] * rows
+        self.pending: set[int] = set()
+        self.idle_steps = [0] * rows
+        self.recorder = Recorder(rows, on_step) if tracing else None
+
+    def _refill(self, queue: deque) -> None:
+        """Give free slots the next requests; their prompts are encoded in one batch."""
+        free = [row for row, slot in enumerate(self.slots) if slot is None]
+        if not free or not queue:
+            return
+        began = self._now()
+        rows = []
+        for row in free[: len(queue)]:
+            index, request = queue.popleft()
+            start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed)
+            self.slots[row] = _Slot(request, index, began, start, len(request.prompt_ids))
+            self.idle_steps[row] = 0
+            if self.recorder:
+                self.recorder.begin(row)
+            rows.append(row)
+        chosen = torch.tensor(rows, device=self.device)
+        for name, tensor in self.state.items():
+            tensor[chosen] = self.fresh_state[name]
+        self.counter.reset(chosen)
+        lengths = [len(self.slots[row].request.prompt_ids) for row in rows]
+        self.counter.log = [] if self.recorder else None
+        for net in self.nets.values():
+            net.reset(chosen)
+            net.prefill(chosen, net.prefill_lengths(lengths))
+        if self.recorder:
+            self.recorder.prefill(self.counter.log)
+        self.pending -= set(rows)
+        self.timing.prefill += self._now() - began
+
+    def _step(self) -> Tensor:
+        """Launch one round for all rows; returns its flags, still on the device."""
+        block = self.target.block_length
+        ahead = self.lag * block  # rows may be one block further than the host knows
+        seen = max(slot.start for slot in self.slots if slot) + block + ahead
+        seen = min(-(-seen // KEY_BUCKET) * KEY_BUCKET, self.canvas.tokens.shape[1])
+        pending = sorted(self.pending) if self.lag == 0 else None
+        tracing = self.recorder is not None
+        view = self.canvas.view(self.state, self.sampling, seen, pending, tracing)
+        self.counter.log = [] if tracing else None
+        decision = self.decoder.round(view, self.nets)
+        self.pending.clear()
+        flags = self.canvas.apply(view, decision)
+        for net in self.nets.values():
+            net.finish_block(self.canvas.moved)
+            if net.store_mode == "separate":
+                done = (flags & BLOCK_DONE).bool()
+                if not net.config.shift and (self.lag or bool(done.any())):
+                    self._store_separately(net, view, done, seen)
+        if tracing:
+            self.recorder.step(view, decision, self.counter.log)
+        return flags if self.device.type == "cpu" else flags.to("cpu", non_blocking=True)
+
+    def _store_separately(self, net: Network, view, done: Tensor, seen: int) -> None:
+        """The official loop stores every finished block, the last one included."""
+        net.pending = done.clone()
+        net.store(view.start + self.target.block_length, seen)
+
+    def _read(self, flags: Tensor) -> list[tuple[int, Generation]]:
+        """Act on the flags of one step: finish rows, look for stop strings, notice stalls."""
+        if self.device.type != "cpu":
+            torch.cuda.current_stream().synchronize()  # the one wait of a step, for a step launched earlier
+        finished = []
+        for row, flag in enumerate(flags.tolist()):
+            slot = self.slots[row]
+            if slot is None or not flag:
+                self.idle_steps[row] = 0
+                continue
+            if flag & ROW_DONE:
+                finished.append((slot.index, self._finish(row, slot, slot.start)))
+                continue
+            if flag & BLOCK_DONE:
+                slot.start += self.target.block_length
+                if self.target.store_mode == "fused":
+                    self.pending.add(row)
+                if slot.request.stop and self._stopped(row, slot):
+                    self.canvas.live[row] = False
+                    finished.append((slot.index, self._finish(row, slot, slot.start - self.target.block_length)))
+                    continue
+            self.idle_steps[row] = self.idle_steps[row] + 1 if flag & IDLE else 0
+            if self.idle_steps[row] >= self.stall_limit:
+                raise RunError(
+                    f"Decoder {self.decoder.name!r} revealed nothing for {self.stall_limit} steps in item "
+                    f"{slot.request.key!r}; every step must make net progress or declare the row idle."
+                )
+        return finished
+
+    def _stopped(self, row: int, slot: _Slot) -> bool:
+        """Does the text so far contain a stop string? Looked at once a block, for tasks that have any."""
+        ids = self.canvas.tokens[row, len(slot.request.prompt_ids) : slot.start].tolist()
+        text = self._decode(ids)
+        return any(stop in text for stop in slot.request.stop)
+
+    def _finish(self, row: int, slot: _Slot, last_block: int) -> Generation:
+        """Free the slot and read its row."""
+        request = slot.request
+        prompt = len(request.prompt_ids)
+        raw = self.canvas.tokens[row, prompt : last_block + self.target.block_length].tolist()
+        ids, reason = raw[: request.max_tokens], "length"
+        end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)
+        if end is not None:
+            ids, reason = ids[: end + 1], "eos"
+        text = self._decode(ids)
+        cut = min((at for at in (text.find(stop) for stop in request.stop) if at >= 0), default=None)
+        tokens = len(ids)
+        if cut is not None:
+            text, reason = text[:cut], "stop"
+            tokens = self._tokens_until(ids, request.stop)
+        counts, widths, keys = self.counter.read(row)
+        for name, calls in widths.items():
+            known = self.widths.get(name, (0, 0))
+            self.widths[name] = (known[0] + calls, known[1] + keys[name])
+        generation = Generation(
+            key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts, widths=widths, keys=keys,
+            seconds=self._now() - slot.admitted, stop_reason=reason, guards=int(self.canvas.guards[row]),
+            trace=self.recorder.finish(row) if self.recorder else None,
+        )  # fmt: skip
+        self.slots[row] = None
+        self.pending.discard(row)
+        return generation
+
+    def _tokens_until(self, ids: list[int], stop: tuple[str, ...]) -> int:
+        """Generated tokens up to and including the first stop string."""
+        low, high = 0, len(ids)
+        while low + 1 < high:  # the text of a prefix only grows
+            middle = (low + high) // 2
+            if any(s in self._decode(ids[:middle]) for s in stop):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _decode(self, ids: list[int]) -> str:
+        return "" if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _shrink(self, flight: deque) -> None:
+        """When the queue is empty, halve the batch as rows run out, so that the last items do not carry dead rows."""
+        busy = [row for row, slot in enumerate(self.slots) if slot]
+        if flight or not busy or len(busy) > len(self.slots) // 2:
+            return
+        kept = torch.tensor(busy, device=self.device)
+        self.canvas.keep_rows(kept)
+        self.counter.keep_rows(kept)
+        for net in self.nets.values():
+            net.keep_rows(kept, self.canvas.tokens)
+        self.state = {name: tensor.index_select(0, kept) for name, tensor in self.state.items()}
+        self.slots = [self.slots[row] for row in busy]
+        self.idle_steps = [self.idle_steps[row] for row in busy]
+        self.pending = {busy.index(row) for row in self.pending}
+        if self.recorder:
+            self.recorder.keep_rows(busy)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _validate(requests: list[Request], mask_id: int, vocabulary: int) -> None:
+    for request in requests:
+        if not request.prompt_ids:
+            raise RequestError(f"Item {request.key!r} has an empty prompt; a decoder needs at least one token to start from.")
+        if request.max_tokens < 1:
+            raise RequestError(f"Item {request.key!r} may generate {request.max_tokens} tokens; --gen-length must be at least 1.")
+        if mask_id in request.prompt_ids:
+            raise RequestError(f"The prompt of item {request.key!r} contains the mask token {mask_id}; remove it.")
+        if max(request.prompt_ids) >= vocabulary or min(request.prompt_ids) < 0:
+            raise RequestError(f"The prompt of item {request.key!r} has ids outside the model's vocabulary of {vocabulary}.")

@@ -1,0 +1,54 @@
+"""Traces: what every step revealed, took back and cost, kept only when somebody asked for it.
+
+Recording reads the device after each step; traced runs are never timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from dlmbench.backbone.counter import Column
+from dlmbench.decoders.base import Decision, View
+
+
+class Recorder:
+    """Steps of each row: {"block", "positions", "tokens", "remasked", "forwards", "extra"}; positions ascend."""
+
+    def __init__(self, rows: int, on_step: Callable[[dict], None] | None = None):
+        self.steps: list[list[dict]] = [[] for _ in range(rows)]
+        self.on_step = on_step
+
+    def begin(self, row: int) -> None:
+        self.steps[row] = []
+
+    def prefill(self, log: list[tuple[Column, Tensor]]) -> None:
+        """Prefill forwards are in the counts; a trace begins with the first denoising step."""
+
+    def step(self, view: View, decision: Decision, log: list[tuple[Column, Tensor]]) -> None:
+        reveal = decision.reveal & view.masked
+        for row, live in enumerate(view.live.tolist()):
+            if not live:
+                continue
+            chosen = reveal[row].nonzero().squeeze(1)
+            remasked = [] if decision.remask is None else view.positions[row][decision.remask[row] & ~view.masked[row]].tolist()
+            entry = {
+                "block": int(view.start[row]) // view.block_length,
+                "positions": view.positions[row, chosen].tolist(),
+                "tokens": decision.tokens[row, chosen].tolist(),
+                "remasked": remasked,
+                "forwards": [
+                    {"role": c.role, "kind": c.kind, "query_tokens": c.width} for c, active in log if bool(active[row])
+                ],
+                "extra": {k: v[row].tolist() for k, v in (decision.extra or {}).items()},
+            }
+            self.steps[row].append(entry)
+            if self.on_step:
+                self.on_step({"row": row, **entry})
+
+    def finish(self, row: int) -> list[dict]:
+        return self.steps[row]
+
+    def keep_rows(self, rows: list[int]) -> None:
+        self.steps = [self.steps[row] for row in rows]
