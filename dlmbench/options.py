@@ -1,7 +1,7 @@
 """From text to typed values: ranges and lists of a sweep, and decoder options bound to a config dataclass.
 
 Nothing heavy is imported. A decoder declares its options as a frozen dataclass whose fields carry
-``metadata={"help": str, "knob": bool}``; `bind` turns what a user wrote (``--set threshold.inclusive=true``, YAML
+``metadata={"help": str, "knob": bool, "choices": tuple}``; `bind` turns what a user wrote (``--set threshold.inclusive=true``, YAML
 scalars) into an instance of it. Left out on purpose: nested options, which no decoder has.
 """
 
@@ -49,7 +49,7 @@ def _parse_part(part: str) -> list[Any]:
         raise RequestError(f"Range {part!r} is empty; write first:last:step with first <= last and step > 0.")
     count = int((last - first) / step) + 1
     if count > _LONGEST_RANGE:
-        raise RequestError(f"Range {part!r} has {count} values; at most {_LONGEST_RANGE} are allowed, take a larger step.")
+        raise RequestError(f"Range {part!r} has {count} values, more than {_LONGEST_RANGE}; take a larger step.")
     return [_plain(first + i * step) for i in range(count)]
 
 
@@ -86,7 +86,9 @@ def bind(config: type, values: Mapping[str, Any], owner: str) -> Any:
     for name, value in values.items():
         if name not in known:
             raise RequestError(_unknown_option(name, list(known), owner))
-        bound[name] = convert(value, hints[name], f"{owner}.{name}")
+        choices = known[name].metadata.get("choices")
+        hint = typing.Literal[tuple(choices)] if choices else hints[name]
+        bound[name] = convert(value, hint, f"{owner}.{name}")
     try:
         return config(**bound)
     except (TypeError, ValueError) as error:

@@ -1,8 +1,8 @@
 """What a run is: `RunSpec` from flags or YAML, `SweepSpec` as a list of them, and the key that names a finished run.
 
-Two stages keep errors early and ``--help`` fast. Building a spec checks everything that needs no import (numbers, names,
-ranges). `RunSpec.check` then looks up the model preset and the decoder class (this imports torch, but loads no weight),
-binds the options, and refuses combinations that cannot work, with the reason and the remedy.
+Two stages keep errors early and ``--help`` fast. Building a spec checks everything that needs no import (numbers,
+names, ranges). `RunSpec.check` then looks up the model preset and the decoder class (this imports torch, but loads no
+weight), binds the options, and refuses combinations that cannot work, with the reason and the remedy.
 
 Left out: hardware. ``auto`` for device, dtype and batch size stays in the spec until `RunSpec.resolved`.
 """
@@ -106,7 +106,7 @@ class RunSpec:
             if dial is None:
                 notes.append(f"{self.method} has no threshold; it runs at its default.")
             elif dial in values:
-                raise RequestError(f"--threshold and --set {self.method}.{dial} name the same option; give one of them.")
+                raise RequestError(f"--threshold and --set {self.method}.{dial} are the same option; give one of them.")
             else:
                 values[dial] = self.threshold
         return options.bind(decoder.Config, values, self.method), notes
@@ -195,16 +195,16 @@ def _check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
         causal = parent if parent in PRESETS and ATTENTION.get(PRESETS[parent].family or "") == "causal" else "nano-ar"
         raise RequestError(f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: "
                            f"use --model {causal}.")
-    raise RequestError(f"Method {spec.method} works with {' or '.join(decoder.attention)} attention and {spec.model} has "
-                       f"{attention}: choose another --model or --method.")
+    raise RequestError(f"Method {spec.method} works with {' or '.join(decoder.attention)} attention and {spec.model} "
+                       f"has {attention}: choose another --model or --method.")
 
 
 def _check_cache(spec: RunSpec, preset: Preset) -> None:
     attention = ATTENTION.get(_family(preset) or "")
     if spec.cache != "none" and attention in ("block_causal", "causal"):
         kind = "block-causal" if attention == "block_causal" else "autoregressive"
-        raise RequestError(f"Cache policy {spec.cache} approximates bidirectional attention and {spec.model} is {kind}, "
-                           "whose cache is exact already: leave --cache out.")
+        raise RequestError(f"Cache policy {spec.cache} approximates bidirectional attention and {spec.model} is "
+                           f"{kind}, whose cache is exact already: leave --cache out.")
 
 
 def _companion(spec: RunSpec, preset: Preset, role: str) -> str:

@@ -1,0 +1,296 @@
+"""Rows of a results table: one a run, with everything a reader needs to trust and re-make it.
+
+`read_results` gives a DataFrame with all columns, `write_table` writes it as table.csv (all columns) and table.md (what
+fits on a page, then the circumstances). Differences to the baselines are paired on the items both runs hold.
+
+Left out: averaging over runs. Rows of different weights or hardware stand beside each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dlmbench import stats
+from dlmbench.errors import RequestError
+from dlmbench.store import RunFolder, find_runs
+from dlmbench.store.metrics import HELPER_ROLES
+
+TIMING = (  # columns that come from a clock: the only ones that may differ when a run is made again
+    "cost", "tps_decode", "tps_decode_low", "tps_decode_high", "tps_end_to_end", "tps_end_to_end_low",
+    "tps_end_to_end_high",
+)
+_NUMBERS = ("items", "accuracy", "accuracy_low", "accuracy_high", "strict", "flexible", "unparsed", "cut_off", "nfe",
+            "store_forwards", "prefills", "cost", "flops", "query_tokens", "tokens", "tpf", "acceptance", "guards")
+_SPEED = ("tps_decode", "tps_decode_low", "tps_decode_high", "tps_end_to_end", "tps_end_to_end_low",
+          "tps_end_to_end_high")
+
+
+def read_results(*folders: str | Path, samples: bool = True) -> pd.DataFrame:
+    """All finished runs at or below `folders`, one row each, sorted by task, model, method and setting.
+
+    samples: read the items too, which the paired differences need. Raises RequestError when there is no finished run.
+    """
+    runs = [run for run in find_runs(*folders) if run.finished]
+    if not runs:
+        names = ", ".join(Path(folder).name or "." for folder in folders)
+        raise RequestError(f"No finished run in {names}; make one with dlmbench run or dlmbench sweep.")
+    return table(runs, samples=samples)
+
+
+def table(runs: Iterable[RunFolder], samples: bool = True) -> pd.DataFrame:
+    """The rows of these run folders, sorted; see `read_results`."""
+    runs = list(runs)
+    rows = [row(run) for run in runs]
+    if samples:
+        _add_differences(rows, [_accuracies(run) for run in runs])
+    frame = pd.DataFrame(rows)
+    order = sorted(range(len(rows)), key=lambda i: _sort_key(rows[i]))
+    return frame.iloc[order].reset_index(drop=True)
+
+
+def row(run: RunFolder) -> dict[str, Any]:
+    """One finished run as a flat record."""
+    manifest, metrics = run.manifest(), run.metrics()
+    spec, speed = manifest["spec"], metrics.get("speed") or {}
+    helpers = metrics.get("helpers", {})
+    return {
+        "task": manifest["task"]["name"],
+        "split": spec["split"],
+        "model": spec["model"],
+        "method": spec["method"],
+        "label": manifest["label"],
+        "knob": manifest["knob"],
+        **{name: metrics.get(name) for name in _NUMBERS},
+        **{role: helpers.get(role, 0.0) for role in HELPER_ROLES},
+        **{name: speed.get(name) for name in _SPEED},
+        "speed_items": speed.get("items"),
+        "speed_repeats": speed.get("repeats"),
+        "speed_same_ids": speed.get("same_ids"),
+        "speed_label": speed.get("label"),
+        "batch_size": spec["batch_size"],
+        "block_length": manifest["block_length"],
+        "gen_length": manifest["gen_length"],
+        "cache": spec["cache"],
+        "store": spec["store"],
+        "temperature": spec["temperature"],
+        "top_k": spec["top_k"],
+        "top_p": spec["top_p"],
+        "num_fewshot": manifest["task"].get("num_fewshot"),
+        "chat_template": manifest["task"].get("chat_template"),
+        "task_version": manifest["task"].get("version"),
+        "task_hash": manifest["task"].get("content_hash"),
+        "dtype": spec["dtype"],
+        "device": manifest["environment"]["device"],
+        "threads": manifest["environment"].get("threads"),
+        "seed": spec["seed"],
+        "weights": manifest["weights"]["target"],
+        "helper_weights": _compact({k: v for k, v in manifest["weights"].items() if k != "target"}),
+        "prompt_hash": manifest["prompts"],
+        "parameters": _compact(manifest["parameters"]),
+        "method_version": manifest["method_version"],
+        "versions": _compact(manifest["environment"]["versions"]),
+        "key": manifest["key"],
+        "folder": run.name,
+    }
+
+
+def _compact(record: Any) -> str:
+    return json.dumps(record, sort_keys=True)
+
+
+def _sort_key(record: dict[str, Any]) -> tuple:
+    knob = record["knob"]
+    return (record["task"], record["split"], record["model"], record["method"], record["batch_size"],
+            knob if isinstance(knob, int | float) else math.inf, record["label"], record["key"])
+
+
+def _accuracies(run: RunFolder) -> dict[str, float]:
+    return {sample["key"]: float(sample["scores"]["accuracy"]) for sample in run.samples()}
+
+
+# --- differences to the baselines -----------------------------------------------------------------------------------
+
+def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, float]]) -> None:
+    """Columns vs_static* and vs_threshold*: paired, same items, same weights; empty where there is no such baseline."""
+    for i, record in enumerate(rows):
+        for name in ("static", "threshold"):
+            j = baseline_of(rows, i, name)
+            found = difference(accuracies[i], accuracies[j]) if j is not None else None
+            record[f"vs_{name}"] = found.mean if found else None
+            record[f"vs_{name}_low"] = found.low if found else None
+            record[f"vs_{name}_high"] = found.high if found else None
+            record[f"vs_{name}_p"] = found.p_value if found else None
+            record[f"vs_{name}_row"] = rows[j]["label"] if found else None
+
+
+def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None:
+    """Index of the row that row `i` is compared with, None for none.
+
+    static: the one with the most forwards (one token a step). threshold: the one at the same or nearest knob value; for
+    a method without a knob the most careful one. Never a row of the same method, except static at more forwards.
+    """
+    record = rows[i]
+    same = ("task", "split", "weights", "prompt_hash", "batch_size", "block_length", "cache", "store", "dtype", "seed",
+            "device", "temperature", "top_k", "top_p")
+    found = [j for j, other in enumerate(rows) if j != i and other["method"] == name
+             and all(other[column] == record[column] for column in same)]
+    if not found or (name == "threshold" and record["method"] == name):
+        return None
+    if name == "static":
+        best = max(found, key=lambda j: rows[j]["nfe"] or 0)
+        return None if record["method"] == name and rows[best]["nfe"] <= record["nfe"] else best
+    knob = record["knob"] if isinstance(record["knob"], int | float) else math.inf
+    target = knob if math.isfinite(knob) else max(rows[j]["knob"] for j in found)
+    return min(found, key=lambda j: abs(rows[j]["knob"] - target))
+
+
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> stats.Difference | None:
+    """Paired difference on the shared items, None when there are none."""
+    keys = sorted(ours.keys() & theirs.keys())
+    return stats.paired_difference([ours[k] for k in keys], [theirs[k] for k in keys]) if keys else None
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+def write_table(frame: pd.DataFrame, folder: str | Path, title: str = "Results") -> list[Path]:
+    """table.csv with every column and table.md for readers, in `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "table.csv", index=False, lineterminator="\n")
+    (folder / "table.md").write_text(markdown(frame, title), encoding="utf-8")
+    return [folder / "table.csv", folder / "table.md"]
+
+
+def markdown(frame: pd.DataFrame, title: str) -> str:
+    """A table a task, then the circumstances that hold for its rows."""
+    parts = [f"# {title}", ""]
+    for (task, split), group in frame.groupby(["task", "split"], sort=False):
+        columns = _page(group)
+        parts += [f"## {task} ({split}, {_values(group['items'])} items)", "", _pipe(columns), "",
+                  circumstances(group), ""]
+    parts.append(_LEGEND)
+    return "\n".join(parts) + "\n"
+
+
+_LEGEND = (
+    "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items with "
+    "its 95 % bootstrap interval. NFE: forwards of the target after prefill, an item (of these *stores* only write keys "
+    "and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their measured "
+    "price; 1 is one denoise forward of the target at this batch. TPF: tokens / NFE. tok/s: median of repeated "
+    "natural-stop passes over a subset (column *speed items*), decoding only and with prefill."
+)
+
+
+def _page(group: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns of table.md, formatted."""
+    records = group.to_dict("records")
+    several = group["model"].nunique() > 1
+    columns: dict[str, list[str]] = {"method": [r["label"] for r in records]}
+    if several:
+        columns["model"] = [r["model"] for r in records]
+    if group["batch_size"].nunique() > 1:
+        columns["batch"] = [str(r["batch_size"]) for r in records]
+    columns["accuracy"] = [interval(r["accuracy"], r["accuracy_low"], r["accuracy_high"]) for r in records]
+    columns["vs static"] = [signed(r.get("vs_static"), r.get("vs_static_low"), r.get("vs_static_high"))
+                            for r in records]
+    for name in ("strict", "flexible", "unparsed", "cut_off"):
+        if group[name].notna().any():
+            columns[name.replace("_", " ")] = [percent(r[name]) for r in records]
+    columns |= {"NFE": [number(r["nfe"]) for r in records], "stores": [number(r["store_forwards"]) for r in records]}
+    if group[list(HELPER_ROLES)].to_numpy().any():
+        columns["helpers"] = [helpers(r) for r in records]
+    columns |= {
+        "cost": [number(r["cost"]) for r in records],
+        "MFLOPs": [number(_scaled(r["flops"], 1e-6), 0) for r in records],
+        "query tokens": [number(r["query_tokens"], 0) for r in records],
+        "tokens": [number(r["tokens"]) for r in records],
+        "TPF": [number(r["tpf"], 2) for r in records],
+        "tok/s decode": [with_spread(r, "tps_decode") for r in records],
+        "tok/s all": [with_spread(r, "tps_end_to_end") for r in records],
+        "speed items (same ids)": [_speed_items(r) for r in records],
+    }
+    if group["guards"].any():
+        columns["guards"] = [number(r["guards"], 0) for r in records]
+    return columns
+
+
+def circumstances(group: pd.DataFrame) -> str:
+    """One sentence with what all rows share; a column that differs lists its values."""
+    speed = group["speed_label"].dropna().unique()
+    parts = [
+        f"model {_values(group['model'])} (weights {_values(group['weights'].str[:8])})",
+        f"batch {_values(group['batch_size'])}", f"block {_values(group['block_length'])}",
+        f"at most {_values(group['gen_length'])} tokens", f"store {_values(group['store'])}",
+        f"{_values(group['dtype'])} on {_values(group['device'])} ({_values(group['threads'])} threads)",
+        f"seed {_values(group['seed'])}", f"prompts {_values(group['prompt_hash'].str[:8])}",
+        f"versions {_values(group['versions'])}",
+    ]
+    return "; ".join(parts) + "." + "".join(f" Speed: {label}." for label in speed)
+
+
+def _values(column: pd.Series) -> str:
+    return ", ".join(dict.fromkeys("-" if _missing(v) else str(v) for v in column))
+
+
+def _pipe(columns: dict[str, list[str]]) -> str:
+    widths = {name: max(len(name), *(len(value) for value in values)) for name, values in columns.items()}
+    first = next(iter(columns))
+    head = "| " + " | ".join(name.ljust(width) for name, width in widths.items()) + " |"
+    rule = "|" + "|".join("-" * (w + 2) if n == first else "-" * (w + 1) + ":" for n, w in widths.items()) + "|"
+    body = ["| " + " | ".join(v.ljust(widths[n]) if n == first else v.rjust(widths[n]) for n, v in zip(columns, line))
+            + " |" for line in zip(*columns.values())]
+    return "\n".join([head, rule, *body])
+
+
+# --- numbers as text ------------------------------------------------------------------------------------------------
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return None if _missing(value) else value * factor
+
+
+def number(value: Any, digits: int = 1) -> str:
+    """A number with thousands separated, or a dash."""
+    return "-" if _missing(value) else f"{value:,.{digits}f}"
+
+
+def percent(value: Any) -> str:
+    return "-" if _missing(value) else f"{100 * value:.1f}"
+
+
+def interval(value: Any, low: Any, high: Any) -> str:
+    """``86.4 [81.6, 90.1]``, in percent."""
+    return "-" if _missing(value) else f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def signed(value: Any, low: Any, high: Any) -> str:
+    """``-3.2 [-5.6, -0.8]``, in points."""
+    return "-" if _missing(value) else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def helpers(record: dict[str, Any]) -> str:
+    """``draft 12.0, head 3.5``: passes an item of each network that is not the target."""
+    parts = [f"{role} {record[role]:.1f}" for role in HELPER_ROLES if record.get(role)]
+    return ", ".join(parts) or "-"
+
+
+def with_spread(record: dict[str, Any], name: str) -> str:
+    """Median with the range of the repeats."""
+    if _missing(record.get(name)):
+        return "-"
+    return f"{record[name]:,.0f} [{record[name + '_low']:,.0f}, {record[name + '_high']:,.0f}]"
+
+
+def _speed_items(record: dict[str, Any]) -> str:
+    if _missing(record["speed_items"]):
+        return "-"
+    return f"{record['speed_items']:.0f} ({record['speed_same_ids']:.0f})"
