@@ -179,11 +179,11 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
 
 
 _LEGEND = (
-    "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items with "
-    "its 95 % bootstrap interval. NFE: forwards of the target after prefill, an item (of these *stores* only write keys "
-    "and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their measured "
-    "price; 1 is one denoise forward of the target at this batch. TPF: tokens / NFE. tok/s: median of repeated "
-    "natural-stop passes over a subset (column *speed items*), decoding only and with prefill."
+    "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items "
+    "with its 95 % bootstrap interval. NFE: forwards of the target after prefill, an item (of these *stores* only "
+    "write keys and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their "
+    "measured price; 1 is one denoise forward of the target at this batch. TPF: tokens / NFE. tok/s: median of "
+    "repeated natural-stop passes over a subset (column *speed items*), decoding only and with prefill."
 )
 
 

@@ -1,0 +1,136 @@
+"""What a finished run or sweep shows in a terminal: circumstances, rows, paired differences, where it was saved.
+
+Everything is built as rich renderables and adapts to the width: a narrow terminal loses the columns that matter least,
+never the accuracy or its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from dlmbench.report.table import helpers, interval, number, percent
+from dlmbench.stats import LEVEL
+
+_WIDE, _MIDDLE = 92, 68  # columns of the terminal from which more of the table is shown
+
+
+def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path, facts: dict[str, Any]) -> None:
+    """The screen of one finished run: `frame` holds its row (with this key) and its baselines' rows.
+
+    facts: what the manifest knows and a row does not: target's size, shares of a forward, notes.
+    """
+    records = frame.to_dict("records")
+    ours = next(record for record in records if record["key"] == key)
+    console.print(_header(ours, facts, console.width), soft_wrap=False)
+    console.print(rows(records, console.width, mark=key))
+    shares = _shares(ours)
+    if shares:
+        console.print(Text(shares, style="dim"))
+    lines = list(_paired(ours, records))
+    if lines:
+        console.print(Group(Text("paired, same items", style="bold"), *lines))
+    else:
+        console.print(Text("no baseline on these weights and items: this row stands alone", style="yellow"))
+    if ours["speed_label"]:
+        console.print(Text(f"speed   {ours['speed_label']}", style="dim"))
+    console.print(Text(f"saved   {saved}", style="dim"), soft_wrap=True)
+    console.print(Text(f"next    dlmbench sweep --task {ours['task']} --method {ours['method']} ... | "
+                       f"dlmbench plot {Path(saved).parent}", style="dim"), soft_wrap=True)
+
+
+def print_sweep(console: Console, frame: pd.DataFrame) -> None:
+    """All rows of a sweep, a table a task."""
+    for (task, split), group in frame.groupby(["task", "split"], sort=False):
+        records = group.to_dict("records")
+        console.print(Text(f"{task} ({split}, {records[0]['items']:.0f} items)", style="bold"))
+        console.print(rows(records, console.width))
+
+
+def _header(ours: dict[str, Any], facts: dict[str, Any], width: int) -> Text:
+    model = (f"model   {ours['model']}  (block {ours['block_length']}, {facts.get('file_dtype', '?')} file, "
+             f"{ours['dtype']} compute, weights {ours['weights'][:8]})")
+    task = f"task    {ours['task']}  {ours['split']}, {ours['items']:.0f} items"
+    method = f"method  {ours['label']}  (batch {ours['batch_size']}, store {ours['store']}, seed {ours['seed']})"
+    used = [f"{role} {size / 1e6:.2f} M parameters" for role, size in facts.get("helpers", {}).items()]
+    lines = [model, task, method] + ([f"helpers {'; '.join(used)}"] if used else [])
+    return Text("\n".join(lines), overflow="fold")
+
+
+def rows(records: Sequence[dict[str, Any]], width: int, mark: str | None = None) -> Table:
+    """Rows as a table; the row with key `mark` gets an arrow."""
+    table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("", width=1)
+    table.add_column("method", overflow="fold")
+    for name in _columns(records, width):
+        table.add_column(name, justify="right", no_wrap=True)
+    for record in records:
+        ours = record["key"] == mark
+        cells = [_CELLS[name](record) for name in _columns(records, width)]
+        table.add_row(">" if ours else "", record["label"], *cells, style="bold" if ours else "")
+    return table
+
+
+_CELLS = {
+    "model": lambda r: r["model"],
+    "batch": lambda r: str(r["batch_size"]),
+    "accuracy": lambda r: interval(r["accuracy"], r["accuracy_low"], r["accuracy_high"]),
+    "NFE/item": lambda r: number(r["nfe"]),
+    "helpers": helpers,
+    "cost": lambda r: number(r["cost"]),
+    "TPF": lambda r: number(r["tpf"], 2),
+    "tok/s": lambda r: number(r["tps_decode"], 0),
+    "end to end": lambda r: number(r["tps_end_to_end"], 0),
+    "guards": lambda r: number(r["guards"], 0),
+}
+
+
+def _columns(records: Sequence[dict[str, Any]], width: int) -> list[str]:
+    """The columns that fit, most important first in the terminal's reading order."""
+    names = ["accuracy", "NFE/item", "cost"]
+    if width >= _MIDDLE:
+        names += ["TPF", "tok/s"]
+        if any(helpers(record) != "-" for record in records):
+            names.insert(2, "helpers")
+    if width >= _WIDE:
+        names += ["end to end"] + (["guards"] if any(record["guards"] for record in records) else [])
+        for name, column in (("batch", "batch_size"), ("model", "model")):
+            if len({record[column] for record in records}) > 1:
+                names.insert(0, name)
+    return names
+
+
+def _shares(record: dict[str, Any]) -> str:
+    known = [(name, record.get(name)) for name in ("strict", "flexible", "unparsed", "cut_off")]
+    parts = [f"{name.replace('_', ' ')} {percent(value)} %" for name, value in known if percent(value) != "-"]
+    if percent(record.get("acceptance")) != "-":
+        parts.append(f"accepted drafts {percent(record['acceptance'])} %")
+    return ("answers " + ", ".join(parts)) if parts else ""
+
+
+def _paired(ours: dict[str, Any], records: Iterable[dict[str, Any]]) -> Iterable[Text]:
+    """One line a baseline: difference, interval, verdict, and at what share of its cost."""
+    by_label = {record["label"]: record for record in records}
+    for name in ("threshold", "static"):
+        mean = ours.get(f"vs_{name}")
+        if percent(mean) == "-":
+            continue
+        low, high, label = ours[f"vs_{name}_low"], ours[f"vs_{name}_high"], ours[f"vs_{name}_row"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "too close to tell"
+        colour = {"better": "green", "worse": "red"}.get(verdict, "yellow")
+        cost = _relative_cost(ours, by_label[label])
+        yield Text.assemble(f"  vs {label}  {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]  ",
+                            (verdict, colour), f" at {LEVEL:.0%}", cost)
+
+
+def _relative_cost(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    if number(ours["cost"]) == "-" or number(theirs["cost"]) == "-" or not theirs["cost"]:
+        return ""
+    slower = ", slower" if ours["cost"] > 1.005 * theirs["cost"] else ""
+    return f", {ours['cost'] / theirs['cost']:.2f}x its cost{slower}"
