@@ -1,0 +1,77 @@
+"""dlmbench: benchmark the decoding strategies of diffusion language models on one runtime.
+
+From Python::
+
+    import dlmbench
+    model = dlmbench.load("nano", method="threshold", threshold=0.8)
+    print(dlmbench.decode(model, ["Tom has 3 apples. Tom buys 4 apples. How many apples does Tom have?<|sep|>"])[0].text)
+    folder = dlmbench.run(dlmbench.RunSpec(method="threshold", task="nano-gsm", limit=20))
+    table = dlmbench.read_results(folder)
+
+Nothing heavy is imported before one of these is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["RunSpec", "SweepSpec", "decode", "load", "read_results", "run"]
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas
+
+    from dlmbench.engine import Engine, Generation
+    from dlmbench.spec import RunSpec, SweepSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("RunSpec", "SweepSpec"):
+        from dlmbench import spec
+
+        return getattr(spec, name)
+    raise AttributeError(f"module 'dlmbench' has no attribute {name!r}")
+
+
+def load(model: str | None = None, *, method: str = "threshold", **options: Any) -> Engine:
+    """An engine that decodes with `method` on `model`.
+
+    `options` are those of ``dlmbench run``, with underscores: threshold, block_length, batch_size, settings, ...
+    Raises RequestError for a name or combination that does not exist.
+    """
+    from dlmbench.engine import build
+    from dlmbench.presets import default_model
+    from dlmbench.spec import RunSpec
+
+    return build(RunSpec(method=method, task="nano-gsm", model=model or default_model(), **options))
+
+
+def decode(
+    engine: Engine, prompts: Sequence[str | Sequence[int]], *, max_tokens: int = 128, stop: Sequence[str] = (),
+    seed: int = 0, trace: bool = False,
+) -> list[Generation]:  # fmt: skip
+    """Generations for texts or lists of ids, in order. Raises RequestError for an empty prompt."""
+    from dlmbench.engine import Request
+
+    requests = []
+    for number, prompt in enumerate(prompts):
+        ids = engine.tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else prompt
+        requests.append(Request(str(number), tuple(ids), max_tokens, tuple(stop), seed + number))
+    return engine.generate(requests, trace=trace)
+
+
+def run(spec: RunSpec) -> Path:
+    """Run one cell and its baselines, or find them finished; the folder of the cell."""
+    from dlmbench.executors.local import run_cells
+
+    return run_cells([*spec.baselines(), spec])[-1]
+
+
+def read_results(folder: str | Path) -> pandas.DataFrame:
+    """One row for every run folder at or below `folder`."""
+    from dlmbench.report.table import read_results as read
+
+    return read(folder)

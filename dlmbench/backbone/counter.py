@@ -36,7 +36,9 @@ class Counter:
         self.keys = torch.zeros(rows, columns, dtype=torch.long, device=device)
         self.log: list[tuple[Column, Tensor]] | None = None  # filled while a trace is recorded
 
-    def add(self, config: BackboneConfig, column: Column, active: Tensor, keys: Tensor, rows: Tensor | None = None) -> None:
+    def add(
+        self, config: BackboneConfig, column: Column, active: Tensor, keys: Tensor, rows: Tensor | None = None
+    ) -> None:
         """One forward. active [n] bool, keys [n] slots that each query of the row could see; rows [n] or None (all)."""
         index = self.columns.get(column)
         if index is None:
@@ -48,8 +50,10 @@ class Counter:
             self.calls[:, index].index_add_(0, rows, active.long())
             self.keys[:, index].index_add_(0, rows, keys * active)
         if self.log is not None:
-            marks = active if rows is None else torch.zeros_like(self.calls[:, 0], dtype=torch.bool).index_put_((rows,), active)
-            self.log.append((column, marks.clone()))
+            marks = active.clone()
+            if rows is not None:
+                marks = torch.zeros_like(self.calls[:, 0], dtype=torch.bool).index_put_((rows,), active)
+            self.log.append((column, marks))
 
     def _new_column(self, column: Column, config: BackboneConfig) -> int:
         if column.kind not in KINDS:
@@ -68,17 +72,19 @@ class Counter:
     def keep_rows(self, rows: Tensor) -> None:
         self.calls, self.keys = self.calls.index_select(0, rows), self.keys.index_select(0, rows)
 
-    def read(self, row: int) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, int], dict[str, int]]:
-        """Host copy of one row: {role: {kind: {calls, query_tokens, key_tokens, flops}}}, calls and keys by width.
+    def read(self, row: int, calls: Tensor | None = None, keys: Tensor | None = None):
+        """Host copy of one row: ({role: {kind: {calls, query_tokens, key_tokens, flops}}}, calls by width, keys by width).
 
-        `key_tokens` is the number of (query, key) pairs. The keys of the last two are "role/kind/width".
+        `key_tokens` is the number of (query, key) pairs; the names of the last two are "role/kind/width". `calls` and
+        `keys` may be an earlier snapshot of the counter's own.
         """
-        calls, keys = self.calls[row].tolist(), self.keys[row].tolist()
+        calls = (self.calls if calls is None else calls)[row].tolist()
+        keys = (self.keys if keys is None else keys)[row].tolist()
         counts: dict[str, dict[str, dict[str, float]]] = {}
         widths: dict[str, int] = {}
         seen: dict[str, int] = {}
         for column, index in self.columns.items():
-            if not calls[index]:
+            if index >= len(calls) or not calls[index]:
                 continue
             kind = counts.setdefault(column.role, {}).setdefault(
                 column.kind, {"calls": 0, "query_tokens": 0, "key_tokens": 0, "flops": 0.0}

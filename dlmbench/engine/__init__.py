@@ -1,5 +1,6 @@
 """The engine: requests in, generations and counts out."""
 
+from dlmbench.engine.build import build, network_hashes, tokenizer_of
 from dlmbench.engine.loop import Engine, Generation, Request
 
-__all__ = ["Engine", "Generation", "Request"]
+__all__ = ["Engine", "Generation", "Request", "build", "network_hashes", "tokenizer_of"]

@@ -85,7 +85,18 @@ class _Slot:
     index: int
     admitted: float
     start: int
-    text_checked: int
+    first_step: int  # number of the first step that was launched with this request in the slot
+
+
+@dataclass
+class _Launched:
+    """A step under way. `calls` and `keys` are the counts as they stood after it, for rows that a stop string ends
+    once a further step has been launched; None when flags are read at once."""
+
+    number: int
+    flags: Tensor
+    calls: Tensor | None
+    keys: Tensor | None
 
 
 class Engine:
@@ -152,7 +163,7 @@ class Engine:
         results: list[Generation | None] = [None] * len(requests)
         self._prepare(requests, trace or on_step is not None, on_step)
         queue = deque(enumerate(requests))
-        flight: deque[Tensor] = deque()
+        flight: deque[_Launched] = deque()
         while queue or any(self.slots):
             self._refill(queue)
             flight.append(self._step())
@@ -208,6 +219,7 @@ class Engine:
         self.slots: list[_Slot | None] = [None] * rows
         self.pending: set[int] = set()
         self.idle_steps = [0] * rows
+        self.launched = 0
         self.recorder = Recorder(rows, on_step) if tracing else None
 
     def _refill(self, queue: deque) -> None:
@@ -220,7 +232,7 @@ class Engine:
         for row in free[: len(queue)]:
             index, request = queue.popleft()
             start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed)
-            self.slots[row] = _Slot(request, index, began, start, len(request.prompt_ids))
+            self.slots[row] = _Slot(request, index, began, start, self.launched)
             self.idle_steps[row] = 0
             if self.recorder:
                 self.recorder.begin(row)
@@ -239,8 +251,8 @@ class Engine:
         self.pending -= set(rows)
         self.timing.prefill += self._now() - began
 
-    def _step(self) -> Tensor:
-        """Launch one round for all rows; returns its flags, still on the device."""
+    def _step(self) -> _Launched:
+        """Launch one round for all rows; its flags stay on the device until they are read."""
         block = self.target.block_length
         ahead = self.lag * block  # rows may be one block further than the host knows
         seen = max(slot.start for slot in self.slots if slot) + block + ahead
@@ -260,25 +272,29 @@ class Engine:
                     self._store_separately(net, view, done, seen)
         if tracing:
             self.recorder.step(view, decision, self.counter.log)
-        return flags if self.device.type == "cpu" else flags.to("cpu", non_blocking=True)
+        if self.device.type != "cpu":
+            flags = flags.to("cpu", non_blocking=True)
+        counts = (self.counter.calls.clone(), self.counter.keys.clone()) if self.lag else (None, None)
+        self.launched += 1
+        return _Launched(self.launched - 1, flags, *counts)
 
     def _store_separately(self, net: Network, view, done: Tensor, seen: int) -> None:
         """The official loop stores every finished block, the last one included."""
         net.pending = done.clone()
         net.store(view.start + self.target.block_length, seen)
 
-    def _read(self, flags: Tensor) -> list[tuple[int, Generation]]:
+    def _read(self, step: _Launched) -> list[tuple[int, Generation]]:
         """Act on the flags of one step: finish rows, look for stop strings, notice stalls."""
         if self.device.type != "cpu":
             torch.cuda.current_stream().synchronize()  # the one wait of a step, for a step launched earlier
         finished = []
-        for row, flag in enumerate(flags.tolist()):
+        for row, flag in enumerate(step.flags.tolist()):
             slot = self.slots[row]
-            if slot is None or not flag:
+            if slot is None or not flag or step.number < slot.first_step:
                 self.idle_steps[row] = 0
                 continue
             if flag & ROW_DONE:
-                finished.append((slot.index, self._finish(row, slot, slot.start)))
+                finished.append((slot.index, self._finish(row, slot, slot.start, step)))
                 continue
             if flag & BLOCK_DONE:
                 slot.start += self.target.block_length
@@ -286,7 +302,7 @@ class Engine:
                     self.pending.add(row)
                 if slot.request.stop and self._stopped(row, slot):
                     self.canvas.live[row] = False
-                    finished.append((slot.index, self._finish(row, slot, slot.start - self.target.block_length)))
+                    finished.append((slot.index, self._finish(row, slot, slot.start - self.target.block_length, step)))
                     continue
             self.idle_steps[row] = self.idle_steps[row] + 1 if flag & IDLE else 0
             if self.idle_steps[row] >= self.stall_limit:
@@ -302,7 +318,7 @@ class Engine:
         text = self._decode(ids)
         return any(stop in text for stop in slot.request.stop)
 
-    def _finish(self, row: int, slot: _Slot, last_block: int) -> Generation:
+    def _finish(self, row: int, slot: _Slot, last_block: int, step: _Launched) -> Generation:
         """Free the slot and read its row."""
         request = slot.request
         prompt = len(request.prompt_ids)
@@ -317,7 +333,7 @@ class Engine:
         if cut is not None:
             text, reason = text[:cut], "stop"
             tokens = self._tokens_until(ids, request.stop)
-        counts, widths, keys = self.counter.read(row)
+        counts, widths, keys = self.counter.read(row, step.calls, step.keys)
         for name, calls in widths.items():
             known = self.widths.get(name, (0, 0))
             self.widths[name] = (known[0] + calls, known[1] + keys[name])

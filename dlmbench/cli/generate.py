@@ -1,0 +1,109 @@
+"""`dlmbench generate`: decode one prompt and show the text, the counts and, if asked, every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,
+    prompt_ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 1,2,3")] = None,
+    method: Annotated[str, typer.Option(help="decoder")] = "threshold",
+    model: Annotated[str | None, typer.Option(help="preset, checkpoint folder or hub name")] = None,
+    threshold: Annotated[float | None, typer.Option(help="value of the method's knob")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.OPTION=VALUE, may be repeated")] = None,
+    block_length: Annotated[int | None, typer.Option(help="positions decoded together")] = None,
+    gen_length: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
+    chat_template: Annotated[bool | None, typer.Option(help="wrap the prompt in the model's chat template")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all")] = 0,
+    top_p: Annotated[float, typer.Option(help="1 keeps all")] = 1.0,
+    store: Annotated[str, typer.Option(help="fused or separate")] = "fused",
+    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    plugin: Annotated[str | None, typer.Option(help="Python file that registers a decoder")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="show the denoising as it happens")] = False,
+    trace: Annotated[Path | None, typer.Option(help="write the JSON of the generation, steps included, to this file")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print one JSON object with ids, text, counts and steps")] = False,
+) -> None:
+    """Decode one prompt."""
+    import json as json_module
+
+    from dlmbench import options
+    from dlmbench.engine import Request, build
+    from dlmbench.presets import default_model, resolve
+    from dlmbench.spec import RunSpec
+
+    _exactly_one(prompt, prompt_ids)
+    spec = RunSpec(
+        method=method, task="nano-gsm", model=model or default_model(), threshold=threshold, against=(),
+        settings=options.parse_assignments(set_ or ()), block_length=block_length, gen_length=gen_length,
+        temperature=temperature, top_k=top_k, top_p=top_p, store=store, seed=seed, device=device, dtype=dtype,
+        plugin=plugin, batch_size=1,
+    )  # fmt: skip
+    engine = build(spec)
+    use_template = resolve(spec.model).chat_template if chat_template is None else chat_template
+    ids = _ids(engine.tokenizer, prompt, prompt_ids, use_template)
+    request = Request("prompt", tuple(ids), gen_length, seed=seed)
+    watcher = None
+    if watch:
+        from dlmbench.report.watch import Watcher
+
+        watcher = Watcher(engine, ids)
+    result = engine.generate([request], trace=True, on_step=watcher)[0]
+    record = as_json(result)
+    if trace:
+        trace.write_text(json_module.dumps(record) + "\n")
+    if json:
+        print(json_module.dumps(record))
+    elif watcher:
+        watcher.finish(result)
+    else:
+        print(result.text)
+        typer.echo(_summary(result), err=True)
+
+
+def as_json(result) -> dict:
+    """The public JSON of a generation: ids, text, counts, tokens, seconds, stop reason, steps."""
+    return {
+        "ids": result.ids,
+        "text": result.text,
+        "counts": {role: {kind: n["calls"] for kind, n in kinds.items()} for role, kinds in result.counts.items()},
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 6),
+        "stop_reason": result.stop_reason,
+        "steps": result.trace,
+    }
+
+
+def _summary(result) -> str:
+    forwards = sum(n["calls"] for kind, n in result.counts["target"].items() if kind != "prefill")
+    return (
+        f"{result.tokens} tokens in {forwards} forwards ({result.tokens / forwards:.2f} a forward), "
+        f"{result.seconds:.2f} s with tracing, stopped by {result.stop_reason}"
+    )
+
+
+def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
+    from dlmbench.errors import RequestError
+
+    if (prompt is None) == (prompt_ids is None):
+        raise RequestError('Give exactly one of --prompt and --prompt-ids; for example --prompt "2+3=".')
+
+
+def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
+    from dlmbench.errors import RequestError
+
+    if prompt_ids is not None:
+        try:
+            return [int(part) for part in prompt_ids.split(",")]
+        except ValueError as error:
+            raise RequestError(f"--prompt-ids is {prompt_ids!r}; it takes token ids separated by commas.") from error
+    if chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
