@@ -1,0 +1,48 @@
+"""Tasks: what a model is asked and how its answer is scored, all of them lm-eval tasks.
+
+A task is a folder here with an lm-eval YAML file and, where it needs code, a ``functions.py`` beside it. A file may
+start from one that lm-eval installs (``extends: gsm8k/gsm8k.yaml``), so that prompts, few-shot examples, stop strings
+and extraction are lm-eval's own; what dlmbench adds stands in the ``metadata:`` block::
+
+    version       of the task, part of the run's record
+    description   one line for ``dlmbench list tasks``
+    items, needs  for the same list: how many items, what must be there to load them
+    primary       "metric,filter" that becomes `accuracy`
+    gen_length    most tokens generated an item, unless --gen-length or the model's preset says otherwise
+    key           field of the data that names an item (default: its index)
+    fields        fields that a local file must have
+    chat          lm-eval file to extend instead when a chat template is used, and other keys to replace then
+    variants      other names, ``task/variant``, with the metadata that differs
+    problem       function(doc) -> dlmbench.scoring.Problem: marks a task whose answers are programs
+    unparsed      function(doc, text) -> bool, where the primary filter cannot tell that no answer was found
+
+Other keys are kept as they are (`Task.metadata`) for the methods that want to know something about a task.
+
+Other packages bring tasks by the entry point group ``dlmbench.tasks`` or a plugin file: ``TASKS.register("mine",
+Path("mine.yaml"))``. Any other name is looked up among lm-eval's own generate_until tasks.
+
+    task = load_task("nano-gsm")
+    for item in task.items("test", limit=3):
+        print(item.prompt, task.score(item, "1+1=2\\n#### 2"))
+
+Importing this package imports neither lm_eval nor datasets; `load_task` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dlmbench.tasks.base import Item
+from dlmbench.tasks.cards import catalogue
+
+if TYPE_CHECKING:
+    from dlmbench.tasks.task import Task
+
+__all__ = ["Item", "catalogue", "load_task"]
+
+
+def load_task(name: str, **options: Any) -> Task:
+    """The task called `name`; see `dlmbench.tasks.loading.load_task` for the options."""
+    from dlmbench.tasks import loading
+
+    return loading.load_task(name, **options)

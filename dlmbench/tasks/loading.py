@@ -1,0 +1,228 @@
+"""From a name to a `Task`: find the task file, fill in the data, build lm-eval's ConfigurableTask.
+
+lm-eval's own index takes many seconds to build and is built only for a name that dlmbench has no file for.
+Files that lm-eval marks as unsafe (their helpers run generated code in this process, one of them on import) never get
+their functions resolved: dlmbench's own files replace them, and other such tasks are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval.tasks
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from dlmbench.errors import RequestError
+from dlmbench.tasks import cards, data
+from dlmbench.tasks.task import FEWSHOT_SEED, Task
+
+LM_EVAL = Path(lm_eval.tasks.__file__).parent
+_EXAMPLES = ("fewshot", "training", "validation")  # splits that lm-eval takes examples from, in its order
+
+
+def load_task(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    num_fewshot: int | None = None,
+    gen_length: int | None = None,
+    tokenizer: Any = None,
+    chat_template: bool = False,
+    fewshot_seed: int = FEWSHOT_SEED,
+) -> Task:
+    """The task called `name`, with its data.
+
+    Args:
+        name: a task of ``catalogue()``, of the registry, or any generate_until task of lm-eval.
+        data_dir: folder with ``<split>.jsonl`` files (or with a subfolder called like the task that has them), instead
+            of the hub. Tasks that ship their data ignore it.
+        num_fewshot: worked examples before each question; None is the task's own number.
+        gen_length: most tokens generated an item; None is the task's own number.
+        tokenizer: a transformers tokenizer, needed for its chat template only.
+        chat_template: wrap prompts as a conversation, the examples as earlier turns.
+        fewshot_seed: seed of the draw of examples; the default is lm-eval's.
+
+    Raises:
+        RequestError: unknown name, data that cannot be had (with the remedies), examples without a split to take them
+            from, a task that is not a generate_until task or scores nothing item by item, a tokenizer without template.
+    """
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise RequestError(f"Task {name} cannot use a chat template, this tokenizer has none; use --no-chat-template.")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise RequestError(f"--num-fewshot is {num_fewshot}; it counts worked examples and cannot be negative.")
+    card = cards.find(name)
+    with _quiet():
+        if card:
+            lm_task = _from_card(card, data_dir, num_fewshot, chat_template)
+        else:
+            lm_task = _from_lm_eval(name, data_dir, num_fewshot)
+    return Task(
+        card.name if card else name,
+        lm_task,
+        gen_length=gen_length,
+        tokenizer=tokenizer if chat_template else None,
+        fewshot_seed=fewshot_seed,
+    )
+
+
+class GivenDataTask(ConfigurableTask):
+    """lm-eval's task over a data set that is there already."""
+
+    def __init__(self, config: dict[str, Any], dataset: Mapping[str, Any]):
+        self._given = dataset
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.dataset = self._given
+
+
+def _from_card(card: cards.Card, data_dir: str | None, num_fewshot: int | None, chat: bool) -> ConfigurableTask:
+    config = _read_card(card, chat)
+    dataset = _data_of(config, card.name, data_dir)
+    return _build(card.name, config, dataset, num_fewshot)
+
+
+def _read_card(card: cards.Card, chat: bool) -> dict[str, Any]:
+    """The lm-eval configuration that a card stands for, functions resolved."""
+    own = deepcopy(load_yaml(card.path, resolve_func=True))
+    metadata = own.get("metadata") or {}
+    metadata |= metadata.pop("variants", {}).get(card.name.partition("/")[2], {})
+    replaced = metadata.pop("chat", {})
+    if chat:
+        own |= replaced
+    base = own.pop("extends", None)
+    below = _lm_eval_file(card.name, LM_EVAL / base) if base else {}
+    config = {**below, **own, "task": card.name, "metadata": metadata}
+    for key in ("tag", "group", "task_list", "include"):
+        config.pop(key, None)
+    return config
+
+
+def _lm_eval_file(name: str, path: Path) -> dict[str, Any]:
+    """One of lm-eval's own files, found by path. Functions of unsafe tasks stay unresolved text."""
+    try:
+        config = load_yaml(path, resolve_func=False)
+        return deepcopy(config if config.get("unsafe_code") else load_yaml(path, resolve_func=True))
+    except (ImportError, AssertionError) as error:  # a missing package, or one of another version than lm-eval wants
+        if "lm-eval[math]" in str(error):
+            raise RequestError(
+                f"Task {name} needs math_verify, sympy and antlr4 to compare answers, and they are not installed; "
+                "run pip install 'dlmbench[math]'."
+            ) from error
+        raise RequestError(f"Task {name} of lm-eval needs a package that is missing: {error}.") from error
+    except OSError as error:
+        raise RequestError(
+            f"Task {name} needs {path.name} of lm-eval, which the installed one lacks; install lm-eval 0.4.9 or later."
+        ) from error
+
+
+def _data_of(config: dict[str, Any], name: str, data_dir: str | None) -> Mapping[str, Any]:
+    """Packaged data, else the user's folder, else the hub."""
+    metadata = config["metadata"]
+    if config.get("custom_dataset"):
+        return config["custom_dataset"](**metadata, **(config.get("dataset_kwargs") or {}))
+    splits = _splits(config)
+    files = ", ".join(f"{split}.jsonl" for split in splits)
+    if data_dir:
+        return data.local(name.partition("/")[0], data_dir, splits, metadata.get("fields", ()))
+    options = config.get("dataset_kwargs") or {}
+    return data.from_hub(name, config["dataset_path"], config.get("dataset_name"), files, options)
+
+
+def _splits(config: Mapping[str, Any]) -> list[str]:
+    """Names of the splits that a configuration uses, test first."""
+    names = [config.get(f"{kind}_split") for kind in ("test", "validation", "fewshot", "training")]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _build(name: str, config: dict[str, Any], dataset: Mapping[str, Any], num_fewshot: int | None) -> ConfigurableTask:
+    """lm-eval's task object. A split that is not there is taken out, unless something was asked of it."""
+    shots = config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
+    _check_splits(name, config, dataset, shots)
+    for kind in ("validation", "fewshot", "training"):
+        if config.get(f"{kind}_split") not in dataset:
+            config[f"{kind}_split"] = None
+    config["num_fewshot"] = shots
+    return GivenDataTask(config, dataset)
+
+
+def _check_splits(name: str, config: Mapping[str, Any], dataset: Mapping[str, Any], shots: int) -> None:
+    tested = config.get("test_split") or config.get("validation_split")
+    if tested not in dataset:
+        raise RequestError(f"Task {name} has no {tested}.jsonl in the data folder; its items are read from there.")
+    if not shots or (config.get("fewshot_config") or {}).get("samples"):
+        return
+    source = next((config[f"{kind}_split"] for kind in _EXAMPLES if config.get(f"{kind}_split")), None)
+    if source is None:
+        raise RequestError(f"Task {name} has no split to take {shots} examples from; use --num-fewshot 0.")
+    if source not in dataset:
+        raise RequestError(
+            f"Task {name} with {shots} examples needs {source}.jsonl beside {tested}.jsonl in the data folder; "
+            "add it, or use --num-fewshot 0."
+        )
+    if len(dataset[source]) < shots:
+        found = len(dataset[source])
+        raise RequestError(f"Task {name} asks for {shots} examples, but its {source} split has only {found} items.")
+
+
+def _from_lm_eval(name: str, data_dir: str | None, num_fewshot: int | None) -> ConfigurableTask:
+    """A generate_until task that only lm-eval knows."""
+    manager = _manager(name)
+    if name not in manager.all_subtasks:
+        raise RequestError(_unknown(name, manager))
+    path = manager.task_index[name].yaml_path
+    config = load_yaml(path, resolve_func=False) if path else {}
+    if config.get("unsafe_code"):
+        raise RequestError(
+            f"Task {name} of lm-eval runs generated code in this process, which dlmbench does not do; "
+            "humaneval, mbpp and nano-code are scored in the sandbox."
+        )
+    if config.get("output_type", "generate_until") != "generate_until":
+        kind = config["output_type"]
+        raise RequestError(f"Task {name} is a {kind} task; dlmbench decodes text, take a generate_until task.")
+    if "class" in config or not path:
+        raise RequestError(f"Task {name} of lm-eval is a Python class; dlmbench reads tasks written as files only.")
+    config = _lm_eval_file(name, path)
+    for key in ("tag", "group", "task_list"):
+        config.pop(key, None)
+    config["metadata"] = {**(config.get("metadata") or {})}
+    config["task"] = name
+    if config.get("custom_dataset"):
+        with data.hub(name, "data that its own loader fetches", "not possible for this task"):
+            dataset = _data_of(config, name, data_dir)
+    else:
+        dataset = _data_of(config, name, data_dir)
+    return _build(name, config, dataset, num_fewshot)
+
+
+def _manager(name: str) -> TaskManager:
+    """lm-eval's index: of one folder when a file there is called like the task, else of everything."""
+    for path in LM_EVAL.rglob(f"{name}.yaml"):
+        manager = TaskManager(include_path=str(path.parent), include_defaults=False)
+        if name in manager.all_subtasks:
+            return manager
+    return TaskManager()
+
+
+def _unknown(name: str, manager: TaskManager) -> str:
+    if name in manager.all_tasks:
+        return f"{name} is a group of lm-eval tasks; give one of its tasks by name."
+    return f"Unknown task {name!r}: {cards.near(name, manager.all_subtasks)}"
+
+
+class _quiet:
+    """No progress bars of the datasets library while small tables are rewritten."""
+
+    def __enter__(self) -> None:
+        self._bars = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bars:
+            datasets.enable_progress_bars()
