@@ -33,35 +33,62 @@ class Group:
     def tokens(self) -> int:
         return self.positions.numel()
 
+    def flat_bias(self, kv_heads: int, share: int) -> Tensor:
+        """The bias for products batched over (row, key/value head): [n*G, 1 or share*T, S]; made once a forward."""
+        if self._flat is None:
+            n, _, queries, seen = self.bias.shape
+            repeat = 1 if queries == 1 else share
+            self._flat = self.bias.repeat(1, kv_heads, repeat, 1).view(n * kv_heads, repeat * queries, seen)
+        return self._flat
+
+    def __post_init__(self):
+        self._flat: Tensor | None = None
+
 
 class CachedAttention:
     """Write the fresh keys and values, then let every group attend over its rows of the cache."""
 
-    def __init__(self, cache: KVCache, flat_slots: Tensor, groups: list[Group]):
-        self.cache, self.flat_slots, self.groups = cache, flat_slots, groups
+    def __init__(self, cache: KVCache, places: tuple[Tensor, Tensor], groups: list[Group]):
+        self.cache, self.places, self.groups = cache, places, groups
+        # SDPA's CPU kernel is slow for a handful of queries a row; plain batched products are up to twice as fast
+        self.attend = products if cache.keys[0].device.type == "cpu" else fused
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N,H,d], k and v [N,G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
-        self.cache.write(layer, self.flat_slots, k, v)
+        self.cache.write(layer, self.places, k, v)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         if len(self.groups) == 1:
-            return _attend(self.groups[0], q, keys, values)
+            return self._group(self.groups[0], q, keys, values)
         parts = q.split([group.tokens for group in self.groups])
-        return torch.cat([_attend(group, part, keys, values) for group, part in zip(self.groups, parts)])
+        return torch.cat([self._group(group, part, keys, values) for group, part in zip(self.groups, parts)])
+
+    def _group(self, group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        n, seen = group.positions.shape[0], group.bias.shape[-1]
+        keys, values = keys[:, :, :seen], values[:, :, :seen]
+        if group.rows is not None:
+            keys, values = keys.index_select(0, group.rows), values.index_select(0, group.rows)
+        return self.attend(group, q, keys[:n], values[:n])
 
 
-def _attend(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """torch's own fused attention. q [n*T,H,d], keys and values [n,G,S,d] -> [n*T, H*d]."""
     n, queries = group.positions.shape
-    seen = group.bias.shape[-1]
-    if group.rows is None:
-        keys, values = keys[:n, :seen], values[:n, :seen]
-    else:
-        keys, values = keys[:, :seen].index_select(0, group.rows), values[:, :seen].index_select(0, group.rows)
     q = q.view(n, queries, q.shape[1], q.shape[2]).transpose(1, 2)
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     grouped = q.shape[1] != keys.shape[1]
     out = F.scaled_dot_product_attention(q, keys, values, attn_mask=group.bias, enable_gqa=grouped)
     return out.transpose(1, 2).reshape(n * queries, -1)
+
+
+def products(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same in three products over (row, key/value head); query heads that share keys are stacked as queries."""
+    n, queries = group.positions.shape
+    kv_heads, seen, size = keys.shape[1:]
+    share = q.shape[1] // kv_heads
+    q = q.view(n, queries, kv_heads, share, size).permute(0, 2, 3, 1, 4).reshape(n * kv_heads, share * queries, size)
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    scores = torch.baddbmm(group.flat_bias(kv_heads, share), q, keys.transpose(1, 2), alpha=size**-0.5)
+    out = torch.bmm(scores.softmax(-1), values)
+    return out.view(n, kv_heads, share, queries, size).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 
 def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:

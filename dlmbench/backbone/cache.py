@@ -4,7 +4,7 @@ Because a key's slot is its position, "which keys may this query see" is a compa
 and a block that is denoised again simply overwrites its own slots: what masks left there is gone before any later
 block looks (exact block-causal caching, card of SDAR, section 3). Rows that must not write go to one spare slot.
 
-Axes: R rows, S slots, G key/value heads, d head size.
+Axes: R rows, G key/value heads, S slots, d head size; a layer's buffer is [R,G,S,d], so that (R,G) is one batch axis.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ class KVCache:
     """Keys and values of all layers for `rows` rows of at most `capacity` positions."""
 
     def __init__(self, config: BackboneConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
-        self.capacity = capacity
-        self.slots = capacity + 1  # the last one takes what nobody may read
-        shape = (rows, self.slots, config.num_kv_heads, config.head_dim)
+        self.capacity = capacity  # one slot more takes what nobody may read
+        shape = (rows, config.num_kv_heads, capacity + 1, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
 
-    def flat_slots(self, rows: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """Index into the flattened slots. rows [n], positions [n,T], valid [n] or [n,T] -> [n*T]."""
+    def places(self, rows: Tensor, positions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Where fresh keys go. rows [n], positions [n,T], valid [n] or [n,T] -> (rows [n*T], slots [n*T])."""
         valid = valid if valid.dim() == 2 else valid.unsqueeze(1)
-        return (rows.unsqueeze(1) * self.slots + torch.where(valid, positions, self.capacity)).view(-1)
+        slots = torch.where(valid, positions, self.capacity)
+        return rows.unsqueeze(1).expand_as(slots).reshape(-1), slots.view(-1)
 
-    def write(self, layer: int, flat: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put k, v [n,G,d] into the slots `flat` [n] of one layer."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, flat, k)
-        self.values[layer].flatten(0, 1).index_copy_(0, flat, v)
+    def write(self, layer: int, places: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
+        """Put k, v [n,G,d] into `places` of one layer."""
+        self.keys[layer].transpose(1, 2).index_put_(places, k)
+        self.values[layer].transpose(1, 2).index_put_(places, v)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Shrink to the given rows, in their order."""

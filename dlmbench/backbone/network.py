@@ -53,10 +53,10 @@ class Network:
         ends = torch.tensor(lengths, device=self.device)
         positions = torch.arange(width, device=self.device).expand(len(lengths), width)
         valid = positions < ends.unsqueeze(1)
-        flat = self.cache.flat_slots(rows, positions, valid)
+        places = self.cache.places(rows, positions, valid)
         bias = block_causal(positions, 1 if self.config.attention == "causal" else self.block_length, self.dtype)
         ids = self.canvas[rows, :width]
-        self._forward(self.model.embed(ids.view(-1)), flat, [Group(positions, bias, rows)])
+        self._forward(self.model.embed(ids.view(-1)), places, [Group(positions, bias, rows)])
         self.counter.add(self.config, Column(self.role, "prefill", width, 0), ends > 0, ends, rows)
 
     def finish_block(self, rows: Tensor) -> None:
@@ -68,9 +68,9 @@ class Network:
         """The official extra forward over finished blocks (`separate`). start [R]: first position after the block."""
         positions = (start - self.block_length).unsqueeze(1) + self.block
         ids = self.canvas.gather(1, positions.clamp_min(0))
-        flat = self._slots(positions.clamp_min(0), self.pending)
+        places = self._places(positions.clamp_min(0), self.pending)
         group = Group(positions.clamp_min(0), keys_before(start, seen, self.dtype))
-        self._forward(self.model.embed(ids.view(-1)), flat, [group])
+        self._forward(self.model.embed(ids.view(-1)), places, [group])
         self.counter.add(self.config, Column(self.role, "store", self.block_length, 0), self.pending, start)
         self.pending.zero_()
 
@@ -93,14 +93,15 @@ class Network:
         queries = view.positions - self.config.shift
         ends = queries[:, -1] + 1
         x = self.model.embed(self.canvas.gather(1, queries).view(-1)) if embeds is None else embeds.flatten(0, 1)
-        flat = self._slots(queries, live)
+        places = self._places(queries, live)
         groups = [Group(queries, keys_before(ends, view.seen, self.dtype))]
         waiting = self._waiting(view)
         if waiting is not None:
-            extra, extra_flat, extra_group = self._store_group(start, waiting, view.seen)
-            x, flat = torch.cat([x, extra]), torch.cat([flat, extra_flat])
+            extra, extra_places, extra_group = self._store_group(start, waiting, view.seen)
+            x = torch.cat([x, extra])
+            places = tuple(torch.cat(pair) for pair in zip(places, extra_places))
             groups.append(extra_group)
-        states = self._forward(x, flat, groups)[: queries.numel()]
+        states = self._forward(x, places, groups)[: queries.numel()]
         self._count(kind, live, ends, waiting)
         logits = self.model.project(states).view(*queries.shape, -1)
         return (logits, states.view(*queries.shape, -1)) if hidden else logits
@@ -115,24 +116,24 @@ class Network:
             return torch.arange(view.live.shape[0], device=self.device)
         return torch.tensor(view.pending_rows, device=self.device) if view.pending_rows else None
 
-    def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
+    def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, tuple, Group]:
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
-        flat = self.cache.flat_slots(rows, positions, self.pending.index_select(0, rows))
+        places = self.cache.places(rows, positions, self.pending.index_select(0, rows))
         everyone = rows.shape[0] == start.shape[0]
         group = Group(positions, keys_before(ends, seen, self.dtype), None if everyone else rows)
-        return self.model.embed(ids.view(-1)), flat, group
+        return self.model.embed(ids.view(-1)), places, group
 
-    def _slots(self, positions: Tensor, valid: Tensor) -> Tensor:
+    def _places(self, positions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(positions.shape[0], device=self.device)
-        return self.cache.flat_slots(rows, positions, valid)
+        return self.cache.places(rows, positions, valid)
 
-    def _forward(self, x: Tensor, flat: Tensor, groups: list[Group]) -> Tensor:
+    def _forward(self, x: Tensor, places: tuple[Tensor, Tensor], groups: list[Group]) -> Tensor:
         positions = groups[0].positions.reshape(-1)
         if len(groups) > 1:
             positions = torch.cat([group.positions.reshape(-1) for group in groups])
-        return self.model(x, positions, CachedAttention(self.cache, flat, groups))
+        return self.model(x, positions, CachedAttention(self.cache, places, groups))
 
     def _count(self, kind: str, live: Tensor, ends: Tensor, waiting: Tensor | None) -> None:
         width = self.block_length

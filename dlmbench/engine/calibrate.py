@@ -61,12 +61,12 @@ def forward_seconds(net: Network, rows: int, width: int, keys: int, head: bool, 
     positions = torch.arange(seen - width, seen, device=net.device).expand(rows, width)
     index = torch.arange(rows, device=net.device)
     everything = torch.ones(rows, dtype=torch.bool, device=net.device)
-    flat = cache.flat_slots(index, positions, everything)
+    places = cache.places(index, positions, everything)
     bias = keys_before(torch.full((rows,), seen, device=net.device), seen, net.dtype)
     x = net.model.embed(torch.zeros(rows * width, dtype=torch.long, device=net.device))
 
     def once() -> None:
-        states = net.model(x, positions.reshape(-1), CachedAttention(cache, flat, [Group(positions, bias)]))
+        states = net.model(x, positions.reshape(-1), CachedAttention(cache, places, [Group(positions, bias)]))
         if head:
             net.model.project(states[: rows * min(width, net.block_length)])
 

@@ -110,12 +110,12 @@ def check_forward(file: Path) -> None:
 
         def cached(first: int, last: int, seen_bias: torch.Tensor) -> torch.Tensor:
             part = positions[:, first:last]
-            attend = CachedAttention(cache, cache.flat_slots(row, part, valid), [Group(part, seen_bias)])
+            attend = CachedAttention(cache, cache.places(row, part, valid), [Group(part, seen_bias)])
             return model.project(model(model.embed(ids[0, first:last]), part.reshape(-1), attend)).unsqueeze(0)
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))
         _close("prefill_logits", prefill, tensors["prefill_logits"])
-        keys = cache.keys[0][:, :prefix].transpose(1, 2)
+        keys = cache.keys[0][:, :, :prefix]
         _close("layer0_key_cache", keys, tensors["layer0_key_cache"])
         whole = ids.shape[1]
         last = cached(prefix, whole, keys_before(torch.tensor([whole]), whole, torch.float32))
