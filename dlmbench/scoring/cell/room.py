@@ -1,0 +1,297 @@
+"""Where a program runs: the isolation that this kernel grants, and the steps that put a process into it.
+
+Two layers, each used when it is there:
+- *namespaces*: the server enters a mount, network, IPC, UTS (and, without root, user) namespace of its own, whose file system is a
+  small read-only tree: the system's libraries, this Python without its site-packages, five devices. Every program gets a PID
+  namespace and a fresh memory file system as its scratch folder, both gone with it.
+- *rules on the process*: another user id (when root), resource limits, no new privileges, Landlock (reading and writing by folder,
+  no TCP, no signals outside), a seccomp filter (no sockets, no tracing).
+
+In a container that forbids namespaces the second layer still confines files, network and signals. On macOS only limits,
+process group and temporary folder remain. `Room.report` says what holds.
+
+Left out: a limit on the memory of all processes of a program together (see `kernel`).
+"""
+
+import glob
+import os
+import resource
+import sys
+
+LINUX = sys.platform == "linux"
+if LINUX:
+    import kernel
+
+SCRATCH = "/scratch"
+SCRATCH_OPTIONS = "size=32m,nr_inodes=2000,mode=700"
+PROCESSES = 24
+OPEN_FILES = 64
+FILE_BYTES = 16 << 20
+FIRST_UID, UIDS = 61184, 4336  # the range that systemd keeps for users without an account
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+def attempt(step):
+    """Run `step` in a throw-away child. Returns None, or why it cannot be done."""
+    read_fd, write_fd = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            step()
+        except BaseException as error:
+            os.write(write_fd, f"{error}".encode()[:300] or b"refused")
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    said = b"".join(iter(lambda: os.read(read_fd, 300), b""))
+    os.close(read_fd)
+    os.waitpid(child, 0)
+    return said.decode("utf-8", "replace") or None
+
+
+def interpreter_paths():
+    """Real paths that this interpreter needs: its executable's folder, its library folders, the shared libraries."""
+    own = [os.path.dirname(os.path.realpath(sys.executable)), *(path for path in sys.path if os.path.isdir(path))]
+    own += [os.path.join(prefix, "lib") for prefix in {sys.base_prefix, sys.base_exec_prefix}]
+    system = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives"]
+    paths = sorted({os.path.realpath(path) for path in own if os.path.exists(path)} | set(filter(os.path.exists, system)))
+    return [path for path in paths if not any(path.startswith(above + "/") for above in paths)]
+
+
+def hidden_paths():
+    """Installed packages stay out of sight: a benchmark's package holds its answers."""
+    roots = {os.path.realpath(path) for path in sys.path if os.path.isdir(path)}
+    patterns = [f"{root}/{name}" for root in roots for name in ("site-packages", "dist-packages")]
+    patterns += [f"{usr}/lib*/python*/{name}" for usr in ("/usr", "/usr/local") for name in ("site-packages", "dist-packages")]
+    return sorted({path for pattern in patterns for path in glob.glob(pattern)})
+
+
+def build_tree():
+    """Replace the file system of this mount namespace by a small read-only one (see the module's text)."""
+    kernel.mount("none", "/", None, kernel.MS_RECURSIVE | kernel.MS_PRIVATE)
+    stage = next(path for path in ("/tmp", "/mnt", "/media", "/home") if os.path.isdir(path))
+    needed, hidden = interpreter_paths(), hidden_paths()
+    kernel.mount("tmpfs", stage, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
+    os.mkdir(f"{stage}/.host")
+    kernel.pivot_root(stage, f"{stage}/.host")
+    os.chdir("/")
+    for path in (*needed, *(f"/dev/{name}" for name in DEVICES)):
+        _bring(path)
+    for path in hidden:
+        kernel.mount("tmpfs", path, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV, "size=4k")
+    os.mkdir(SCRATCH)
+    if not os.path.lexists("/tmp"):
+        os.symlink(SCRATCH, "/tmp")
+    kernel.unmount("/.host")
+    os.rmdir("/.host")
+    kernel.make_read_only("/", recursive=False)
+
+
+def _bring(path):
+    """Bind one folder or file of the host at the same place, read-only; links are made anew."""
+    host = "/.host" + path
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(host):
+        os.symlink(os.readlink(host), path)
+        return
+    if os.path.isdir(host):
+        os.mkdir(path)
+    else:
+        os.close(os.open(path, os.O_CREAT))
+    kernel.mount(host, path, None, kernel.MS_BIND | kernel.MS_RECURSIVE)
+    kernel.make_read_only(path)
+
+
+class Room:
+    """The isolation of one server; built once, before any job.
+
+    Args:
+        namespaces: False leaves the first layer out, as a container that forbids it would.
+
+    Attributes:
+        tree: the file system is the small one, and programs get PID namespaces.
+        root: this process may change its user.
+        folder: the temporary folder that holds scratch folders where there is no tree.
+        library_fds: where another user cannot reach this Python's library (it lies in a home folder): open
+            descriptors of `sys.path`, through which it can.
+        report: name -> (holds, remark).
+    """
+
+    def __init__(self, namespaces, folder):
+        self.report = {}
+        self.root = os.geteuid() == 0
+        self.tree = self.user_namespace = False
+        self.folder = None
+        self.library_fds = []
+        self.landlock = None
+        if LINUX:
+            kernel.hide_memory()
+            self._enter(namespaces)
+        if not self.tree:
+            self.folder = os.path.realpath(folder)
+        self._choose_user()
+        self._prepare_rules()
+
+    def _note(self, name, why_not, remark):
+        self.report[name] = (why_not is None, remark if why_not is None else f"not available: {why_not}")
+
+    def _enter(self, namespaces):
+        """First layer. Each step is tried in a child before this process takes it, so that nothing is left half done."""
+        off = None if namespaces else "switched off"
+
+        def isolate(rest=0):
+            if not self.root:
+                uid, gid = os.getuid(), os.getgid()
+                kernel.show_memory()
+                kernel.unshare(kernel.NEW_USER)
+                kernel.map_own_user(uid, gid)
+                kernel.hide_memory()
+            if rest:
+                kernel.unshare(rest)
+
+        def whole():
+            isolate(kernel.NEW_MOUNT | kernel.NEW_IPC | kernel.NEW_UTS)
+            build_tree()
+            kernel.unshare(kernel.NEW_PID)
+            inner = attempt(lambda: kernel.mount("tmpfs", SCRATCH, "tmpfs", 0, SCRATCH_OPTIONS))
+            if inner:
+                raise OSError(inner)
+
+        why_user = off or attempt(lambda: kernel.unshare(kernel.NEW_USER))
+        why_tree = off or attempt(whole)
+        why_network = off or attempt(lambda: isolate(kernel.NEW_NETWORK))
+        self.user_namespace = why_user is None
+        self.tree = why_tree is None
+        if not self.root and None in (why_tree, why_network):
+            isolate()
+        if why_network is None:
+            kernel.unshare(kernel.NEW_NETWORK)
+        if why_tree is None:
+            kernel.unshare(kernel.NEW_MOUNT | kernel.NEW_IPC | kernel.NEW_UTS)
+            build_tree()
+        self._note("user namespace", why_user, "no rights outside it")
+        self._note("process namespace", why_tree, "programs neither see nor signal other processes")
+        self._note("mount namespace", why_tree, "read-only small file system, scratch folder in memory")
+        self._note("network namespace", why_network, "no interfaces")
+
+    def _choose_user(self):
+        why = "not running as root, programs run as this user"
+        if self.root:
+            why = attempt(lambda: change_user(FIRST_UID))
+            self.root = why is None
+        self._note("separate user", why, "programs run as a user without account")
+        if self.root and not self.tree and attempt(self._reach_library):
+            self.library_fds = [os.open(path, os.O_PATH) for path in sys.path if os.path.isdir(path)]
+            sys.path[:] = [f"/proc/self/fd/{fd}" for fd in self.library_fds]
+            sys.path_importer_cache.clear()
+
+    @staticmethod
+    def _reach_library():
+        change_user(FIRST_UID)
+        os.stat(os.__file__)
+        os.stat(os.path.realpath(sys.executable))
+
+    def _prepare_rules(self):
+        """Second layer: build the Landlock rules once, and see which rules this kernel takes."""
+        why_rules = why_calls = "Linux only"
+        remark = ""
+        if LINUX:
+            def enforce(rule):
+                kernel.forbid_new_privileges()
+                rule()
+
+            try:
+                self.landlock = self._landlock()
+                why_rules = attempt(lambda: enforce(self.landlock.enforce))
+                covers = [name for name, since in (("files", 1), ("TCP", 4), ("signals", 6)) if self.landlock.version >= since]
+                remark = f"ABI {self.landlock.version}: {', '.join(covers)}"
+            except OSError as error:
+                why_rules = str(error)
+            why_calls = attempt(lambda: enforce(kernel.deny_calls))
+        if why_rules:
+            self.landlock = None
+        self.filter_calls = why_calls is None
+        self._note("Landlock", why_rules, remark)
+        self._note("call filter", why_calls, "no sockets, tracing, mounts")
+        limits = "CPU, memory, file size, processes, open files, core"
+        self.report["resource limits"] = (LINUX, limits if LINUX else f"{limits}; the memory limit does not bind on this system")
+
+    def _landlock(self):
+        rules = kernel.Landlock()
+        hidden = hidden_paths()
+        for path in (*interpreter_paths(), *(path for path in sys.path if os.path.isdir(path))):
+            if os.path.exists(path):
+                rules.allow_reading(os.path.realpath(path), hidden)
+        for name in DEVICES:
+            if os.path.exists(f"/dev/{name}"):
+                rules.allow_writing(f"/dev/{name}")
+        rules.allow_writing(SCRATCH if self.tree else self.folder)
+        return rules
+
+    def confine(self, uid, limit, memory):
+        """Put this process, which is about to exec the interpreter, under the second layer.
+
+        Args:
+            uid: the user to become, or None to stay (also where the interpreter must change the user itself, see `library_fds`).
+            limit: CPU seconds; memory: bytes of address space.
+        """
+        set_limits(limit, memory, self._processes())
+        if uid is not None:
+            change_user(uid)
+            if self.user_namespace:
+                self._enter_empty_user_namespace(uid)
+        if LINUX:
+            kernel.forbid_new_privileges()
+            if self.landlock:
+                self.landlock.enforce()
+            if self.filter_calls:
+                kernel.deny_calls()
+
+    def _processes(self):
+        """The kernel counts all processes of the user: where that is our own, those that are there already do not count."""
+        shared = not self.root and not self.tree
+        return PROCESSES + (own_tasks() if shared else 0)
+
+    @staticmethod
+    def _enter_empty_user_namespace(uid):
+        try:
+            kernel.unshare(kernel.NEW_USER)
+        except OSError:
+            pass  # one wall less; the others stand
+
+
+def own_tasks():
+    """Threads and processes of this user now; 500 where the system does not tell."""
+    total = 0
+    for path in glob.glob("/proc/[0-9]*"):
+        try:
+            if os.stat(path).st_uid == os.getuid():
+                total += len(os.listdir(path + "/task"))
+        except OSError:
+            continue
+    return total or 500
+
+
+def change_user(uid):
+    """Become user and group `uid` for good, without other groups."""
+    os.setgroups([])
+    if hasattr(os, "setresuid"):
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    else:
+        os.setgid(uid)
+        os.setuid(uid)
+
+
+def set_limits(limit, memory, processes):
+    wanted = {"CPU": int(limit) + 2, "AS": memory, "FSIZE": FILE_BYTES, "NPROC": processes, "NOFILE": OPEN_FILES, "CORE": 0}
+    for name, value in wanted.items():
+        number = getattr(resource, f"RLIMIT_{name}", None)
+        if number is None:
+            continue
+        _, most = resource.getrlimit(number)
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        try:
+            resource.setrlimit(number, (value, value))
+        except (ValueError, OSError):  # macOS refuses some; the report says which limits bind
+            continue

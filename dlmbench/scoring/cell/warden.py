@@ -1,0 +1,409 @@
+"""The server that runs programs: one per worker of the harness, started as a script by an isolated interpreter.
+
+It reads jobs as frames on descriptor 0 and answers on descriptor 1. For each job:
+
+    server -- keeper -- checker            knows the tests; calls the program through two pipes
+                    \\-- watcher -- program  a fresh interpreter; knows the arguments of one call at a time
+
+The *keeper* holds the wall clock, ends everything the job started and writes the verdict with the job's token. The *watcher* is the first process
+of the program's PID namespace: when it exits the kernel ends all others in it, daemons included. Without that namespace the keeper, a
+child subreaper, finds what is left and kills it. The checker and the keeper are out of the program's reach: another user id,
+another PID namespace, memory not traceable.
+
+Time: a program may use `limit` CPU seconds, which a busy machine does not shorten, and four times that plus two seconds by the wall clock.
+"""
+
+import fcntl
+import marshal
+import os
+import select
+import signal
+import stat
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+
+import candidate  # noqa: E402
+import checker  # noqa: E402
+import room  # noqa: E402
+import wire  # noqa: E402
+
+if room.LINUX:
+    import kernel
+
+READ, WRITE, LIBRARY = 3, 4, 5  # descriptors in the program's process
+CPU_EXTRA_FOR_CHECKER = 10
+# Standard library modules that tests of the known benchmarks use: imported once here, so that forked checkers have them.
+PRELOAD = ("copy", "math", "random", "re", "typing", "collections", "itertools", "string", "hashlib")
+
+
+def bootstrap():
+    """The code object that the program's interpreter runs: `wire` and `candidate` in one module, then `serve`."""
+    parts = []
+    for name in ("wire", "candidate"):
+        with open(os.path.join(HERE, f"{name}.py"), encoding="utf-8") as file:
+            parts.append(file.read().replace("from wire import", "# from wire import"))
+    return marshal.dumps(compile("\n".join(parts), "<sandbox>", "exec"))
+
+
+def stub(room_, uid):
+    """The `-c` text: read the bootstrap and run it. Where another user cannot reach the library, change the user only here."""
+    lines = ["import posix, marshal, sys"]
+    count = len(room_.library_fds)
+    if count:
+        lines.append(f"sys.path[:] = ['/proc/self/fd/%d' % n for n in range({LIBRARY}, {LIBRARY + count})]")
+        lines.append("sys.path_importer_cache.clear()")
+        lines.append(f"posix.setgroups([]); posix.setresgid({uid},{uid},{uid}); posix.setresuid({uid},{uid},{uid})")
+    lines += [
+        "def read(n):",
+        " b = b''",
+        " while len(b) < n: b += posix.read(3, n - len(b)) or posix._exit(9)",
+        " return b",
+        "names = {'__name__': 'sandbox'}",
+        "exec(marshal.loads(read(int.from_bytes(read(4), 'big'))), names)",
+        f"names['serve']({READ}, {WRITE})",
+    ]
+    return "\n".join(lines)
+
+
+def become_program(room_, job, uid, scratch, read_fd, write_fd, report_fd):
+    """In the forked process: own session, only its two pipes, limits, rules; then a fresh interpreter.
+
+    Returns only where that fails, after a report of why.
+    """
+    os.setsid()
+    os.chdir(scratch)
+    os.umask(0o077)
+    null = os.open("/dev/null", os.O_RDWR)
+    inherited = [null, null, null, read_fd, write_fd, *room_.library_fds]
+    own = [report_fd, *([room_.landlock.fd] if room_.landlock else ())]
+    place(inherited + own)
+    for number in range(len(inherited), len(inherited + own)):
+        os.set_inheritable(number, False)
+    if room_.landlock:
+        room_.landlock.fd = len(inherited) + 1
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    executable = os.path.realpath(sys.executable)
+    try:
+        early = room_.root and not room_.library_fds
+        room_.confine(uid if early else None, job["limit"], job["memory"])
+        os.execve(executable, [executable, "-I", "-S", "-B", "-X", "utf8", "-c", stub(room_, uid)], {})
+    except OSError as error:
+        wire.send(len(inherited), wire.encode(("broken", str(error))))
+
+
+def place(fds):
+    """Make `fds` the descriptors 0, 1, 2, ... of this process, inherited by exec, and close all others."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in fds]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number, inheritable=True)
+    os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
+
+
+def cpu_seconds(pid):
+    """CPU time of process `pid` (all its threads): the clock number of another process, clock_getcpuclockid(3)."""
+    if not room.LINUX:
+        return 0.0
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
+
+
+def watch(program, limit):
+    """Reap every child until the program ends or has used its CPU time. Returns `(what, number)`.
+
+    what: "exit" (status), "signal" (number) or "cpu" (seconds used).
+    """
+    while True:
+        if hasattr(signal, "sigtimedwait"):
+            signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+        else:
+            time.sleep(0.01)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return "exit", 0
+            if pid == program:
+                return ("signal", os.WTERMSIG(status)) if os.WIFSIGNALED(status) else ("exit", os.WEXITSTATUS(status))
+            if not pid:
+                break
+        if cpu_seconds(program) > limit:
+            return "cpu", limit
+
+
+def run_watcher(room_, job, uid, scratch, read_fd, write_fd, report_fd):
+    """First process of the job's PID namespace (where there is one): scratch folder, program, end. Does not return."""
+    if room.LINUX:
+        kernel.die_with_parent()
+    if room_.tree:
+        kernel.unshare(kernel.NEW_MOUNT)
+        owner = f",uid={uid},gid={uid}" if room_.root else ""
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount("tmpfs", room.SCRATCH, "tmpfs", flags, room.SCRATCH_OPTIONS + owner)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    program = os.fork()
+    if not program:
+        become_program(room_, job, uid, scratch, read_fd, write_fd, report_fd)
+        os._exit(70)
+    os.close(read_fd)
+    os.close(write_fd)
+    ended = watch(program, job["limit"])
+    if not room_.tree and ended[0] == "cpu":
+        os.kill(program, signal.SIGKILL)
+    wire.send(report_fd, wire.encode(ended))
+
+
+def run_checker(room_, job, uid, read_fd, write_fd, verdict_fd):
+    """The checker's process: no descriptors but the two pipes and the verdict's, a user of its own."""
+    if room.LINUX:
+        kernel.die_with_parent()
+    null = os.open("/dev/null", os.O_RDWR)
+    place([null, null, null, read_fd, write_fd, verdict_fd, *room_.library_fds])
+    if room_.library_fds:
+        sys.path[:] = [f"/proc/self/fd/{6 + at}" for at in range(len(room_.library_fds))]
+        sys.path_importer_cache.clear()
+    room.set_limits(job["limit"] + CPU_EXTRA_FOR_CHECKER, max(job["memory"], 1 << 30), room.PROCESSES + 4000)
+    if room_.root:
+        room.change_user(uid + 1)
+    if room.LINUX:
+        kernel.hide_memory()
+    try:
+        wire.send(4, BOOTSTRAP)
+        status, detail = checker.run_checks(3, 4, job)
+    except wire.Closed:
+        status, detail = "gone", ""
+    os.close(3)
+    os.close(4)
+    wire.send(5, wire.encode((job["token"], status, detail)))
+
+
+def forked(function, *args):
+    """Run `function` in a child that always ends there. Returns the child's pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        function(*args)
+        code = 0
+    except Exception as error:
+        os.write(2, f"sandbox: {function.__name__}: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def keep(room_, job, answer_fd):
+    """One job from start to verdict; the process that does it serves no other."""
+    started = time.monotonic()
+    if room.LINUX:
+        kernel.become_subreaper()
+    uid = room.FIRST_UID + 2 * (os.getpid() % (room.UIDS // 2))
+    scratch = room.SCRATCH if room_.tree else make_scratch(room_, uid)
+    to_checker, from_program = os.pipe()
+    to_program, from_checker = os.pipe()
+    verdict_read, verdict_write = os.pipe()
+    report_read, report_write = os.pipe()
+    check = forked(run_checker, room_, job, uid, to_checker, from_checker, verdict_write)
+    for fd in (to_checker, from_checker, verdict_write):
+        os.close(fd)
+    if room_.tree:
+        kernel.unshare(kernel.NEW_PID)
+    watcher = forked(run_watcher, room_, job, uid, scratch, to_program, from_program, report_write)
+    for fd in (to_program, from_program, report_write):
+        os.close(fd)
+    deadline = started + wall_limit(job)
+    status, detail = follow(room_, job, uid, (check, watcher), verdict_read, report_read, deadline)
+    seconds = time.monotonic() - started
+    for pid in (check, watcher):
+        os.kill(pid, signal.SIGKILL)
+    sweep(room_, uid)
+    if not room_.tree:
+        empty(scratch)
+        os.rmdir(scratch)
+    wire.send(answer_fd, wire.encode({"token": job["token"], "status": status, "detail": detail, "seconds": seconds}))
+
+
+def wall_limit(job):
+    """Seconds by the clock: for programs that sleep, and long enough for a busy one on a machine shared by four."""
+    return 4 * job["limit"] + 2
+
+
+def follow(room_, job, uid, spare, verdict_fd, report_fd, deadline):
+    """Wait for the checker's verdict, the watcher's report or the deadline. Returns `(status, detail)`.
+
+    `spare`: the keeper's own two children, which stay when the program's leftovers are swept away.
+    """
+    verdict = report = None
+    waiting = {verdict_fd, report_fd}
+    while verdict is None and waiting:
+        left = deadline - time.monotonic()
+        ready = select.select(waiting, (), (), max(left, 0))[0]
+        if not ready:
+            return "timeout", f"no result in {wall_limit(job):.1f} s by the clock"
+        if report_fd in ready:
+            waiting.discard(report_fd)
+            report = read_frame(report_fd)
+            if not room_.tree:
+                sweep(room_, uid, spare)  # what the program started may hold its pipe open
+        if verdict_fd in ready:
+            waiting.discard(verdict_fd)
+            verdict = read_frame(verdict_fd)
+            if verdict is None or verdict[0] != job["token"]:
+                return "crashed", "the checker ended without a verdict"
+    if verdict[1] != "gone":
+        return verdict[1], verdict[2]
+    if report is None and select.select([report_fd], (), (), 2)[0]:
+        report = read_frame(report_fd)
+    return ending(report)
+
+
+def read_frame(fd):
+    try:
+        return wire.decode(wire.receive(fd))
+    except (wire.Closed, wire.WireError):
+        return None
+
+
+def ending(report):
+    """`(status, detail)` of a program that ended before it had answered all calls."""
+    if report is None:
+        return "crashed", "the program closed its pipe and did not end"
+    what, number = report
+    if what == "broken":
+        return "broken", f"the sandbox could not start the program ({number})"
+    if what == "cpu":
+        return "timeout", f"more than {number:.1f} s of CPU time"
+    if what == "exit":
+        return "crashed", f"exit status {number} before all calls were answered"
+    if number == getattr(signal, "SIGXCPU", None):
+        return "timeout", "the CPU time limit"
+    return "crashed", f"killed by signal {number} before all calls were answered"
+
+
+def sweep(room_, uid, spare=()):
+    """End and reap all that the job started, except the keeper's children in `spare`."""
+    if room_.tree:
+        while reap(block=True):
+            pass
+        return
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if room_.root:
+            killer = forked(kill_user, uid)
+            os.waitpid(killer, 0)
+        targets = set(descendants(os.getpid())) - set(spare)
+        for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none forks while others are killed
+            for pid in targets:
+                try:
+                    os.kill(pid, signal_number)
+                except (ProcessLookupError, PermissionError):
+                    continue
+        if not spare:
+            while reap(block=False):
+                pass
+        if not targets:
+            return
+
+
+def kill_user(uid):
+    """End every process of user `uid`, all at once: what kill(-1) does when that user asks for it."""
+    room.change_user(uid)
+    os.kill(-1, signal.SIGKILL)
+
+
+def reap(block):
+    """Whether a child was reaped."""
+    try:
+        return os.waitpid(-1, 0 if block else os.WNOHANG)[0] > 0
+    except ChildProcessError:
+        return False
+
+
+def processes():
+    """(pid, parent) of every living process that /proc shows; nothing on systems without it."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+        except OSError:
+            continue
+        if state not in b"ZX":
+            yield int(name), int(parent)
+
+
+def descendants(pid):
+    """Pids of all living processes below `pid`."""
+    children = {}
+    for child, parent in processes():
+        children.setdefault(parent, []).append(child)
+    found = list(children.get(pid, ()))
+    for child in found:
+        found += children.get(child, ())
+    return found
+
+
+def make_scratch(room_, uid):
+    path = os.path.join(room_.folder, f"job-{os.getpid()}")
+    os.mkdir(path, 0o700)
+    if room_.root:
+        os.chown(path, uid, uid)
+    return path
+
+
+def empty(folder):
+    """Remove all below `folder`, however deep, never following links: nested folders are moved up before they are removed."""
+    fresh = 0
+    os.chmod(folder, 0o700)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    top = os.open(folder, flags)
+    try:
+        while entries := os.listdir(top):
+            for name in entries:
+                try:
+                    os.unlink(name, dir_fd=top)
+                    continue
+                except (IsADirectoryError, PermissionError):
+                    pass
+                os.chmod(name, 0o700, dir_fd=top)
+                inner = os.open(name, flags, dir_fd=top)
+                for below in os.listdir(inner):
+                    fresh += 1
+                    if stat.S_ISDIR(os.lstat(below, dir_fd=inner).st_mode):
+                        os.chmod(below, 0o700, dir_fd=inner)  # a folder that may not be written cannot be moved
+                    os.rename(below, f"{fresh}.moved", src_dir_fd=inner, dst_dir_fd=top)
+                os.close(inner)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def main():
+    """Arguments: "namespaces" or "plain", and the folder for scratch folders. The first frame out is the room's report."""
+    global BOOTSTRAP
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the harness's to handle
+    BOOTSTRAP = bootstrap()
+    for name in PRELOAD:
+        __import__(name)
+    sys.path.remove(HERE)
+    room_ = room.Room(sys.argv[1] == "namespaces", sys.argv[2])
+    wire.send(1, wire.encode({"report": room_.report, "processes": room.PROCESSES}))
+    while True:
+        try:
+            job = wire.decode(wire.receive(0, 1 << 26))
+        except wire.Closed:
+            return
+        keeper = forked(keep, room_, job, 1)
+        if os.waitpid(keeper, 0)[1]:
+            lost = {"token": job["token"], "status": "broken", "detail": "the keeper of the job failed", "seconds": 0.0}
+            wire.send(1, wire.encode(lost))
+
+
+if __name__ == "__main__":
+    main()
