@@ -1,8 +1,8 @@
 """From text to typed values: ranges and lists of a sweep, and decoder options bound to a config dataclass.
 
 Nothing heavy is imported. A decoder declares its options as a frozen dataclass whose fields carry
-``metadata={"help": str, "knob": bool, "choices": tuple}``; `bind` turns what a user wrote (``--set threshold.inclusive=true``, YAML
-scalars) into an instance of it. Left out on purpose: nested options, which no decoder has.
+``metadata={"help": str, "knob": bool, "choices": tuple}``; `bind` turns what a user wrote
+(``--set threshold.inclusive=true``, YAML scalars) into an instance of it. Left out: nested options.
 """
 
 from __future__ import annotations

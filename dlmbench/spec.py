@@ -96,7 +96,11 @@ class RunSpec:
         _check_attention(self, preset, decoder)
         _check_cache(self, preset)
         companions = {role: _companion(self, preset, role) for role in decoder.roles if role != "target"}
-        block_length = self.block_length or preset.block_length
+        if preset.tasks and self.task.partition("/")[0] not in preset.tasks:
+            notes.append(f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
+                         f"on {self.task}.")
+        causal = ATTENTION.get(_family(preset) or "") == "causal"  # one position at a time, whatever the preset says
+        block_length = 1 if causal else self.block_length or preset.block_length
         return Checked(self, preset, decoder, config, companions, block_length, tuple(notes))
 
     def _bind(self, decoder: Any) -> tuple[Any, list[str]]:
@@ -161,9 +165,14 @@ class Checked:
         """Every option of the method, after defaults."""
         return options.flat(self.config)
 
-    def gen_length(self, task: str) -> int | None:
-        """The limit set by flag or preset; None leaves it to the task."""
-        return self.spec.gen_length or self.preset.gen_length.get(task)
+    @property
+    def gen_length(self) -> int | None:
+        """Most generated tokens an item, set by flag or preset; None leaves it to the task."""
+        return self.spec.gen_length or self.preset.gen_length.get(self.spec.task.partition("/")[0])
+
+    @property
+    def chat_template(self) -> bool:
+        return self.preset.chat_template if self.spec.chat_template is None else self.spec.chat_template
 
     def same_cell(self) -> str:
         """Equal strings are the same run on this machine (used to drop duplicates before anything is loaded)."""

@@ -26,8 +26,8 @@ def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path
 
     facts: what the manifest knows and a row does not: target's size, shares of a forward, notes.
     """
-    records = frame.to_dict("records")
-    ours = next(record for record in records if record["key"] == key)
+    records = sorted(frame.to_dict("records"), key=lambda record: record["key"] == key)  # ours stands last
+    ours = records[-1]
     console.print(_header(ours, facts, console.width), soft_wrap=False)
     console.print(rows(records, console.width, mark=key))
     shares = _shares(ours)
@@ -35,7 +35,7 @@ def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path
         console.print(Text(shares, style="dim"))
     lines = list(_paired(ours, records))
     if lines:
-        console.print(Group(Text("paired, same items", style="bold"), *lines))
+        console.print(Group(Text(f"paired, same items, {LEVEL:.0%} intervals", style="bold"), *lines))
     else:
         console.print(Text("no baseline on these weights and items: this row stands alone", style="yellow"))
     if ours["speed_label"]:
@@ -54,8 +54,9 @@ def print_sweep(console: Console, frame: pd.DataFrame) -> None:
 
 
 def _header(ours: dict[str, Any], facts: dict[str, Any], width: int) -> Text:
-    model = (f"model   {ours['model']}  (block {ours['block_length']}, {facts.get('file_dtype', '?')} file, "
-             f"{ours['dtype']} compute, weights {ours['weights'][:8]})")
+    stored = f"{facts['file_dtype']} file, " if facts.get("file_dtype") else ""
+    model = (f"model   {ours['model']}  (block {ours['block_length']}, {stored}{ours['dtype']} compute, "
+             f"weights {ours['weights'][:8]})")
     task = f"task    {ours['task']}  {ours['split']}, {ours['items']:.0f} items"
     method = f"method  {ours['label']}  (batch {ours['batch_size']}, store {ours['store']}, seed {ours['seed']})"
     used = [f"{role} {size / 1e6:.2f} M parameters" for role, size in facts.get("helpers", {}).items()]
@@ -125,12 +126,11 @@ def _paired(ours: dict[str, Any], records: Iterable[dict[str, Any]]) -> Iterable
         verdict = "better" if low > 0 else "worse" if high < 0 else "too close to tell"
         colour = {"better": "green", "worse": "red"}.get(verdict, "yellow")
         cost = _relative_cost(ours, by_label[label])
-        yield Text.assemble(f"  vs {label}  {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]  ",
-                            (verdict, colour), f" at {LEVEL:.0%}", cost)
+        yield Text.assemble(f"  vs {label:<14} {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]  ",
+                            (verdict, colour), cost)
 
 
 def _relative_cost(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     if number(ours["cost"]) == "-" or number(theirs["cost"]) == "-" or not theirs["cost"]:
         return ""
-    slower = ", slower" if ours["cost"] > 1.005 * theirs["cost"] else ""
-    return f", {ours['cost'] / theirs['cost']:.2f}x its cost{slower}"
+    return f", at {ours['cost'] / theirs['cost']:.2f}x its cost"

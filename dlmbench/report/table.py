@@ -95,6 +95,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         "parameters": _compact(manifest["parameters"]),
         "method_version": manifest["method_version"],
         "versions": _compact(manifest["environment"]["versions"]),
+        "commit": manifest["environment"].get("commit"),
         "key": manifest["key"],
         "folder": run.name,
     }
@@ -158,18 +159,19 @@ def difference(ours: dict[str, float], theirs: dict[str, float]) -> stats.Differ
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
-def write_table(frame: pd.DataFrame, folder: str | Path, title: str = "Results") -> list[Path]:
-    """table.csv with every column and table.md for readers, in `folder`."""
+def write_table(frame: pd.DataFrame, folder: str | Path, title: str = "Results",
+                notes: Sequence[str] = ()) -> list[Path]:
+    """table.csv with every column and table.md for readers, in `folder`; notes are sentences below the title."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "table.csv", index=False, lineterminator="\n")
-    (folder / "table.md").write_text(markdown(frame, title), encoding="utf-8")
+    (folder / "table.md").write_text(markdown(frame, title, notes), encoding="utf-8")
     return [folder / "table.csv", folder / "table.md"]
 
 
-def markdown(frame: pd.DataFrame, title: str) -> str:
+def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
     """A table a task, then the circumstances that hold for its rows."""
-    parts = [f"# {title}", ""]
+    parts = [f"# {title}", "", *(f"{note}\n" for note in notes)]
     for (task, split), group in frame.groupby(["task", "split"], sort=False):
         columns = _page(group)
         parts += [f"## {task} ({split}, {_values(group['items'])} items)", "", _pipe(columns), "",

@@ -101,8 +101,8 @@ def _helpers(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _acceptance(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Accepted share of the proposed draft tokens and the histogram of accepted lengths, for methods that draft."""
-    proposed = sum(sum(sample.get("proposed") or []) for sample in samples)
-    accepted = [length for sample in samples for length in sample.get("accepted") or []]
+    proposed = sum(sample["proposed"] for sample in samples)
+    accepted = [length for sample in samples for length in sample["accepted"]]
     if not proposed:
         return {"acceptance": None, "accepted_lengths": {}}
     histogram = {str(length): number for length, number in sorted(Counter(accepted).items())}

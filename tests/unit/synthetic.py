@@ -24,7 +24,7 @@ def sample(number: int, correct: bool, forwards: int, tokens: int = 30, draft: i
         "key": f"item-{number:04d}", "prompt_hash": prompt_hash(str(number)), "ids": [5, 6, 1], "text": "#### 3",
         "scores": {"accuracy": float(correct), "strict": float(correct), "flexible": float(correct), "unparsed": False},
         "counts": counts, "widths": widths, "tokens": tokens, "seconds": 0.1, "stop_reason": "eos", "guards": 0,
-        "proposed": [], "accepted": [],
+        "proposed": 0, "accepted": [],
     }
 
 

@@ -1,0 +1,92 @@
+"""`dlmbench list`: what there is to choose from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dlmbench.cli import flags
+from dlmbench.cli.console import print_json, stdout
+
+KINDS = ("methods", "models", "tasks", "recipes")
+
+
+def list(  # noqa: A001  (the verb's name)
+    kind: Annotated[str, typer.Argument(help="methods, models, tasks or recipes.", show_default=False)],
+    plugin: flags.Plugin = None,
+    json: flags.Json = False,
+) -> None:
+    """List methods, models, tasks or recipes."""
+    from dlmbench.errors import RequestError
+    from dlmbench.registry import load_plugin
+
+    if kind not in KINDS:
+        raise RequestError(f"Cannot list {kind!r}; there are {', '.join(KINDS)}.")
+    if plugin:
+        load_plugin(plugin)
+    rows = {"methods": _methods, "models": _models, "tasks": _tasks, "recipes": _recipes}[kind]()
+    if json:
+        print_json({kind: rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    stdout().print(table)
+
+
+def _methods() -> Any:
+    from dlmbench.options import knob
+    from dlmbench.registry import DECODERS
+
+    rows = []
+    for name in DECODERS.names():
+        decoder = DECODERS.get(name)
+        rows.append({"method": name, "knob": knob(decoder.Config), "attention": ", ".join(decoder.attention),
+                     "networks": ", ".join(decoder.roles), "what it does": first_sentence(decoder)})
+    return rows
+
+
+def first_sentence(decoder: Any) -> str:
+    """First sentence of the decoder's own docstring, else of its module's, without the leading name."""
+    import sys
+
+    own = vars(decoder).get("__doc__")
+    text = own or getattr(sys.modules.get(decoder.__module__), "__doc__", None) or ""
+    paragraph = " ".join(text.strip().split("\n\n")[0].split())
+    paragraph = paragraph.removeprefix(f"`{decoder.name}`:").strip()
+    return paragraph.split(". ")[0].rstrip(".")
+
+
+def _models() -> Any:
+    from pathlib import Path
+
+    from dlmbench.presets import PRESETS
+
+    return [{"model": preset.name, "family": preset.family, "block": preset.block_length,
+             "where": "shipped" if Path(preset.location).is_dir() else preset.source, "what it is": preset.description}
+            for preset in PRESETS.values()]
+
+
+def _tasks() -> Any:
+    from dlmbench.tasks import catalogue
+
+    return [{"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
+            for row in catalogue()]
+
+
+def _recipes() -> Any:
+    from dlmbench.cli.sweep import recipe_files
+    from dlmbench.spec import read_recipe
+
+    rows = []
+    for path in recipe_files():
+        record = read_recipe(path)
+        verb = "sweep" if "methods" in record else "train"
+        rows.append({"recipe": path.stem, "verb": verb, "file": f"{path.parent.name}/{path.name}",
+                     "what it does": record.get("description", "")})
+    return rows

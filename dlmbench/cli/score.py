@@ -1,0 +1,81 @@
+"""`dlmbench score DIR`: judge stored generations again, without any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlmbench.cli import flags
+from dlmbench.cli.console import print_json, print_notes, stdout
+
+
+def score(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", show_default=False)],
+    data_dir: flags.DataDir = None,
+    workers: Annotated[int, typer.Option(min=1, help="Programs judged at a time.")] = 2,
+    json: flags.Json = False,
+) -> None:
+    """Score stored generations again and renew their metrics; generated code runs in the sandbox only."""
+    from dlmbench.errors import RequestError
+    from dlmbench.store import find_runs
+
+    runs = find_runs(*folders)
+    if not runs:
+        raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
+    tasks: dict[str, Any] = {}
+    rows = [_rescore(run, tasks, data_dir, workers) for run in runs]
+    print_notes(row["run"] + ": unfinished, its samples were scored and it has no metrics yet"
+                for row in rows if row["accuracy"] is None)
+    if json:
+        print_json({"runs": rows})
+        return
+    console = stdout()
+    for row in rows:
+        accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+        console.print(f"{row['run']}  {row['items']} items, accuracy {accuracy}, {row['changed']} scores changed",
+                      markup=False, soft_wrap=True)
+
+
+def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, workers: int) -> dict[str, Any]:
+    """Replace the scores of one run; speed and cost stay what they were measured to be."""
+    from dlmbench.store.metrics import aggregate
+
+    manifest, before = run.manifest(), run.metrics()
+    task = _task(manifest, tasks, data_dir)
+    items = {item.key: item for item in task.items(manifest["spec"]["split"], manifest["spec"]["limit"])}
+    with run.writing() as writer:
+        samples = run.samples()
+        scores = task.score_many([(items[sample["key"]], sample["text"]) for sample in samples], workers=workers)
+        changed = sum(dict(new) != sample["scores"] for sample, new in zip(samples, scores))
+        samples = [{**sample, "scores": dict(new)} for sample, new in zip(samples, scores)]
+        writer.unfinish()
+        writer.samples(samples)
+        metrics = {}
+        if before:
+            prices = (manifest.get("calibration") or {}).get("prices")
+            metrics = {**aggregate(samples, prices), "speed": before.get("speed")}
+            writer.metrics(metrics)
+    return {"run": run.name, "items": len(samples), "accuracy": metrics.get("accuracy"), "changed": changed}
+
+
+def _task(manifest: dict[str, Any], tasks: dict[str, Any], data_dir: str | None) -> Any:
+    """The task of a run, with the same data. Raises RequestError when the data are others."""
+    from dlmbench.errors import RequestError
+    from dlmbench.tasks import load_task
+
+    facts = manifest["task"]
+    name = f"{facts['name']} {facts['num_fewshot']} {facts['chat_template']} {manifest['gen_length']}"
+    if name not in tasks:
+        tokenizer = None
+        if facts["chat_template"]:
+            from dlmbench.engine import tokenizer_of
+
+            tokenizer = tokenizer_of(manifest["spec"]["model"])
+        tasks[name] = load_task(facts["name"], data_dir=data_dir, num_fewshot=facts["num_fewshot"], tokenizer=tokenizer,
+                                chat_template=facts["chat_template"], gen_length=manifest["gen_length"])
+    if tasks[name].content_hash != facts["content_hash"]:
+        raise RequestError(f"The data of {facts['name']} ({tasks[name].content_hash}) are not those of the run "
+                           f"({facts['content_hash']}); give the same ones with --data-dir.")
+    return tasks[name]

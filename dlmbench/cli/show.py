@@ -1,0 +1,137 @@
+"""`dlmbench show NAME`: everything about one model, method, task or recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from dlmbench.cli import flags
+from dlmbench.cli.console import print_json, stdout
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A method, model, task or recipe.", show_default=False)],
+    plugin: flags.Plugin = None,
+    json: flags.Json = False,
+) -> None:
+    """Show a method's options, a model's settings, a task, or a recipe's plan."""
+    from dlmbench.errors import RequestError
+    from dlmbench.registry import load_plugin
+
+    if plugin:
+        load_plugin(plugin)
+    for look in (_method, _model, _task, _recipe):
+        record = look(name)
+        if record is not None:
+            print_json(record) if json else _print(record)
+            return
+    raise RequestError(f"Nothing is called {name!r}{_near(name)}; dlmbench list methods, models, tasks or recipes "
+                       "shows what there is.")
+
+
+def _near(name: str) -> str:
+    import difflib
+
+    from dlmbench.cli.sweep import recipe_files
+    from dlmbench.presets import PRESETS
+    from dlmbench.registry import DECODERS
+    from dlmbench.tasks import catalogue
+
+    known = [*DECODERS.names(), *PRESETS, *(row.name for row in catalogue()), *(path.stem for path in recipe_files())]
+    close = difflib.get_close_matches(name, known, n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _method(name: str) -> dict[str, Any] | None:
+    from dlmbench.cli.list import first_sentence
+    from dlmbench.registry import DECODERS
+
+    if name not in DECODERS:
+        return None
+    decoder = DECODERS.get(name)
+    rows = [{"option": field.name, "default": _default(field), "type": getattr(field.type, "__name__", str(field.type)),
+             "knob": "--threshold" if field.metadata.get("knob") else "",
+             "meaning": _meaning(field)} for field in dataclasses.fields(decoder.Config)]
+    return {"method": name, "version": decoder.version, "what it does": first_sentence(decoder),
+            "attention": ", ".join(decoder.attention), "networks": ", ".join(decoder.roles),
+            "equal to": "; ".join(getattr(decoder, "equalities", ())) or "nothing declared", "options": rows}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else "required"
+
+
+def _meaning(field: dataclasses.Field) -> str:
+    choices = field.metadata.get("choices")
+    return field.metadata.get("help", "") + (f" ({', '.join(choices)})" if choices else "")
+
+
+def _model(name: str) -> dict[str, Any] | None:
+    from pathlib import Path
+
+    from dlmbench.presets import PRESETS, resolve
+
+    if name not in PRESETS and not Path(name).expanduser().is_dir():
+        return None
+    preset = resolve(name)
+    local = Path(preset.location).is_dir()
+    place = "shipped with the package" if name in PRESETS else "local folder"
+    return {"model": preset.name, "what it is": preset.description, "family": preset.family or "from config.json",
+            "where": place if local else f"hub, {preset.source}",
+            "revision": preset.revision or ("-" if local else "newest"), "block length": preset.block_length,
+            "chat template": "yes" if preset.chat_template else "no",
+            "most tokens": ", ".join(f"{task} {n}" for task, n in preset.gen_length.items()) or "by task",
+            "companions": ", ".join(f"{role} {model}" for role, model in preset.companions.items()) or "none",
+            "trained for": ", ".join(preset.tasks) or "general use"}
+
+
+def _task(name: str) -> dict[str, Any] | None:
+    from dlmbench.tasks import catalogue
+
+    row = next((row for row in catalogue() if row.name == name), None)
+    return row and {"task": row.name, "what it asks": row.description, "items": row.items, "needs": row.needs}
+
+
+def _recipe(name: str) -> dict[str, Any] | None:
+    from dlmbench.cli.sweep import find_recipe
+    from dlmbench.spec import SweepSpec, read_recipe
+
+    path = find_recipe(name)
+    if not path.is_file():
+        return None
+    record = read_recipe(path)
+    if "methods" not in record:
+        return {"recipe": path.stem, "verb": f"dlmbench train {path.parent.name}/{path.name}",
+                "what it does": record.get("description", ""),
+                "settings": [{"setting": key, "value": value} for key, value in record.items() if key != "description"]}
+    cells, _ = SweepSpec.from_recipe(path).checked()
+    rows = [{"task": cell.spec.task, "model": cell.spec.model, "method": cell.label, "items": cell.spec.limit or "all",
+             "batch": cell.spec.batch_size} for cell in cells]
+    return {"recipe": path.stem, "verb": f"dlmbench sweep {path.parent.name}/{path.name}",
+            "what it does": record.get("description", ""), "into": cells[0].spec.out, "cells": rows}
+
+
+def _print(record: dict[str, Any]) -> None:
+    """Facts as lines, lists of mappings as tables."""
+    from rich.table import Table
+
+    console = stdout()
+    facts = Table(box=None, padding=(0, 1), pad_edge=False, show_header=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for key, value in record.items():
+        if not isinstance(value, list):
+            facts.add_row(key, str(value))
+    console.print(facts)
+    for rows in (value for value in record.values() if isinstance(value, list) and value):
+        table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        console.print()
+        console.print(table)

@@ -1,0 +1,143 @@
+"""`dlmbench sweep`: many cells from a recipe or from flags, a table and a figure at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlmbench.cli import flags
+from dlmbench.cli.console import Bars, print_json, print_notes, stdout
+
+_RANGE = "0.3:0.95:0.05"
+Text = str | None
+
+
+def sweep(
+    recipe: Annotated[Text, typer.Argument(help="Recipe file or name; flags override what it says.",
+                                           show_default=False)] = None,
+    method: Annotated[Text, typer.Option(help="Methods a,b; with a recipe: only these of it.")] = None,
+    task: Annotated[Text, typer.Option(help="Tasks t,u; with a recipe: only these of it.")] = None,
+    model: Annotated[Text, typer.Option(help="Models.")] = None,
+    threshold: Annotated[Text, typer.Option(help=f"Values of the knob, as list or range {_RANGE}.")] = None,
+    set_: flags.Set = None,
+    against: Annotated[Text, typer.Option(help="Baselines that come along, or none.",
+                                          show_default="static,threshold")] = None,
+    limit: Annotated[Text, typer.Option(help="First N items only.")] = None,
+    draft: flags.Draft = None,
+    guide: flags.Guide = None,
+    reference: flags.Reference = None,
+    head: flags.Head = None,
+    block_length: Annotated[Text, typer.Option(help="Positions decoded together.")] = None,
+    gen_length: Annotated[Text, typer.Option(help="Most tokens an item.")] = None,
+    cache: Annotated[Text, typer.Option(help="Cache policies.")] = None,
+    store: Annotated[Text, typer.Option(help="fused, separate.")] = None,
+    num_fewshot: Annotated[Text, typer.Option(help="Worked examples.")] = None,
+    chat_template: flags.ChatTemplate = None,
+    temperature: Annotated[Text, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[Text, typer.Option(help="0 keeps all.")] = None,
+    top_p: Annotated[Text, typer.Option(help="1 keeps all.")] = None,
+    batch_size: Annotated[Text, typer.Option(help="Rows decoded together.")] = None,
+    device: Annotated[Text, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[Text, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    seed: Annotated[Text, typer.Option(help="Seeds.")] = None,
+    data_dir: flags.DataDir = None,
+    out: flags.Out = None,
+    plugin: flags.Plugin = None,
+    tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
+    executor: Annotated[str, typer.Option(help="local: here, one cell after another.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    json: flags.Json = False,
+) -> None:
+    """Run many settings, then write table and figure. The same command resumes it."""
+    from dlmbench.errors import RequestError
+    from dlmbench.spec import SweepSpec
+
+    if executor != "local":
+        raise RequestError(f"--executor is {executor!r}; this version runs sweeps with the executor local.")
+    given = dict(
+        method=method, task=task, model=model, threshold=threshold, set=set_, against=against, limit=limit, draft=draft,
+        guide=guide, reference=reference, head=head, block_length=block_length, gen_length=gen_length, cache=cache,
+        store=store, num_fewshot=num_fewshot, chat_template=chat_template, temperature=temperature, top_k=top_k,
+        top_p=top_p, batch_size=batch_size, device=device, dtype=dtype, seed=seed, data_dir=data_dir, out=out,
+        plugin=plugin, tune_on=tune_on,
+    )
+    given = {name: value for name, value in given.items() if value is not None}
+    spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
+    cells, notes = spec.checked()
+    print_notes(notes)
+    if dry_run:
+        _print_plan(spec, cells, json)
+        return
+    _execute(spec, cells, json)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by name among `recipe_files`; the path as it was given when there is none."""
+    path = Path(name)
+    if path.is_file() or path.suffix:
+        return path
+    return next((found for found in recipe_files() if found.stem == name), path)
+
+
+def recipe_files() -> list[Path]:
+    """Recipes below ./recipes, then those of the checkout that dlmbench runs from."""
+    folders = dict.fromkeys([Path("recipes").resolve(), Path(__file__).parents[2] / "recipes"])
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("**/*.yaml")):
+            found.setdefault(path.stem, path)
+    return list(found.values())
+
+
+def _execute(spec: Any, cells: list[Any], json: bool) -> None:
+    from dlmbench.executors.local import Local
+    from dlmbench.executors.sweep import run_sweep
+    from dlmbench.report.pareto import plot
+    from dlmbench.report.screen import print_sweep
+    from dlmbench.report.table import table, write_table
+
+    with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars:
+        swept = run_sweep(spec, cells, Local(progress=bars))
+    frame = table(swept.folders)
+    sentences = [choice.sentence for choice in swept.choices]
+    written = write_table(frame, spec.out, title=spec.name, notes=sentences) + plot(frame, spec.out)
+    if json:
+        print_json({"name": spec.name, "rows": frame.to_dict("records"), "choices": sentences,
+                    "files": [str(path) for path in written]})
+        return
+    console = stdout()
+    print_sweep(console, frame)
+    for sentence in sentences:
+        console.print(sentence, markup=False, soft_wrap=True)
+    console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)
+
+
+def _print_plan(spec: Any, cells: list[Any], json: bool) -> None:
+    """What would be done: every cell with the items it has and needs."""
+    from dlmbench.executors.local import Local
+
+    local = Local()
+    plans = [(cell, *local.plan(cell)) for cell in cells]
+    records = [{"task": cell.spec.task, "model": cell.spec.model, "method": cell.label,
+                "batch_size": cell.spec.batch_size, "folder": folder.name, "done": done, "items": items,
+                "finished": folder.finished} for cell, folder, done, items in plans]
+    todo = sum(record["items"] - record["done"] for record in records)
+    if json:
+        print_json({"name": spec.name, "out": spec.out, "tune_on": spec.tune_on, "cells": records, "items_to_do": todo})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    columns = ("task", "model", "method", "batch_size", "done", "items")
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="left" if name in columns[:3] else "right")
+    for record in records:
+        table.add_row(*(str(record[name]) for name in columns))
+    console = stdout()
+    console.print(table)
+    finished = sum(record["finished"] for record in records)
+    tuned = "; each is first run on dev items, then the chosen ones on test items" if spec.tune_on else ""
+    console.print(f"{spec.name}: {len(records)} cells, {finished} finished, {todo} items to generate, into {spec.out}"
+                  f"{tuned}. Nothing was run.", markup=False, soft_wrap=True)

@@ -1,0 +1,337 @@
+"""Runs cells here, one after another, and leaves finished run folders behind.
+
+A cell: the task's items, the key, the folder of that key; if it is finished nothing happens, else the missing items are
+generated and scored as they come, then a pass over a stated subset measures speed with natural stop, forwards get their
+measured price, and the aggregates are written. Tasks and engines are built only when a cell needs them, and reused by
+the cells that share them.
+
+Where engines and tasks come from can be replaced (`Source`): tests run whole sweeps on a toy engine. Left out:
+parallel cells, which would disturb each other's clocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from dlmbench import options
+from dlmbench.errors import RunError
+from dlmbench.spec import Checked, RunSpec, canonical, digest, identity
+from dlmbench.stats import spread
+from dlmbench.store import RunFolder, find_runs, prompt_hash
+from dlmbench.store.environment import environment
+from dlmbench.store.folder import Writer, find_by_key
+from dlmbench.store.metrics import aggregate
+
+SPEED_REPEATS = 3
+SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
+SPEED_LEAST = 8  # ... and at least this many
+MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
+
+
+class Progress(Protocol):
+    """What an executor tells while it works; all calls are optional to act on."""
+
+    def begin(self, label: str, done: int, total: int) -> None:
+        """A cell starts with `done` of its `total` items in the store."""
+
+    def advance(self) -> None:
+        """One more item is in the store."""
+
+    def stage(self, text: str) -> None:
+        """The items are there; something else is being done for this cell."""
+
+    def end(self) -> None:
+        """The cell is finished."""
+
+
+class Silent:
+    """No progress at all."""
+
+    def begin(self, label: str, done: int, total: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where engines, tasks and hashes come from."""
+
+    build: Callable[[Checked], Any]  # resolved cell -> Engine
+    load: Callable[[Checked], Any]  # cell -> Task
+    weights: Callable[[Checked], dict[str, str]]  # cell -> role -> hash
+
+
+def installed() -> Source:
+    """The real thing: torch and lm-eval are imported when it is first used."""
+    return Source(_build, _load_task, _weights)
+
+
+def run_cells(specs: Iterable[RunSpec], local: Local | None = None) -> list[Path]:
+    """Check all specs, then run or resume each; their folders, in the same order.
+
+    Raises RequestError before anything is loaded when one of them cannot work.
+    """
+    cells = [spec.check() for spec in specs]
+    return [folder.path for folder in (local or Local()).run(cells)]
+
+
+class Local:
+    """The local executor. One instance keeps models and tasks loaded between its cells."""
+
+    def __init__(self, source: Source | None = None, progress: Progress | None = None):
+        self.source = source or installed()
+        self.progress = progress or Silent()
+        self._tasks: dict[str, Any] = {}
+        self._prices: dict[str, dict[str, float]] = {}
+
+    def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
+        """Run or resume every cell; the finished folders, in the order of the cells.
+
+        Raises RunError when a folder is being written by another process or an engine breaks its promise.
+        """
+        return [self.run_cell(cell) for cell in cells]
+
+    def run_cell(self, cell: Checked) -> RunFolder:
+        """Run or resume one cell; nothing happens when it is finished."""
+        cell = replace(cell, spec=cell.spec.resolved())
+        job = self._job(cell)
+        if job.folder.finished:
+            return job.folder
+        with job.folder.writing() as writer:
+            if not job.folder.finished:  # another process may have finished it meanwhile
+                self._work(job, writer)
+        return job.folder
+
+    def plan(self, cell: Checked) -> tuple[RunFolder, int, int]:
+        """(folder, items in the store, items altogether) of a cell, without running anything."""
+        job = self._job(replace(cell, spec=cell.spec.resolved()))
+        return job.folder, len(job.folder.samples()), len(job.items)
+
+    # --- one cell ---------------------------------------------------------------------------------------------------
+
+    def _job(self, cell: Checked) -> Job:
+        """Find out which run this is. Loads the task and hashes the weights; loads no model."""
+        spec = cell.spec
+        task = self._task(cell)
+        items = task.items(spec.split, spec.limit)
+        weights = self.source.weights(cell)
+        prompts = task.prompt_hash(spec.split, spec.limit)
+        limits = {"gen_length": task.max_tokens, "stop": list(task.stop)}
+        record = identity(cell, weights, prompts, limits)
+        key = digest(record)
+        folder = find_by_key(spec.out, key) or RunFolder.at(spec.out, spec.task, spec.method, key)
+        return Job(cell, task, items, record, key, folder)
+
+    def _work(self, job: Job, writer: Writer) -> None:
+        """Everything from the first missing item to the aggregates."""
+        if not job.folder.key:
+            writer.manifest(job.manifest())
+        done = {sample["key"] for sample in job.folder.samples()}
+        self.progress.begin(job.cell.label, len(done), len(job.items))
+        engine = self.source.build(job.cell)
+        if len(done) < len(job.items):
+            self._generate(job, engine, writer, done)
+        samples = job.folder.samples()
+        if {sample["key"] for sample in samples} != {item.key for item in job.items}:
+            raise RunError(f"{job.folder.name} does not hold the items it should; remove the folder and run again.")
+        self.progress.stage("timing")
+        speed = self._speed(job, engine, samples)
+        calibration = self._calibration(job, engine, samples)
+        model = {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
+        writer.manifest({**job.manifest(), "model": model, "calibration": calibration})
+        writer.metrics({**aggregate(samples, calibration["prices"]), "speed": speed})
+        self.progress.end()
+
+    def _generate(self, job: Job, engine: Any, writer: Writer, done: set[str]) -> None:
+        def keep(item: Any, generation: Any, scores: dict[str, Any]) -> None:
+            writer.sample(sample_record(item, generation, scores))
+            self.progress.advance()
+
+        from dlmbench.tasks.lm import evaluate
+
+        evaluate(job.task, engine, job.items, on_item=keep, done=done, seed=job.cell.spec.seed)
+
+    def _speed(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Natural-stop speed over the first items: a warm-up, then repeats; nothing is scored or stored."""
+        batch = job.cell.spec.batch_size
+        subset = job.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
+        requests = _requests(job, engine, subset)
+        engine.generate(requests[:batch])
+        stored = {sample["key"]: sample["ids"] for sample in samples}
+        rates: dict[str, list[float]] = {"tps_decode": [], "tps_end_to_end": []}
+        same = 0
+        for _ in range(SPEED_REPEATS):
+            generations = engine.generate(requests)
+            tokens = sum(generation.tokens for generation in generations)
+            rates["tps_decode"].append(tokens / engine.timing.decode)
+            rates["tps_end_to_end"].append(tokens / engine.timing.total)
+            same = sum(list(generation.ids) == stored[generation.key] for generation in generations)
+        record: dict[str, Any] = {"items": len(subset), "repeats": SPEED_REPEATS, "same_ids": same,
+                                  "label": MECHANISM_ONLY if job.cell.preset.source.startswith("nano/") else None}
+        for name, values in rates.items():
+            record[name], record[f"{name}_low"], record[f"{name}_high"] = spread(values)
+        return record
+
+    # --- prices -----------------------------------------------------------------------------------------------------
+
+    def _calibration(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Prices of every forward in `samples`: those that a run on the same weights and machine has measured already,
+        so that rows of a sweep are comparable, and new measurements for the others."""
+        circumstances = job.circumstances()
+        name = canonical(circumstances)
+        if name not in self._prices:
+            self._prices[name] = _stored_prices(job.folder.path.parent, circumstances)
+        known = self._prices[name]
+        needed = {width for sample in samples for width in sample["widths"]}
+        if not needed <= known.keys():
+            measured = {width: price for width, price in engine.calibrate().items() if "/" in width}
+            known.update({width: price for width, price in measured.items() if width not in known})
+        return {"circumstances": circumstances, "prices": dict(sorted(known.items()))}
+
+    # --- loading, once ----------------------------------------------------------------------------------------------
+
+    def _task(self, cell: Checked) -> Any:
+        spec = cell.spec
+        name = canonical([spec.task, spec.data_dir, spec.num_fewshot, cell.gen_length, cell.chat_template,
+                          spec.model if cell.chat_template else None])
+        if name not in self._tasks:
+            self._tasks[name] = self.source.load(cell)
+        return self._tasks[name]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell, resolved: what will be run and where it is kept."""
+
+    cell: Checked
+    task: Any
+    items: list[Any]
+    identity: dict[str, Any]
+    key: str
+    folder: RunFolder
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything known before the first forward."""
+        cell, task = self.cell, self.task
+        dial = options.knob(type(cell.config))
+        return {
+            "key": self.key,
+            "label": cell.label,
+            "knob": getattr(cell.config, dial) if dial else None,
+            "parameters": cell.parameters,
+            "method_version": cell.decoder.version,
+            "spec": cell.spec.portable(),
+            "task": {"name": task.name, "version": task.version, "content_hash": task.content_hash,
+                     "num_fewshot": task.num_fewshot, "chat_template": task.chat_template, "items": len(self.items)},
+            "block_length": cell.block_length,
+            "gen_length": task.max_tokens,
+            "weights": self.identity["weights"],
+            "prompts": self.identity["prompts"],
+            "identity": self.identity,
+            "environment": environment(cell.spec.device),
+        }
+
+    def circumstances(self) -> dict[str, Any]:
+        """What a price depends on, beside the forward itself."""
+        here = environment(self.cell.spec.device)
+        return {"weights": self.identity["weights"], "batch_size": self.cell.spec.batch_size,
+                "dtype": self.cell.spec.dtype, "block_length": self.cell.block_length, "task": self.task.name,
+                "device": here["device"], "threads": here["threads"], "torch": here["versions"]["torch"]}
+
+
+def sample_record(item: Any, generation: Any, scores: dict[str, Any]) -> dict[str, Any]:
+    """One line of samples.jsonl."""
+    return {
+        "key": item.key,
+        "prompt_hash": prompt_hash(item.prompt),
+        "ids": list(generation.ids),
+        "text": generation.text,
+        "scores": dict(scores),
+        "counts": generation.counts,
+        "widths": generation.widths,
+        "tokens": generation.tokens,
+        "seconds": round(generation.seconds, 6),
+        "stop_reason": generation.stop_reason,
+        "guards": generation.guards,
+        "proposed": generation.proposed,
+        "accepted": list(generation.accepted),
+    }
+
+
+def file_dtype(location: str) -> str | None:
+    """How a local checkpoint stores its weights ("bfloat16"), read from the header of its first safetensors file."""
+    file = next(iter(sorted(Path(location).expanduser().glob("*.safetensors"))), None)
+    if file is None:
+        return None
+    with open(file, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    return "+".join(sorted(names.get(kind, kind) for kind in kinds))
+
+
+def portable(record: Any) -> Any:
+    """A description without places: strings that are absolute paths become their last component."""
+    if isinstance(record, dict):
+        return {str(name): portable(value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [portable(value) for value in record]
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return portable(dataclasses.asdict(record))
+    if isinstance(record, Path) or (isinstance(record, str) and record.startswith(("/", "~"))):
+        return Path(record).name
+    return record if isinstance(record, str | int | float | bool) or record is None else str(record)
+
+
+def _stored_prices(root: Path, circumstances: dict[str, Any]) -> dict[str, float]:
+    """Prices that finished runs beside this one have measured in the same circumstances."""
+    prices: dict[str, float] = {}
+    for folder in find_runs(root) if root.is_dir() else []:
+        calibration = folder.manifest().get("calibration") or {}
+        if calibration.get("circumstances") == json.loads(json.dumps(circumstances)):
+            prices = {**calibration["prices"], **prices}
+    return prices
+
+
+def _requests(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:
+    """The engine's requests of some items, exactly as scoring makes them."""
+    from dlmbench.tasks.lm import EngineLM
+
+    maker = EngineLM(engine, chat_template=job.task.chat_template, seed=job.cell.spec.seed)
+    return [maker.request(item.key, item.prompt, item.stop, item.max_tokens) for item in items]
+
+
+# --- the real source ------------------------------------------------------------------------------------------------
+
+def _build(cell: Checked) -> Any:
+    from dlmbench.engine import build
+
+    return build(cell.spec)
+
+
+def _weights(cell: Checked) -> dict[str, str]:
+    from dlmbench.engine import network_hashes
+
+    return network_hashes(cell)
+
+
+def _load_task(cell: Checked) -> Any:
+    from dlmbench.tasks import load_task
+
+    tokenizer = None
+    if cell.chat_template:
+        from dlmbench.engine import tokenizer_of
+
+        tokenizer = tokenizer_of(cell.spec.model)
+    spec = cell.spec
+    return load_task(spec.task, data_dir=spec.data_dir, num_fewshot=spec.num_fewshot, gen_length=cell.gen_length,
+                     tokenizer=tokenizer, chat_template=cell.chat_template)

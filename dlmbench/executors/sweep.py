@@ -1,0 +1,82 @@
+"""A sweep: all its cells, or with ``tune_on`` all settings on dev items and the chosen ones on test items.
+
+Choosing: of a method's settings on one task and one set of weights, the one with the highest dev accuracy; of equals
+the one with fewer forwards. How many settings were tried is kept and printed, because more tries find more luck.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlmbench.executors.local import Local
+from dlmbench.spec import Checked, SweepSpec
+from dlmbench.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which setting of a method was taken, out of which."""
+
+    task: str
+    model: str
+    method: str
+    chosen: str
+    tried: list[dict[str, Any]]  # label, accuracy, nfe of every setting, on dev
+    dev_items: int
+
+    @property
+    def sentence(self) -> str:
+        others = f"{len(self.tried)} setting{'s' if len(self.tried) != 1 else ''}"
+        best = next(one for one in self.tried if one["label"] == self.chosen)
+        return (f"{self.task}, {self.model}: {self.chosen} was chosen out of {others} of {self.method} "
+                f"on {self.dev_items} dev items ({100 * best['accuracy']:.1f} % there).")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep."""
+
+    folders: list[RunFolder]
+    choices: list[Choice]
+
+
+def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> Swept:
+    """Run, resume or find finished every cell; writes sweep.json into the sweep's folder."""
+    choices: list[Choice] = []
+    if sweep.tune_on:
+        cells, choices = _tuned(sweep, cells, local)
+    folders = local.run(cells)
+    record = {"name": sweep.name, "description": sweep.description, "tune_on": sweep.tune_on,
+              "runs": [folder.name for folder in folders], "choices": [asdict(choice) for choice in choices]}
+    place = Path(sweep.out) / "sweep.json"
+    place.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Swept(folders, choices)
+
+
+def _tuned(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> tuple[list[Checked], list[Choice]]:
+    """The cells whose settings won on dev, one a method, task and set of weights; dev runs are kept below dev/."""
+    groups: dict[str, list[Checked]] = {}
+    for cell in cells:
+        groups.setdefault(_contest(cell), []).append(cell)
+    winners, choices = [], []
+    for group in groups.values():
+        dev = [replace(cell, spec=replace(cell.spec, split="dev", out=str(Path(cell.spec.out) / "dev")))
+               for cell in group]
+        metrics = [folder.metrics() for folder in local.run(dev)]
+        best = max(range(len(group)), key=lambda i: (metrics[i]["accuracy"], -metrics[i]["nfe"]))
+        tried = [{"label": cell.label, "accuracy": one["accuracy"], "nfe": one["nfe"]}
+                 for cell, one in zip(group, metrics)]
+        spec = group[best].spec
+        winners.append(group[best])
+        choices.append(Choice(spec.task, spec.model, spec.method, group[best].label, tried, metrics[best]["items"]))
+    return winners, choices
+
+
+def _contest(cell: Checked) -> str:
+    """Cells that differ only in the method's own settings compete with each other."""
+    plain = replace(cell.spec, threshold=None, settings={}, against=())
+    return json.dumps(asdict(plain), sort_keys=True)
