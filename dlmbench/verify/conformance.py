@@ -1,0 +1,261 @@
+"""Conformance of a decoder: what every decoder promises, tried on tiny random networks in seconds.
+
+Checked: it ends, makes progress, touches only what it may; a batch of N equals N singles, with prompts of different
+lengths; a refilled slot equals a fresh one; it reads no device value on the host; the equalities it declares hold; and,
+on request, that it equals a slow reference of itself. What it does not check: quality and speed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.model import Transformer
+from dlmbench.backbone.network import Network
+from dlmbench.decoders.base import Decision, Decoder, View
+from dlmbench.engine.canvas import Canvas
+from dlmbench.engine.loop import Engine, Request
+from dlmbench.decoders.predict import Sampling
+from dlmbench.errors import DlmbenchError, RequestError
+from dlmbench.registry import DECODERS, load_plugin
+
+MASK, EOS, VOCABULARY, BLOCK = 3, 1, 89, 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One promise: its name, whether it holds, and what went wrong."""
+
+    promise: str
+    holds: bool
+    detail: str = ""
+
+
+class _Broken(Exception):
+    """A promise does not hold; the message is the finding."""
+
+
+def decoders_of(path: str | Path) -> list[type[Decoder]]:
+    """The decoder classes that a plugin file registers; the registry is left as it was.
+
+    Raises RequestError when the file registers none.
+    """
+    before = dict(DECODERS._targets)
+    try:
+        load_plugin(path)
+        added = [DECODERS.get(name) for name in DECODERS.names() if before.get(name) != DECODERS._targets[name]]
+    finally:
+        DECODERS._targets = before
+    found = [cls for cls in added if isinstance(cls, type) and issubclass(cls, Decoder)]
+    if not found:
+        raise RequestError(f"{Path(path).name} registers no decoder; end it with DECODERS.register(name, YourDecoder).")
+    return found
+
+
+def conformance(decoder: type[Decoder], reference: type[Decoder] | None = None, seed: int = 0) -> Iterator[Finding]:
+    """Try every promise of `decoder` at its default options."""
+    trials = [
+        ("progress", lambda: _progress(decoder, seed)),
+        ("no host reads", lambda: _no_host_reads(decoder)),
+        ("N = singles", lambda: _batch_equals_singles(decoder, seed)),
+        ("refilled slot = fresh slot", lambda: _refilled_equals_fresh(decoder, seed)),
+        ("late flags", lambda: _lag_changes_nothing(decoder, seed)),
+    ]
+    trials += [(f"equality {text}", _equality(decoder, text, seed)) for text in decoder.equalities]
+    if reference is not None:
+        trials.append(("equals its reference", lambda: _same(decoder, reference, seed)))
+    for promise, trial in trials:
+        try:
+            trial()
+        except (_Broken, DlmbenchError) as error:
+            yield Finding(promise, False, str(error))
+        except Exception as error:  # a third-party decoder may fail in any way; the name of the failure is the finding
+            yield Finding(promise, False, f"it raised {type(error).__name__}: {error}")
+        else:
+            yield Finding(promise, True)
+
+
+# --- the promises -----------------------------------------------------------------------------------------------------
+
+
+def _progress(decoder: type[Decoder], seed: int) -> None:
+    spy = _Spy(decoder())
+    _run(spy, _requests(seed), batch_size=3)
+
+
+def _batch_equals_singles(decoder: type[Decoder], seed: int) -> None:
+    requests = _requests(seed)
+    singles = [_run(decoder(), [request])[0] for request in requests]
+    for batch in (2, 5):
+        _compare(requests, singles, _run(decoder(), requests, batch_size=batch), f"a batch of {batch} differs from singles")
+
+
+def _refilled_equals_fresh(decoder: type[Decoder], seed: int) -> None:
+    requests = _requests(seed)
+    fresh = [_run(decoder(), [request])[0] for request in requests]
+    refilled = _run(decoder(), requests, batch_size=1)
+    hint = "state leaks through a refilled slot (keep memory in init_state's tensors, reset by view.fresh)"
+    _compare(requests, fresh, refilled, hint)
+
+
+def _lag_changes_nothing(decoder: type[Decoder], seed: int) -> None:
+    requests = _requests(seed)
+    _compare(requests, _run(decoder(), requests, batch_size=3), _run(decoder(), requests, batch_size=3, lag=1),
+             "reading flags one step late changes the result")  # fmt: skip
+
+
+def _equality(decoder: type[Decoder], text: str, seed: int) -> Callable[[], None]:
+    def trial() -> None:
+        ours, _, theirs = text.partition("==")
+        name, _, options = theirs.strip().partition(":")
+        other = DECODERS.get(name)
+        requests = _requests(seed)
+        left = _run(decoder(_config(decoder, ours)), requests, batch_size=3)
+        right = _run(other(_config(other, options)), requests, batch_size=3)
+        _compare(requests, right, left, f"{text.strip()} does not hold")
+
+    return trial
+
+
+def _same(decoder: type[Decoder], reference: type[Decoder], seed: int) -> None:
+    for draw in range(3):
+        requests = _requests(seed + draw)
+        _compare(requests, _run(reference(), requests), _run(decoder(), requests, batch_size=3),
+                 f"it differs from its reference {reference.__name__}")  # fmt: skip
+
+
+def _no_host_reads(decoder: type[Decoder]) -> None:
+    """One round on tensors without data: whoever looks at a value fails."""
+    device = torch.device("meta")
+    instance = decoder()
+    canvas = Canvas(2, 32, _block_of(decoder), MASK, (EOS,), device)
+    nets = {}
+    from dlmbench.backbone.counter import Counter
+
+    counter = Counter(2, device)
+    for role in decoder.roles:
+        nets[role] = Network(role, _model(decoder).to(device), _block_of(decoder))
+        nets[role].allocate(2, 32, canvas.tokens, counter)
+    view = canvas.view(instance.init_state(2, 32, device), Sampling(), 32, [], False)
+    try:
+        decision = instance.round(view, nets)
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error).splitlines()[0]
+        if "device" in text and "meta" in text and "cpu" in text:
+            raise _Broken(f"it mixes devices: make new tensors on view.tokens.device ({text})") from error
+        raise _Broken(f"it reads a device value on the host, which stalls the device every step ({text})") from error
+    if not isinstance(decision, Decision):
+        raise _Broken(f"it returned {type(decision).__name__}, not a Decision")
+
+
+class _Spy(Decoder):
+    """Stands between engine and decoder and looks at every decision."""
+
+    def __init__(self, inner: Decoder):
+        self.inner, self.name, self.roles, self.attention = inner, inner.name, inner.roles, inner.attention
+
+    def init_state(self, rows: int, length: int, device: torch.device):
+        state = self.inner.init_state(rows, length, device)
+        for name, tensor in state.items():
+            if tensor.shape[:1] != (rows,):
+                raise _Broken(f"state {name!r} has shape {tuple(tensor.shape)}; its first axis must be the {rows} rows")
+        return state
+
+    def round(self, view: View, nets: Any) -> Decision:
+        before = view.tokens.clone()
+        decision = self.inner.round(view, nets)
+        if not torch.equal(before, view.tokens):
+            raise _Broken("it wrote into view.tokens; decisions are returned, the engine carries them out")
+        _inspect(view, decision)
+        return decision
+
+
+def _inspect(view: View, decision: Decision) -> None:
+    if decision.reveal.dtype != torch.bool or decision.reveal.shape != view.masked.shape:
+        raise _Broken(f"reveal is {decision.reveal.dtype} {tuple(decision.reveal.shape)}, must be bool {tuple(view.masked.shape)}")
+    live = view.live.unsqueeze(1)
+    if bool((decision.reveal & ~view.masked & live & (decision.tokens != view.tokens)).any()):
+        raise _Broken("it reveals positions that are already committed, with other tokens")
+    shown = decision.reveal & view.masked & live
+    if bool((shown & (decision.tokens == view.mask_id)).any()):
+        raise _Broken("it reveals the mask token itself")
+    gained = shown.sum(1)
+    if decision.remask is not None:
+        lost = decision.remask & ~view.masked & live
+        if bool((lost & (view.positions < view.prompt_length.unsqueeze(1))).any()):
+            raise _Broken("it remasks positions of the prompt")
+        gained = gained - lost.sum(1)
+    stuck = view.live & view.masked.any(1) & (gained <= 0)
+    if decision.idle is not None:
+        stuck = stuck & ~decision.idle
+    if decision.finish is not None:
+        stuck = stuck & ~decision.finish
+    if bool(stuck.any()):
+        row = int(stuck.nonzero()[0])
+        raise _Broken(f"it makes no progress: at step {int(view.step[row])} of a block nothing (net) is revealed in an unfinished row")
+
+
+# --- tiny networks and items -------------------------------------------------------------------------------------------
+
+
+def _model(decoder: type[Decoder], seed: int = 7) -> Transformer:
+    """Two layers with loud random weights, so that confidences spread over the whole range."""
+    attention = decoder.attention[0]
+    config = BackboneConfig(
+        family="sdar" if attention != "causal" else "qwen3", vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2,
+        num_kv_heads=1, head_dim=16, intermediate_size=48, attention=attention, shift=int(attention == "causal"),
+        mask_id=MASK, eos_ids=(EOS,), pad_id=0, max_positions=256,
+    )  # fmt: skip
+    model = Transformer(config).init_weights(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.mul_(8.0 if name == "head.weight" else 5.0)
+    return model.requires_grad_(False).eval()
+
+
+def _block_of(decoder: type[Decoder]) -> int:
+    return 1 if decoder.attention[0] == "causal" else BLOCK
+
+
+def _requests(seed: int, count: int = 7) -> list[Request]:
+    rng = random.Random(seed)
+    return [
+        Request(f"item {i}", tuple(rng.randrange(4, VOCABULARY) for _ in range(rng.randrange(1, 14))), rng.randrange(5, 22), seed=i)
+        for i in range(count)
+    ]
+
+
+def _run(decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0):
+    kind = type(decoder.inner) if isinstance(decoder, _Spy) else type(decoder)
+    nets = {role: Network(role, _model(kind, 7 + i), _block_of(kind)) for i, role in enumerate(kind.roles)}
+    engine = Engine(nets, decoder, batch_size=batch_size, lag=lag, stall_limit=8)
+    return engine.generate(requests, trace=True)
+
+
+def _compare(requests, expected, ours, message: str) -> None:
+    for request, a, b in zip(requests, expected, ours):
+        if a.raw_ids != b.raw_ids:
+            at = next((i for i, (x, y) in enumerate(zip(a.raw_ids, b.raw_ids)) if x != y), min(len(a.raw_ids), len(b.raw_ids)))
+            raise _Broken(f"{message}: {request.key}, token {at} of the answer")
+        if a.counts != b.counts:
+            raise _Broken(f"{message}: {request.key} gives the same ids in another number of forwards")
+
+
+def _config(decoder: type[Decoder], text: str) -> Any:
+    """ "a=1,b=x" bound to the decoder's Config, values converted to the type of the default."""
+    config = decoder.Config()
+    types = {f.name: type(getattr(config, f.name)) for f in fields(decoder.Config)}
+    values = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, value = part.partition("=")
+        if name not in types:
+            raise _Broken(f"its equality names the option {name!r}, which {decoder.name} does not have")
+        values[name] = value == "true" if types[name] is bool else types[name](value)
+    return replace(config, **values)
