@@ -14,6 +14,7 @@ and extraction are lm-eval's own; what dlmbench adds stands in the ``metadata:``
     chat          lm-eval file to extend instead when a chat template is used, and other keys to replace then
     variants      other names, ``task/variant``, with the metadata that differs
     problem       function(doc) -> dlmbench.scoring.Problem: marks a task whose answers are programs
+    program       function(doc, answer) -> the whole text to run, for the same tasks
     unparsed      function(doc, text) -> bool, where the primary filter cannot tell that no answer was found
 
 Other keys are kept as they are (`Task.metadata`) for the methods that want to know something about a task.

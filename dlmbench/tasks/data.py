@@ -131,6 +131,20 @@ def _hub_answers() -> bool:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of the datasets library while small tables are rewritten."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
 def _offline() -> Iterator[None]:
     """The hub's clients read their switches when they are called, so they can be turned for the time of one call."""
     import datasets

@@ -12,7 +12,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lm_eval.tasks
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
@@ -57,7 +56,7 @@ def load_task(
     if num_fewshot is not None and num_fewshot < 0:
         raise RequestError(f"--num-fewshot is {num_fewshot}; it counts worked examples and cannot be negative.")
     card = cards.find(name)
-    with _quiet():
+    with data.quiet():
         if card:
             lm_task = _from_card(card, data_dir, num_fewshot, chat_template)
         else:
@@ -214,15 +213,3 @@ def _unknown(name: str, manager: TaskManager) -> str:
     if name in manager.all_tasks:
         return f"{name} is a group of lm-eval tasks; give one of its tasks by name."
     return f"Unknown task {name!r}: {cards.near(name, manager.all_subtasks)}"
-
-
-class _quiet:
-    """No progress bars of the datasets library while small tables are rewritten."""
-
-    def __enter__(self) -> None:
-        self._bars = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bars:
-            datasets.enable_progress_bars()

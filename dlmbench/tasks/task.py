@@ -29,11 +29,13 @@ from lm_eval.api.task import ConfigurableTask
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.tasks.base import Item
+from dlmbench.tasks.data import quiet
 
 FEWSHOT_SEED = 1234  # lm-eval's default, so that prompts equal its own
 MAX_TOKENS = 256  # lm-eval's default for tasks that name none
 SPLITS = ("test", "dev")
 _SHORT = {"strict-match": "strict", "flexible-extract": "flexible"}
+_NO_FILTER = "none"  # lm-eval's name for the chain of a task that names no filters
 _NO_ANSWER = ("[invalid]", "")  # what lm-eval's filters return when nothing matches
 
 
@@ -94,11 +96,12 @@ class Task:
 
     @cached_property
     def _test(self) -> list[tuple[int, Mapping[str, Any]]]:
-        return list(enumerate(self.lm_task.eval_docs))
+        return list(enumerate(self.lm_task.task_docs))
 
     @cached_property
     def _dev(self) -> list[tuple[int, Mapping[str, Any]]]:
-        name, docs = self._dev_source()
+        with quiet():
+            name, docs = self._dev_source()
         shown = self._shown() if name == self._example_split() else set()
         rows = [(index, doc) for index, doc in enumerate(docs) if index not in shown]
         if not rows:
@@ -182,7 +185,9 @@ class Task:
         if self.is_code:
             from dlmbench.tasks.code import score_program
 
-            return score_program(self.metadata["problem"](item.doc), responses[self.primary.partition(",")[2]])
+            problem, program = self.metadata["problem"], self.metadata["program"]
+            answer = responses[self.primary.partition(",")[2]]
+            return score_program(problem(item.doc), program(item.doc, answer), answer)
         values = {
             f"{metric},{name}": value
             for name, response in responses.items()
@@ -212,7 +217,9 @@ class Task:
 
     def _label(self, name: str) -> str:
         metric, _, chain = name.partition(",")
-        return _SHORT[chain] if chain in _SHORT and metric == self.primary.partition(",")[0] else name
+        if chain in _SHORT and metric == self.primary.partition(",")[0]:
+            return _SHORT[chain]
+        return metric if chain == _NO_FILTER else name
 
     def _accuracy(self, values: Mapping[str, Any]) -> float:
         value = values.get(self.primary)
@@ -261,4 +268,6 @@ def _first_metric(task: ConfigurableTask) -> str:
 
 
 def _is_empty(response: Any) -> bool:
+    if isinstance(response, list | tuple):  # a chain that keeps all matches
+        return all(map(_is_empty, response))
     return isinstance(response, str) and response.strip() in _NO_ANSWER
