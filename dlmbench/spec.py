@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,6 +165,15 @@ class Checked:
     def parameters(self) -> dict[str, Any]:
         """Every option of the method, after defaults."""
         return options.flat(self.config)
+
+    @property
+    def version(self) -> str:
+        """The decoder's version; for one from outside the package also a hash of its file, since authors forget."""
+        module = sys.modules.get(self.decoder.__module__)
+        file = getattr(module, "__file__", None)
+        if self.decoder.__module__.split(".")[0] == "dlmbench" or not file:
+            return str(self.decoder.version)
+        return f"{self.decoder.version}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}"
 
     @property
     def gen_length(self) -> int | None:
@@ -525,7 +535,7 @@ def identity(checked: Checked, weights: Mapping[str, str], prompts: str, limits:
     record = {
         "weights": dict(weights),
         "method": spec.method,
-        "version": checked.decoder.version,
+        "version": checked.version,
         "parameters": checked.parameters,
         "task": spec.task,
         "split": spec.split,

@@ -68,10 +68,17 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Word for the interval: it excludes zero, or it does not."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "too close to tell"
+        """Words for the interval."""
+        return verdict(self.low, self.high)
+
+
+def verdict(low: float, high: float) -> str:
+    """What the interval of a difference says. It has no width only when no item tells the two apart."""
+    if low == high == 0:
+        return "equal on every item"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "too close to tell"
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], level: float = LEVEL, seed: int = 0,

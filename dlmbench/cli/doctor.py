@@ -74,17 +74,13 @@ def _models() -> list[dict[str, str]]:
 
 
 def _sandbox() -> list[dict[str, str]]:
-    """What isolates generated code here; each missing piece weakens it and is named."""
+    """What isolates generated code here: without the first entry none can be scored, each other one adds a wall."""
     from dlmbench.scoring import capabilities
 
-    return [_check(f"sandbox {name}", "ok" if value else "limited", _words(value))
-            for name, value in capabilities().items()]
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "available" if value else "not available on this machine"
-    return str(value) if value else "not available on this machine"
+    first, *others = capabilities().items()
+    checks = [_check(first[0], "ok" if first[1][0] else "missing", first[1][1])]
+    return checks + [_check(f"sandbox {name}", "ok" if holds else "limited", remark)
+                     for name, (holds, remark) in others]
 
 
 def _hub() -> dict[str, str]:

@@ -53,13 +53,14 @@ def _methods() -> Any:
 
 def first_sentence(decoder: Any) -> str:
     """First sentence of the decoder's own docstring, else of its module's, without the leading name."""
+    import re
     import sys
 
     own = vars(decoder).get("__doc__")
     text = own or getattr(sys.modules.get(decoder.__module__), "__doc__", None) or ""
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
     paragraph = paragraph.removeprefix(f"`{decoder.name}`:").strip()
-    return paragraph.split(". ")[0].rstrip(".")
+    return re.sub(r"\s*\([^()]*\bcards?\b[^()]*\)", "", paragraph).split(". ")[0].rstrip(".")
 
 
 def _models() -> Any:

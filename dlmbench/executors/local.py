@@ -228,7 +228,7 @@ class Job:
             "label": cell.label,
             "knob": getattr(cell.config, dial) if dial else None,
             "parameters": cell.parameters,
-            "method_version": cell.decoder.version,
+            "method_version": cell.version,
             "spec": cell.spec.portable(),
             "task": {"name": task.name, "version": task.version, "content_hash": task.content_hash,
                      "num_fewshot": task.num_fewshot, "chat_template": task.chat_template, "items": len(self.items)},

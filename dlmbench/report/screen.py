@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmbench.report.table import helpers, interval, number, percent
-from dlmbench.stats import LEVEL
+from dlmbench.stats import LEVEL, verdict
 
 _WIDE, _MIDDLE = 92, 68  # columns of the terminal from which more of the table is shown
 
@@ -123,11 +123,11 @@ def _paired(ours: dict[str, Any], records: Iterable[dict[str, Any]]) -> Iterable
         if percent(mean) == "-":
             continue
         low, high, label = ours[f"vs_{name}_low"], ours[f"vs_{name}_high"], ours[f"vs_{name}_row"]
-        verdict = "better" if low > 0 else "worse" if high < 0 else "too close to tell"
-        colour = {"better": "green", "worse": "red"}.get(verdict, "yellow")
+        word = verdict(low, high)
+        colour = {"better": "green", "worse": "red"}.get(word, "yellow")
         cost = _relative_cost(ours, by_label[label])
         yield Text.assemble(f"  vs {label:<14} {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]  ",
-                            (verdict, colour), cost)
+                            (word, colour), cost)
 
 
 def _relative_cost(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
