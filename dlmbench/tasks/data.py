@@ -24,10 +24,16 @@ SHIPPED = Path(__file__).parent / "nano" / "data"
 PROBE_SECONDS = 4.0  # a hub that does not answer in this time counts as not there
 
 
-def shipped(name: str, keep: Callable[[Mapping[str, Any]], bool] = lambda row: True) -> DatasetDict:
-    """The shipped sets ``<name>-dev.jsonl`` and ``<name>-test.jsonl`` as splits dev and test, rows `keep` likes."""
-    rows = {split: list(read_jsonl(SHIPPED / f"{name}-{split}.jsonl")) for split in ("dev", "test")}
-    return as_dataset({split: [row for row in rows[split] if keep(row)] for split in rows})
+Row = dict[str, Any]
+
+
+def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) -> DatasetDict:
+    """The shipped sets ``<name>-dev.jsonl`` and ``<name>-test.jsonl`` as splits dev and test.
+
+    `change` may rewrite a row, or leave it out by returning None.
+    """
+    rows = {split: map(change, read_jsonl(SHIPPED / f"{name}-{split}.jsonl")) for split in ("dev", "test")}
+    return as_dataset({split: [row for row in rows[split] if row is not None] for split in rows})
 
 
 def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) -> DatasetDict:
@@ -50,7 +56,7 @@ def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) 
     return as_dataset(rows)
 
 
-def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of a JSONL file, each with all `fields`. Raises RequestError with the line that is wrong."""
     # Split at newlines only: str.splitlines would also cut at the line separators that a text field may contain.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -68,7 +74,7 @@ def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any
         yield row
 
 
-def as_dataset(rows: Mapping[str, list[dict[str, Any]]]) -> DatasetDict:
+def as_dataset(rows: Mapping[str, list[Row]]) -> DatasetDict:
     """In-memory data set of the kind that lm-eval works on."""
     from datasets import Dataset, DatasetDict
 

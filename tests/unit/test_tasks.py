@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from dlmbench.errors import RequestError
-from dlmbench.tasks import catalogue, load_task
+from dlmbench.tasks import cards, catalogue, load_task
 
 lm_eval_tasks = pytest.importorskip("lm_eval.tasks")
 
@@ -300,6 +300,57 @@ def test_mbpp_shows_lm_evals_three_examples(mbpp_folder):
     assert item.prompt.count("You are an expert Python programmer") == 4 and item.prompt.endswith("[BEGIN]\n")
     assert "similar_elements" in item.prompt
     assert "evaluate" not in sys.modules or not hasattr(sys.modules.get("lm_eval.tasks.mbpp.utils"), "pass_at_k")
+
+
+# --- the shipped tasks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tier", "count"),
+    [("nano-gsm", "full", 500), ("nano-gsm/easy", "easy", 200), ("nano-gsm/symbolic", "symbolic", 200)],
+)
+def test_tiers_of_nano_gsm(name, tier, count):
+    task = load_task(name)
+    test, dev = task.items("test"), task.items("dev")
+    assert len(test) == count and {item.doc["tier"] for item in test + dev} == {tier}
+    assert not {item.key for item in test} & {item.key for item in dev}
+    assert test[0].prompt == test[0].doc["question"] + "<|sep|>" and test[0].stop == ()
+    assert all(score["accuracy"] == 1 for score in task.score_many((i, i.doc["target"]) for i in test))
+    wrong = task.score(test[0], test[0].doc["target"] + "0")
+    assert (wrong["accuracy"], wrong["strict"], wrong["flexible"], wrong["unparsed"]) == (0, 0, 0, False)
+
+
+def test_the_default_tier_has_a_name_too():
+    assert load_task("nano-gsm/full").name == "nano-gsm"
+
+
+def test_nano_code_is_judged_by_running_it():
+    task = load_task("nano-code")
+    items = task.items(limit=6)
+    assert task.size() == 500 and task.size("dev") == 200
+    assert items[0].prompt.endswith("):<|sep|>") and items[0].stop == ()
+    assert all(score["verdict"] == "passed" for score in task.score_many((i, i.doc["target"]) for i in items))
+    for answer, verdict, unparsed in (("\n    return 3.5", "failed", False), (" return (", "failed", True)):
+        assert task.score(items[0], answer) == {"accuracy": 0.0, "unparsed": unparsed, "verdict": verdict}
+
+
+@pytest.mark.parametrize("name", ["nano-gsm", "nano-gsm/easy", "nano-gsm/symbolic", "nano-code"])
+def test_every_shipped_target_fits_the_token_budget(name):
+    from tokenizers import Tokenizer
+
+    from dlmbench.presets import ASSETS
+
+    tokenizer = Tokenizer.from_file(str(ASSETS / "nano" / "tokenizer" / "tokenizer.json"))
+    task = load_task(name)
+    for item in task.items("test") + task.items("dev"):
+        assert len(tokenizer.encode(item.doc["target"]).ids) + 1 <= item.max_tokens
+
+
+def test_the_nano_files_are_plain_lm_eval_files():
+    manager = lm_eval_tasks.TaskManager(include_path=str(cards.FOLDER / "nano_gsm"), include_defaults=False)
+    task = manager.load("nano-gsm")["tasks"]["nano-gsm"]
+    task.build_all_requests(limit=3)
+    assert [i.args[0] for i in task.instances] == [i.prompt for i in load_task("nano-gsm").items(limit=3)]
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
