@@ -1,0 +1,58 @@
+"""The training stream: an endless, seeded mix of the nano sources that never yields a held-out instance."""
+
+import random
+from collections.abc import Callable, Iterator
+
+from dlmbench.errors import RequestError
+from dlmbench.tasks.nano import code, gsm, gsm_symbolic
+from dlmbench.tasks.nano.separation import split_of
+
+SEPARATOR = "<|sep|>"
+
+SOURCES: dict[str, Callable[[random.Random], dict]] = {
+    "gsm-full": lambda rng: gsm.generate(rng, "full"),
+    "gsm-easy": lambda rng: gsm.generate(rng, "easy"),
+    "gsm-symbolic": gsm_symbolic.generate,
+    "code": code.generate,
+}
+
+
+def stream(mix: dict[str, float], seed: int) -> Iterator[dict]:
+    """Return an endless iterator of training examples.
+
+    Args:
+        mix: source name (a key of `SOURCES`) -> relative weight, not negative.
+        seed: the same mix and seed give the same examples in the same order.
+
+    Returns:
+        dictionaries with prompt (ends with the separator token), target (without the end token) and source.
+
+    Raises:
+        RequestError: if a source is unknown, a weight is negative or no weight is positive.
+    """
+    unknown = sorted(set(mix) - set(SOURCES))
+    if unknown:
+        raise RequestError(f"Unknown nano source {unknown[0]!r} in the mix. Choose among: {', '.join(SOURCES)}.")
+    if min(mix.values(), default=0) < 0 or sum(mix.values()) <= 0:
+        raise RequestError(f"The mix {mix} cannot be drawn from. Give at least one positive and no negative weight.")
+    return _draw(dict(mix), random.Random(seed))
+
+
+def example(row: dict, source: str) -> dict:
+    """Return the training example of a generated problem: prompt, target, source."""
+    return {"prompt": row.get("prompt", row.get("question")) + SEPARATOR, "target": row["target"], "source": source}
+
+
+def draw_split(rng: random.Random, source: str, split: str) -> dict:
+    """Draw problems of a source until one belongs to a split ("train", "dev" or "test"), and return it."""
+    while True:
+        row = SOURCES[source](rng)
+        if split_of(row["key"]) == split:
+            return row
+
+
+def _draw(mix: dict[str, float], rng: random.Random) -> Iterator[dict]:
+    names, weights = list(mix), list(mix.values())
+    while True:
+        for source in rng.choices(names, weights, k=1000):
+            yield example(draw_split(rng, source, "train"), source)
