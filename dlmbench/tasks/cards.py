@@ -78,7 +78,10 @@ def _card(base: str, variant: str, path: Path) -> Card:
 
 def _paths() -> dict[str, Path]:
     shipped = {path.stem: path for path in FOLDER.glob("*/*.yaml")}
-    return {**shipped, **{name: Path(TASKS.get(name)) for name in TASKS.names()}}
+    added = {name: Path(TASKS.get(name)) for name in TASKS.names()}
+    for name in shipped.keys() & added.keys():
+        raise RequestError(f"Task {name} is shipped with dlmbench; register {added[name].name} under another name.")
+    return {**shipped, **added}
 
 
 @cache

@@ -117,7 +117,7 @@ def _lm_eval_file(name: str, path: Path) -> dict[str, Any]:
         raise RequestError(f"Task {name} of lm-eval needs a package that is missing: {error}.") from error
     except OSError as error:
         raise RequestError(
-            f"Task {name} needs {path.name} of lm-eval, which the installed one lacks; install lm-eval 0.4.9 or later."
+            f"Task {name} needs {path.name} of lm-eval, which the installed one lacks; install lm-eval 0.4.13 or later."
         ) from error
 
 

@@ -394,6 +394,15 @@ def test_a_registered_file_is_a_task(tmp_path, monkeypatch):
     assert "mine" in [row.name for row in catalogue()]
 
 
+def test_a_shipped_name_cannot_be_registered_again(tmp_path, monkeypatch):
+    from dlmbench.registry import TASKS
+
+    monkeypatch.setattr(TASKS, "_targets", dict(TASKS._targets))
+    TASKS.register("gsm8k", tmp_path / "mine.yaml")
+    with pytest.raises(RequestError, match="another name"):
+        load_task("humaneval")
+
+
 def test_lm_evals_unsafe_and_likelihood_tasks_are_refused():
     with pytest.raises(RequestError, match="sandbox"):
         load_task("humaneval_plus")
