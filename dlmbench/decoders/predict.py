@@ -122,7 +122,7 @@ class Candidates:
             logits = logits.masked_fill(logits < logits.topk(self.sampling.top_k, -1).values[..., -1:], float("-inf"))
         probability = logits.softmax(-1)
         if self.sampling.top_p < 1.0:
-            ordered, order = probability.sort(-1, descending=True, stable=True)
+            ordered, order = probability.sort(stable=True, dim=-1, descending=True)
             outside = ordered.cumsum(-1) - ordered >= self.sampling.top_p  # the crossing token stays
             probability = probability.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
             probability = probability / probability.sum(-1, keepdim=True)

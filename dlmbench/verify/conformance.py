@@ -19,9 +19,9 @@ from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Decoder, View
+from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import Canvas
 from dlmbench.engine.loop import Engine, Request
-from dlmbench.decoders.predict import Sampling
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
 

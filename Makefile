@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make reproduce` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/dlmbench
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup reproduce reproduce-full test test-all lint bench bench-gpu train-nano
+
+setup: $(VENV)/.runtime
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlmbench needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+reproduce: $(VENV)/.runtime
+	$(RUN) sweep recipes/reproduce.yaml
+	$(RUN) plot results/reproduce
+
+reproduce-full: $(VENV)/.runtime
+	$(RUN) sweep recipes/reproduce-full.yaml
+	$(RUN) plot results/reproduce-full
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not cuda'
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.runtime
+	$(RUN) bench
+
+bench-gpu: $(VENV)/.runtime
+	$(RUN) bench --device cuda
+
+train-nano: $(VENV)/.dev
+	$(RUN) train recipes/train-nano-ar.yaml
+	$(RUN) train recipes/train-nano.yaml
+	$(RUN) train recipes/train-nano-draft.yaml

@@ -1,0 +1,168 @@
+"""What the runtime delivers on this device: forwards, decoders at fixed length, and the plain loop beside them.
+
+Fixed-length timing with end tokens off belongs here and nowhere else; accuracies never come with these speeds. All
+figures are medians of repeats with their spread, synchronised, and state threads, dtype and batch size.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dlmbench.backbone.network import Network
+from dlmbench.bench.plain import PlainLoop
+from dlmbench.bench.shapes import SHAPES, random_model
+from dlmbench.engine.calibrate import forward_seconds, median_seconds
+from dlmbench.engine.loop import Engine, Request
+from dlmbench.registry import DECODERS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One bench: a shape, where it runs, and what is decoded."""
+
+    shape: str = "nano"
+    device: str = "cpu"
+    dtype: str = "float32"
+    block_length: int = 8
+    batch_sizes: tuple[int, ...] = (1, 4, 16)
+    prompt_tokens: int = 40
+    new_tokens: int = 64
+    repeats: int = 5
+    plain: bool = True
+
+
+def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Copy bandwidth in GB/s (read and write both counted) and matrix rate in GFLOP/s, as measured now."""
+    size = (64 if device.type == "cpu" else 1024) << 20
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = median_seconds(lambda: target.copy_(source), device, 5)
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    product = median_seconds(lambda: torch.mm(a, b), device, 5)
+    return {"copy_gb_per_s": 2 * size / copy / 1e9, "matmul_gflop_per_s": 2 * n**3 / product / 1e9}
+
+
+def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dict]:
+    """Milliseconds of one block forward (head included) for each batch size, and its share of the roofline."""
+    rows = []
+    config = model.config
+    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    keys = settings.prompt_tokens + settings.new_tokens
+    for batch in settings.batch_sizes:
+        net = Network("target", model, settings.block_length)
+        seconds = forward_seconds(net, batch, settings.block_length, keys, True, settings.repeats)
+        kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * keys * batch * model.norm.element_size()
+        queries = batch * settings.block_length
+        floor = max(
+            (weight_bytes + kv_bytes) / rates["copy_gb_per_s"] / 1e9,
+            config.flops(queries, queries * keys) / rates["matmul_gflop_per_s"] / 1e9,
+        )
+        rows.append({"batch": batch, "ms": seconds * 1e3, "roofline_share": floor / seconds})
+    return rows
+
+
+def decode_rows(model, settings: Settings) -> list[dict]:
+    """Tokens/s of `static` (k = 1) at each batch size, with the share of time spent outside forwards."""
+    return [_decode_row(model, settings, batch) for batch in settings.batch_sizes]
+
+
+def _decode_row(model, settings: Settings, batch: int) -> dict:
+    clock = _ForwardClock(model)
+    net = Network("target", clock, settings.block_length)
+    engine = Engine({"target": net}, DECODERS.get("static")(), batch_size=batch)
+    requests = _requests(model, settings, max(2, batch))
+    engine.generate(requests)  # warm-up
+    rates, outside = [], []
+    for _ in range(settings.repeats):
+        clock.seconds = 0.0
+        began = time.perf_counter()
+        results = engine.generate(requests)
+        wall = time.perf_counter() - began
+        rates.append(sum(g.tokens for g in results) / wall)
+        outside.append(1 - clock.seconds / wall)
+    row = {"loop": "dlmbench static", "batch": batch, **_spread("tokens_per_s", rates)}
+    if net.device.type == "cpu":  # elsewhere the host runs ahead of the device and this difference means nothing
+        row["outside_share"] = statistics.median(outside)
+    return row
+
+
+def plain_row(model, settings: Settings) -> dict:
+    """The transformers loop on the same prompts, one at a time."""
+    loop = PlainLoop(model, settings.block_length)
+    requests = _requests(model, settings, 2)
+    loop.generate(list(requests[0].prompt_ids), settings.new_tokens)
+    rates = []
+    for _ in range(settings.repeats):
+        began = time.perf_counter()
+        tokens = sum(len(loop.generate(list(r.prompt_ids), settings.new_tokens)) for r in requests)
+        rates.append(tokens / (time.perf_counter() - began))
+    return {"loop": "transformers, DynamicCache", "batch": 1, **_spread("tokens_per_s", rates)}
+
+
+def run(settings: Settings) -> dict:
+    """Everything of one bench as a record; `ratios` are the comparisons that one looks for first."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    model = random_model(settings.shape, settings.device, dtype)
+    rates = device_rates(device, dtype)
+    decoded = decode_rows(model, settings)
+    record = {
+        "shape": settings.shape,
+        "parameters": SHAPES[settings.shape].parameters,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": settings.dtype,
+        "torch": torch.__version__,
+        "block_length": settings.block_length,
+        "prompt_tokens": settings.prompt_tokens,
+        "new_tokens": settings.new_tokens,
+        "repeats": settings.repeats,
+        **rates,
+        "forwards": forward_rows(model, settings, rates),
+        "decoding": decoded,
+    }
+    first = decoded[0]["tokens_per_s"]
+    record["ratios"] = {f"batch {row['batch']} over batch {decoded[0]['batch']}": row["tokens_per_s"] / first for row in decoded[1:]}
+    if settings.plain:
+        plain = plain_row(model, settings)
+        record["decoding"] = [*decoded, plain]
+        record["ratios"] |= {f"batch {row['batch']} over transformers": row["tokens_per_s"] / plain["tokens_per_s"] for row in decoded}
+    return record
+
+
+class _ForwardClock:
+    """A network that adds up the seconds spent in its layers and head."""
+
+    def __init__(self, model):
+        self._model, self.seconds = model, 0.0
+
+    def __call__(self, *args):
+        return self._timed(self._model, *args)
+
+    def project(self, hidden):
+        return self._timed(self._model.project, hidden)
+
+    def _timed(self, function, *args):
+        began = time.perf_counter()
+        result = function(*args)
+        self.seconds += time.perf_counter() - began
+        return result
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+def _requests(model, settings: Settings, count: int) -> list[Request]:
+    """Random prompts of one length, so that every loop does the same work."""
+    rng = random.Random(0)
+    ids = [i for i in range(model.config.vocab_size) if i != model.config.mask_id]
+    return [Request(str(i), tuple(rng.choices(ids, k=settings.prompt_tokens)), settings.new_tokens) for i in range(count)]
+
+
+def _spread(name: str, samples: list[float]) -> dict[str, float]:
+    return {name: statistics.median(samples), f"{name}_min": min(samples), f"{name}_max": max(samples)}

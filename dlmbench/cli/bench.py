@@ -1,0 +1,67 @@
+"""`dlmbench bench`: how fast the runtime is on this device, and how much is left."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    shape: Annotated[str, typer.Option(help="backbone shape, random weights")] = "nano",
+    batch_size: Annotated[str, typer.Option(help="batch sizes, as 1,4,16")] = "1,4,16",
+    block_length: Annotated[int, typer.Option(help="positions decoded together")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="tokens of each prompt")] = 40,
+    new_tokens: Annotated[int, typer.Option(help="tokens to generate, end tokens ignored")] = 64,
+    repeats: Annotated[int, typer.Option(help="timed repeats; medians are shown")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16")] = "auto",
+    plain: Annotated[bool, typer.Option(help="time the plain transformers loop too")] = True,
+    json: Annotated[bool, typer.Option("--json", help="print the JSON line only")] = False,
+) -> None:
+    """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
+    import json as json_module
+
+    import torch
+
+    from dlmbench import options
+    from dlmbench.bench.core import Settings, run
+    from dlmbench.errors import RequestError
+
+    place = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = dtype if dtype != "auto" else ("float32" if place == "cpu" else "bfloat16")
+    sizes = tuple(options.convert(part, int, "--batch-size") for part in batch_size.split(","))
+    if min(sizes) < 1 or repeats < 1 or new_tokens < 1 or prompt_tokens < 1 or block_length < 1:
+        raise RequestError("Batch sizes, lengths and repeats of a bench must be at least 1.")
+    record = run(Settings(shape, place, kind, block_length, sizes, prompt_tokens, new_tokens, repeats, plain))
+    if not json:
+        _show(record)
+    print(json_module.dumps(record))
+
+
+def _show(record: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{record['shape']}: {record['parameters'] / 1e6:.1f} M parameters, {record['dtype']} on {record['device']}, "
+        f"{record['threads']} threads, torch {record['torch']}\n"
+        f"measured copy {record['copy_gb_per_s']:.1f} GB/s, matrix products {record['matmul_gflop_per_s']:.0f} GFLOP/s"
+    )
+    table = Table(title=f"one forward of a block of {record['block_length']}, head included")
+    for name in ("batch", "ms", "of the roofline"):
+        table.add_column(name, justify="right")
+    for row in record["forwards"]:
+        table.add_row(str(row["batch"]), f"{row['ms']:.2f}", f"{row['roofline_share']:.0%}")
+    console.print(table)
+    table = Table(title=f"static, one token a step, {record['new_tokens']} new tokens, end tokens ignored")
+    for name in ("loop", "batch", "tokens/s", "range", "outside forwards"):
+        table.add_column(name, justify="left" if name == "loop" else "right")
+    for row in record["decoding"]:
+        outside = f"{row['outside_share']:.1%}" if "outside_share" in row else "-"
+        spread = f"{row['tokens_per_s_min']:.0f}-{row['tokens_per_s_max']:.0f}"
+        table.add_row(row["loop"], str(row["batch"]), f"{row['tokens_per_s']:.0f}", spread, outside)
+    console.print(table)
+    for name, value in record["ratios"].items():
+        console.print(f"{name}: {value:.2f}x")

@@ -1,0 +1,164 @@
+"""The engine on tiny random networks: counts, stops, refills, errors. pytest tests/unit/test_engine.py"""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dlmbench.backbone.network import Network
+from dlmbench.decoders.ar import AR
+from dlmbench.decoders.predict import Sampling
+from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.decoders.threshold import Threshold, ThresholdConfig
+from dlmbench.engine import Engine, Request
+from dlmbench.errors import RequestError
+from dlmbench.verify.conformance import EOS, MASK, VOCABULARY, _model
+
+BLOCK = 4
+
+
+def engine(decoder=None, *, store="fused", eos=(EOS,), tokenizer=None, **options):
+    decoder = decoder or Static()
+    model = _model(type(decoder))
+    model.config = replace(model.config, eos_ids=eos)
+    net = Network("target", model, 1 if model.config.shift else BLOCK, store)
+    return Engine({"target": net}, decoder, tokenizer, **options)
+
+
+def requests(count=8, stop=(), budget=None):
+    rng = random.Random(5)
+    return [
+        Request(str(i), tuple(rng.randrange(4, VOCABULARY) for _ in range(rng.randrange(1, 15))),
+                budget or rng.randrange(3, 20), stop, seed=i)
+        for i in range(count)
+    ]  # fmt: skip
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(48 + i) for i in ids if i not in (EOS, MASK))
+
+
+@pytest.mark.parametrize("store", ["fused", "separate"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=20)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("batch, lag", [(3, 0), (3, 1), (16, 0)])
+def test_ids_do_not_depend_on_batch_store_or_lag(store, sampling, batch, lag):
+    items = requests()
+    singles = [engine(Threshold(ThresholdConfig(tau=0.4)), sampling=sampling).generate([item])[0] for item in items]
+    batched = engine(Threshold(ThresholdConfig(tau=0.4)), sampling=sampling, store=store, batch_size=batch, lag=lag).generate(items)
+    assert [g.raw_ids for g in batched] == [g.raw_ids for g in singles]
+    denoise = [g.counts["target"]["denoise"]["calls"] for g in batched]
+    assert denoise == [g.counts["target"]["denoise"]["calls"] for g in singles]
+    assert len({tuple(g.ids) for g in batched}) > 1
+
+
+def test_seeds_decide_draws():
+    item = requests(1, budget=12)[0]
+    sampling = Sampling(temperature=1.0)
+    runs = [engine(sampling=sampling).generate([Request("x", item.prompt_ids, 12, seed=s)])[0].ids for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_separate_stores_are_counted_and_fused_ones_widen_a_forward():
+    item = Request("x", tuple(range(10, 17)), 9)  # 7 prompt tokens: blocks 1, 2, 3 with 1, 4 and 4 free positions
+    separate = engine(eos=(), store="separate").generate([item])[0]
+    fused = engine(eos=()).generate([item])[0]
+    assert {k: n["calls"] for k, n in separate.counts["target"].items()} == {"prefill": 1, "denoise": 9, "store": 3}
+    assert {k: n["calls"] for k, n in fused.counts["target"].items()} == {"prefill": 1, "denoise": 9}
+    assert fused.widths == {"target/prefill/32": 1, "target/denoise/4": 7, "target/denoise/8": 2}
+    assert separate.counts["target"]["denoise"]["query_tokens"] == 36
+    assert fused.counts["target"]["denoise"]["query_tokens"] == 7 * 4 + 2 * 8
+    assert separate.counts["target"]["denoise"]["key_tokens"] == 4 * (8 + 4 * 12 + 4 * 16)
+
+
+def test_autoregressive_spends_one_forward_a_token_and_equals_an_uncached_loop():
+    decoder = AR()
+    item = Request("x", tuple(range(10, 19)), 8)
+    result = engine(decoder, eos=()).generate([item])[0]
+    assert result.counts["target"]["denoise"]["calls"] == 8
+    model, ids = _model(AR), list(item.prompt_ids)
+    for _ in range(8):
+        length = len(ids)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        with torch.inference_mode():
+            logits = model.project(model.hidden(torch.tensor([ids]), mask=causal))[0, -1].tolist()
+        ids.append(max((i for i in range(VOCABULARY) if i != MASK), key=logits.__getitem__))
+    assert result.ids == ids[9:]
+
+
+def test_generation_ends_at_the_first_eos_of_the_answer():
+    items = requests(12, budget=40)
+    free = engine(eos=(), batch_size=4).generate(items)
+    eos = Counter(token for g in free for token in g.ids[5:30]).most_common(6)[-1][0]  # a token that comes up now and then
+    results = engine(eos=(eos,), batch_size=4).generate(items)
+    ended = [(a, b) for a, b in zip(results, free) if a.stop_reason == "eos"]
+    assert 0 < len(ended)
+    for stopped, whole in ended:
+        assert stopped.ids.index(eos) == len(stopped.ids) - 1 == stopped.tokens - 1
+        assert whole.raw_ids[: len(stopped.raw_ids)] == stopped.raw_ids
+    assert any(len(stopped.raw_ids) < len(whole.raw_ids) for stopped, whole in ended)
+
+
+def test_an_eos_in_the_prompt_stops_nothing():
+    prompt = (10, EOS, 12, 13, EOS)
+    assert len(engine().generate([Request("x", prompt, 4)])[0].raw_ids) >= 3
+
+
+def test_budget_cuts_inside_the_last_block():
+    result = engine(eos=()).generate([Request("x", (10, 11, 12, 13, 14), 6)])[0]
+    assert (len(result.ids), len(result.raw_ids), result.tokens, result.stop_reason) == (6, 7, 6, "length")
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_stop_strings_cut_text_tokens_and_forwards(lag):
+    free = engine(eos=(), tokenizer=Letters()).generate([Request("x", (10, 11), 30)])[0]
+    stop = free.text[9:11]
+    at = free.text.index(stop)
+    items = [Request("x", (10, 11), 30, (stop,)), Request("y", (12, 13, 14), 30)]
+    result = engine(eos=(), tokenizer=Letters(), lag=lag).generate(items)
+    assert result[0].text == free.text[:at] and result[0].stop_reason == "stop"
+    assert result[0].tokens == at + 2
+    blocks = (2 + at + 1) // BLOCK + 1
+    assert result[0].counts["target"]["denoise"]["calls"] == blocks * BLOCK - 2
+    assert result[1].ids == engine(eos=()).generate([items[1]])[0].ids
+
+
+def test_results_come_in_order_and_callbacks_as_items_finish():
+    items = requests(9)
+    finished = []
+    results = engine(batch_size=4).generate(items, on_finish=lambda g: finished.append(g.key))
+    assert [g.key for g in results] == [item.key for item in items]
+    assert sorted(finished) == sorted(item.key for item in items) and finished != [item.key for item in items]
+
+
+@pytest.mark.parametrize(
+    "request_, words",
+    [
+        (Request("a", (), 4), "empty prompt"),
+        (Request("a", (5, MASK), 4), "mask token"),
+        (Request("a", (5, VOCABULARY), 4), "vocabulary"),
+        (Request("a", (5,), 0), "at least 1"),
+        (Request("a", (5,) * 250, 40), "positions"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(request_, words):
+    with pytest.raises(RequestError, match=words):
+        engine().generate([request_])
+
+
+def test_static_k_reveals_k_and_the_mask_token_never_comes_out():
+    result = engine(Static(StaticConfig(k=3)), eos=()).generate([Request("x", (10, 11, 12, 13), 8)], trace=True)[0]
+    assert [len(step["positions"]) for step in result.trace] == [3, 1, 3, 1]
+    assert MASK not in result.raw_ids
+
+
+def test_calibration_prices_every_forward_that_was_met():
+    machine = engine(Threshold(), batch_size=2)
+    results = machine.generate(requests(4, budget=16))
+    prices = machine.calibrate(repeats=3)
+    assert {name for g in results for name in g.widths} <= set(prices)
+    assert prices["target/denoise/4"] == 1.0 and all(price > 0 for price in prices.values())

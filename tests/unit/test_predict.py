@@ -1,0 +1,103 @@
+"""Proposals, scores and draws. pytest tests/unit/test_predict.py"""
+
+import pytest
+import torch
+
+from dlmbench.decoders.base import View, top_n
+from dlmbench.decoders.predict import Candidates, Sampling, uniform
+
+V, MASK = 50, 7
+
+
+def view(rows=2, width=6, sampling=None, seed=0):
+    positions = torch.arange(width).expand(rows, width)
+    zeros = torch.zeros(rows, dtype=torch.long)
+    return View(
+        tokens=torch.full((rows, width), MASK), positions=positions, start=zeros, prompt_length=zeros,
+        live=torch.ones(rows, dtype=torch.bool), step=zeros, total_steps=zeros, seed=zeros + seed, state={},
+        mask_id=MASK, sampling=sampling or Sampling(), seen=width,
+    )  # fmt: skip
+
+
+def logits(rows=2, width=6, scale=3.0):
+    return torch.randn(rows, width, V, generator=torch.Generator().manual_seed(0)) * scale
+
+
+def test_confidence_is_the_full_softmax_at_the_best_token_that_is_not_the_mask():
+    raw = logits()
+    raw[0, 0, MASK] = 30.0
+    best = Candidates(raw.clone(), view())
+    probability = raw.softmax(-1)
+    without = probability.clone()
+    without[..., MASK] = -1
+    assert torch.equal(best.tokens, without.argmax(-1))
+    assert torch.allclose(best.confidence, without.amax(-1), atol=1e-7)  # the mask's share stays in the sum
+    assert best.confidence[0, 0] < 1e-6
+
+
+def test_log_odds_order_what_probabilities_cannot_tell_apart():
+    raw = torch.zeros(1, 3, V)
+    raw[0, :, 3] = torch.tensor([40.0, 41.0, 39.0])
+    best = Candidates(raw, view(1, 3))
+    assert best.confidence.unique().numel() == 1
+    assert best.log_odds.argsort(descending=True).tolist() == [[1, 0, 2]]
+
+
+def test_entropy_and_margin_against_their_definitions():
+    raw = logits()
+    best = Candidates(raw.clone(), view())
+    p = raw.double().softmax(-1)
+    assert torch.allclose(best.entropy.double(), -(p * p.log()).sum(-1), atol=1e-5)
+    top = p.topk(2, -1).values
+    assert torch.allclose(best.margin.double(), top[..., 0] - top[..., 1], atol=1e-6)
+    sure = torch.full((1, 1, V), float("-inf"))
+    sure[..., 4] = 0.0
+    assert Candidates(sure, view(1, 1)).entropy.item() == 0.0
+
+
+def test_temperature_scales_confidence_also_when_greedy():
+    raw = logits()
+    warm = Candidates(raw.clone(), view(sampling=Sampling(temperature=0.5, top_k=1)))
+    assert torch.allclose(warm.confidence, (raw * 2).softmax(-1).amax(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.0, top_p=0.8), Sampling(1.3, 20, 0.9)])
+def test_draws_follow_the_truncated_distribution(sampling):
+    raw = torch.randn(1, 1, V, generator=torch.Generator().manual_seed(3)).expand(1, 4000, V) * 2
+    best = Candidates(raw.clone(), view(1, 4000, sampling))
+    counts = torch.bincount(best.tokens.flatten(), minlength=V).double()
+    p = best._truncated[0, 0].double()
+    assert counts[MASK] == 0 and counts[p == 0].sum() == 0
+    spread = (4000 * p * (1 - p)).sqrt()
+    assert ((counts - 4000 * p).abs() <= 5 * spread + 1).all()
+
+
+def test_top_p_keeps_the_crossing_token():
+    raw = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().view(1, 1, 4)
+    kept = Candidates(raw, replace_mask(view(1, 1, Sampling(1.0, top_p=0.6)), 3))._truncated
+    assert torch.allclose(kept, torch.tensor([[[0.625, 0.375, 0.0, 0.0]]]), atol=1e-6)
+
+
+def replace_mask(v, mask_id):
+    v.mask_id = mask_id
+    return v
+
+
+def test_uniform_numbers_are_uniform_and_depend_on_all_three():
+    base = uniform(torch.tensor([1]), torch.tensor([0]), torch.arange(20_000).unsqueeze(0))
+    assert abs(base.mean() - 0.5) < 0.01 and base.min() >= 0 and base.max() < 1
+    histogram = torch.histc(base, 20) / 1000
+    assert (histogram - 1).abs().max() < 0.15
+    for seed, step in ((2, 0), (1, 1)):
+        other = uniform(torch.tensor([seed]), torch.tensor([step]), torch.arange(20_000).unsqueeze(0))
+        assert torch.corrcoef(torch.cat([base, other]))[0, 1].abs() < 0.03
+
+
+def test_top_n_breaks_ties_to_the_left_and_takes_fewer_when_fewer_are_eligible():
+    score = torch.tensor([[1.0, 2.0, 2.0, 2.0], [5.0, 1.0, 1.0, 0.0]])
+    eligible = torch.tensor([[True, True, True, True], [False, True, True, True]])
+    assert top_n(score, eligible, 2).int().tolist() == [[0, 1, 1, 0], [0, 1, 1, 0]]
+    assert top_n(score, eligible, 1).int().tolist() == [[0, 1, 0, 0], [0, 1, 0, 0]]
+    assert top_n(score, eligible, torch.tensor([0, 9])).int().tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
+    flat = torch.full((1, 4), float("-inf"))
+    assert top_n(flat, torch.tensor([[False, True, True, False]]), 1).int().tolist() == [[0, 1, 0, 0]]
