@@ -506,7 +506,8 @@ def _with_baselines(cells: list[RunSpec]) -> list[RunSpec]:
         for name in group[0].against if attention_of(group[0].model) != "causal" else ():
             if name in [cell.method for cell in group]:
                 continue
-            thresholds = list(dict.fromkeys(cell.threshold for cell in group)) if name == "threshold" else [None]
+            tried = [cell.threshold for cell in group if cell.threshold is not None] if name == "threshold" else []
+            thresholds = list(dict.fromkeys(tried)) or [None]
             added += [replace(group[0], method=name, threshold=one, settings={}) for one in thresholds]
         result += added + group
     return result

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import typer
 
@@ -43,8 +42,7 @@ def options(
 
 
 for _verb in VERBS:
-    if (Path(__file__).parent / f"{_verb}.py").is_file():
-        app.command(_verb)(getattr(import_module(f"dlmbench.cli.{_verb}"), _verb))
+    app.command(_verb)(getattr(import_module(f"dlmbench.cli.{_verb}"), _verb))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -91,5 +91,5 @@ def _execute(cells: list[Any]) -> tuple[Any, dict[str, Any]]:
     manifest = folders[0].manifest()
     model = manifest["model"]
     facts = {"key": manifest["key"], "folder": folders[0].name, "file_dtype": model["file_dtype"],
-             "helpers": {role: size for role, size in model["parameters"].items() if role != "target"}}
+             "parameters": model["parameters"], "prices": manifest["calibration"]["prices"]}
     return table(folders), facts

@@ -127,7 +127,7 @@ def _panel(ax: Any, task: str, split: str, group: pd.DataFrame, x: str, y: str,
     _limits(ax, xs, ys, bars, logarithmic)
     _dress(ax, task, split, group, title, larger, y)
     return {"x": xs, "y": ys, "bars": bars, "curve": curve, "front": front, "own": own, "style": style,
-            "rows": group.to_dict("records"), "larger": larger}
+            "rows": _with_batch(group.to_dict("records")), "larger": larger}
 
 
 def _tick(value: float, _: Any) -> str:
@@ -231,6 +231,13 @@ def _wishes(panel: dict[str, Any]) -> list[tuple[int, str, float, bool]]:
 def _setting(row: dict[str, Any]) -> str:
     """The label without the method's name."""
     return row["label"].removeprefix(row["method"]).strip()
+
+
+def _with_batch(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose labels tell batch sizes apart, in a panel that has several."""
+    if len({record["batch_size"] for record in records}) == 1:
+        return records
+    return [{**record, "label": f"{record['label']} b{record['batch_size']}"} for record in records]
 
 
 def _soft_obstacles(ax: Any, panel: dict[str, Any], scale: float) -> list[Bbox]:

@@ -24,7 +24,7 @@ _WIDE, _MIDDLE = 92, 68  # columns of the terminal from which more of the table 
 def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path, facts: dict[str, Any]) -> None:
     """The screen of one finished run: `frame` holds its row (with this key) and its baselines' rows.
 
-    facts: what the manifest knows and a row does not: target's size, shares of a forward, notes.
+    facts: what the manifest knows and a row does not: file_dtype, parameters (role -> count), prices.
     """
     records = sorted(frame.to_dict("records"), key=lambda record: record["key"] == key)  # ours stands last
     ours = records[-1]
@@ -59,9 +59,19 @@ def _header(ours: dict[str, Any], facts: dict[str, Any], width: int) -> Text:
              f"weights {ours['weights'][:8]})")
     task = f"task    {ours['task']}  {ours['split']}, {ours['items']:.0f} items"
     method = f"method  {ours['label']}  (batch {ours['batch_size']}, store {ours['store']}, seed {ours['seed']})"
-    used = [f"{role} {size / 1e6:.2f} M parameters" for role, size in facts.get("helpers", {}).items()]
-    lines = [model, task, method] + ([f"helpers {'; '.join(used)}"] if used else [])
+    lines = [model, task, method, *_helper_lines(facts)]
     return Text("\n".join(lines), overflow="fold")
+
+
+def _helper_lines(facts: dict[str, Any]) -> Iterable[str]:
+    """One line a helper: how large it is, and what its usual pass costs."""
+    for role, size in facts.get("parameters", {}).items():
+        if role == "target":
+            continue
+        passes = {int(name.split("/")[2]): price for name, price in facts.get("prices", {}).items()
+                  if name.startswith(f"{role}/") and "/prefill/" not in name}
+        share = f", {passes[min(passes)]:.2f} of a forward (measured)" if passes else ""
+        yield f"helper  {role}: {size / 1e6:.2f} M parameters{share}"
 
 
 def rows(records: Sequence[dict[str, Any]], width: int, mark: str | None = None) -> Table:

@@ -1,0 +1,169 @@
+"""A sweep that is killed goes on, and ends where an undisturbed one ends. Run: pytest tests/e2e/test_sweep_resume.py
+
+A real engine with a tiny random network, real lm-eval prompts, real files.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import make_data, make_model
+
+from dlmbench.cli.app import main
+from dlmbench.report.table import TIMING
+from dlmbench.store import find_runs
+
+ITEMS = 16
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps")
+    make_model(folder / "tiny")
+    make_data(folder / "data", ITEMS)
+    return folder
+
+
+def command(place, out, *more, gen_length=24):
+    return ["--task", "gsm8k", "--num-fewshot", "0", "--data-dir", str(place / "data"), "--model", str(place / "tiny"),
+            "--gen-length", str(gen_length), "--block-length", "8", "--batch-size", "2", "--device", "cpu",
+            "--out", str(place / out), *more]
+
+
+def call(capsys, *arguments):
+    """(exit code, stdout) of a command in this process."""
+    capsys.readouterr()
+    try:
+        main(list(arguments))
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    return code, capsys.readouterr().out
+
+
+SWEEP = ["--method", "threshold,static", "--threshold", "0.005,0.9", "--set", "static.k=1,4"]
+
+
+def content(out: Path) -> dict:
+    """What must not depend on kills: ids, text, scores and counts of every item of every run."""
+    timing = ("seconds",)
+    return {run.name: sorted(json.dumps({k: v for k, v in sample.items() if k not in timing}, sort_keys=True)
+                              for sample in run.samples()) for run in find_runs(out)}
+
+
+def kill_when(process, condition, seconds=120):
+    began = time.monotonic()
+    while not condition():
+        assert process.poll() is None, f"the sweep ended before it could be killed: {process.stderr.read().decode()}"
+        assert time.monotonic() - began < seconds, "the sweep made no progress"
+        time.sleep(0.005)
+    os.kill(process.pid, 9)
+    process.wait()
+
+
+def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
+    out = place / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "dlmbench.cli.app", "sweep", *SWEEP, *command(place, "killed")],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def in_the_second_cell():
+        lines = sorted(file.read_bytes().count(b"\n") for file in out.glob("*/samples.jsonl"))
+        return len(lines) == 2 and 3 <= lines[0] < ITEMS
+
+    kill_when(process, in_the_second_cell)
+    (torn,) = [run for run in find_runs(out) if not run.finished and run.samples()]
+    left = len(torn.samples())
+    with open(torn.path / "samples.jsonl", "a") as stream:
+        stream.write('{"key": "test/')  # what a kill in the middle of a write leaves
+    before = {run.name: (run.path / "samples.jsonl").read_bytes() for run in find_runs(out) if run.finished}
+
+    assert call(capsys, "sweep", *SWEEP, *command(place, "killed"))[0] == 0
+    assert 3 <= left < ITEMS and len(torn.samples()) == ITEMS
+    for name, samples in before.items():
+        assert (out / name / "samples.jsonl").read_bytes() == samples, "finished runs are left alone"
+
+    assert call(capsys, "sweep", *SWEEP, *command(place, "clean"))[0] == 0
+    assert content(out) == content(place / "clean") and len(content(out)) == 4
+    tables = [pd.read_csv(folder / "table.csv").drop(columns=[*TIMING, "folder", "commit"]) for folder in (out, place / "clean")]
+    pd.testing.assert_frame_equal(*tables)
+    assert {"sweep.json", "table.md", "pareto.png"} <= {path.name for path in out.iterdir()}
+    assert not list(out.glob("*/.lock")) and not list(out.glob("*/*.part"))
+    assert places_named_in(out) == []
+
+
+def places_named_in(folder):
+    """Files that hold the name of this machine or of a place on it."""
+    hidden = [word for word in (str(folder.parent), str(Path.cwd()), str(Path.home()), os.uname().nodename) if len(word) > 4]
+    texts = [file for file in folder.rglob("*") if file.suffix in (".json", ".jsonl", ".csv", ".md", ".svg")]
+    assert texts
+    return [file.name for file in texts if any(word in file.read_text() for word in hidden)]
+
+
+def test_a_finished_run_is_a_no_op_that_prints_its_table(place, capsys, monkeypatch):
+    arguments = ["run", "--method", "entropy", "--threshold", "0.5", *command(place, "again")]
+    code, first = call(capsys, *arguments)
+    assert code == 0 and "> " in first and "vs static k=1" in first and "vs threshold 0.5" in first
+    stamps = {file: file.stat().st_mtime_ns for file in (place / "again").rglob("*") if file.is_file()}
+
+    def refuse(*_):
+        raise AssertionError("a finished run loaded its model")
+
+    monkeypatch.setattr("dlmbench.executors.local._build", refuse)
+    assert call(capsys, *arguments) == (0, first)
+    assert stamps == {file: file.stat().st_mtime_ns for file in (place / "again").rglob("*") if file.is_file()}
+    # another method on the same items finds the same baselines
+    assert len(find_runs(place / "again")) == 3
+
+
+def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
+    arguments = command(place, "scored", "--against", "none", "--json")
+    code, out = call(capsys, "run", "--method", "static", *arguments)
+    assert code == 0 and json.loads(out)["run"]["accuracy"] == 0.0
+    (run,) = find_runs(place / "scored")
+    samples = run.samples()
+    samples[0]["text"] = "the answer is\n#### 2"  # item test/0: 0 plus 2
+    assert {sample["key"] for sample in samples[:2]} == {"test/0", "test/1"}
+    with run.writing() as writer:
+        writer.samples(sorted(samples, key=lambda sample: sample["key"]))
+    code, out = call(capsys, "score", str(place / "scored"), "--data-dir", str(place / "data"), "--json")
+    assert code == 0
+    (row,) = json.loads(out)["runs"]
+    assert row["changed"] == 1 and row["accuracy"] == pytest.approx(1 / ITEMS)
+    assert run.metrics()["speed"]["items"] == 8, "what was measured stays"
+
+
+def test_settings_are_chosen_on_dev_and_reported_on_test(place, capsys):
+    rows = (place / "data" / "test.jsonl").read_text().splitlines()
+    (place / "dev").mkdir()
+    (place / "dev" / "test.jsonl").write_text("\n".join(rows[:4]) + "\n")
+    (place / "dev" / "train.jsonl").write_text("\n".join(rows[4:12]) + "\n")
+    arguments = command(place, "tuned", "--data-dir", str(place / "dev"), "--tune-on", "dev", "--json", gen_length=8)
+    code, out = call(capsys, "sweep", *SWEEP, *arguments)
+    record = json.loads(out)
+    assert code == 0 and len(record["rows"]) == 2, "one setting a method"
+    assert {row["split"] for row in record["rows"]} == {"test"} and {row["items"] for row in record["rows"]} == {4}
+    assert [row["label"] for row in record["rows"]][0] == "static k=4", "of equal accuracies the cheaper one"
+    assert any("static k=4 was chosen out of 2 settings of static on 8 dev items" in text for text in record["choices"])
+    assert len(find_runs(place / "tuned" / "dev")) == 4
+    assert "was chosen out of" in (place / "tuned" / "table.md").read_text()
+
+
+def test_dry_run_plans_and_leaves_nothing(place, capsys):
+    code, out = call(capsys, "sweep", *SWEEP, *command(place, "planned", "--dry-run", "--json"))
+    record = json.loads(out)
+    assert code == 0 and record["items_to_do"] == 4 * ITEMS and not (place / "planned").exists()
+    assert [cell["method"] for cell in record["cells"]] == ["threshold 0.005", "threshold 0.9", "static k=1", "static k=4"]
+
+
+def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys, monkeypatch):
+    monkeypatch.setattr("dlmbench.tasks.data.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("dlmbench.executors.local._build", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"), "--out", str(place / "no")])
+    text = capsys.readouterr().err
+    assert leaving.value.code == 2 and "--data-dir" in text and "network" in text and not (place / "no").exists()

@@ -1,0 +1,117 @@
+"""The command line without a model: help, errors, lists, figures. Run: pytest tests/unit/test_cli.py"""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from synthetic import make_family, make_run
+
+from dlmbench.cli.app import VERBS, main
+from dlmbench.presets import PRESETS
+from dlmbench.registry import DECODERS
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_help_is_light_and_fast():
+    code = ("import sys\nfrom dlmbench.cli.app import main\ntry:\n    main(['--help'])\nexcept SystemExit as e:\n"
+            "    assert not e.code\nheavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}"
+            "\nassert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        best = min(best, time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in VERBS)
+    assert best < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(call, verb):
+    code, out, _ = call(verb, "--help")
+    assert code == 0 and "Usage" in out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["run", "--method", "threshhold", "--task", "nano-gsm"], "did you mean threshold"),
+    (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano-ar"),
+    (["run", "--method", "static", "--task", "nano-gsm", "--cache", "prefix"], "leave --cache out"),
+    (["run", "--method", "static", "--task", "nano-gsm", "--set", "static.kk=1"], "no option 'kk'"),
+    (["run", "--method", "static", "--task", "nano-gsm", "--batch-size", "x"], "batch_size"),
+    (["run", "--method", "static", "--task", "nano-gsm", "--plugin", "absent.py"], "does not exist"),
+    (["run", "--method", "static"], "--task"),
+    (["sweep", "absent.yaml"], "does not exist"),
+    (["sweep", "--method", "static", "--task", "nano-gsm", "--executor", "cloud"], "local"),
+    (["plot", "absent"], "does not exist"),
+    (["score", "absent"], "No run folder"),
+    (["list", "things"], "methods, models, tasks, recipes"),
+    (["show", "threshol"], "did you mean threshold"),
+    (["fly"], "fly"),
+])
+def test_wrong_requests_exit_with_2_and_a_sentence(call, arguments, words):
+    code, out, err = call(*arguments)
+    assert code == 2 and out == ""
+    assert words in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback_anywhere(call):
+    for arguments in (["--debug", "list", "things"], ["list", "things", "--debug"]):
+        code, _, err = call(*arguments)
+        assert code == 2 and "Traceback" in err and err.rstrip().endswith("tasks, recipes.")
+
+
+def test_a_failure_of_ours_exits_with_1_and_one_line(call, monkeypatch):
+    monkeypatch.setattr("dlmbench.store.find_runs", lambda *_: 1 / 0)
+    code, _, err = call("score", ".")
+    assert code == 1 and err.startswith("dlmbench: ZeroDivisionError") and len(err.splitlines()) == 1
+
+
+def test_list_and_show_know_everything(call):
+    for kind, names in (("methods", DECODERS.names()), ("models", PRESETS), ("tasks", ["nano-gsm", "humaneval"]),
+                        ("recipes", ["reproduce"])):
+        code, out, _ = call("list", kind, "--json")
+        listed = [next(iter(row.values())) for row in json.loads(out)[kind]]
+        assert code == 0 and set(names) <= set(listed)
+        for name in names:
+            code, out, _ = call("show", name, "--json")
+            assert code == 0 and json.loads(out)
+    assert "budget" in call("show", "entropy")[1] and "threshold 0.95" in call("show", "reproduce")[1]
+
+
+def test_doctor_reports_without_a_network(call):
+    code, out, _ = call("doctor", "--offline", "--json")
+    checks = {check["what"]: check for check in json.loads(out)["checks"]}
+    assert code in (0, 1) and checks["torch"]["state"] == "ok" and "sandbox" in checks and "hub" not in checks
+
+
+def test_plot_writes_beside_the_runs_or_where_told(call, tmp_path):
+    make_family(tmp_path / "runs", 2, 2)
+    code, out, _ = call("plot", tmp_path / "runs", "--x", "nfe")
+    assert code == 0 and [line.rpartition(".")[2] for line in out.split()] == ["png", "svg", "pdf"]
+    code, out, _ = call("plot", tmp_path / "runs", "--out", tmp_path / "elsewhere", "--name", "f", "--json")
+    assert code == 0 and json.loads(out)["rows"] == 4
+    assert (tmp_path / "elsewhere" / "f.svg").is_file()
+
+
+def test_plot_says_when_there_is_nothing(call, tmp_path):
+    make_run(tmp_path, finished=False)
+    code, _, err = call("plot", tmp_path)
+    assert code == 2 and "No finished run" in err

@@ -1,0 +1,146 @@
+"""Tables, the figure and the screen, from made-up run folders. Run: pytest tests/unit/test_report.py"""
+
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from synthetic import make_family, make_run
+
+from dlmbench.errors import RequestError
+from dlmbench.report.screen import print_run
+from dlmbench.report.table import TIMING, read_results, write_table
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40)
+    make_run(tmp_path, method="static", knob=None, label="static k=2", accuracy=0.7, nfe=20)
+    make_run(tmp_path, knob=0.6, accuracy=0.75, nfe=18)
+    make_run(tmp_path, knob=0.9, accuracy=0.88, nfe=30)
+    make_run(tmp_path, method="mrp", knob=0.6, accuracy=0.86, nfe=20, draft=12)
+    make_run(tmp_path, method="ar", knob=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar")
+    return tmp_path
+
+
+def test_every_run_is_a_row_with_its_circumstances(runs):
+    frame = read_results(runs)
+    assert frame["label"].tolist() == ["mrp 0.6", "static k=1", "static k=2", "threshold 0.6", "threshold 0.9", "ar"]
+    needed = {"accuracy", "accuracy_low", "accuracy_high", "strict", "flexible", "unparsed", "cut_off", "nfe",
+              "store_forwards", "draft", "guide", "reference", "head", "cost", "flops", "query_tokens", "tpf",
+              "tps_decode", "tps_end_to_end", "batch_size", "guards", "items", "dtype", "device", "seed", "versions",
+              "weights", "prompt_hash", "parameters", "speed_same_ids", *TIMING}
+    assert needed <= set(frame.columns)
+    assert frame["draft"].tolist() == [12, 0, 0, 0, 0, 0]
+
+
+def test_baselines_are_paired_on_the_same_weights(runs):
+    frame = read_results(runs).set_index("label")
+    assert frame.loc["mrp 0.6", "vs_static_row"] == "static k=1", "the one with the most forwards"
+    assert frame.loc["mrp 0.6", "vs_threshold_row"] == "threshold 0.6", "the one at the same knob"
+    assert frame.loc["static k=2", "vs_static"] == pytest.approx(
+        frame.loc["static k=2", "accuracy"] - frame.loc["static k=1", "accuracy"])
+    assert frame.loc["static k=1", "vs_threshold_row"] == "threshold 0.9", "without a knob, the most careful one"
+    assert pd.isna(frame.loc["static k=1", "vs_static"]) and pd.isna(frame.loc["threshold 0.6", "vs_threshold"])
+    assert pd.isna(frame.loc["ar", "vs_static"]), "other weights are never paired"
+
+
+def test_unfinished_runs_are_no_rows(tmp_path):
+    make_run(tmp_path, knob=0.5, finished=False)
+    with pytest.raises(RequestError, match="dlmbench run"):
+        read_results(tmp_path)
+    make_run(tmp_path, knob=0.6)
+    assert len(read_results(tmp_path)) == 1
+
+
+def test_table_files(runs):
+    frame = read_results(runs)
+    csv, markdown = write_table(frame, runs, "Title", ["One note."])
+    back = pd.read_csv(csv)
+    assert back["label"].tolist() == frame["label"].tolist() and len(back.columns) == len(frame.columns)
+    text = markdown.read_text()
+    assert text.startswith("# Title\n\nOne note.\n") and text.count("\n| ") == 7
+    for circumstance in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
+        assert circumstance in text
+
+
+def screen(runs, width):
+    frame = read_results(runs)
+    chosen = frame[frame["label"].isin(["static k=1", "threshold 0.6", "mrp 0.6"])]
+    key = chosen.set_index("label").loc["mrp 0.6", "key"]
+    stream = io.StringIO()
+    facts = {"file_dtype": "bfloat16", "parameters": {"target": 2.7e6, "draft": 1.1e6},
+             "prices": {"draft/denoise/8": 0.3, "draft/denoise/16": 0.5}}
+    print_run(Console(file=stream, width=width), chosen, key, "results/here", facts)
+    return stream.getvalue()
+
+
+def test_screen_of_a_run(runs):
+    text = screen(runs, 100)
+    lines = text.splitlines()
+    rows = [line for line in lines if line.strip().startswith(("static", "threshold", "> "))]
+    assert [line.split()[0] for line in rows] == ["static", "threshold", ">"], "ours stands last, marked"
+    assert "bfloat16 file, float32 compute, weights aaaaaaaa" in text and "draft: 1.10 M parameters, 0.30 of a forward" in text
+    cost = read_results(runs).set_index("label")["cost"]
+    assert "vs threshold 0.6" in text and f"at {cost['mrp 0.6'] / cost['threshold 0.6']:.2f}x its cost" in text
+    assert "saved   results/here" in text
+
+
+@pytest.mark.parametrize("width", [40, 56, 80, 120])
+def test_screen_fits_the_terminal(runs, width):
+    text = screen(runs, width)
+    table = [line for line in text.splitlines() if "[" in line and "points" not in line]
+    assert all(len(line) <= width for line in table)
+    assert "accuracy" in text and "[" in text
+
+
+# --- the figure -----------------------------------------------------------------------------------------------------
+
+def boxes(figure):
+    """Label boxes of each panel in pixels."""
+    from matplotlib.text import Annotation
+
+    renderer = figure.canvas.get_renderer()
+    return [[a.get_window_extent(renderer) for a in ax.texts if isinstance(a, Annotation)] for ax in figure.axes]
+
+
+@pytest.mark.parametrize("methods, settings", [(1, 1), (1, 6), (4, 4), (12, 3)])
+@pytest.mark.parametrize("x", ["cost", "tps"])
+def test_labels_name_every_method_and_do_not_overlap(tmp_path, methods, settings, x):
+    from dlmbench.report.pareto import draw
+
+    make_family(tmp_path, methods, settings)
+    frame = read_results(tmp_path, samples=False)
+    figure = draw(frame, x, "accuracy")
+    (panel,) = boxes(figure)
+    assert not any(a.overlaps(b) for i, a in enumerate(panel) for b in panel[:i])
+    words = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert all(method in words for method in frame["method"].unique())
+    if methods > 3:
+        assert "other weights" in words
+    window = figure.bbox
+    assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for box in panel)
+
+
+def test_one_panel_a_task_and_three_formats(tmp_path):
+    from dlmbench.report.pareto import draw, plot
+
+    for task in ("nano-gsm", "nano-code"):
+        make_run(tmp_path, task=task)
+    frame = read_results(tmp_path, samples=False)
+    assert [ax.get_title(loc="left") for ax in draw(frame, "nfe", "accuracy").axes] == [
+        "nano-code (test, 120 items)", "nano-gsm (test, 120 items)"]
+    written = plot(frame, tmp_path, x="nfe")
+    assert [path.name for path in written] == ["pareto.png", "pareto.svg", "pareto.pdf"]
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_unknown_axes_and_empty_columns_are_refused(tmp_path):
+    from dlmbench.report.pareto import plot
+
+    make_run(tmp_path)
+    frame = read_results(tmp_path, samples=False)
+    with pytest.raises(RequestError, match="cost, nfe, tps, flops, tpf"):
+        plot(frame, tmp_path, x="speed")
+    with pytest.raises(RequestError, match="No row has a value for tps"):
+        plot(frame.assign(tps_decode=None), tmp_path, x="tps")

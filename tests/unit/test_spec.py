@@ -1,0 +1,267 @@
+"""Requests: typed, expanded, refused with a reason. Run: pytest tests/unit/test_spec.py"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from dlmbench import options
+from dlmbench.errors import RequestError
+from dlmbench.registry import DECODERS
+from dlmbench.spec import RunSpec, SweepSpec, canonical, digest, identity
+
+
+@dataclass(frozen=True)
+class Options:
+    tau: float = field(default=0.9, metadata={"help": "threshold", "knob": True})
+    mode: str = field(default="plain", metadata={"help": "how", "choices": ("plain", "remask")})
+    steps: int = 4
+    careful: bool = False
+    span: int | None = None
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, values", [
+    ("0.3:0.5:0.05", [0.3, 0.35, 0.4, 0.45, 0.5]),
+    ("1:4", [1, 2, 3, 4]),
+    ("0.9:1:0.1", [0.9, 1.0]),
+    ("a,b", ["a", "b"]),
+    ("1:3,8", [1, 2, 3, "8"]),
+    ("owner/model", ["owner/model"]),
+    ([0.1, "0.2:0.3:0.1"], [0.1, 0.2, 0.3]),
+    (7, [7]),
+])
+def test_values_of_a_sweep(text, values):
+    assert options.parse_values(text) == values
+
+
+@pytest.mark.parametrize("text", ["0.9:0.3:0.1", "0.3:0.9:0", "a,,b", "0:1:0.0001"])
+def test_impossible_ranges_are_refused(text):
+    with pytest.raises(RequestError):
+        options.parse_values(text)
+
+
+def test_options_are_typed():
+    bound = options.bind(Options, {"tau": "0.5", "mode": "remask", "steps": "2", "careful": "yes", "span": "3"}, "mine")
+    assert bound == Options(0.5, "remask", 2, True, 3)
+    assert options.bind(Options, {"span": "none"}, "mine").span is None
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"taus": 1}, "did you mean tau"),
+    ({"mode": "odd"}, "plain, remask"),
+    ({"steps": "2.5"}, "whole number"),
+    ({"tau": "high"}, "a number"),
+    ({"careful": "perhaps"}, "true or false"),
+    ({"steps": 0}, "at least 1"),
+])
+def test_wrong_options_are_explained(values, words):
+    with pytest.raises(RequestError, match=words):
+        options.bind(Options, values, "mine")
+
+
+@pytest.mark.parametrize("item", ["k=2", "static.k", "static.=2", ".k=2", "static.k="])
+def test_assignments_name_method_option_and_value(item):
+    with pytest.raises(RequestError, match="method.option=value"):
+        options.parse_assignments([item])
+
+
+def test_labels_show_the_knob_and_what_differs():
+    assert options.label("mine", Options()) == "mine 0.9"
+    assert options.label("mine", Options(tau=0.6, mode="remask")) == "mine 0.6 mode=remask"
+    assert options.label("static", DECODERS.get("static").Config()) == "static k=1"
+    assert options.label("ar", DECODERS.get("ar").Config()) == "ar"
+
+
+# --- one run --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, value", [
+    ("store", "fusd"), ("cache", "all"), ("dtype", "float31"), ("limit", 0), ("batch_size", "many"), ("device", "tpu"),
+    ("seed", -1), ("temperature", -0.1), ("top_p", 0), ("top_p", 1.5), ("split", "train"), ("method", ""),
+])
+def test_wrong_values_are_refused_at_once(name, value):
+    given = {"method": "static", "task": "nano-gsm", name: value}
+    with pytest.raises(RequestError, match=name.replace("_", "[_ -]")):
+        RunSpec(**given)
+
+
+def test_values_from_text_are_converted():
+    spec = RunSpec("threshold", "nano-gsm", threshold="0.6", limit="50", batch_size="8", against="static")
+    assert (spec.threshold, spec.limit, spec.batch_size, spec.against) == (0.6, 50, 8, ("static",))
+    assert RunSpec("threshold", "nano-gsm", against="none").against == ()
+
+
+def test_threshold_sets_the_knob():
+    cell = RunSpec("threshold", "nano-gsm", threshold=0.6).check()
+    assert cell.config.tau == 0.6 and cell.label == "threshold 0.6" and cell.block_length == 8
+
+
+def test_a_method_without_a_knob_says_so_and_runs_at_its_default():
+    cell = RunSpec("static", "nano-gsm", threshold=0.6).check()
+    assert cell.label == "static k=1"
+    assert "no threshold" in cell.notes[0]
+
+
+@pytest.mark.parametrize("given, words", [
+    (dict(method="ar"), "use --model nano-ar"),
+    (dict(method="static", model="nano-ar"), "--method ar"),
+    (dict(method="static", cache="prefix"), "leave --cache out"),
+    (dict(method="threshhold"), "did you mean threshold"),
+    (dict(method="static", model="nan"), "did you mean nano"),
+    (dict(method="threshold", threshold=0.5, settings={"threshold": {"tau": 0.6}}), "the same option"),
+])
+def test_impossible_requests_name_the_remedy(given, words):
+    with pytest.raises(RequestError, match=words):
+        RunSpec(task="nano-gsm", **given).check()
+
+
+def test_settings_of_a_stranger_are_refused():
+    with pytest.raises(RequestError, match="mrp"):
+        RunSpec("static", "nano-gsm", settings={"mrp": {"K": 1}})
+
+
+def test_a_task_the_model_was_not_trained_for_is_noted():
+    assert "near zero" in RunSpec("static", "gsm8k").check().notes[0]
+    assert not RunSpec("static", "nano-gsm/easy").check().notes
+
+
+def test_baselines_share_everything_but_the_method():
+    spec = RunSpec("entropy", "nano-gsm", threshold=0.3, limit=9, settings={"static": {"k": 2}})
+    static, threshold = spec.baselines()
+    assert (static.method, static.threshold, static.limit) == ("static", None, 9)
+    assert static.check().config.k == 2
+    assert (threshold.method, threshold.threshold) == ("threshold", 0.3)
+    assert RunSpec("ar", "nano-gsm", model="nano-ar").baselines() == []
+
+
+def test_portable_names_no_place(tmp_path):
+    model = tmp_path / "my-model"
+    model.mkdir()
+    spec = RunSpec("static", "gsm8k", model=str(model), data_dir=str(tmp_path), out=str(tmp_path))
+    text = json.dumps(spec.portable())
+    assert str(tmp_path) not in text and "my-model" in text
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+def key(weights="w", prompts="p", limits=None, **given):
+    cell = RunSpec(**{"method": "threshold", "task": "nano-gsm", "device": "cpu", **given}).check()
+    cell = dataclasses.replace(cell, spec=cell.spec.resolved())
+    return digest(identity(cell, {"target": weights}, prompts, limits or {"gen_length": 64}))
+
+
+def test_equal_runs_have_equal_keys():
+    assert key() == key()
+    assert key(threshold=0.9) == key(), "a default that is written out is the same run"
+    assert key(out="elsewhere", against="none", data_dir="x") == key(), "where things are does not matter"
+
+
+@pytest.mark.parametrize("change", [
+    {"weights": "other"}, {"prompts": "other"}, {"limits": {"gen_length": 32}}, {"threshold": 0.8}, {"seed": 1},
+    {"settings": {"threshold": {"inclusive": True}}}, {"method": "entropy"}, {"store": "separate"}, {"batch_size": 1},
+    {"dtype": "bfloat16"}, {"temperature": 0.5}, {"block_length": 4}, {"split": "dev"},
+])
+def test_whatever_changes_the_run_changes_the_key(change):
+    assert key(**change) != key()
+
+
+def test_canonical_json_does_not_depend_on_order():
+    assert canonical({"b": 1, "a": [1.5]}) == canonical({"a": [1.5], "b": 1}) == '{"a":[1.5],"b":1}'
+
+
+def test_a_decoder_from_a_file_has_the_hash_of_the_file_in_its_version(tmp_path):
+    source = "from dlmbench.decoders.static import Static\nfrom dlmbench.registry import DECODERS\n\n\n" \
+             "class Mine(Static):\n    name = 'mine-for-versions'\n\n\nDECODERS.register('mine-for-versions', Mine)\n"
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    before = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).check().version
+    file.write_text(source + "# changed\n")
+    after = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).check().version
+    assert before.startswith("1-") and before != after
+    assert RunSpec("static", "nano-gsm", plugin=str(file)).check().version == "1"
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------------
+
+def labels(sweep):
+    return [cell.label for cell in sweep.checked()[0]]
+
+
+def test_lists_and_ranges_make_cells():
+    sweep = SweepSpec.from_flags({"method": "threshold,static", "task": "nano-gsm", "threshold": "0.3:0.5:0.1",
+                                  "set": ["static.k=1,2"], "batch_size": "1,8"})
+    assert len(sweep.cells) == 2 * 3 + 2 * 3 * 2
+    cells, notes = sweep.checked()
+    assert len(cells) == 2 * 3 + 2 * 2, "static has no knob and runs once a setting"
+    assert any("static has no threshold" in note for note in notes)
+
+
+def test_baselines_join_a_sweep_at_the_same_thresholds():
+    sweep = SweepSpec.from_flags({"method": "entropy", "task": "nano-gsm", "threshold": "0.2,0.4"})
+    assert labels(sweep) == ["static k=1", "threshold 0.2", "threshold 0.4", "entropy 0.2", "entropy 0.4"]
+    careful = SweepSpec.from_flags({"method": "entropy,static", "task": "nano-gsm"})
+    assert labels(careful) == ["threshold 0.9", "entropy 0.35", "static k=1"]
+    alone = SweepSpec.from_flags({"method": "entropy", "task": "nano-gsm", "against": "none"})
+    assert labels(alone) == ["entropy 0.35"]
+
+
+RECIPE = """
+description: a test
+limit: 10
+tasks: [{task: nano-gsm, limit: 5}, nano-code]
+methods:
+  - {method: static, set: {k: "1,2"}}
+  - threshold
+  - {method: ar, model: nano-ar}
+"""
+
+
+def test_a_recipe_and_its_overrides(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(RECIPE)
+    sweep = SweepSpec.from_recipe(file)
+    assert [(c.task, c.method, c.model, c.limit) for c in sweep.cells][:4] == [
+        ("nano-gsm", "static", "nano", 5), ("nano-gsm", "static", "nano", 5), ("nano-gsm", "threshold", "nano", 5),
+        ("nano-gsm", "ar", "nano-ar", 5)]
+    assert len(sweep.cells) == 8 and sweep.name == "small" and sweep.description == "a test"
+    only = SweepSpec.from_recipe(file, {"task": "nano-code", "method": "ar", "limit": "3", "out": "x"})
+    assert [(c.task, c.method, c.limit, c.out) for c in only.cells] == [("nano-code", "ar", 3, "x")]
+    assert only.out == "x"
+
+
+@pytest.mark.parametrize("flags, words", [
+    ({"task": "nano-gsm"}, "--method"),
+    ({"method": "static"}, "--task"),
+    ({"method": "static", "task": "nano-gsm", "set": ["mrp.K=1"]}, "mrp"),
+    ({"method": "static", "task": "nano-gsm", "tune_on": "test"}, "dev"),
+    ({"method": "static", "task": "nano-gsm", "batch": "1"}, "batch_size"),
+])
+def test_wrong_sweeps_are_refused(flags, words):
+    with pytest.raises(RequestError, match=words):
+        SweepSpec.from_flags(flags)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("- 1", "mapping"), ("a: [", "YAML"), ("tasks: [nano-gsm]", "methods"),
+    ("tasks: [nano-gsm]\nmethods: [static]\nlimits: 3", "did you mean limit"),
+    ("tasks: [nano-gsm]\nmethods: [{set: {k: 1}}]", "no method"),
+])
+def test_wrong_recipes_are_refused(tmp_path, text, words):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(RequestError, match=words):
+        SweepSpec.from_recipe(file)
+
+
+def test_specs_import_nothing_heavy():
+    code = ("import sys, dlmbench.spec, dlmbench.store, dlmbench.registry; dlmbench.spec.RunSpec('static', 'nano-gsm');"
+            "assert not {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
