@@ -89,7 +89,8 @@ def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
 
     assert call(capsys, "sweep", *SWEEP, *command(place, "clean"))[0] == 0
     assert content(out) == content(place / "clean") and len(content(out)) == 4
-    tables = [pd.read_csv(folder / "table.csv").drop(columns=[*TIMING, "folder", "commit"]) for folder in (out, place / "clean")]
+    unlike = [*TIMING, "folder", "commit"]
+    tables = [pd.read_csv(folder / "table.csv").drop(columns=unlike) for folder in (out, place / "clean")]
     pd.testing.assert_frame_equal(*tables)
     assert {"sweep.json", "table.md", "pareto.png"} <= {path.name for path in out.iterdir()}
     assert not list(out.glob("*/.lock")) and not list(out.glob("*/*.part"))
@@ -98,7 +99,8 @@ def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
 
 def places_named_in(folder):
     """Files that hold the name of this machine or of a place on it."""
-    hidden = [word for word in (str(folder.parent), str(Path.cwd()), str(Path.home()), os.uname().nodename) if len(word) > 4]
+    places = (str(folder.parent), str(Path.cwd()), str(Path.home()), os.uname().nodename)
+    hidden = [word for word in places if len(word) > 4]
     texts = [file for file in folder.rglob("*") if file.suffix in (".json", ".jsonl", ".csv", ".md", ".svg")]
     assert texts
     return [file.name for file in texts if any(word in file.read_text() for word in hidden)]
@@ -157,13 +159,15 @@ def test_dry_run_plans_and_leaves_nothing(place, capsys):
     code, out = call(capsys, "sweep", *SWEEP, *command(place, "planned", "--dry-run", "--json"))
     record = json.loads(out)
     assert code == 0 and record["items_to_do"] == 4 * ITEMS and not (place / "planned").exists()
-    assert [cell["method"] for cell in record["cells"]] == ["threshold 0.005", "threshold 0.9", "static k=1", "static k=4"]
+    planned = [cell["method"] for cell in record["cells"]]
+    assert planned == ["threshold 0.005", "threshold 0.9", "static k=1", "static k=4"]
 
 
 def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr("dlmbench.tasks.data.PROBE_SECONDS", 0.2)
     monkeypatch.setattr("dlmbench.executors.local._build", lambda *_: 1 / 0)
     with pytest.raises(SystemExit) as leaving:
-        main(["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"), "--out", str(place / "no")])
+        main(["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"),
+              "--out", str(place / "no")])
     text = capsys.readouterr().err
     assert leaving.value.code == 2 and "--data-dir" in text and "network" in text and not (place / "no").exists()

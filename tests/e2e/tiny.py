@@ -25,7 +25,9 @@ def make_model(folder: Path, layers: int = 2, seed: int = 0) -> str:
     tokenizer = Tokenizer(models.BPE(vocab={**letters, "<pad>": PAD, "<eos>": EOS, "<mask>": MASK}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", mask_token="<mask>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", mask_token="<mask>"
+    )
     fast.save_pretrained(folder)
     return str(folder)
 

@@ -66,7 +66,7 @@ def make_run(root: Path, *, task: str = "nano-gsm", method: str = "threshold", k
 
 
 def make_family(root: Path, methods: int, settings: int = 6, task: str = "nano-gsm") -> None:
-    """`methods` methods with `settings` settings each, on saturating curves, and autoregressive rows on other weights."""
+    """`methods` methods with `settings` settings each, on saturating curves, and an autoregressive row beside them."""
     names = ["threshold", "static", "entropy", "mrp", "simsd", "guided", "prophet", "rcd", "adjust", "klass", "wino",
              "margin"][:methods]
     for n, name in enumerate(names):

@@ -31,8 +31,9 @@ def call(capsys):
 
 def test_help_is_light_and_fast():
     code = ("import sys\nfrom dlmbench.cli.app import main\ntry:\n    main(['--help'])\nexcept SystemExit as e:\n"
-            "    assert not e.code\nheavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}"
-            "\nassert not heavy & set(sys.modules), heavy & set(sys.modules)")
+            "    assert not e.code\n"
+            "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
     best = float("inf")
     for _ in range(3):
         began = time.perf_counter()

@@ -60,8 +60,8 @@ def test_table_files(runs):
     assert back["label"].tolist() == frame["label"].tolist() and len(back.columns) == len(frame.columns)
     text = markdown.read_text()
     assert text.startswith("# Title\n\nOne note.\n") and text.count("\n| ") == 7
-    for circumstance in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
-        assert circumstance in text
+    for words in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
+        assert words in text
 
 
 def screen(runs, width):
@@ -80,7 +80,8 @@ def test_screen_of_a_run(runs):
     lines = text.splitlines()
     rows = [line for line in lines if line.strip().startswith(("static", "threshold", "> "))]
     assert [line.split()[0] for line in rows] == ["static", "threshold", ">"], "ours stands last, marked"
-    assert "bfloat16 file, float32 compute, weights aaaaaaaa" in text and "draft: 1.10 M parameters, 0.30 of a forward" in text
+    assert "bfloat16 file, float32 compute, weights aaaaaaaa" in text
+    assert "draft: 1.10 M parameters, 0.30 of a forward" in text
     cost = read_results(runs).set_index("label")["cost"]
     assert "vs threshold 0.6" in text and f"at {cost['mrp 0.6'] / cost['threshold 0.6']:.2f}x its cost" in text
     assert "saved   results/here" in text

@@ -237,6 +237,17 @@ def test_a_recipe_and_its_overrides(tmp_path):
     assert only.out == "x"
 
 
+@pytest.mark.parametrize("name, cells, items", [("reproduce", 30, {250, 150}), ("reproduce-full", 34, {None})])
+def test_shipped_recipes_bind(name, cells, items):
+    from dlmbench.cli.sweep import find_recipe
+
+    sweep = SweepSpec.from_recipe(find_recipe(name))
+    found, notes = sweep.checked()
+    assert len(found) == cells and notes == [] and {cell.spec.limit for cell in found} == items
+    assert len([cell for cell in found if cell.spec.method == "threshold" and cell.spec.task == "nano-gsm"]) >= 8
+    assert sweep.out == f"results/{name}"
+
+
 @pytest.mark.parametrize("flags, words", [
     ({"task": "nano-gsm"}, "--method"),
     ({"method": "static"}, "--task"),

@@ -102,8 +102,9 @@ def test_runs_are_found_by_place_and_by_key(tmp_path):
     assert {run.name for run in find_runs(tmp_path)} == {first.name, second.name}
     assert [run.name for run in find_runs(second.path)] == [second.name]
     renamed = first.path.rename(tmp_path / "baseline")
-    assert find_by_key(tmp_path, first_key := json.loads((renamed / "manifest.json").read_text())["key"]).path == renamed
-    assert find_by_key(tmp_path, first_key[::-1]) is None
+    key = json.loads((renamed / "manifest.json").read_text())["key"]
+    assert find_by_key(tmp_path, key).path == renamed
+    assert find_by_key(tmp_path, key[::-1]) is None
 
 
 # --- aggregates -----------------------------------------------------------------------------------------------------
