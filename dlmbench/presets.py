@@ -53,15 +53,31 @@ _SDAR = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("nano", "nano/nano", "sdar", "shipped block-diffusion model, 2.7 M parameters",
-               companions={"draft": "nano-draft", "guide": "nano-ar"}, **_NANO),
+        Preset(
+            "nano",
+            "nano/nano",
+            "sdar",
+            "shipped block-diffusion model, 2.7 M parameters",
+            companions={"draft": "nano-draft", "guide": "nano-ar"},
+            **_NANO,
+        ),
         Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
         Preset("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano", **_NANO),
         Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", **_SDAR),
-        Preset("sdar-4b", "JetLM/SDAR-4B-Chat", description="SDAR 4B chat, block 4",
-               companions={"draft": "sdar-1.7b"}, **_SDAR),
-        Preset("sdar-8b", "JetLM/SDAR-8B-Chat", description="SDAR 8B chat, block 4",
-               companions={"draft": "sdar-1.7b"}, **_SDAR),
+        Preset(
+            "sdar-4b",
+            "JetLM/SDAR-4B-Chat",
+            description="SDAR 4B chat, block 4",
+            companions={"draft": "sdar-1.7b"},
+            **_SDAR,
+        ),
+        Preset(
+            "sdar-8b",
+            "JetLM/SDAR-8B-Chat",
+            description="SDAR 8B chat, block 4",
+            companions={"draft": "sdar-1.7b"},
+            **_SDAR,
+        ),
         Preset("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", "autoregressive Qwen3 8B", 1, _LONG, True),
         Preset("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "autoregressive guide", 1, _LONG, True),
     )
@@ -91,5 +107,6 @@ def resolve(name: str) -> Preset:
     near = difflib.get_close_matches(name, PRESETS, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RequestError(
-        f"Unknown model {name!r}: {hint}Give a preset ({', '.join(PRESETS)}), a checkpoint folder, or a hub name owner/model."
+        f"Unknown model {name!r}: {hint}Give a preset ({', '.join(PRESETS)}), a checkpoint folder, "
+        "or a hub name owner/model."
     )

@@ -73,7 +73,7 @@ class Counter:
         self.calls, self.keys = self.calls.index_select(0, rows), self.keys.index_select(0, rows)
 
     def read(self, row: int, calls: Tensor | None = None, keys: Tensor | None = None):
-        """Host copy of one row: ({role: {kind: {calls, query_tokens, key_tokens, flops}}}, calls by width, keys by width).
+        """Host copy of one row: {role: {kind: {calls, query_tokens, key_tokens, flops}}}, calls by width, keys by width.
 
         `key_tokens` is the number of (query, key) pairs; the names of the last two are "role/kind/width". `calls` and
         `keys` may be an earlier snapshot of the counter's own.

@@ -91,7 +91,8 @@ def _read_sdar(raw: dict) -> BackboneConfig:
 
 
 def _read_qwen3(raw: dict) -> BackboneConfig:
-    return _read_qwen_like(raw, family="qwen3", qk_norm=True, attention="causal", shift=1, mask_id=raw.get("mask_token_id"))
+    mask = raw.get("mask_token_id")  # a parent of a diffusion model may carry it; it is never proposed
+    return _read_qwen_like(raw, family="qwen3", qk_norm=True, attention="causal", shift=1, mask_id=mask)
 
 
 def _read_qwen2(raw: dict) -> BackboneConfig:
@@ -100,7 +101,7 @@ def _read_qwen2(raw: dict) -> BackboneConfig:
 
 def _read_llama(raw: dict) -> BackboneConfig:
     if raw.get("attention_bias"):
-        raise RequestError("This Llama checkpoint has attention biases, which the family does not carry; use one without.")
+        raise RequestError("This Llama checkpoint has attention biases, which are not supported; use one without.")
     return _read_qwen_like(raw, family="llama", qk_norm=False, attention="causal", shift=1)
 
 

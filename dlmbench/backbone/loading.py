@@ -39,7 +39,7 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise RequestError(
             f"Model {name!r} is neither a folder nor in the hub's cache, and the hub did not deliver it "
-            f"({type(error).__name__}). Connect to the network, or download the checkpoint elsewhere and give its folder."
+            f"({type(error).__name__}). Connect to the network, or download it elsewhere and give its folder."
         ) from error
 
 
@@ -189,7 +189,22 @@ def load_tokenizer(name: str | Path, revision: str | None = None):
 
     Released checkpoints may name custom code (``auto_map``); it is neither needed nor loaded.
     """
+    import warnings
+
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     folder = checkpoint_folder(str(name), revision)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a model type that transformers does not know is our business, not the tokenizer's
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"No tokenizer could be read from {folder.name!r} ({' '.join(str(error).split())[:120]}); "
+            "put the checkpoint's tokenizer files beside its weights."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)

@@ -57,7 +57,9 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
     for batch in settings.batch_sizes:
         net = Network("target", model, settings.block_length)
         seconds = forward_seconds(net, batch, settings.block_length, keys, True, settings.repeats)
-        kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * keys * batch * model.norm.element_size()
+        kv_bytes = (
+            2 * config.num_layers * config.num_kv_heads * config.head_dim * keys * batch * model.norm.element_size()
+        )
         queries = batch * settings.block_length
         floor = max(
             (weight_bytes + kv_bytes) / rates["copy_gb_per_s"] / 1e9,
@@ -127,11 +129,15 @@ def run(settings: Settings) -> dict:
         "decoding": decoded,
     }
     first = decoded[0]["tokens_per_s"]
-    record["ratios"] = {f"batch {row['batch']} over batch {decoded[0]['batch']}": row["tokens_per_s"] / first for row in decoded[1:]}
+    record["ratios"] = {
+        f"batch {row['batch']} over batch {decoded[0]['batch']}": row["tokens_per_s"] / first for row in decoded[1:]
+    }
     if settings.plain:
         plain = plain_row(model, settings)
         record["decoding"] = [*decoded, plain]
-        record["ratios"] |= {f"batch {row['batch']} over transformers": row["tokens_per_s"] / plain["tokens_per_s"] for row in decoded}
+        record["ratios"] |= {
+            f"batch {row['batch']} over transformers": row["tokens_per_s"] / plain["tokens_per_s"] for row in decoded
+        }
     return record
 
 
@@ -161,7 +167,9 @@ def _requests(model, settings: Settings, count: int) -> list[Request]:
     """Random prompts of one length, so that every loop does the same work."""
     rng = random.Random(0)
     ids = [i for i in range(model.config.vocab_size) if i != model.config.mask_id]
-    return [Request(str(i), tuple(rng.choices(ids, k=settings.prompt_tokens)), settings.new_tokens) for i in range(count)]
+    return [
+        Request(str(i), tuple(rng.choices(ids, k=settings.prompt_tokens)), settings.new_tokens) for i in range(count)
+    ]
 
 
 def _spread(name: str, samples: list[float]) -> dict[str, float]:

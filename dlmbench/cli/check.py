@@ -8,8 +8,12 @@ import typer
 
 
 def check(
-    decoder: Annotated[str, typer.Argument(help="Python file that registers a decoder, or the name of a method", show_default=False)],
-    reference: Annotated[str | None, typer.Option(help="file with a slow version that must give the same tokens")] = None,
+    decoder: Annotated[
+        str, typer.Argument(help="Python file that registers a decoder, or the name of a method", show_default=False)
+    ],
+    reference: Annotated[
+        str | None, typer.Option(help="file with a slow version that must give the same tokens")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the random prompts")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:

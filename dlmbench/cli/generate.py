@@ -27,8 +27,12 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     plugin: Annotated[str | None, typer.Option(help="Python file that registers a decoder")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="show the denoising as it happens")] = False,
-    trace: Annotated[Path | None, typer.Option(help="write the JSON of the generation, steps included, to this file")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print one JSON object with ids, text, counts and steps")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="write the JSON of the generation, steps included, to this file")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object with ids, text, counts and steps")
+    ] = False,
 ) -> None:
     """Decode one prompt."""
     import json as json_module

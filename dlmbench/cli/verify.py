@@ -23,12 +23,13 @@ def verify(
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
     outcomes = []
     for folder in folders:
+        area = folder.name
         for outcome in run_folder(folder):
-            outcomes.append((folder.name, outcome))
+            outcomes.append((area, outcome))
             if not json:
                 detail = f"  {outcome.detail}" if outcome.detail else ""
                 console.print(
-                    f"[{colours[outcome.status]}]{outcome.status:8}[/] {folder.name}/{outcome.case}  ({outcome.source})",
+                    f"[{colours[outcome.status]}]{outcome.status:8}[/] {area}/{outcome.case}  ({outcome.source})",
                     detail, soft_wrap=True,
                 )  # fmt: skip
     counts = {status: sum(o.status == status for _, o in outcomes) for status in colours}

@@ -148,7 +148,9 @@ def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
         best = (score == score.amax(1, keepdim=True)) & eligible
         return best & (best.cumsum(1) == 1)
     order = score.masked_fill(~eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(score.shape[1], device=score.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
+    )
     limit = n if isinstance(n, int) else n.unsqueeze(1)
     return (rank < limit) & eligible
 

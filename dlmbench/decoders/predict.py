@@ -73,7 +73,7 @@ class Candidates:
 
     @cached_property
     def log_odds(self) -> Tensor:
-        """Logit of the proposed token minus the log-sum-exp of all others; orders like confidence, without its plateau."""
+        """Logit of the proposed token minus the log-sum-exp of all others: confidence without its plateau."""
         if self.sampling.confidence == "truncated":
             return torch.logit(self.confidence.double()).float()
         chosen, others = self._mass

@@ -17,7 +17,9 @@ from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 @dataclass(frozen=True)
 class StaticConfig:
     k: int = option(1, "tokens revealed a step (quality setting of SDAR: 1)")
-    steps: int = option(0, "denoising steps a block instead of k; the first B mod steps of them reveal one more; 0: use k")
+    steps: int = option(
+        0, "denoising steps a block instead of k; the first B mod steps of them reveal one more; 0: use k"
+    )
     order: str = option("confidence", "which positions first", choices=("confidence", "entropy", "margin", "random"))
 
     def __post_init__(self):

@@ -18,7 +18,9 @@ from dlmbench.decoders.static import share
 
 @dataclass(frozen=True)
 class ThresholdConfig:
-    tau: float = option(0.9, "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)", knob=True)
+    tau: float = option(
+        0.9, "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)", knob=True
+    )
     steps: int = option(0, "denoising steps a block that the fall-back schedule divides it into; 0: one token a step")
     inclusive: bool = option(False, "a confidence equal to tau passes (Fast-dLLM; SDAR compares strictly)")
 

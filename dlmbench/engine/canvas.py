@@ -54,7 +54,9 @@ class Canvas:
         self.live[row] = True
         return start
 
-    def view(self, state: dict[str, Tensor], sampling: Sampling, seen: int, pending: list[int] | None, tracing: bool) -> View:
+    def view(
+        self, state: dict[str, Tensor], sampling: Sampling, seen: int, pending: list[int] | None, tracing: bool
+    ) -> View:
         positions = self.start.unsqueeze(1) + self.block
         return View(
             tokens=self.tokens.gather(1, positions), positions=positions, start=self.start,

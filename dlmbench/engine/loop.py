@@ -215,7 +215,9 @@ class Engine:
         for net in self.nets.values():
             net.allocate(rows, capacity, self.canvas.tokens, self.counter)
         self.state = self.decoder.init_state(rows, capacity, self.device)
-        self.fresh_state = {name: tensor.clone() for name, tensor in self.decoder.init_state(1, capacity, self.device).items()}
+        self.fresh_state = {
+            name: tensor.clone() for name, tensor in self.decoder.init_state(1, capacity, self.device).items()
+        }
         self.slots: list[_Slot | None] = [None] * rows
         self.pending: set[int] = set()
         self.idle_steps = [0] * rows
@@ -386,10 +388,16 @@ class Engine:
 def _validate(requests: list[Request], mask_id: int, vocabulary: int) -> None:
     for request in requests:
         if not request.prompt_ids:
-            raise RequestError(f"Item {request.key!r} has an empty prompt; a decoder needs at least one token to start from.")
+            raise RequestError(
+                f"Item {request.key!r} has an empty prompt; a decoder needs at least one token to start from."
+            )
         if request.max_tokens < 1:
-            raise RequestError(f"Item {request.key!r} may generate {request.max_tokens} tokens; --gen-length must be at least 1.")
+            raise RequestError(
+                f"Item {request.key!r} may generate {request.max_tokens} tokens; --gen-length must be at least 1."
+            )
         if mask_id in request.prompt_ids:
             raise RequestError(f"The prompt of item {request.key!r} contains the mask token {mask_id}; remove it.")
         if max(request.prompt_ids) >= vocabulary or min(request.prompt_ids) < 0:
-            raise RequestError(f"The prompt of item {request.key!r} has ids outside the model's vocabulary of {vocabulary}.")
+            raise RequestError(
+                f"The prompt of item {request.key!r} has ids outside the model's vocabulary of {vocabulary}."
+            )

@@ -32,7 +32,11 @@ class Recorder:
             if not live:
                 continue
             chosen = reveal[row].nonzero().squeeze(1)
-            remasked = [] if decision.remask is None else view.positions[row][decision.remask[row] & ~view.masked[row]].tolist()
+            remasked = (
+                []
+                if decision.remask is None
+                else view.positions[row][decision.remask[row] & ~view.masked[row]].tolist()
+            )
             entry = {
                 "block": int(view.start[row]) // view.block_length,
                 "positions": view.positions[row, chosen].tolist(),

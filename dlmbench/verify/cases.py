@@ -56,7 +56,11 @@ class Case:
 
     def know(self, fields: set[str], params: set[str], expected: set[str]) -> None:
         """Fail on any field that the adapter has not been taught."""
-        for name, there, known in (("", self.raw, fields), ("params.", self.params, params), ("expected.", self.expected, expected)):
+        for name, there, known in (
+            ("", self.raw, fields),
+            ("params.", self.params, params),
+            ("expected.", self.expected, expected),
+        ):
             for stranger in sorted(set(there) - known):
                 raise Mismatch(f"unknown field {name}{stranger}")
 

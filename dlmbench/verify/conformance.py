@@ -93,7 +93,9 @@ def _batch_equals_singles(decoder: type[Decoder], seed: int) -> None:
     requests = _requests(seed)
     singles = [_run(decoder(), [request])[0] for request in requests]
     for batch in (2, 5):
-        _compare(requests, singles, _run(decoder(), requests, batch_size=batch), f"a batch of {batch} differs from singles")
+        _compare(
+            requests, singles, _run(decoder(), requests, batch_size=batch), f"a batch of {batch} differs from singles"
+        )
 
 
 def _refilled_equals_fresh(decoder: type[Decoder], seed: int) -> None:
@@ -178,7 +180,9 @@ class _Spy(Decoder):
 
 def _inspect(view: View, decision: Decision) -> None:
     if decision.reveal.dtype != torch.bool or decision.reveal.shape != view.masked.shape:
-        raise _Broken(f"reveal is {decision.reveal.dtype} {tuple(decision.reveal.shape)}, must be bool {tuple(view.masked.shape)}")
+        raise _Broken(
+            f"reveal is {decision.reveal.dtype} {tuple(decision.reveal.shape)}, must be bool {tuple(view.masked.shape)}"
+        )
     live = view.live.unsqueeze(1)
     if bool((decision.reveal & ~view.masked & live & (decision.tokens != view.tokens)).any()):
         raise _Broken("it reveals positions that are already committed, with other tokens")
@@ -198,19 +202,21 @@ def _inspect(view: View, decision: Decision) -> None:
         stuck = stuck & ~decision.finish
     if bool(stuck.any()):
         row = int(stuck.nonzero()[0])
-        raise _Broken(f"it makes no progress: at step {int(view.step[row])} of a block nothing (net) is revealed in an unfinished row")
+        raise _Broken(
+            f"it makes no progress: at step {int(view.step[row])} of a block no (net) reveal in an unfinished row"
+        )
 
 
-# --- tiny networks and items -------------------------------------------------------------------------------------------
+# --- tiny networks and items ----------------------------------------------------------------------------------------
 
 
 def _model(decoder: type[Decoder], seed: int = 7) -> Transformer:
     """Two layers with loud random weights, so that confidences spread over the whole range."""
     attention = decoder.attention[0]
     config = BackboneConfig(
-        family="sdar" if attention != "causal" else "qwen3", vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2,
-        num_kv_heads=1, head_dim=16, intermediate_size=48, attention=attention, shift=int(attention == "causal"),
-        mask_id=MASK, eos_ids=(EOS,), pad_id=0, max_positions=256,
+        family="sdar" if attention != "causal" else "qwen3", attention=attention, shift=int(attention == "causal"),
+        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16,
+        intermediate_size=48, mask_id=MASK, eos_ids=(EOS,), pad_id=0, max_positions=256,
     )  # fmt: skip
     model = Transformer(config).init_weights(seed)
     with torch.no_grad():
@@ -227,7 +233,12 @@ def _block_of(decoder: type[Decoder]) -> int:
 def _requests(seed: int, count: int = 7) -> list[Request]:
     rng = random.Random(seed)
     return [
-        Request(f"item {i}", tuple(rng.randrange(4, VOCABULARY) for _ in range(rng.randrange(1, 14))), rng.randrange(5, 22), seed=i)
+        Request(
+            f"item {i}",
+            tuple(rng.randrange(4, VOCABULARY) for _ in range(rng.randrange(1, 14))),
+            rng.randrange(5, 22),
+            seed=i,
+        )
         for i in range(count)
     ]
 
@@ -242,7 +253,9 @@ def _run(decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: in
 def _compare(requests, expected, ours, message: str) -> None:
     for request, a, b in zip(requests, expected, ours):
         if a.raw_ids != b.raw_ids:
-            at = next((i for i, (x, y) in enumerate(zip(a.raw_ids, b.raw_ids)) if x != y), min(len(a.raw_ids), len(b.raw_ids)))
+            at = next(
+                (i for i, (x, y) in enumerate(zip(a.raw_ids, b.raw_ids)) if x != y), min(len(a.raw_ids), len(b.raw_ids))
+            )
             raise _Broken(f"{message}: {request.key}, token {at} of the answer")
         if a.counts != b.counts:
             raise _Broken(f"{message}: {request.key} gives the same ids in another number of forwards")

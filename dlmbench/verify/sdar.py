@@ -63,9 +63,7 @@ def _compare(case: Case, run: Generation) -> None:
 def _run(case: Case, store: str, device: str) -> Generation:
     params = case.params
     model = load_checkpoint(case.weights(), device)
-    model.config = replace(
-        model.config, mask_id=params["mask_id"], eos_ids=tuple(params.get("stop_token_ids") or ())
-    )
+    model.config = replace(model.config, mask_id=params["mask_id"], eos_ids=tuple(params.get("stop_token_ids") or ()))
     sampling = Sampling(params["temperature"], params["top_k"], params["top_p"], _confidence(params["confidence"]))
     network = Network("target", model, params["block_length"], store)
     engine = Engine({"target": network}, _decoder(params), sampling=sampling)

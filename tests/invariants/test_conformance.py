@@ -60,7 +60,8 @@ BROKEN = {
     "state 'memory' has shape": """
     def init_state(self, rows, length, device):
         return {"memory": torch.zeros(length, device=device)}
-""" + GOOD,
+"""
+    + GOOD,
     "does not hold": '    equalities = ("== static:k=2",)\n' + GOOD,
 }
 

@@ -68,7 +68,9 @@ def test_save_then_load_gives_the_same_tensors(name, tmp_path):
     assert model.config.parameters == sum(p.numel() for p in model.parameters())
     again = load_checkpoint(save_checkpoint(model, tmp_path / "ours", torch.float32))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert set(load_file(tmp_path / "ours/model.safetensors")) <= set(load_file(tmp_path / "official/model.safetensors"))
+    assert set(load_file(tmp_path / "ours/model.safetensors")) <= set(
+        load_file(tmp_path / "official/model.safetensors")
+    )
 
 
 def test_sharded_checkpoint_loads_and_changes_the_hash(tmp_path):
@@ -111,7 +113,9 @@ def test_a_tokenizer_that_names_custom_code_loads_without_it(tmp_path):
 
     Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}})
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+        )
     )
     (tmp_path / "evil.py").write_text("raise SystemExit('custom code was run')")
     assert load_tokenizer(tmp_path)("a")["input_ids"] == [0]
@@ -129,7 +133,9 @@ def test_products_equal_fused_attention(heads, kv_heads, queries):
     own = Group(positions, block_causal(positions, 4, torch.float32))
     cut = slice(0, queries)
     assert torch.allclose(
-        products(own, q, keys[:, :, cut], values[:, :, cut]), fused(own, q, keys[:, :, cut], values[:, :, cut]), atol=1e-5
+        products(own, q, keys[:, :, cut], values[:, :, cut]),
+        fused(own, q, keys[:, :, cut], values[:, :, cut]),
+        atol=1e-5,
     )
 
 

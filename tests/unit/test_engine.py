@@ -49,7 +49,9 @@ class Letters:
 def test_ids_do_not_depend_on_batch_store_or_lag(store, sampling, batch, lag):
     items = requests()
     singles = [engine(Threshold(ThresholdConfig(tau=0.4)), sampling=sampling).generate([item])[0] for item in items]
-    batched = engine(Threshold(ThresholdConfig(tau=0.4)), sampling=sampling, store=store, batch_size=batch, lag=lag).generate(items)
+    batched = engine(
+        Threshold(ThresholdConfig(tau=0.4)), sampling=sampling, store=store, batch_size=batch, lag=lag
+    ).generate(items)
     assert [g.raw_ids for g in batched] == [g.raw_ids for g in singles]
     denoise = [g.counts["target"]["denoise"]["calls"] for g in batched]
     assert denoise == [g.counts["target"]["denoise"]["calls"] for g in singles]
@@ -93,7 +95,9 @@ def test_autoregressive_spends_one_forward_a_token_and_equals_an_uncached_loop()
 def test_generation_ends_at_the_first_eos_of_the_answer():
     items = requests(12, budget=40)
     free = engine(eos=(), batch_size=4).generate(items)
-    eos = Counter(token for g in free for token in g.ids[5:30]).most_common(6)[-1][0]  # a token that comes up now and then
+    eos = Counter(token for g in free for token in g.ids[5:30]).most_common(6)[-1][
+        0
+    ]  # a token that comes up now and then
     results = engine(eos=(eos,), batch_size=4).generate(items)
     ended = [(a, b) for a, b in zip(results, free) if a.stop_reason == "eos"]
     assert 0 < len(ended)

@@ -61,7 +61,9 @@ def test_temperature_scales_confidence_also_when_greedy():
     assert torch.allclose(warm.confidence, (raw * 2).softmax(-1).amax(-1), atol=1e-6)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.0, top_p=0.8), Sampling(1.3, 20, 0.9)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.0, top_p=0.8), Sampling(1.3, 20, 0.9)]
+)
 def test_draws_follow_the_truncated_distribution(sampling):
     raw = torch.randn(1, 1, V, generator=torch.Generator().manual_seed(3)).expand(1, 4000, V) * 2
     best = Candidates(raw.clone(), view(1, 4000, sampling))
