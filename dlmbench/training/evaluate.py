@@ -1,0 +1,108 @@
+"""Held-out accuracy while training: the plainest correct decoder, no cache, whole canvases.
+
+The engine is the real thing; this one exists so that training needs only the network. Settings are chosen on dev items,
+so these are the dev sets; a text counts when its answer line (word problems) or the whole program (code, a lower
+bound) equals the reference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dlmbench.backbone.model import Transformer
+from dlmbench.tasks import nano
+
+
+@torch.inference_mode()
+def decode(
+    model: Transformer, prompts: Sequence[Sequence[int]], block_length: int, max_tokens: int, threshold: float = 1.0
+) -> list[list[int]]:
+    """Greedy block decoding -> ids after each prompt, cut before the first end token.
+
+    A step reveals, in each row's active block, every masked position whose confidence exceeds `threshold`, and the most
+    confident one in any case. Blocks are cut at absolute multiples of `block_length`.
+    """
+    config = model.config
+    mask, end = config.mask_id, config.eos_ids[0]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    total = -(-(int(lengths.max()) + max_tokens) // block_length) * block_length
+    canvas = torch.full((len(prompts), total), mask)
+    for row, prompt in zip(canvas, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    block = torch.arange(total) // block_length
+    sees = (block[None, :] <= block[:, None])[None, None]
+    active = lengths // block_length
+    while (live := (active < total // block_length).nonzero().squeeze(1)).numel():
+        width = (int(active[live].max()) + 1) * block_length
+        hidden = model.hidden(canvas[live, :width], mask=sees[..., :width, :width])
+        here = (active[live, None] == block[None, :width]) & (canvas[live, :width] == mask)
+        rows, columns = here.nonzero(as_tuple=True)
+        logits = model.project(hidden[rows, columns]).float()
+        probabilities = logits.softmax(-1)
+        probabilities[:, mask] = 0
+        confidence, token = probabilities.max(-1)
+        best = torch.zeros(len(live)).scatter_reduce(0, rows, confidence, "amax")
+        reveal = (confidence > threshold) | (confidence == best[rows])
+        canvas[live[rows[reveal]], columns[reveal]] = token[reveal]
+        active = _advance(canvas, active, block, lengths, mask, end)
+    return [_cut(row[length:].tolist(), end)[:max_tokens] for row, length in zip(canvas, lengths, strict=True)]
+
+
+def _advance(canvas: Tensor, active: Tensor, block: Tensor, lengths: Tensor, mask: int, end: int) -> Tensor:
+    """Next active block of each row; a row whose finished block holds an end token moves past the canvas."""
+    here = active[:, None] == block[None]
+    finished = ~((canvas == mask) & here).any(1)
+    after_prompt = torch.arange(canvas.shape[1])[None] >= lengths[:, None]
+    ended = ((canvas == end) & here & after_prompt).any(1)
+    return torch.where(finished, torch.where(ended, canvas.shape[1], active + 1), active)
+
+
+@torch.inference_mode()
+def decode_causal(model: Transformer, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+    """Greedy next-token decoding -> ids after each prompt, cut before the first end token."""
+    end = model.config.eos_ids[0]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    total = int(lengths.max()) + max_tokens
+    canvas = torch.full((len(prompts), total), end)
+    for row, prompt in zip(canvas, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    causal = torch.ones(total, total, dtype=torch.bool).tril()[None, None]
+    cursor, everyone = lengths.clone(), torch.arange(len(prompts))
+    live = everyone
+    for _ in range(max_tokens):
+        width = int(cursor[live].max())
+        hidden = model.hidden(canvas[live, :width], mask=causal[..., :width, :width])
+        token = model.project(hidden[torch.arange(len(live)), cursor[live] - 1]).argmax(-1)
+        canvas[live, cursor[live]] = token
+        cursor[live] += 1
+        live = live[token != end]
+        if not live.numel():
+            break
+    return [_cut(row[length:].tolist(), end)[:max_tokens] for row, length in zip(canvas, lengths, strict=True)]
+
+
+def _cut(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def answers_agree(text: str, target: str) -> bool:
+    """The last `####` line of both texts is the same; without such a line in the target, the whole text is."""
+    if "####" not in target:
+        return text.strip() == target.strip()
+    return text.rpartition("####")[2].strip() == target.rpartition("####")[2].strip() and "####" in text
+
+
+def dev_items(count: int) -> dict[str, list[dict]]:
+    """The first `count` dev items of each source (full, easy, symbolic, code): dictionaries with prompt and target."""
+    groups: dict[str, list[dict]] = {}
+    for task in ("nano-gsm", "nano-code"):
+        for line in (Path(nano.__file__).parent / "data" / f"{task}-dev.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            prompt = row.get("prompt", row.get("question")) + nano.SEPARATOR
+            groups.setdefault(row.get("tier", "code"), []).append({"prompt": prompt, "target": row["target"]})
+    return {group: items[:count] for group, items in groups.items()}

@@ -1,0 +1,226 @@
+"""The training loop: one process a core, a gradient sum a step, a checkpoint that can be killed at any moment.
+
+Two single-threaded workers beat one worker with two threads: nothing waits inside a step, so a busy machine slows
+training instead of stalling it. Each worker draws its own data and computes the same update from the summed gradients.
+
+Left on disk in the output folder: `checkpoint.pt` (master weights, optimiser, data positions), `log.jsonl`, and
+`weights/` (the current bf16 export in the official layout).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
+from dlmbench.presets import resolve
+from dlmbench.tasks.nano import stream
+from dlmbench.training import autoregressive, block_diffusion
+from dlmbench.training.data import Batches, Draw, Example
+from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
+from dlmbench.training.optim import Optimizer
+from dlmbench.training.recipe import Recipe
+from dlmbench.training.step import batch_loss
+
+PAD, END, MASK, SEPARATOR = 0, 1, 2, 3
+REPORT_EVERY = 50  # steps between log lines
+# Large tensors come and go every step: keep their memory in the process, on huge pages (measured: 10 % faster).
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=200000000")
+)
+
+
+def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None = None) -> None:
+    """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():  # one process feeds the device
+        recipe = replace(recipe, columns=recipe.columns * recipe.workers, workers=1)
+    os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # read by the workers when they start
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_enter, (recipe, out, resume, minutes, f"file://{folder}/meeting"), nprocs=recipe.workers)
+
+
+def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.workers)
+    tokenizer = load_tokenizer(resolve("nano").tokenizer_location)
+    Worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
+    dist.destroy_process_group()
+
+
+def example_stream(mixture: dict[str, float], tokenizer) -> Draw:
+    """Training examples of the nano tasks as token ids; never an instance that is held out."""
+    def draw(seed: tuple[int, ...]):
+        problems = stream(mixture, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        while True:  # tokenised some hundreds at a time: one by one costs ten times more
+            texts = [text for problem in islice(problems, 256) for text in (problem["prompt"], problem["target"])]
+            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            yield from (Example(tuple(p), tuple(t)) for p, t in zip(ids[::2], ids[1::2], strict=True))
+
+    return draw
+
+
+class Worker:
+    """One process of a training run; worker 0 also logs, evaluates and saves."""
+
+    def __init__(self, recipe: Recipe, out: Path, draw: Draw, tokenizer=None, rank: int = 0):
+        self.recipe, self.out, self.rank, self.tokenizer = recipe, out, rank, tokenizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = torch.bfloat16 if _use_bfloat16(recipe.bfloat16) else torch.float32
+        self.master = initial_weights(recipe).to(self.device).requires_grad_(True).train()
+        self.network = Transformer(self.master.config).to(self.device, self.dtype)
+        self.optimizer = Optimizer(self.master, recipe.matrix_lr, recipe.vector_lr, recipe.clip)
+        lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
+        self.batches = Batches(draw, _layout(recipe), lengths, recipe.columns, recipe.seed, rank)
+        self.step, self.columns, self.seconds = 0, 0, 0.0
+        self._copy_weights()
+
+    def run(self, resume: bool = False, minutes: float | None = None) -> None:
+        if resume:
+            self.load()
+        start, before, losses = time.monotonic(), self.seconds, []
+        tick, tick_columns, stop = start, self.columns, False
+        for batch in self.batches:
+            if stop or self.step >= self.recipe.steps:
+                break
+            late = minutes is not None and time.monotonic() - start > 60 * minutes
+            loss, norm, columns, stop = self.update(batch, late)
+            self.step += 1
+            self.columns += columns
+            losses.append(loss)
+            self.seconds = before + time.monotonic() - start
+            if self.step % REPORT_EVERY == 0:
+                now = time.monotonic()
+                speed = (self.columns - tick_columns) / (now - tick)
+                self.log(step=self.step, loss=sum(losses) / len(losses), norm=norm, columns_per_second=round(speed))
+                tick, tick_columns, losses = now, self.columns, []
+            if self.step % self.recipe.save_every == 0:
+                self.save()
+            if self.step % self.recipe.evaluate_every == 0:
+                self.evaluate()
+        self.save()
+        if self.step % self.recipe.evaluate_every:
+            self.evaluate()
+
+    def update(self, batch, late: bool) -> tuple[float, float, int, bool]:
+        """One optimiser step on all workers' batches -> mean loss, gradient norm, columns, is any worker late."""
+        batch = replace(batch, **{k: v.to(self.device) for k, v in vars(batch).items() if isinstance(v, Tensor)})
+        loss = batch_loss(self.network, batch, self.recipe.compile)
+        loss.backward()
+        named = dict(self.network.named_parameters())
+        facts = torch.tensor([loss.item(), batch.columns, float(late)], device=self.device)
+        flat = torch.cat([p.grad.flatten().float() for p in named.values()] + [facts])
+        if self.recipe.workers > 1:
+            dist.all_reduce(flat)
+        loss_sum, columns, late_workers = flat[-3:].tolist()
+        flat /= self.recipe.workers
+        pieces = flat[:-3].split([p.numel() for p in named.values()])
+        gradients = {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        norm = self.optimizer.step(gradients, self.recipe.learning_rate(self.step), self.dtype)
+        self._copy_weights()
+        return loss_sum / self.recipe.workers, norm, int(columns), late_workers > 0
+
+    @torch.no_grad()
+    def _copy_weights(self) -> None:
+        for ours, theirs in zip(self.network.parameters(), self.master.parameters(), strict=True):
+            ours.copy_(theirs)
+            ours.grad = None
+
+    def save(self) -> None:
+        """Checkpoint and bf16 export by worker 0; the old checkpoint stays until the new one is whole."""
+        positions = [self.batches.position]
+        if self.recipe.workers > 1:
+            positions = [None] * self.recipe.workers
+            dist.all_gather_object(positions, self.batches.position)
+        if self.rank:
+            return
+        state = {
+            "step": self.step, "columns": self.columns, "seconds": self.seconds, "positions": positions,
+            "weights": self.master.state_dict(), "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, self.out / "checkpoint.tmp")
+        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+        save_checkpoint(self.master, self.out / "weights")
+
+    def load(self) -> None:
+        state = torch.load(self.out / "checkpoint.pt", map_location=self.device)
+        self.master.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.columns, self.seconds = state["step"], state["columns"], state["seconds"]
+        self.batches.position = tuple(state["positions"][self.rank])
+        self._copy_weights()
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Accuracy on the first dev items of each task; the other workers wait at their next gradient sum."""
+        if self.rank or not self.recipe.evaluate_items:
+            return
+        network = self.master.eval()
+        scores = {}
+        for task, items in dev_items(self.recipe.evaluate_items).items():
+            prompts = [self.tokenizer(item["prompt"], add_special_tokens=False)["input_ids"] for item in items]
+            if self.recipe.objective == "autoregressive":
+                ids = decode_causal(network, prompts, 96)
+            else:
+                ids = decode(network, prompts, 8, 96, threshold=0.9)
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            scores[task] = sum(map(answers_agree, texts, (item["target"] for item in items))) / len(items)
+        self.master.train()
+        self.log(step=self.step, accuracy=scores)
+
+    def log(self, **facts) -> None:
+        if self.rank:
+            return
+        rate = self.recipe.learning_rate(self.step)
+        facts |= {"learning_rate": round(rate, 4), "columns": self.columns, "seconds": round(self.seconds, 1)}
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        print(f"{self.recipe.name}  {text}", file=sys.stderr, flush=True)
+
+
+def initial_weights(recipe: Recipe) -> Transformer:
+    """Float32 weights a recipe starts from: random, or a warm start with the layers it names."""
+    shape, causal = recipe.shape, recipe.objective == "autoregressive"
+    config = BackboneConfig(
+        family="qwen3" if causal else "sdar", attention="causal" if causal else "block_causal", shift=int(causal),
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_layers=shape.layers, num_heads=shape.heads,
+        num_kv_heads=shape.heads, head_dim=shape.hidden // shape.heads, intermediate_size=shape.intermediate,
+        tie_embeddings=True, mask_id=MASK, eos_ids=(END,), pad_id=PAD, max_positions=shape.max_positions,
+    )
+    model = Transformer(config).init_weights(recipe.seed)
+    if recipe.warm_start:
+        source = load_checkpoint(resolve(recipe.warm_start.model).location)
+        kept = recipe.warm_start.layers or tuple(range(source.config.num_layers))
+        state = {k: v for k, v in source.state_dict().items() if not k.startswith("layers.")}
+        for ours, theirs in enumerate(kept):
+            layer = source.layers[theirs].state_dict()
+            state |= {f"layers.{ours}.{k}": v for k, v in layer.items()}
+        model.load_state_dict(state)
+    return model
+
+
+def _layout(recipe: Recipe):
+    if recipe.objective == "autoregressive":
+        return lambda example, block_length, noise: autoregressive.layout(example, END, recipe.prompt_weight)
+    return lambda example, block_length, noise: block_diffusion.layout(example, block_length, noise, MASK, END)
+
+
+def _use_bfloat16(wish: bool | None) -> bool:
+    """Bfloat16 products are slower than float32 on a processor without instructions for them."""
+    if wish is not None:
+        return wish
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,226 @@
+"""Training: row layouts, masks, Muon, resume, and the small decoder. Run: pytest tests/unit/test_training.py"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dlmbench.backbone import BackboneConfig, Transformer
+from dlmbench.errors import RequestError
+from dlmbench.training import autoregressive, block_diffusion, loop
+from dlmbench.training.data import Batches, Example, collate
+from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
+from dlmbench.training.optim import orthogonalize
+from dlmbench.training.recipe import Recipe, Shape, read_recipe
+from dlmbench.training.step import batch_loss
+
+MASK, END = 2, 1
+RECIPES = Path(__file__).parents[2] / "recipes"
+TINY = Shape(layers=2, hidden=32, heads=2, intermediate=48, vocabulary=64, max_positions=64)
+
+
+def draw(seed):
+    rng = random.Random(str(seed))
+    while True:
+        yield Example(tuple(rng.choices(range(4, 64), k=rng.randint(3, 9))), tuple(rng.choices(range(4, 12), k=5)))
+
+
+def recipe(**changes):
+    fields = dict(name="tiny", objective="block_diffusion", mixture={"code": 1.0}, steps=6, shape=TINY, workers=1)
+    fields |= dict(columns=256, evaluate_items=0, compile=False, bfloat16=False, warmup=2, block_lengths=(4,))
+    return Recipe(**(fields | changes))
+
+
+def worker(out, **changes):
+    out.mkdir(exist_ok=True)
+    return loop.Worker(recipe(**changes), out, draw)
+
+
+# --- block diffusion -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", [3, 4, 6])
+def test_a_noisy_column_sees_clean_earlier_blocks_and_its_own_noisy_block_only(prompt):
+    example = Example(tuple(range(10, 10 + prompt)), (30, 31, 32, 33, 34))
+    row = block_diffusion.layout(example, 4, np.random.default_rng(0), MASK, END)
+    sees = collate([row], len(row.ids)).visible[0, 0]
+    for query in range(len(row.ids)):
+        for key in range(len(row.ids)):
+            q, k = row.positions[query] // 4, row.positions[key] // 4
+            if row.copy[query] == 0:  # clean: block-causal among the clean columns
+                expected = row.copy[key] == 0 and k <= q
+            else:
+                expected = (row.copy[key] == 0 and k < q) or (row.copy[key] == row.copy[query] and k == q)
+            assert bool(sees[query, key]) == expected
+
+
+def test_the_two_copies_are_complements_and_never_mask_the_prompt():
+    example = Example(tuple(range(10, 16)), tuple(range(30, 41)))
+    row = block_diffusion.layout(example, 4, np.random.default_rng(1), MASK, END)
+    one, two = (row.ids[row.copy == c] == MASK for c in (1, 2))
+    positions = row.positions[row.copy == 1]
+    assert positions.min() == 4  # the block in which the prompt ends belongs to the copies
+    assert not one[positions < 6].any() and not two[positions < 6].any()
+    assert (one ^ two)[positions >= 6].all()
+    assert ((row.weight > 0) == (row.ids == MASK)).all()
+
+
+def test_end_tokens_fill_the_last_block_and_are_trained():
+    example = Example((10, 11, 12), (30, 31, 32))  # 7 positions with the end token, the block of 8 has one more
+    row = block_diffusion.layout(example, 8, np.random.default_rng(0), MASK, END)
+    noisy = row.copy == 1
+    assert row.label[noisy].tolist() == [10, 11, 12, 30, 31, 32, END, END]
+    assert set(row.positions[row.weight > 0]) == {3, 4, 5, 6, 7}
+
+
+def test_loss_factor_is_one_over_the_rate_and_capped():
+    target = np.ones(4000, dtype=bool)
+    masked, factor = block_diffusion.draw_masks(target, 8, np.random.default_rng(0))
+    assert factor.max() <= block_diffusion.LARGEST_FACTOR
+    assert (factor[masked] >= 1).all() and not factor[~masked].any()
+    assert abs(factor.mean() - 1) < 0.15  # unbiased but for the cap
+
+
+def test_training_loss_equals_decoding_forward():
+    """The logits of a noisy block equal those of a plain forward over clean prefix + that block."""
+    model = Transformer(loop.initial_weights(recipe()).config).init_weights(3).requires_grad_(False)
+    example = Example(tuple(range(10, 16)), tuple(range(30, 37)))
+    row = block_diffusion.layout(example, 4, np.random.default_rng(2), MASK, END)
+    batch = collate([row], len(row.ids) + 3)
+    total = 0.0
+    for copy in (1, 2):
+        for block in sorted(set(row.positions[row.copy == copy] // 4)):
+            own = (row.copy == copy) & (row.positions // 4 == block)
+            clean = (row.copy == 0) & (row.positions // 4 < block)
+            ids = torch.from_numpy(row.ids[clean | own])[None]
+            blocks = torch.arange(ids.shape[1]) // 4
+            mask = (blocks[None] <= blocks[:, None])[None, None]
+            logits = model.project(model.hidden(ids, mask=mask)[0, -4:])
+            losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(row.label[own]), reduction="none")
+            total += (losses * torch.from_numpy(row.weight[own])).sum()
+    assert torch.allclose(batch_loss(model, batch, compiled=False), total, atol=1e-5)
+
+
+# --- autoregressive --------------------------------------------------------------------------------------------------
+
+
+def test_autoregressive_rows_are_causal_and_predict_the_next_token():
+    row = autoregressive.layout(Example((10, 11, 12), (30, 31)), END, prompt_weight=0.1)
+    batch = collate([row], 8)
+    assert torch.equal(batch.visible[0, 0, :6, :6], torch.ones(6, 6, dtype=torch.bool).tril())
+    assert not batch.visible[0, 0, :6, 6:].any()
+    assert batch.labels.tolist() == [11, 12, 30, 31, END]
+    assert batch.weights.tolist() == pytest.approx([0.1 / 3] * 2 + [1 / 3] * 3)
+
+
+# --- data and optimiser ----------------------------------------------------------------------------------------------
+
+
+def test_batches_hold_every_example_once_within_the_column_budget():
+    batches = Batches(draw, loop._layout(recipe()), (4, 8), columns=200, pool=60)
+    plan = batches._plan(0)
+    assert sum(len(rows) for rows, _ in plan) == 60
+    assert all(len(rows) * length <= 200 for rows, length in plan)
+    assert {row.positions.max() % 8 for rows, _ in plan for row in rows} == {3, 7}  # both block lengths
+
+
+def test_batches_continue_from_a_saved_position():
+    first, second = (Batches(draw, loop._layout(recipe()), (4,), 200, pool=20) for _ in range(2))
+    seen = [batch for batch, _ in zip(first, range(5))]
+    second.position = (0, 3)
+    assert torch.equal(next(iter(second)).ids, seen[3].ids)
+
+
+def test_orthogonalized_updates_have_singular_values_near_one():
+    matrices = torch.randn(3, 48, 16, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices))
+    assert values.min() > 0.6 and values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    close = torch.nn.functional.cosine_similarity(orthogonalize(matrices).flatten(), (left @ right).flatten(), dim=0)
+    assert close > 0.97
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "block_diffusion"])
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path, objective):
+    whole = worker(tmp_path / "whole", objective=objective)
+    whole.run()
+    part = worker(tmp_path / "parts", objective=objective)
+    for _, batch in zip(range(3), part.batches):
+        part.update(batch, late=False)
+        part.step += 1
+    part.save()
+    rest = worker(tmp_path / "parts", objective=objective)
+    rest.run(resume=True)
+    assert rest.step == whole.step == 6
+    for name, weight in whole.master.state_dict().items():
+        assert torch.equal(weight, rest.master.state_dict()[name]), name
+
+
+def test_training_lowers_the_loss_and_exports_the_weights(tmp_path):
+    trainee = worker(tmp_path / "run", steps=40)
+    batch = next(iter(trainee.batches))
+    before = batch_loss(trainee.network, batch, compiled=False).item()
+    trainee.run()
+    assert batch_loss(trainee.network, batch, compiled=False).item() < before - 1.0
+    assert (tmp_path / "run" / "weights" / "model.safetensors").is_file()
+
+
+def test_a_run_out_of_minutes_stops_with_a_checkpoint(tmp_path):
+    trainee = worker(tmp_path / "run", steps=1000)
+    trainee.run(minutes=0.0)
+    assert trainee.step < 10
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
+
+
+# --- decoding for evaluation -----------------------------------------------------------------------------------------
+
+
+def test_decoding_ends_at_the_end_token_and_ignores_the_rest_of_the_batch():
+    config = BackboneConfig("sdar", 64, 32, 2, 2, 2, 16, 48, tie_embeddings=True, mask_id=MASK, eos_ids=(END,))
+    model = Transformer(config).init_weights(1).requires_grad_(False)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14]]
+    together = decode(model, prompts, 4, 12)
+    assert together == [decode(model, [prompt], 4, 12)[0] for prompt in prompts]
+    assert all(END not in ids and MASK not in ids and len(ids) <= 12 for ids in together)
+    greedy = decode_causal(model, prompts, 6)
+    assert greedy == [decode_causal(model, [prompt], 6)[0] for prompt in prompts]
+
+
+def test_answers_agree_on_the_last_line_or_the_whole_program():
+    assert answers_agree("1+2=3\n#### 3", "2+1=3\n#### 3")
+    assert not answers_agree("1+2=3\n#### 4", "2+1=3\n#### 3")
+    assert not answers_agree("", "2+1=3\n#### 3")
+    assert answers_agree("\n    return n", "\n    return n") and not answers_agree("return m", "return n")
+
+
+def test_dev_items_cover_every_source():
+    items = dev_items(3)
+    assert {group: len(rows) for group, rows in items.items()} == dict.fromkeys(("full", "easy", "symbolic", "code"), 3)
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("train-*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_stay_small(path):
+    plan = read_recipe(path)
+    shape = plan.shape
+    config = BackboneConfig("sdar", shape.vocabulary, shape.hidden, shape.layers, shape.heads, shape.heads,
+                            shape.hidden // shape.heads, shape.intermediate, tie_embeddings=True)  # fmt: skip
+    assert config.parameters <= 2_700_000
+    assert plan.learning_rate(0) <= plan.learning_rate(plan.warmup) == 1.0
+    assert plan.learning_rate(plan.steps) == plan.final_lr
+
+
+def test_a_wrong_recipe_is_refused_by_name(tmp_path):
+    (tmp_path / "r.yaml").write_text("name: x\nobjective: magic\nmixture: {code: 1}\nsteps: 3\n")
+    with pytest.raises(RequestError, match="magic"):
+        read_recipe(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("name: x\nobjective: autoregressive\nmixture: {code: 1}\nsteps: 3\nstep: 4\n")
+    with pytest.raises(RequestError, match="step"):
+        read_recipe(tmp_path / "r.yaml")
