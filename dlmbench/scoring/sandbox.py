@@ -1,16 +1,18 @@
 """Run generated programs against their problems, away from this process.
 
 What protects the harness and the score:
-- The program runs in a fresh isolated interpreter of its own, as a user without account (when started as root), inside whatever the
-  kernel grants of namespaces, Landlock, a call filter and resource limits (`cell.room`). All it started is ended with it.
+- The program runs in a fresh isolated interpreter of its own, as a user without account (when started as root), inside
+  whatever the kernel grants of namespaces, Landlock, a call filter and resource limits (`cell.room`). All it started
+  is ended with it.
 - The tests and expected values live in another process, the checker, which calls the program through a pipe and
-  takes plain values only (`cell.checker`, `cell.wire`). There is no verdict, test or token in the program's process to read or forge:
-  patched built-ins, dishonest `__eq__`, frames and open descriptors gain nothing.
+  takes plain values only (`cell.checker`, `cell.wire`). There is no verdict, test or token in the program's process to
+  read or forge: patched built-ins, dishonest `__eq__`, frames and open descriptors gain nothing.
 - The verdict carries a random token, new for each job, that only the harness, the keeper and the checker know.
 
 What it does not do: bound the memory of several processes of a program together (each one is bounded), hide installed
-packages from a program where the kernel grants neither mount namespaces nor Landlock, or run on Windows. Programs have the standard library only. Python's string
-hashes are random per process, so a program that depends on the order of a set of strings may differ from run to run.
+packages from a program where the kernel grants neither mount namespaces nor Landlock, or run on Windows. Programs have
+the standard library only. Python's string hashes are random per process, so a program that depends on the order of a
+set of strings may differ from run to run.
 
 `capabilities()` says what this machine grants.
 """
@@ -20,7 +22,6 @@ import os
 import queue
 import secrets
 import selectors
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from dlmbench.errors import RequestError, RunError
 from dlmbench.scoring.problem import Problem, Verdict
 
 TIME_FLOOR = 1.0  # CPU seconds that every program may use
-TIME_FACTOR = 10.0  # times the canonical solution's own, its interpreter start included
+TIME_FACTOR = 10.0  # times the canonical solution's own by the clock, its interpreter start included
 CANONICAL_LIMIT = 60.0  # CPU seconds for the canonical solution itself
 MEMORY = 512 << 20  # bytes of address space, each process
 START_SECONDS = 60.0  # a server that has not reported by then is given up
@@ -49,12 +50,10 @@ class _Server:
         from dlmbench.scoring.cell import wire
 
         self._wire = wire
-        self._folder = tempfile.mkdtemp(prefix="dlmbench-sandbox-")
-        os.chmod(self._folder, 0o711)  # programs run as another user and must reach their own folder below
         interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
         mode = "namespaces" if namespaces else "plain"
         self._process = subprocess.Popen(
-            [interpreter, "-I", "-S", "-B", str(_WARDEN), mode, self._folder],
+            [interpreter, "-I", "-S", "-B", str(_WARDEN), mode, tempfile.gettempdir()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={}, cwd="/", start_new_session=True, bufsize=0)
         try:
@@ -87,7 +86,8 @@ class _Server:
         if not secrets.compare_digest(answer["token"], job["token"]):
             raise RunError("the sandbox answered with a wrong token; the program was not scored.")
         if answer["status"] == "broken":
-            raise RunError(f"the sandbox is broken: {answer['detail']}. Run `dlmbench doctor` to see what this machine grants.")
+            raise RunError(f"the sandbox is broken: {answer['detail']}. "
+                           "Run `dlmbench doctor` to see what this machine grants.")
         return answer
 
     def close(self) -> None:
@@ -99,7 +99,6 @@ class _Server:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Sandbox:
@@ -116,7 +115,8 @@ class Sandbox:
         from dlmbench.scoring.cache import VerdictCache
 
         if not hasattr(os, "fork"):
-            raise RunError("generated code cannot be scored on this system: the sandbox needs fork. Use Linux, macOS or WSL.")
+            raise RunError("generated code cannot be scored on this system: the sandbox needs fork. "
+                           "Use Linux, macOS or WSL.")
         if workers is None:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if workers < 1:
@@ -173,7 +173,7 @@ class Sandbox:
         return Verdict(answer["status"], answer["detail"], round(answer["seconds"], 4), final=not by_clock)
 
     def _scaled_limit(self, problem: Problem) -> float:
-        """CPU seconds for a program, from the canonical solution's time here; measured once a problem, and only if asked."""
+        """CPU seconds for a program, from the canonical solution's time here; measured once, if needed at all."""
         if problem.canonical is None:
             return TIME_FLOOR
         known = (problem.form, problem.key, problem.canonical)
@@ -186,9 +186,11 @@ class Sandbox:
         """Judge one program.
 
         Args:
-            completion: the whole program text that defines `problem.entry_point`. For HumanEval this is the prompt and the
+            completion: the whole program text that defines `problem.entry_point`. For HumanEval this is the prompt and
+            the
                 model's continuation, cut where the caller thinks fit; nothing is put before it here.
-            time_limit: CPU seconds; None scales with the canonical solution: at first the floor, which is right for nearly all
+            time_limit: CPU seconds; None scales with the canonical solution: at first the floor, which is right for
+            nearly all
                 problems, and only a program that exceeds it waits for the canonical solution's time to be measured.
 
         Raises:
@@ -254,12 +256,15 @@ def run_many(jobs: Iterable[tuple[Problem, str]], workers: int | None = None, ca
 
 
 def capabilities() -> dict[str, tuple[bool, str]]:
-    """What `dlmbench doctor` prints about the sandbox: name -> (holds, remark). The first entry says whether code can be scored."""
+    """What `dlmbench doctor` prints about the sandbox: name -> (holds, remark).
+
+    The first entry says whether code can be scored at all, the others which walls stand.
+    """
     probe = Problem.from_cases("probe", "f", [((1,), 2)])
     try:
         with Sandbox(1) as sandbox:
             verdict = sandbox.run(probe, "def f(x):\n    return x + 1\n")
-            works = (verdict.passed, f"a program is judged in {1000 * verdict.seconds:.0f} ms" if verdict.passed else verdict.detail)
-            return {"sandbox": works, **sandbox.report}
+            speed = f"a program is judged in {1000 * verdict.seconds:.0f} ms"
+            return {"sandbox": (verdict.passed, speed if verdict.passed else verdict.detail), **sandbox.report}
     except (RunError, OSError) as error:
         return {"sandbox": (False, str(error))}

@@ -1,11 +1,11 @@
 """The process that knows the answers: it calls the program through a pipe and compares what comes back.
 
-It never runs a line of generated code. The benchmark's own code (helpers of the prompt, `check`, assert statements) runs here and
-sees a `Remote` in place of the function under test. Results arrive as plain built-in values (see `wire`), so
-comparison, truth and arithmetic are Python's own.
+It never runs a line of generated code. The benchmark's own code (helpers of the prompt, `check`, assert statements)
+runs here and sees a `Remote` in place of the function under test. Results arrive as plain built-in values (see
+`wire`), so comparison, truth and arithmetic are Python's own.
 
-Left out, on purpose: changes that the program makes to its arguments are not copied back, because a test that compares a result
-with its argument (`candidate(x) == sorted(x)`) would let a program empty both.
+Left out, on purpose: changes that the program makes to its arguments are not copied back, because a test that compares
+a result with its argument (`candidate(x) == sorted(x)`) would let a program empty both.
 """
 
 import ast
@@ -89,11 +89,12 @@ class Line:
         except Closed:
             self.gone = True
             raise Gone from None
-        if type(answer) is tuple and len(answer) == 2 and answer[0] == "value":
-            return answer[1]
-        if type(answer) is tuple and len(answer) == 3 and all(type(part) is str for part in answer) and answer[0] == "raise":
-            self.out_of_memory = answer[1] == "MemoryError"
-            raise _exception(answer[1], answer[2])
+        match answer:
+            case ("value", value):
+                return value
+            case ("raise", str(name), str(message)):
+                self.out_of_memory = name == "MemoryError"
+                raise _exception(name, message)
         raise WireError("the program sent something that is not an answer")
 
 
@@ -114,6 +115,8 @@ def same(left, right):
 
 
 def short(value, width=60):
+    if isinstance(value, Remote):
+        return "an object that is not a plain value"
     try:
         text = repr(value)
     except Exception:  # an int of more than 4300 digits has no repr
@@ -130,7 +133,7 @@ def check_cases(line, job):
 
 
 def check_function(line, job):
-    """HumanEval's form. The prompt is run for its helpers (`poly`, `encode_cyclic`); its unfinished entry point is replaced."""
+    """HumanEval's form. The prompt is run for its helpers (`poly`); its unfinished entry point is replaced."""
     names = {"__name__": "tests"}
     _execute(job["prompt"], names)
     entry = Remote(line, job["entry_point"])
@@ -177,7 +180,8 @@ def run_checks(read_fd, write_fd, job):
 
 def explain(error):
     """One line: what was raised and, for a bare assert, the line of the test that failed."""
-    text = f"{getattr(error, 'raised_as', type(error).__name__)}: {error}".strip().removeprefix("ProgramError: ")
+    name = getattr(error, "raised_as", type(error).__name__)
+    text = str(error) if isinstance(error, (ProgramError, WireError)) else f"{name}: {error}".rstrip(": ")
     if isinstance(error, AssertionError):
         places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<tests>"]
         text = str(error) or (places[-1].line if places else "") or "an assertion failed"

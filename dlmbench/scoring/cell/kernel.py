@@ -1,8 +1,8 @@
 """The Linux calls that Python 3.11 has no function for: namespaces, mounts, Landlock, seccomp, process attributes.
 
 Everything goes through `ctypes` and the kernel's stable numbers, with no package to install. Sources: the manual pages
-prctl(2), unshare(2), mount(2), pivot_root(2), mount_setattr(2), landlock(7), seccomp(2). On other systems `AVAILABLE` is False and
-nothing here may be called.
+prctl(2), unshare(2), mount(2), pivot_root(2), mount_setattr(2), landlock(7), seccomp(2). On other systems `AVAILABLE`
+is False and nothing here may be called.
 
 Left out: cgroups (they need a writable hierarchy, which containers rarely grant), so the memory of several processes
 together is bounded by (memory limit) x (process limit) and not by one figure.
@@ -11,6 +11,7 @@ together is bounded by (memory limit) x (process limit) and not by one figure.
 import ctypes
 import os
 import platform
+import struct
 import sys
 
 AVAILABLE = sys.platform == "linux"
@@ -23,14 +24,20 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_RECURSIVE, MS_PRIVATE = 1, 2, 4, 409
 MNT_DETACH = 2
 
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
-_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same on every architecture
+# Calls this young have the same number on every architecture.
+_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
-# Calls that generated code never needs and that reach outside: sockets, tracing, namespaces and mounts, keys, bpf, perf,
-# userfaultfd, io_uring (which could open sockets behind the filter), other processes' memory and descriptors.
+# Calls that generated code never needs and that reach outside: sockets, tracing, namespaces and mounts, keys, bpf,
+# perf, userfaultfd, io_uring (which could open sockets behind the filter), other processes' memory and descriptors.
 _DENIED = {
     "x86_64": (41, 101, 310, 311, 165, 166, 272, 308, 248, 249, 250, 321, 298, 323, 425, 438, 428, 429, 430, 432, 442),
     "aarch64": (198, 117, 270, 271, 40, 39, 97, 268, 217, 218, 219, 280, 241, 282, 425, 438, 428, 429, 430, 432, 442),
+}
+# Changes of mode, owner, times and attributes: what a program could do to files of its own user anywhere.
+_MODES = {
+    "x86_64": (90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 452, 463, 466),
+    "aarch64": (5, 6, 7, 14, 15, 16, 52, 53, 54, 55, 88, 452, 463, 466),
 }
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -140,8 +147,7 @@ class Landlock:
         try:
             if not os.path.isdir(path):
                 rights &= ~(_READ_DIR | _CHANGES | _REFER)
-            rule = (ctypes.c_byte * 12)()  # packed: u64 rights, s32 descriptor
-            ctypes.memmove(rule, (rights & self.handled).to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder), 12)
+            rule = ctypes.create_string_buffer(struct.pack("=Qi", rights & self.handled, fd), 12)
             _syscall(f"landlock {path}", _LANDLOCK_ADD, self.fd, 1, rule, 0)
         finally:
             os.close(fd)
@@ -166,18 +172,20 @@ class Landlock:
         _syscall("landlock", _LANDLOCK_RESTRICT, self.fd, 0)
 
 
-def deny_calls():
-    """A seccomp filter that answers EPERM to the calls in `_DENIED` and to every call of a foreign architecture."""
+def deny_calls(modes):
+    """A seccomp filter that answers EPERM to the calls in `_DENIED` and to every call of a foreign architecture.
+
+    With `modes`, also to changes of mode, owner, times and attributes of files.
+    """
     if MACHINE not in _DENIED:
         raise OSError(f"seccomp: no call numbers known for {MACHINE}")
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     allow, refuse = 0x7FFF0000, 0x00050001
     code = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH[MACHINE]), (give, 0, 0, refuse), (load, 0, 0, 0)]
-    for number in _DENIED[MACHINE]:
+    for number in _DENIED[MACHINE] + (_MODES[MACHINE] if modes else ()):
         code += [(equal, 0, 1, number), (give, 0, 0, refuse)]
     code += [(at_least, 0, 1, 0x40000000), (give, 0, 0, refuse), (give, 0, 0, allow)]
-    packed = b"".join(
-        op.to_bytes(2, sys.byteorder) + bytes((yes, no)) + word.to_bytes(4, sys.byteorder) for op, yes, no, word in code)
+    packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
     instructions = ctypes.create_string_buffer(packed, len(packed))
 
     class Program(ctypes.Structure):

@@ -1,11 +1,11 @@
 """Where a program runs: the isolation that this kernel grants, and the steps that put a process into it.
 
 Two layers, each used when it is there:
-- *namespaces*: the server enters a mount, network, IPC, UTS (and, without root, user) namespace of its own, whose file system is a
-  small read-only tree: the system's libraries, this Python without its site-packages, five devices. Every program gets a PID
-  namespace and a fresh memory file system as its scratch folder, both gone with it.
-- *rules on the process*: another user id (when root), resource limits, no new privileges, Landlock (reading and writing by folder,
-  no TCP, no signals outside), a seccomp filter (no sockets, no tracing).
+- *namespaces*: the server enters a mount, network, IPC, UTS (and, without root, user) namespace of its own, whose file
+  system is a small read-only tree: the system's libraries, this Python without its site-packages, five devices. Every
+  program gets a PID namespace and a fresh memory file system as its scratch folder, both gone with it.
+- *rules on the process*: another user id (when root), resource limits, no new privileges, Landlock (reading and
+  writing by folder, no TCP, no signals outside), a seccomp filter (no sockets, no tracing).
 
 In a container that forbids namespaces the second layer still confines files, network and signals. On macOS only limits,
 process group and temporary folder remain. `Room.report` says what holds.
@@ -16,13 +16,14 @@ Left out: a limit on the memory of all processes of a program together (see `ker
 import glob
 import os
 import resource
+import stat
 import sys
 
 LINUX = sys.platform == "linux"
 if LINUX:
     import kernel
 
-SCRATCH = "/scratch"
+SCRATCH = "/scratch/job"
 SCRATCH_OPTIONS = "size=32m,nr_inodes=2000,mode=700"
 PROCESSES = 24
 OPEN_FILES = 64
@@ -53,16 +54,16 @@ def interpreter_paths():
     """Real paths that this interpreter needs: its executable's folder, its library folders, the shared libraries."""
     own = [os.path.dirname(os.path.realpath(sys.executable)), *(path for path in sys.path if os.path.isdir(path))]
     own += [os.path.join(prefix, "lib") for prefix in {sys.base_prefix, sys.base_exec_prefix}]
-    system = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives"]
-    paths = sorted({os.path.realpath(path) for path in own if os.path.exists(path)} | set(filter(os.path.exists, system)))
-    return [path for path in paths if not any(path.startswith(above + "/") for above in paths)]
+    system = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/nix/store", "/etc/ld.so.cache"]
+    paths = {os.path.realpath(path) for path in filter(os.path.exists, own)} | set(filter(os.path.exists, system))
+    return [path for path in sorted(paths) if not any(path.startswith(above + "/") for above in paths)]
 
 
 def hidden_paths():
     """Installed packages stay out of sight: a benchmark's package holds its answers."""
     roots = {os.path.realpath(path) for path in sys.path if os.path.isdir(path)}
-    patterns = [f"{root}/{name}" for root in roots for name in ("site-packages", "dist-packages")]
-    patterns += [f"{usr}/lib*/python*/{name}" for usr in ("/usr", "/usr/local") for name in ("site-packages", "dist-packages")]
+    roots |= {"/usr/lib*/python*", "/usr/local/lib*/python*"}
+    patterns = [f"{root}/{kind}-packages" for root in roots for kind in ("site", "dist")]
     return sorted({path for pattern in patterns for path in glob.glob(pattern)})
 
 
@@ -79,7 +80,7 @@ def build_tree():
         _bring(path)
     for path in hidden:
         kernel.mount("tmpfs", path, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV, "size=4k")
-    os.mkdir(SCRATCH)
+    os.makedirs(SCRATCH)
     if not os.path.lexists("/tmp"):
         os.symlink(SCRATCH, "/tmp")
     kernel.unmount("/.host")
@@ -107,11 +108,15 @@ class Room:
 
     Args:
         namespaces: False leaves the first layer out, as a container that forbids it would.
+        folder: where temporary files go.
 
     Attributes:
         tree: the file system is the small one, and programs get PID namespaces.
         root: this process may change its user.
-        folder: the temporary folder that holds scratch folders where there is no tree.
+        scratch: working directory of programs.
+        folder: where there is no tree, the temporary folder around `scratch`; `close` removes it.
+        own_files: programs run as our own user among our own files; they must not change modes and owners, which
+            Landlock does not cover.
         library_fds: where another user cannot reach this Python's library (it lies in a home folder): open
             descriptors of `sys.path`, through which it can.
         report: name -> (holds, remark).
@@ -121,22 +126,40 @@ class Room:
         self.report = {}
         self.root = os.geteuid() == 0
         self.tree = self.user_namespace = False
-        self.folder = None
+        self.scratch, self.folder = SCRATCH, None
         self.library_fds = []
         self.landlock = None
         if LINUX:
             kernel.hide_memory()
             self._enter(namespaces)
         if not self.tree:
-            self.folder = os.path.realpath(folder)
+            name = f"dlmbench-sandbox-{os.getpid()}-{os.urandom(4).hex()}"
+            self.folder = os.path.join(os.path.realpath(folder), name)
+            os.mkdir(self.folder, 0o711)  # programs may run as another user and must reach the folder below
+            self.scratch = os.path.join(self.folder, "job")
+            os.mkdir(self.scratch, 0o700)
         self._choose_user()
+        self.own_files = not self.root and not self.tree
         self._prepare_rules()
+
+    def close(self):
+        """Remove the temporary folder."""
+        if self.folder:
+            empty(self.scratch)
+            os.rmdir(self.scratch)
+            os.rmdir(self.folder)
+
+    def hand_over_scratch(self, uid):
+        """Make the scratch folder, which serves one job after the other, empty and the next program's own."""
+        empty(self.scratch)
+        if self.root:
+            os.chown(self.scratch, uid, uid)
 
     def _note(self, name, why_not, remark):
         self.report[name] = (why_not is None, remark if why_not is None else f"not available: {why_not}")
 
     def _enter(self, namespaces):
-        """First layer. Each step is tried in a child before this process takes it, so that nothing is left half done."""
+        """First layer. Each step is tried in a child before this process takes it: nothing is left half done."""
         off = None if namespaces else "switched off"
 
         def isolate(rest=0):
@@ -203,18 +226,21 @@ class Room:
             try:
                 self.landlock = self._landlock()
                 why_rules = attempt(lambda: enforce(self.landlock.enforce))
-                covers = [name for name, since in (("files", 1), ("TCP", 4), ("signals", 6)) if self.landlock.version >= since]
-                remark = f"ABI {self.landlock.version}: {', '.join(covers)}"
+                version = self.landlock.version
+                covers = [name for name, since in (("files", 1), ("TCP", 4), ("signals", 6)) if version >= since]
+                remark = f"ABI {version}: {', '.join(covers)}"
             except OSError as error:
                 why_rules = str(error)
-            why_calls = attempt(lambda: enforce(kernel.deny_calls))
+            why_calls = attempt(lambda: enforce(self._deny_calls))
         if why_rules:
             self.landlock = None
         self.filter_calls = why_calls is None
         self._note("Landlock", why_rules, remark)
-        self._note("call filter", why_calls, "no sockets, tracing, mounts")
+        denied = "no sockets, tracing, mounts" + (", changes of file modes" if self.own_files else "")
+        self._note("call filter", why_calls, denied)
         limits = "CPU, memory, file size, processes, open files, core"
-        self.report["resource limits"] = (LINUX, limits if LINUX else f"{limits}; the memory limit does not bind on this system")
+        unsure = "" if LINUX else "; the memory limit may not bind on this system"
+        self.report["resource limits"] = (LINUX, limits + unsure)
 
     def _landlock(self):
         rules = kernel.Landlock()
@@ -225,14 +251,17 @@ class Room:
         for name in DEVICES:
             if os.path.exists(f"/dev/{name}"):
                 rules.allow_writing(f"/dev/{name}")
-        rules.allow_writing(SCRATCH if self.tree else self.folder)
+        # Landlock passes over a folder on which something is mounted, as the scratch folder of the tree will be: there
+        # the rule is for its parent, which is read-only.
+        rules.allow_writing(os.path.dirname(SCRATCH) if self.tree else self.scratch)
         return rules
 
     def confine(self, uid, limit, memory):
         """Put this process, which is about to exec the interpreter, under the second layer.
 
         Args:
-            uid: the user to become, or None to stay (also where the interpreter must change the user itself, see `library_fds`).
+            uid: the user to become, or None to stay (also where the interpreter must change the user itself, see
+            `library_fds`).
             limit: CPU seconds; memory: bytes of address space.
         """
         set_limits(limit, memory, self._processes())
@@ -245,10 +274,13 @@ class Room:
             if self.landlock:
                 self.landlock.enforce()
             if self.filter_calls:
-                kernel.deny_calls()
+                self._deny_calls()
+
+    def _deny_calls(self):
+        kernel.deny_calls(modes=self.own_files)
 
     def _processes(self):
-        """The kernel counts all processes of the user: where that is our own, those that are there already do not count."""
+        """The kernel counts all processes of the user; where that is our own, those already there are added."""
         shared = not self.root and not self.tree
         return PROCESSES + (own_tasks() if shared else 0)
 
@@ -258,6 +290,33 @@ class Room:
             kernel.unshare(kernel.NEW_USER)
         except OSError:
             pass  # one wall less; the others stand
+
+
+def empty(folder):
+    """Remove all below `folder`, however deep, never following links: folders are moved up, then removed."""
+    fresh = 0
+    os.chmod(folder, 0o700)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    top = os.open(folder, flags)
+    try:
+        while entries := os.listdir(top):
+            for name in entries:
+                try:
+                    os.unlink(name, dir_fd=top)
+                    continue
+                except (IsADirectoryError, PermissionError):
+                    pass
+                os.chmod(name, 0o700, dir_fd=top)
+                inner = os.open(name, flags, dir_fd=top)
+                for below in os.listdir(inner):
+                    fresh += 1
+                    if stat.S_ISDIR(os.lstat(below, dir_fd=inner).st_mode):
+                        os.chmod(below, 0o700, dir_fd=inner)  # a folder that may not be written cannot be moved
+                    os.rename(below, f"{fresh}.moved", src_dir_fd=inner, dst_dir_fd=top)
+                os.close(inner)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
 
 
 def own_tasks():
@@ -284,7 +343,8 @@ def change_user(uid):
 
 
 def set_limits(limit, memory, processes):
-    wanted = {"CPU": int(limit) + 2, "AS": memory, "FSIZE": FILE_BYTES, "NPROC": processes, "NOFILE": OPEN_FILES, "CORE": 0}
+    wanted = {"CPU": int(limit) + 2, "AS": memory, "FSIZE": FILE_BYTES, "NPROC": processes, "NOFILE": OPEN_FILES}
+    wanted["CORE"] = 0
     for name, value in wanted.items():
         number = getattr(resource, f"RLIMIT_{name}", None)
         if number is None:

@@ -5,12 +5,13 @@ It reads jobs as frames on descriptor 0 and answers on descriptor 1. For each jo
     server -- keeper -- checker            knows the tests; calls the program through two pipes
                     \\-- watcher -- program  a fresh interpreter; knows the arguments of one call at a time
 
-The *keeper* holds the wall clock, ends everything the job started and writes the verdict with the job's token. The *watcher* is the first process
-of the program's PID namespace: when it exits the kernel ends all others in it, daemons included. Without that namespace the keeper, a
-child subreaper, finds what is left and kills it. The checker and the keeper are out of the program's reach: another user id,
-another PID namespace, memory not traceable.
+The *keeper* holds the wall clock, ends everything the job started and writes the verdict with the job's token. The
+*watcher* is the first process of the program's PID namespace: when it exits the kernel ends all others in it, daemons
+included. Without that namespace the keeper, a child subreaper, finds what is left and kills it. The checker and the
+keeper are out of the program's reach: another user id, another PID namespace, memory not traceable.
 
-Time: a program may use `limit` CPU seconds, which a busy machine does not shorten, and four times that plus two seconds by the wall clock.
+Time: a program may use `limit` CPU seconds, which a busy machine does not shorten, and four times that plus two
+seconds by the wall clock.
 """
 
 import fcntl
@@ -18,14 +19,13 @@ import marshal
 import os
 import select
 import signal
-import stat
 import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
-import candidate  # noqa: E402
+
 import checker  # noqa: E402
 import room  # noqa: E402
 import wire  # noqa: E402
@@ -35,7 +35,9 @@ if room.LINUX:
 
 READ, WRITE, LIBRARY = 3, 4, 5  # descriptors in the program's process
 CPU_EXTRA_FOR_CHECKER = 10
-# Standard library modules that tests of the known benchmarks use: imported once here, so that forked checkers have them.
+BACKSTOP = 1.0  # seconds after which the keeper does what the watcher should have done
+SWEEP_SECONDS = 20.0
+# Modules that the tests of the known benchmarks use: imported once here, so that forked checkers have them.
 PRELOAD = ("copy", "math", "random", "re", "typing", "collections", "itertools", "string", "hashlib")
 
 
@@ -49,7 +51,10 @@ def bootstrap():
 
 
 def stub(room_, uid):
-    """The `-c` text: read the bootstrap and run it. Where another user cannot reach the library, change the user only here."""
+    """The `-c` text: read the bootstrap and run it.
+
+    Where another user cannot reach the library, the user is changed only here, the interpreter being up.
+    """
     lines = ["import posix, marshal, sys"]
     count = len(room_.library_fds)
     if count:
@@ -68,13 +73,13 @@ def stub(room_, uid):
     return "\n".join(lines)
 
 
-def become_program(room_, job, uid, scratch, read_fd, write_fd, report_fd):
+def become_program(room_, job, uid, read_fd, write_fd, report_fd):
     """In the forked process: own session, only its two pipes, limits, rules; then a fresh interpreter.
 
     Returns only where that fails, after a report of why.
     """
     os.setsid()
-    os.chdir(scratch)
+    os.chdir(room_.scratch)
     os.umask(0o077)
     null = os.open("/dev/null", os.O_RDWR)
     inherited = [null, null, null, read_fd, write_fd, *room_.library_fds]
@@ -113,10 +118,10 @@ def cpu_seconds(pid):
         return 0.0
 
 
-def watch(program, limit):
-    """Reap every child until the program ends or has used its CPU time. Returns `(what, number)`.
+def watch(program, limit, deadline):
+    """Reap every child until the program ends or has used up its time. Returns `(what, number)`.
 
-    what: "exit" (status), "signal" (number) or "cpu" (seconds used).
+    what: "exit" (status), "signal" (number), "cpu" (seconds allowed) or "clock" (0).
     """
     while True:
         if hasattr(signal, "sigtimedwait"):
@@ -134,9 +139,11 @@ def watch(program, limit):
                 break
         if cpu_seconds(program) > limit:
             return "cpu", limit
+        if time.monotonic() > deadline:
+            return "clock", 0
 
 
-def run_watcher(room_, job, uid, scratch, read_fd, write_fd, report_fd):
+def run_watcher(room_, job, uid, deadline, read_fd, write_fd, report_fd):
     """First process of the job's PID namespace (where there is one): scratch folder, program, end. Does not return."""
     if room.LINUX:
         kernel.die_with_parent()
@@ -144,17 +151,17 @@ def run_watcher(room_, job, uid, scratch, read_fd, write_fd, report_fd):
         kernel.unshare(kernel.NEW_MOUNT)
         owner = f",uid={uid},gid={uid}" if room_.root else ""
         flags = kernel.MS_NOSUID | kernel.MS_NODEV
-        kernel.mount("tmpfs", room.SCRATCH, "tmpfs", flags, room.SCRATCH_OPTIONS + owner)
+        kernel.mount("tmpfs", room_.scratch, "tmpfs", flags, room.SCRATCH_OPTIONS + owner)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     program = os.fork()
     if not program:
-        become_program(room_, job, uid, scratch, read_fd, write_fd, report_fd)
+        become_program(room_, job, uid, read_fd, write_fd, report_fd)
         os._exit(70)
     os.close(read_fd)
     os.close(write_fd)
-    ended = watch(program, job["limit"])
-    if not room_.tree and ended[0] == "cpu":
-        os.kill(program, signal.SIGKILL)
+    ended = watch(program, job["limit"], deadline)
+    if not room.LINUX:
+        send_group(program, signal.SIGKILL)
     wire.send(report_fd, wire.encode(ended))
 
 
@@ -200,10 +207,12 @@ def forked(function, *args):
 def keep(room_, job, answer_fd):
     """One job from start to verdict; the process that does it serves no other."""
     started = time.monotonic()
+    deadline = started + wall_limit(job)
     if room.LINUX:
         kernel.become_subreaper()
     uid = room.FIRST_UID + 2 * (os.getpid() % (room.UIDS // 2))
-    scratch = room.SCRATCH if room_.tree else make_scratch(room_, uid)
+    if not room_.tree:
+        room_.hand_over_scratch(uid)
     to_checker, from_program = os.pipe()
     to_program, from_checker = os.pipe()
     verdict_read, verdict_write = os.pipe()
@@ -213,18 +222,16 @@ def keep(room_, job, answer_fd):
         os.close(fd)
     if room_.tree:
         kernel.unshare(kernel.NEW_PID)
-    watcher = forked(run_watcher, room_, job, uid, scratch, to_program, from_program, report_write)
+    watcher = forked(run_watcher, room_, job, uid, deadline, to_program, from_program, report_write)
     for fd in (to_program, from_program, report_write):
         os.close(fd)
-    deadline = started + wall_limit(job)
-    status, detail = follow(room_, job, uid, (check, watcher), verdict_read, report_read, deadline)
+    status, detail = follow(room_, job, uid, (check, watcher), verdict_read, report_read, deadline + BACKSTOP)
     seconds = time.monotonic() - started
     for pid in (check, watcher):
         os.kill(pid, signal.SIGKILL)
     sweep(room_, uid)
     if not room_.tree:
-        empty(scratch)
-        os.rmdir(scratch)
+        room.empty(room_.scratch)
     wire.send(answer_fd, wire.encode({"token": job["token"], "status": status, "detail": detail, "seconds": seconds}))
 
 
@@ -244,7 +251,7 @@ def follow(room_, job, uid, spare, verdict_fd, report_fd, deadline):
         left = deadline - time.monotonic()
         ready = select.select(waiting, (), (), max(left, 0))[0]
         if not ready:
-            return "timeout", f"no result in {wall_limit(job):.1f} s by the clock"
+            return ending(job, ("clock", 0))
         if report_fd in ready:
             waiting.discard(report_fd)
             report = read_frame(report_fd)
@@ -259,7 +266,7 @@ def follow(room_, job, uid, spare, verdict_fd, report_fd, deadline):
         return verdict[1], verdict[2]
     if report is None and select.select([report_fd], (), (), 2)[0]:
         report = read_frame(report_fd)
-    return ending(report)
+    return ending(job, report)
 
 
 def read_frame(fd):
@@ -269,13 +276,15 @@ def read_frame(fd):
         return None
 
 
-def ending(report):
+def ending(job, report):
     """`(status, detail)` of a program that ended before it had answered all calls."""
     if report is None:
         return "crashed", "the program closed its pipe and did not end"
     what, number = report
     if what == "broken":
         return "broken", f"the sandbox could not start the program ({number})"
+    if what == "clock":
+        return "timeout", f"no result in {wall_limit(job):.1f} s by the clock"
     if what == "cpu":
         return "timeout", f"more than {number:.1f} s of CPU time"
     if what == "exit":
@@ -288,40 +297,64 @@ def ending(report):
 def sweep(room_, uid, spare=()):
     """End and reap all that the job started, except the keeper's children in `spare`."""
     if room_.tree:
-        while reap(block=True):
-            pass
-        return
-    until = time.monotonic() + 5
+        try:
+            while True:
+                os.wait()  # the kernel ends all others with the watcher, the first process of their namespace
+        except ChildProcessError:
+            return
+    until = time.monotonic() + SWEEP_SECONDS
     while time.monotonic() < until:
         if room_.root:
-            killer = forked(kill_user, uid)
-            os.waitpid(killer, 0)
-        targets = set(descendants(os.getpid())) - set(spare)
-        for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none forks while others are killed
-            for pid in targets:
-                try:
-                    os.kill(pid, signal_number)
-                except (ProcessLookupError, PermissionError):
-                    continue
-        if not spare:
-            while reap(block=False):
-                pass
-        if not targets:
+            os.waitpid(forked(kill_user, uid), 0)
+        left = stop_descendants(spare)
+        for pid in left:
+            send_signal(pid, signal.SIGKILL)
+        # The keeper inherits every orphan, so no child at all means that nothing is left. A look at /proc is not
+        # enough: it is no snapshot, and a process whose parent dies during the look escapes it.
+        if not left and (spare or no_children()):
             return
+        time.sleep(0.001)
+
+
+def stop_descendants(spare):
+    """Stop all processes below this one, again and again until a look finds no new one. Returns their pids."""
+    stopped = set()
+    while new := descendants(os.getpid()) - stopped - set(spare):
+        for pid in new:
+            send_signal(pid, signal.SIGSTOP)
+        stopped |= new
+    return stopped
+
+
+def send_group(leader, number):
+    """A signal to the session that the program leads, if it still has members."""
+    try:
+        os.killpg(leader, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def send_signal(pid, number):
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def no_children():
+    """Reap what has ended. Returns whether no child is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 def kill_user(uid):
     """End every process of user `uid`, all at once: what kill(-1) does when that user asks for it."""
     room.change_user(uid)
     os.kill(-1, signal.SIGKILL)
-
-
-def reap(block):
-    """Whether a child was reaped."""
-    try:
-        return os.waitpid(-1, 0 if block else os.WNOHANG)[0] > 0
-    except ChildProcessError:
-        return False
 
 
 def processes():
@@ -346,46 +379,11 @@ def descendants(pid):
     found = list(children.get(pid, ()))
     for child in found:
         found += children.get(child, ())
-    return found
-
-
-def make_scratch(room_, uid):
-    path = os.path.join(room_.folder, f"job-{os.getpid()}")
-    os.mkdir(path, 0o700)
-    if room_.root:
-        os.chown(path, uid, uid)
-    return path
-
-
-def empty(folder):
-    """Remove all below `folder`, however deep, never following links: nested folders are moved up before they are removed."""
-    fresh = 0
-    os.chmod(folder, 0o700)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-    top = os.open(folder, flags)
-    try:
-        while entries := os.listdir(top):
-            for name in entries:
-                try:
-                    os.unlink(name, dir_fd=top)
-                    continue
-                except (IsADirectoryError, PermissionError):
-                    pass
-                os.chmod(name, 0o700, dir_fd=top)
-                inner = os.open(name, flags, dir_fd=top)
-                for below in os.listdir(inner):
-                    fresh += 1
-                    if stat.S_ISDIR(os.lstat(below, dir_fd=inner).st_mode):
-                        os.chmod(below, 0o700, dir_fd=inner)  # a folder that may not be written cannot be moved
-                    os.rename(below, f"{fresh}.moved", src_dir_fd=inner, dst_dir_fd=top)
-                os.close(inner)
-                os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
+    return set(found)
 
 
 def main():
-    """Arguments: "namespaces" or "plain", and the folder for scratch folders. The first frame out is the room's report."""
+    """Arguments: "namespaces" or "plain", and the folder for temporary files. The first frame out is the report."""
     global BOOTSTRAP
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the harness's to handle
     BOOTSTRAP = bootstrap()
@@ -398,10 +396,11 @@ def main():
         try:
             job = wire.decode(wire.receive(0, 1 << 26))
         except wire.Closed:
+            room_.close()
             return
         keeper = forked(keep, room_, job, 1)
         if os.waitpid(keeper, 0)[1]:
-            lost = {"token": job["token"], "status": "broken", "detail": "the keeper of the job failed", "seconds": 0.0}
+            lost = {"token": job["token"], "status": "broken", "detail": "the keeper of the job failed"}
             wire.send(1, wire.encode(lost))
 
 

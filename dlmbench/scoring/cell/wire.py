@@ -1,10 +1,10 @@
 """Plain values as bytes: what may pass between a program under test, its checker and the harness.
 
 Pickle would run code on the reading side and JSON loses tuples, sets, bytes and int keys, so values travel in a small
-tagged format with an exact round trip: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range.
-The reader only ever builds these exact built-in types: a subclass with a dishonest `__eq__` arrives as the plain value it holds.
-Iterators arrive as iterators over a list. Anything else is *opaque*: the sender keeps it and sends a reference
-(int or str), which the receiver can hand back but cannot look into.
+tagged format with an exact round trip: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
+range. The reader only ever builds these exact built-in types: a subclass with a dishonest `__eq__` arrives as the
+plain value it holds. Iterators arrive as iterators over a list. Anything else is *opaque*: the sender keeps it and
+sends a reference (int or str), which the receiver can hand back but cannot look into.
 
 The module imports nothing but `posix`, a built-in: the program's process starts in ten milliseconds because of that.
 Left out: shared references (a list that appears twice arrives as two lists) and cycles (refused by depth).
@@ -86,7 +86,7 @@ def _encode(value, parts, room, opaque, depth):
 
 
 def _is_foreign_iterable(value):
-    """Generators, map, zip, dict views, deque: yes. Objects of classes that the program itself defined: no, unless they iterate."""
+    """Generators, map, zip, dict views, deque: yes. Objects of the program's own classes: only if they iterate."""
     kind = type(value)
     return hasattr(kind, "__next__") or (hasattr(kind, "__iter__") and kind.__module__ in ("builtins", "collections"))
 
@@ -112,7 +112,7 @@ def decode(data, opaque=_refuse):
         value, end = _decode(data, 0, opaque, 0)
     except WireError:
         raise
-    except Exception as error:  # the bytes may come from a hostile program: whatever is odd about them is one error
+    except (ValueError, TypeError, IndexError, OverflowError) as error:  # all that odd bytes can cause
         raise WireError(f"unreadable value ({type(error).__name__})") from None
     if end != len(data):
         raise WireError("bytes after the value")

@@ -1,0 +1,5 @@
+# verdict: failed
+def weigh(word):
+    result = {}
+    result["again"] = [result, result]
+    return result

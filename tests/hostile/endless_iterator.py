@@ -1,0 +1,6 @@
+# verdict: failed
+import itertools
+
+
+def weigh(word):
+    return itertools.repeat(itertools.repeat(1))

@@ -1,0 +1,5 @@
+# verdict: memory, crashed, timeout
+def weigh(word):
+    pieces = []
+    while True:
+        pieces.append(bytearray(1 << 20))

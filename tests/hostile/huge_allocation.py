@@ -1,0 +1,3 @@
+# verdict: memory
+def weigh(word):
+    return len(bytearray(10 * 2**30))

@@ -1,0 +1,3 @@
+# verdict: failed
+def weigh(word):
+    return 1 << (8 << 20)

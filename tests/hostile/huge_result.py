@@ -1,0 +1,3 @@
+# verdict: failed
+def weigh(word):
+    return "x" * (64 << 20)

@@ -1,0 +1,4 @@
+# verdict: timeout
+def weigh(word):
+    while True:
+        pass

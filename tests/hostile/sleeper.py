@@ -1,0 +1,6 @@
+# verdict: timeout
+import time
+
+
+def weigh(word):
+    time.sleep(600)

@@ -1,0 +1,3 @@
+# verdict: failed
+def weigh(word):
+    raise StopIteration
