@@ -1,4 +1,4 @@
-"""The one place where work is counted: forwards per row, by role, kind and query width.
+"""The one place where work is counted: forwards per row, by role, kind and shape.
 
 Counts live on the device and are masked by the rows that were active, so a finished row that only rides along costs
 nothing. Decoders never see this object.
@@ -7,6 +7,7 @@ nothing. Decoders never see this object.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,87 +15,117 @@ from torch import Tensor
 from dlmbench.backbone.config import BackboneConfig
 
 KINDS = ("prefill", "denoise", "seed", "verify", "store", "refresh")
+MEASURES = ("calls", "query_tokens", "key_tokens", "projected")
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a forward was: who ran it, what for, how many query and projected positions a row had in it."""
+    """What a forward was. `shape` tells forwards of different price apart: the number of query tokens of a row where
+    that is fixed, a word ("row", "window") where it varies with the row."""
 
     role: str
     kind: str
-    width: int
-    projected: int
+    shape: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}/{self.kind}/{self.shape}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Host copy of one row.
+
+    `kinds` {role: {kind: {calls, query_tokens, key_tokens, flops}}}, where `key_tokens` counts (query, key) pairs;
+    `shapes` {"role/kind/shape": (calls, query tokens, pairs)}.
+    """
+
+    kinds: dict[str, dict[str, dict[str, float]]]
+    shapes: dict[str, tuple[int, int, int]]
 
 
 class Counter:
-    """Calls and attended keys of every row, one column for each distinct `Column`."""
+    """`totals` [rows, columns, 4]: the MEASURES of every row in every distinct `Column`."""
 
     def __init__(self, rows: int, device: torch.device, columns: int = 16):
         self.columns: dict[Column, int] = {}
         self.configs: dict[str, BackboneConfig] = {}
-        self.calls = torch.zeros(rows, columns, dtype=torch.long, device=device)
-        self.keys = torch.zeros(rows, columns, dtype=torch.long, device=device)
-        self.log: list[tuple[Column, Tensor]] | None = None  # filled while a trace is recorded
+        self.totals = torch.zeros(rows, columns, len(MEASURES), dtype=torch.long, device=device)
+        self.log: list[tuple[Column, Tensor, Tensor]] | None = None  # (column, active, query tokens), while tracing
 
     def add(
-        self, config: BackboneConfig, column: Column, active: Tensor, keys: Tensor, rows: Tensor | None = None
+        self,
+        config: BackboneConfig,
+        column: Column,
+        active: Tensor,
+        keys: Tensor,
+        queries: int | Tensor,
+        projected: int | Tensor,
+        rows: Tensor | None = None,
     ) -> None:
-        """One forward. active [n] bool, keys [n] slots that each query of the row could see; rows [n] or None (all)."""
+        """One forward.
+
+        active [n] bool, keys [n] slots that each query of the row could see, queries and projected int or [n] tokens
+        of a row through the layers and through the head; rows [n] names the rows, None means all in order.
+        """
         index = self.columns.get(column)
         if index is None:
             index = self._new_column(column, config)
-        if rows is None:
-            self.calls[:, index] += active
-            self.keys[:, index] += keys * active
+        if isinstance(queries, int) and isinstance(projected, int):
+            fixed, by_key = _units(queries, projected, self.totals.device)
+            work = torch.addcmul(fixed, keys.unsqueeze(1), by_key)
         else:
-            self.calls[:, index].index_add_(0, rows, active.long())
-            self.keys[:, index].index_add_(0, rows, keys * active)
+            queries, projected = (torch.as_tensor(x, device=keys.device).expand_as(keys) for x in (queries, projected))
+            work = torch.stack([torch.ones_like(keys), queries, queries * keys, projected], 1)
+        work = work * active.unsqueeze(1)
+        if rows is None:
+            self.totals[:, index] += work
+        else:
+            self.totals[:, index].index_add_(0, rows, work)
         if self.log is not None:
-            marks = active.clone()
-            if rows is not None:
-                marks = torch.zeros_like(self.calls[:, 0], dtype=torch.bool).index_put_((rows,), active)
-            self.log.append((column, marks))
+            self.log.append(self._logged(column, active, work[:, 1], rows))
+
+    def reset(self, rows: Tensor) -> None:
+        self.totals.index_fill_(0, rows, 0)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.totals = self.totals.index_select(0, rows)
+
+    def read(self, row: int, totals: Tensor | None = None) -> Counts:
+        """What one row has cost so far, or had cost when `totals` was copied."""
+        table = (self.totals if totals is None else totals)[row].tolist()
+        kinds: dict[str, dict[str, dict[str, float]]] = {}
+        shapes: dict[str, tuple[int, int, int]] = {}
+        for column, index in self.columns.items():
+            if index >= len(table) or not table[index][0]:
+                continue
+            calls, queries, pairs, projected = table[index]
+            empty = {"calls": 0, "query_tokens": 0, "key_tokens": 0, "flops": 0.0}
+            kind = kinds.setdefault(column.role, {}).setdefault(column.kind, empty)
+            flops = self.configs[column.role].flops(queries, pairs, projected)
+            for measure, value in zip(empty, (calls, queries, pairs, flops)):
+                kind[measure] += value
+            shapes[column.name] = (calls, queries, pairs)
+        return Counts(kinds, shapes)
 
     def _new_column(self, column: Column, config: BackboneConfig) -> int:
         if column.kind not in KINDS:
             raise ValueError(f"kind {column.kind!r} is none of {KINDS}")
         self.configs[column.role] = config
         self.columns[column] = index = len(self.columns)
-        if index == self.calls.shape[1]:
-            self.calls = torch.cat([self.calls, torch.zeros_like(self.calls)], 1)
-            self.keys = torch.cat([self.keys, torch.zeros_like(self.keys)], 1)
+        if index == self.totals.shape[1]:
+            self.totals = torch.cat([self.totals, torch.zeros_like(self.totals)], 1)
         return index
 
-    def reset(self, rows: Tensor) -> None:
-        self.calls.index_fill_(0, rows, 0)
-        self.keys.index_fill_(0, rows, 0)
+    def _logged(self, column: Column, active: Tensor, queries: Tensor, rows: Tensor | None):
+        if rows is None:
+            return column, active.clone(), queries.clone()
+        whole = self.totals.new_zeros(self.totals.shape[0])
+        return column, whole.bool().index_put_((rows,), active), whole.index_put_((rows,), queries)
 
-    def keep_rows(self, rows: Tensor) -> None:
-        self.calls, self.keys = self.calls.index_select(0, rows), self.keys.index_select(0, rows)
 
-    def read(self, row: int, calls: Tensor | None = None, keys: Tensor | None = None):
-        """Host copy of one row: {role: {kind: {calls, query_tokens, key_tokens, flops}}}, calls by width, keys by width.
-
-        `key_tokens` is the number of (query, key) pairs; the names of the last two are "role/kind/width". `calls` and
-        `keys` may be an earlier snapshot of the counter's own.
-        """
-        calls = (self.calls if calls is None else calls)[row].tolist()
-        keys = (self.keys if keys is None else keys)[row].tolist()
-        counts: dict[str, dict[str, dict[str, float]]] = {}
-        widths: dict[str, int] = {}
-        seen: dict[str, int] = {}
-        for column, index in self.columns.items():
-            if index >= len(calls) or not calls[index]:
-                continue
-            kind = counts.setdefault(column.role, {}).setdefault(
-                column.kind, {"calls": 0, "query_tokens": 0, "key_tokens": 0, "flops": 0.0}
-            )
-            queries, pairs = calls[index] * column.width, keys[index] * column.width
-            kind["calls"] += calls[index]
-            kind["query_tokens"] += queries
-            kind["key_tokens"] += pairs
-            kind["flops"] += self.configs[column.role].flops(queries, pairs, calls[index] * column.projected)
-            name = f"{column.role}/{column.kind}/{column.width}"
-            widths[name] = widths.get(name, 0) + calls[index]
-            seen[name] = seen.get(name, 0) + keys[index]
-        return counts, widths, seen
+@lru_cache(maxsize=256)
+def _units(queries: int, projected: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Constant part of a row's work and the part that grows with its keys, each [1, 4]."""
+    fixed = torch.tensor([[1, queries, 0, projected]], device=device)
+    return fixed, torch.tensor([[0, 0, queries, 0]], device=device)

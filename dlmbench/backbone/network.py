@@ -4,7 +4,9 @@ A decoder gets one handle for each role it declared and never touches a cache or
 family's attention rule and logit shift, keeps keys and values, and folds the store of a finished block into the
 forward that begins the next one (`fused`), or spends the official extra forward on it (`separate`).
 
-Axes: R rows, B block length, V vocabulary, D width.
+This file serves block-causal and causal networks; `dlmbench.backbone.bidirectional` the full-attention ones.
+
+Axes: R rows, B block length, W positions of the view, Q packed queries, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before
+from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Column, Counter
 from dlmbench.backbone.model import Transformer
 
 PREFILL_BUCKET = 32  # prompt widths are padded to multiples of this, so their shapes are few
 KEY_BUCKET = 32  # the same for the number of keys a forward looks at
+
+
+def bucket(n: int, size: int = KEY_BUCKET) -> int:
+    """n rounded up to a multiple of `size`."""
+    return -(-n // size) * size
 
 
 class Network:
@@ -38,6 +45,11 @@ class Network:
 
     # --- what the engine does -------------------------------------------------------------------------------------
 
+    @property
+    def stores(self) -> bool:
+        """Do finished blocks need a forward to keep their keys and values? A shifted head keeps them as it reads."""
+        return not self.config.shift
+
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
         """Leading prompt tokens that are encoded ahead: whole blocks; all but the last token for a shifted head."""
         if self.config.shift:
@@ -48,30 +60,34 @@ class Network:
         """Encode the first `lengths[i]` tokens of the canvas of rows[i] and keep their keys and values."""
         if max(lengths) == 0:
             return
-        width = -(-max(lengths) // PREFILL_BUCKET) * PREFILL_BUCKET
-        width = min(width, self.cache.capacity)
+        width = min(bucket(max(lengths), PREFILL_BUCKET), self.cache.capacity)
         ends = torch.tensor(lengths, device=self.device)
         positions = torch.arange(width, device=self.device).expand(len(lengths), width)
-        valid = positions < ends.unsqueeze(1)
-        places = self.cache.places(rows, positions, valid)
+        places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
         bias = block_causal(positions, 1 if self.config.attention == "causal" else self.block_length, self.dtype)
         ids = self.canvas[rows, :width]
-        self._forward(self.model.embed(ids.view(-1)), places, [Group(positions, bias, rows)])
-        self.counter.add(self.config, Column(self.role, "prefill", width, 0), ends > 0, ends, rows)
+        self.prefill_states = self._forward(
+            self.model.embed(ids.view(-1)), places, [Group(positions, bias, rows)]
+        ).view(len(lengths), width, -1)
+        self._count("prefill", "prompt", ends > 0, ends, ends, 0, rows)
+
+    def forced(self, view):
+        """Reveals that a cache policy forces, (rows [R], positions [R,W]); an exact cache forces none."""
+        return None
 
     def finish_block(self, rows: Tensor) -> None:
         """The blocks just left of `start` of these rows [R] bool are final; their K/V are due."""
-        if not self.config.shift:
+        if self.stores:
             self.pending |= rows
 
     def store(self, start: Tensor, seen: int) -> None:
         """The official extra forward over finished blocks (`separate`). start [R]: first position after the block."""
-        positions = (start - self.block_length).unsqueeze(1) + self.block
-        ids = self.canvas.gather(1, positions.clamp_min(0))
-        places = self._places(positions.clamp_min(0), self.pending)
-        group = Group(positions.clamp_min(0), keys_before(start, seen, self.dtype))
-        self._forward(self.model.embed(ids.view(-1)), places, [group])
-        self.counter.add(self.config, Column(self.role, "store", self.block_length, 0), self.pending, start)
+        positions = ((start - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
+        ids = self.canvas.gather(1, positions)
+        group = Group(positions, keys_before(start, seen, self.dtype))
+        states = self._forward(self.model.embed(ids.view(-1)), self._places(positions, self.pending), [group])
+        self.stored = (None, states.view(*positions.shape, -1))
+        self._count("store", str(self.block_length), self.pending, start, self.block_length, 0)
         self.pending.zero_()
 
     def keep_rows(self, rows: Tensor, canvas: Tensor) -> None:
@@ -86,35 +102,80 @@ class Network:
     def denoise(self, view, embeds: Tensor | None = None, kind: str = "denoise", hidden: bool = False):
         """Forward of the active block of every row.
 
-        `embeds` [R,B,D] replaces the embeddings of the canvas. Returns logits [R,B,V] that predict the view's
-        positions, or (logits, hidden states after the final norm [R,B,D]).
+        `embeds` [R,W,D] replaces the embeddings of the canvas at the view's positions. Returns logits [R,W,V] that
+        predict the view's positions, or (logits, hidden states after the final norm [R,W,D]).
         """
-        start, live = view.start, view.live
         queries = view.positions - self.config.shift
         ends = queries[:, -1] + 1
-        x = self.model.embed(self.canvas.gather(1, queries).view(-1)) if embeds is None else embeds.flatten(0, 1)
-        places = self._places(queries, live)
-        groups = [Group(queries, keys_before(ends, view.seen, self.dtype))]
-        waiting = self._waiting(view)
-        if waiting is not None:
-            extra, extra_places, extra_group = self._store_group(start, waiting, view.seen)
-            x = torch.cat([x, extra])
-            places = tuple(torch.cat(pair) for pair in zip(places, extra_places))
-            groups.append(extra_group)
-        states = self._forward(x, places, groups)[: queries.numel()]
-        self._count(kind, live, ends, waiting)
+        x = self.model.embed(self.canvas.gather(1, queries)) if embeds is None else embeds
+        group = Group(queries, keys_before(ends, view.seen, self.dtype))
+        states = self._with_stores(view, x.flatten(0, 1), self._places(queries, view.live), group)
+        self._count_with_stores(view, kind, ends, self.block_length, self.block_length)
         logits = self.model.project(states).view(*queries.shape, -1)
         return (logits, states.view(*queries.shape, -1)) if hidden else logits
 
+    def packed(
+        self,
+        view,
+        ids: Tensor,
+        positions: Tensor,
+        allowed: Tensor,
+        kind: str = "verify",
+        project: slice = slice(None),
+        hidden: bool = False,
+    ):
+        """One forward over a pack of tokens that all see the cached prefix and, among themselves, what `allowed` says.
+
+        ids and positions [R,Q] (positions may repeat: several copies of a block), allowed [R,Q,Q] bool (query, key);
+        `project` picks the queries that go through the head. Nothing of the pack stays in the cache. Returns logits
+        [R,|project|,V], or (logits, hidden states after the final norm [R,Q,D]).
+        """
+        rows, width = ids.shape
+        slots = view.start.unsqueeze(1) + torch.arange(width, device=self.device)
+        seen = min(bucket(view.seen - self.block_length + width), self.cache.capacity)
+        bias = self._pack_bias(view.start, allowed, seen)
+        places = self.cache.places(torch.arange(rows, device=self.device), slots, view.live)
+        group = Group(positions, bias)
+        states = self._with_stores(view, self.model.embed(ids.reshape(-1)), places, group).view(rows, width, -1)
+        chosen = states[:, project]
+        self._count_with_stores(view, kind, view.start + width, width, chosen.shape[1])
+        logits = self.model.project(chosen)
+        return (logits, states) if hidden else logits
+
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _pack_bias(self, start: Tensor, allowed: Tensor, seen: int) -> Tensor:
+        """The pack's keys sit in the slots from `start` on, whatever their positions -> bias [R,1,Q,seen]."""
+        width = allowed.shape[1]
+        offset = torch.arange(seen, device=self.device) - start.unsqueeze(1)  # [R,seen], negative: cached prefix
+        among = allowed.gather(2, offset.clamp(0, width - 1).unsqueeze(1).expand(-1, width, -1))
+        prefix, inside = (offset < 0).unsqueeze(1), (offset < width).unsqueeze(1)
+        return visible(prefix | (among & inside), self.dtype).unsqueeze(1)
+
+    def _with_stores(self, view, x: Tensor, places: tuple[Tensor, Tensor], group: Group) -> Tensor:
+        """Forward of one group, finished blocks riding along -> the group's hidden states [n,D].
+
+        The stored blocks' own states are left in `stored`: (rows [E] or None for all, states [E,B,D]).
+        """
+        self._riding = self._waiting(view)
+        if self._riding is None:
+            self.stored = None
+            return self._forward(x, places, [group])
+        tokens = x.shape[0]
+        extra, extra_places, extra_group = self._store_group(view.start, self._riding, view.seen)
+        places = tuple(torch.cat(pair) for pair in zip(places, extra_places))
+        states = self._forward(torch.cat([x, extra]), places, [group, extra_group])
+        self.stored = (self._riding, states[tokens:].view(-1, self.block_length, states.shape[-1]))
+        return states[:tokens]
 
     def _waiting(self, view) -> Tensor | None:
         """Rows [E] whose finished block rides along; None when there are none or stores are separate."""
-        if self.store_mode == "separate" or self.config.shift:
+        if self.store_mode == "separate" or not self.stores:
             return None
-        if view.pending_rows is None:  # the host does not know yet: all rows, masked on the device
+        if view.host is None:  # the host does not know yet: all rows, masked on the device
             return torch.arange(view.live.shape[0], device=self.device)
-        return torch.tensor(view.pending_rows, device=self.device) if view.pending_rows else None
+        rows = [row for row, about in enumerate(view.host) if about and about.pending]
+        return torch.tensor(rows, device=self.device) if rows else None
 
     def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, tuple, Group]:
         ends = start.index_select(0, rows)
@@ -126,8 +187,7 @@ class Network:
         return self.model.embed(ids.view(-1)), places, group
 
     def _places(self, positions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(positions.shape[0], device=self.device)
-        return self.cache.places(rows, positions, valid)
+        return self.cache.places(torch.arange(positions.shape[0], device=self.device), positions, valid)
 
     def _forward(self, x: Tensor, places: tuple[Tensor, Tensor], groups: list[Group]) -> Tensor:
         positions = groups[0].positions.reshape(-1)
@@ -135,12 +195,16 @@ class Network:
             positions = torch.cat([group.positions.reshape(-1) for group in groups])
         return self.model(x, positions, CachedAttention(self.cache, places, groups))
 
-    def _count(self, kind: str, live: Tensor, ends: Tensor, waiting: Tensor | None) -> None:
-        width = self.block_length
-        if waiting is None:
-            self.counter.add(self.config, Column(self.role, kind, width, width), live, ends)
+    def _count(self, kind: str, shape: str, active: Tensor, keys: Tensor, queries, projected, rows=None) -> None:
+        self.counter.add(self.config, Column(self.role, kind, shape), active, keys, queries, projected, rows)
+
+    def _count_with_stores(self, view, kind: str, keys: Tensor, queries: int, projected: int) -> None:
+        """A forward that also stored a block is one call with that many more query tokens."""
+        if self._riding is None:
+            self._count(kind, str(queries), view.live, keys, queries, projected)
             return
-        both = live & self.pending
-        self.counter.add(self.config, Column(self.role, kind, width, width), live & ~both, ends)
-        self.counter.add(self.config, Column(self.role, kind, 2 * width, width), both, ends)
+        both = view.live & self.pending
+        wider = queries + self.block_length
+        self._count(kind, str(queries), view.live & ~both, keys, queries, projected)
+        self._count(kind, str(wider), both, keys, wider, projected)
         self.pending.zero_()

@@ -18,4 +18,4 @@ class AR(StepDecoder):
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         best = view.candidates(logits)
-        return Decision(best.tokens, torch.ones_like(view.masked))
+        return Decision(best.tokens, torch.ones_like(view.eligible))

@@ -11,7 +11,7 @@ The smallest step decoder::
 
         def decide(self, view, logits):
             best = view.candidates(logits)
-            return Decision(best.tokens, top_n(best.log_odds, view.masked, 1))
+            return Decision(best.tokens, top_n(best.log_odds, view.eligible, 1))
 
 Axes: R rows, W positions of the view (the active block), V vocabulary.
 """
@@ -38,36 +38,56 @@ class NoOptions:
     """Config of a decoder without options."""
 
 
+@dataclass(frozen=True)
+class HostRow:
+    """What the host knows of a busy row without asking the device."""
+
+    pending: bool  # its last block waits to be stored
+
+
 @dataclass
 class View:
     """What a decoder sees of all rows before a step.
 
-    tokens [R,W], positions [R,W] (absolute), start [R] first position of the active block, prompt_length [R],
-    live [R] rows that are still decoding, step [R] steps already spent on this block, total_steps [R] on this row,
-    seed [R]; `state` is the decoder's own memory. `seen` and `pending_rows` are for the runtime.
+    tokens [R,W], positions [R,W] (absolute), start [R] first position of the active block, ends [R] end of the row's
+    canvas, prompt_length [R], live [R] rows that are still decoding, step [R] steps already spent on this block,
+    total_steps [R] on this row, block_masks [R] masks in the block when it began, seed [R]; `state` is the decoder's
+    own memory.
+
+    The view is the active block, or the whole answer for decoders with ``scope = "answer"``. `masked` marks mask
+    tokens, `eligible` those of them that the active block allows to be revealed now; the two are the same where the
+    view is a block.
+
+    `seen`, `longest` and `host` are for the runtime: upper bounds on key and row length, and the host's knowledge
+    (None while flags are read late).
     """
 
     tokens: Tensor
     positions: Tensor
     start: Tensor
+    ends: Tensor
     prompt_length: Tensor
     live: Tensor
     step: Tensor
     total_steps: Tensor
+    block_masks: Tensor
     seed: Tensor
     state: dict[str, Tensor]
     mask_id: int
+    block_length: int
+    attention: str
     sampling: Sampling
     seen: int
-    pending_rows: list[int] | None = None
+    longest: int
+    host: list[HostRow | None] | None = None
     tracing: bool = False
 
     def __post_init__(self):
-        self.masked = self.tokens == self.mask_id  # [R,W]
-
-    @property
-    def block_length(self) -> int:
-        return self.tokens.shape[1]
+        self.valid = self.positions < self.ends.unsqueeze(1)  # [R,W]
+        self.masked = (self.tokens == self.mask_id) & self.valid
+        self.eligible = self.masked
+        if self.tokens.shape[1] != self.block_length:
+            self.eligible = self.masked & (self.positions < (self.start + self.block_length).unsqueeze(1))
 
     @property
     def fresh(self) -> Tensor:
@@ -83,15 +103,17 @@ class View:
 class Decision:
     """What to do with the view's positions.
 
-    tokens [R,W] ids for the positions in `reveal` [R,W] bool; `remask` [R,W] bool turns revealed ones back;
-    `finish` [R] bool ends rows; `guard` [R] bool says where a progress guard had to fire; `idle` [R] bool marks rows
-    whose schedule prescribes a step without a reveal; `extra` goes into traces.
+    tokens [R,W] ids for the positions in `reveal` [R,W] bool, anywhere in the view; `remask` [R,W] bool turns revealed
+    ones back; `finish` [R] bool ends rows; `hold` [R] bool keeps a block active although it is full; `guard` [R] bool
+    says where a progress guard had to fire; `idle` [R] bool marks rows whose schedule prescribes a step without a
+    reveal; `extra` goes into traces.
     """
 
     tokens: Tensor
     reveal: Tensor
     remask: Tensor | None = None
     finish: Tensor | None = None
+    hold: Tensor | None = None
     guard: Tensor | None = None
     idle: Tensor | None = None
     extra: dict[str, Tensor] | None = None
@@ -105,6 +127,7 @@ class Decoder:
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
     attention: tuple[str, ...] = ("block_causal",)
+    scope: str = "block"  # "block" | "answer": what the view covers
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
 
     def __init__(self, config: Any = None):
@@ -114,6 +137,10 @@ class Decoder:
     def knob(cls) -> str | None:
         """Name of the option that ``--threshold`` sets, None when there is none."""
         return next((f.name for f in fields(cls.Config) if f.metadata.get("knob")), None)
+
+    def extra_slots(self, block_length: int) -> int:
+        """Cache slots that packed forwards need beyond a block."""
+        return 0
 
     def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
         """Row-indexed memory [rows, ...] in its starting condition; `length` is the row's capacity in tokens."""

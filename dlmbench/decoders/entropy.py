@@ -26,7 +26,7 @@ class Entropy(StepDecoder):
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         best = view.candidates(logits)
-        entropy = best.entropy.masked_fill(~view.masked, float("inf"))
+        entropy = best.entropy.masked_fill(~view.eligible, float("inf"))
         within = (entropy.sort(1).values.cumsum(1) < self.config.budget).sum(1)
-        reveal = top_n(-entropy, view.masked, within.clamp_min(1))
+        reveal = top_n(-entropy, view.eligible, within.clamp_min(1))
         return Decision(best.tokens, reveal, guard=torch.eq(within, 0))

@@ -29,4 +29,4 @@ class Sequential(StepDecoder):
         due = self.config.k
         if self.config.steps:
             due = share(self.config.steps, view.block_length, view.step).unsqueeze(1)
-        return Decision(view.candidates(logits).tokens, view.masked & (view.masked.cumsum(1) <= due))
+        return Decision(view.candidates(logits).tokens, view.eligible & (view.eligible.cumsum(1) <= due))

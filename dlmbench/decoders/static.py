@@ -52,4 +52,4 @@ class Static(StepDecoder):
                 score = best.margin
             case "random":
                 score = best.random
-        return Decision(best.tokens, top_n(score, view.masked, self.due(view)))
+        return Decision(best.tokens, top_n(score, view.eligible, self.due(view)))

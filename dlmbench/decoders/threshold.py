@@ -33,8 +33,8 @@ class Threshold(StepDecoder):
     def decide(self, view: View, logits: Tensor) -> Decision:
         best = view.candidates(logits)
         confident = best.confidence >= self.config.tau if self.config.inclusive else best.confidence > self.config.tau
-        passed = confident & view.masked
+        passed = confident & view.eligible
         due = share(self.config.steps, view.block_length, view.step) if self.config.steps else 1
-        least = top_n(best.log_odds, view.masked, due)
+        least = top_n(best.log_odds, view.eligible, due)
         enough = (passed.sum(1) >= least.sum(1)).unsqueeze(1)
         return Decision(best.tokens, torch.where(enough, passed, least), guard=~enough.squeeze(1))

@@ -18,34 +18,35 @@ from dlmbench.errors import RunError
 
 
 def prices(engine, repeats: int) -> dict[str, float]:
-    """Price of each "role/kind/width" in ``engine.widths`` (what its runs have met), 1.0 for a plain denoise.
+    """Price of each "role/kind/shape" in ``engine.shapes`` (what its runs have met), 1.0 for a plain denoise.
 
     Raises RunError when the engine has not generated anything yet.
     """
-    if not engine.widths:
+    if not engine.shapes:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
     batch = engine.batch_size
-    block = engine.target.block_length
-    base_keys = _mean_keys(engine, f"target/denoise/{block}")
-    base = forward_seconds(engine.target, batch, block, base_keys, True, repeats)
-    result = {}
-    for name in sorted(engine.widths):
-        role, kind, width = name.split("/")
-        rows = 1 if kind == "prefill" else batch
+    plain = _plain(engine)
+    base = _seconds(engine, plain, batch, repeats)
+    result = {"seconds_per_denoise": base}
+    for name in sorted(engine.shapes):
+        rows = 1 if "/prefill/" in name else batch
         share = batch / rows  # a batch's denoise serves `batch` rows, a prefill of one row only that row
-        net = engine.nets[role]
-        measured = forward_seconds(
-            net, rows, int(width), _mean_keys(engine, name), kind not in ("prefill", "store"), repeats
-        )
-        result[name] = round(measured * share / base, 4)
-    result[f"target/denoise/{block}"] = 1.0
-    result["seconds_per_denoise"] = base
+        result[name] = 1.0 if name == plain else round(_seconds(engine, name, rows, repeats) * share / base, 4)
     return result
 
 
-def _mean_keys(engine, name: str) -> int:
-    calls, keys = engine.widths.get(name, (0, 0))
-    return max(keys // calls if calls else KEY_BUCKET, 1)
+def _plain(engine) -> str:
+    """The forward that costs 1: a denoise (or, without a cache, a refresh) of the target that does nothing else."""
+    block = f"target/denoise/{engine.target.block_length}"
+    candidates = [block, *(name for name in engine.shapes if name.startswith(("target/refresh", "target/denoise")))]
+    return next((name for name in candidates if name in engine.shapes), min(engine.shapes))
+
+
+def _seconds(engine, name: str, rows: int, repeats: int) -> float:
+    calls, queries, pairs = engine.shapes[name]
+    role, kind, _ = name.split("/")
+    width, keys = max(round(queries / calls), 1), max(round(pairs / queries), 1)
+    return forward_seconds(engine.nets[role], rows, width, keys, kind not in ("prefill", "store"), repeats)
 
 
 @torch.inference_mode()

@@ -3,7 +3,11 @@
 All of it are row-indexed tensors allocated once. `apply` carries out a decision, moves rows to their next block and
 returns one packed flag a row, which is all that the host ever reads of a step.
 
-Axes: R rows (slots), L capacity, B block length.
+Block-causal rows: blocks are cut at absolute multiples of B, the canvas ends with a whole block, decoding stops after
+the block that holds an EOS. Full-attention rows: blocks are counted from the prompt's end, the answer has exactly its
+budget of positions, and no token stops anything (cards of SDAR and LLaDA).
+
+Axes: R rows (slots), L capacity, B block length, W positions of the view.
 """
 
 from __future__ import annotations
@@ -11,27 +15,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, View
+from dlmbench.decoders.base import Decision, HostRow, View
 from dlmbench.decoders.predict import Sampling
 
 BLOCK_DONE, ROW_DONE, IDLE = 1, 2, 4  # bits of a row's flag
+_PER_ROW = (
+    "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
+)  # fmt: skip
 
 
 class Canvas:
-    """Tokens and progress of R rows. `ends` counts whole blocks: a row may overshoot its token budget within one."""
+    """Tokens and progress of R rows.
 
-    def __init__(self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], device):
-        self.block_length, self.mask_id = block_length, mask_id
-        self.tokens = torch.zeros(rows, capacity, dtype=torch.long, device=device)
-        zeros = torch.zeros(rows, dtype=torch.long, device=device)
-        self.prompt_length, self.start, self.ends, self.step, self.total_steps, self.seed, self.guards = (
-            zeros.clone() for _ in range(7)
-        )
+    `answer` is the width of a view that covers the whole answer, 0 when the view is the active block.
+    """
+
+    def __init__(
+        self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
+        answer: int, device: torch.device,
+    ):  # fmt: skip
+        self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
+        self.tokens = torch.full((rows, capacity), mask_id, dtype=torch.long, device=device)
+        for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards"):
+            setattr(self, name, torch.zeros(rows, dtype=torch.long, device=device))
         self.live = torch.zeros(rows, dtype=torch.bool, device=device)
         self.eos = torch.tensor(eos_ids or (-1,), device=device)
         self.block = torch.arange(block_length, device=device)
-
-    _per_row = ("tokens", "prompt_length", "start", "ends", "step", "total_steps", "seed", "guards", "live")
+        self.window = torch.arange(answer or block_length, device=device)
 
     @property
     def rows(self) -> int:
@@ -40,29 +50,33 @@ class Canvas:
     def admit(self, row: int, prompt: list[int], max_tokens: int, seed: int) -> int:
         """Put a prompt into a slot; returns the start of its first active block.
 
-        Blocks are cut at absolute multiples of B, so the prompt's tail stands, unmasked, in the first active block.
+        On the absolute grid the prompt's tail stands, unmasked, in the first active block.
         """
         length, block = len(prompt), self.block_length
-        end = -(-(length + max_tokens) // block) * block
+        start, end = length, length + max_tokens
+        if self.attention != "full":
+            start, end = length // block * block, -(-end // block) * block
         self.tokens[row] = self.mask_id
         self.tokens[row, :length] = torch.tensor(prompt, device=self.tokens.device)
-        start = length // block * block
-        for name, value in (("prompt_length", length), ("start", start), ("ends", end), ("seed", seed)):
+        masks = min(start + block, end) - length
+        values = {"prompt_length": length, "start": start, "ends": end, "seed": seed, "block_masks": masks}
+        for name, value in {**values, "step": 0, "total_steps": 0, "guards": 0, "live": True}.items():
             getattr(self, name)[row] = value
-        for name in ("step", "total_steps", "guards"):
-            getattr(self, name)[row] = 0
-        self.live[row] = True
         return start
 
     def view(
-        self, state: dict[str, Tensor], sampling: Sampling, seen: int, pending: list[int] | None, tracing: bool
-    ) -> View:
-        positions = self.start.unsqueeze(1) + self.block
+        self, state: dict[str, Tensor], sampling: Sampling, seen: int, longest: int, host: list[HostRow | None] | None,
+        tracing: bool,
+    ) -> View:  # fmt: skip
+        origin = self.prompt_length if self.answer else self.start
+        positions = origin.unsqueeze(1) + self.window
+        reachable = positions.clamp_max(self.tokens.shape[1] - 1) if self.attention == "full" else positions
         return View(
-            tokens=self.tokens.gather(1, positions), positions=positions, start=self.start,
+            tokens=self.tokens.gather(1, reachable), positions=positions, start=self.start, ends=self.ends,
             prompt_length=self.prompt_length, live=self.live, step=self.step, total_steps=self.total_steps,
-            seed=self.seed, state=state, mask_id=self.mask_id, sampling=sampling, seen=seen, pending_rows=pending,
-            tracing=tracing,
+            block_masks=self.block_masks, seed=self.seed, state=state, mask_id=self.mask_id,
+            block_length=self.block_length, attention=self.attention, sampling=sampling, seen=seen, longest=longest,
+            host=host, tracing=tracing,
         )  # fmt: skip
 
     def apply(self, view: View, decision: Decision) -> Tensor:
@@ -74,29 +88,58 @@ class Canvas:
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)
         if decision.remask is not None:
-            own = view.positions >= self.prompt_length.unsqueeze(1)
+            own = view.valid & (view.positions >= self.prompt_length.unsqueeze(1))
             tokens = torch.where(decision.remask & ~view.masked & own & live, self.mask_id, tokens)
-        self.tokens.scatter_(1, view.positions, tokens)
-        masked = tokens == self.mask_id
-        block_done = self.live & ~masked.any(1)
+        self._write(view, tokens)
+        masked = (tokens == self.mask_id) & view.valid
         idle = self.live & (masked.sum(1) >= view.masked.sum(1))
         if decision.idle is not None:
             idle = idle & ~decision.idle
-        answer = view.positions >= self.prompt_length.unsqueeze(1)
-        ended = (torch.isin(tokens, self.eos) & answer).any(1) | (self.start + self.block_length >= self.ends)
+        block_done, row_done = self._done(view, decision, tokens, masked)
+        if decision.guard is not None:
+            self.guards += decision.guard & self.live
+        self.moved = block_done & ~row_done
+        self.step = torch.where(block_done, 0, self.step + self.live)
+        self.total_steps = self.total_steps + self.live
+        self.start = self.start + self.moved * self.block_length
+        if self.attention == "full":
+            self.block_masks = torch.where(self.moved, self._masks_in_block(), self.block_masks)
+        else:
+            self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
+        self.live = self.live & ~row_done
+        return block_done.byte() | (row_done.byte() << 1) | (idle.byte() << 2)
+
+    def _write(self, view: View, tokens: Tensor) -> None:
+        if self.attention != "full":
+            self.tokens.scatter_(1, view.positions, tokens)
+            return
+        spare = self.tokens.shape[1] - 1  # views may reach past a short row; the last slot belongs to nobody
+        place = torch.where(view.valid, view.positions, spare)
+        self.tokens.scatter_(1, place, torch.where(view.valid, tokens, self.mask_id))
+
+    def _done(self, view: View, decision: Decision, tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows whose block is complete, and rows that are finished, both [R]."""
+        inside = masked
+        if self.answer:
+            inside = masked & (view.positions < (self.start + self.block_length).unsqueeze(1))
+        block_done = self.live & ~inside.any(1)
+        if decision.hold is not None:
+            block_done = block_done & ~decision.hold
+        ended = self.start + self.block_length >= self.ends
+        if self.attention != "full":
+            answer = view.positions >= self.prompt_length.unsqueeze(1)
+            ended = ended | (torch.isin(tokens, self.eos) & answer).any(1)
         row_done = block_done & ended
         if decision.finish is not None:
             row_done = row_done | (decision.finish & self.live)
-        if decision.guard is not None:
-            self.guards += decision.guard & self.live
-        moved = block_done & ~row_done
-        self.step = torch.where(block_done, 0, self.step + self.live)
-        self.total_steps = self.total_steps + self.live
-        self.start = self.start + moved * self.block_length
-        self.live = self.live & ~row_done
-        self.moved = moved
-        return block_done.byte() | (row_done.byte() << 1) | (idle.byte() << 2)
+        return block_done, row_done
+
+    def _masks_in_block(self) -> Tensor:
+        positions = self.start.unsqueeze(1) + self.block
+        inside = positions < self.ends.unsqueeze(1)
+        tokens = self.tokens.gather(1, positions.clamp_max(self.tokens.shape[1] - 1))
+        return ((tokens == self.mask_id) & inside).sum(1)
 
     def keep_rows(self, rows: Tensor) -> None:
-        for name in self._per_row:
+        for name in _PER_ROW:
             setattr(self, name, getattr(self, name).index_select(0, rows))

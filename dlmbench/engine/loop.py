@@ -13,15 +13,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.counter import Counter
-from dlmbench.backbone.network import KEY_BUCKET, Network
-from dlmbench.decoders.base import Decoder
+from dlmbench.backbone.network import KEY_BUCKET, Network, bucket
+from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, IDLE, ROW_DONE, Canvas
 from dlmbench.engine.recorder import Recorder
@@ -45,7 +45,7 @@ class Generation:
 
     `ids` end with the first EOS (included) or at the budget; `text` is cut at the first stop string; `tokens` are
     generated tokens; `counts` {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by
-    "role/kind/width"; `keys` the slots those calls could see, summed; `seconds` from admission to finish.
+    "role/kind/shape" (for a block's forward the shape is its query tokens); `seconds` from admission to finish.
     `raw_ids` are all tokens up to the end of the last decoded block.
     """
 
@@ -56,7 +56,6 @@ class Generation:
     tokens: int
     counts: dict[str, dict[str, dict[str, float]]]
     widths: dict[str, int]
-    keys: dict[str, int]
     seconds: float
     stop_reason: str  # "eos" | "stop" | "length"
     guards: int = 0
@@ -85,18 +84,18 @@ class _Slot:
     index: int
     admitted: float
     start: int
+    end: int  # of its canvas
     first_step: int  # number of the first step that was launched with this request in the slot
 
 
 @dataclass
 class _Launched:
-    """A step under way. `calls` and `keys` are the counts as they stood after it, for rows that a stop string ends
-    once a further step has been launched; None when flags are read at once."""
+    """A step under way. `totals` are the counts as they stood after it, for rows that a stop string ends once a
+    further step has been launched; None when flags are read at once."""
 
     number: int
     flags: Tensor
-    calls: Tensor | None
-    keys: Tensor | None
+    totals: Tensor | None
 
 
 class Engine:
@@ -131,7 +130,7 @@ class Engine:
         self.lag = (0 if self.device.type == "cpu" else 1) if lag is None else lag
         self.stall_limit = stall_limit
         self.timing = Timing()
-        self.widths: dict[str, tuple[int, int]] = {}  # "role/kind/width" -> (calls, keys) seen so far
+        self.shapes: dict[str, tuple[int, int, int]] = {}  # "role/kind/shape" -> (calls, query tokens, pairs) so far
         self._description = description or {}
 
     # --- public -------------------------------------------------------------------------------------------------
@@ -183,10 +182,10 @@ class Engine:
 
     @torch.inference_mode()
     def calibrate(self, repeats: int = 5) -> dict[str, float]:
-        """Price of every "role/kind/width" met so far: its time over that of one plain denoise of the target.
+        """Price of every "role/kind/shape" met so far: its time over that of one plain denoise of the target.
 
-        Measured at this engine's batch size and at the mean number of keys seen, median of `repeats`. A prefill is
-        priced for one row of its padded width.
+        Measured at this engine's batch size and at the mean numbers of queries and keys seen, median of `repeats`. A
+        prefill is priced for one row.
         """
         from dlmbench.engine.calibrate import prices
 
@@ -203,14 +202,18 @@ class Engine:
         block = self.target.block_length
         rows = min(self.batch_size, len(requests))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
-        capacity = -(-(longest + block) // KEY_BUCKET) * KEY_BUCKET
+        capacity = bucket(longest + block + 1 + self.decoder.extra_slots(block))
         limit = self.target.config.max_positions
         if longest > limit:
             raise RequestError(
                 f"The longest prompt and its token budget need {longest} positions, the model has {limit}; "
                 "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
             )
-        self.canvas = Canvas(rows, capacity, block, self._mask_id, self.target.config.eos_ids, self.device)
+        config = self.target.config
+        answer = max(r.max_tokens for r in requests) if self.decoder.scope == "answer" else 0
+        self.canvas = Canvas(
+            rows, capacity, block, self._mask_id, config.eos_ids, config.attention, answer, self.device
+        )
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():
             net.allocate(rows, capacity, self.canvas.tokens, self.counter)
@@ -234,7 +237,8 @@ class Engine:
         for row in free[: len(queue)]:
             index, request = queue.popleft()
             start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed)
-            self.slots[row] = _Slot(request, index, began, start, self.launched)
+            end = len(request.prompt_ids) + request.max_tokens
+            self.slots[row] = _Slot(request, index, began, start, end, self.launched)
             self.idle_steps[row] = 0
             if self.recorder:
                 self.recorder.begin(row)
@@ -244,12 +248,10 @@ class Engine:
             tensor[chosen] = self.fresh_state[name]
         self.counter.reset(chosen)
         lengths = [len(self.slots[row].request.prompt_ids) for row in rows]
-        self.counter.log = [] if self.recorder else None
+        self.counter.log = None
         for net in self.nets.values():
             net.reset(chosen)
             net.prefill(chosen, net.prefill_lengths(lengths))
-        if self.recorder:
-            self.recorder.prefill(self.counter.log)
         self.pending -= set(rows)
         self.timing.prefill += self._now() - began
 
@@ -257,33 +259,48 @@ class Engine:
         """Launch one round for all rows; its flags stay on the device until they are read."""
         block = self.target.block_length
         ahead = self.lag * block  # rows may be one block further than the host knows
-        seen = max(slot.start for slot in self.slots if slot) + block + ahead
-        seen = min(-(-seen // KEY_BUCKET) * KEY_BUCKET, self.canvas.tokens.shape[1])
-        pending = sorted(self.pending) if self.lag == 0 else None
+        capacity = self.canvas.tokens.shape[1]
+        busy = [slot for slot in self.slots if slot]
+        seen = min(bucket(max(slot.start for slot in busy) + block + ahead), capacity)
+        longest = min(max(slot.end for slot in busy), capacity)
+        host = (
+            None
+            if self.lag
+            else [HostRow(row in self.pending) if slot else None for row, slot in enumerate(self.slots)]
+        )
         tracing = self.recorder is not None
-        view = self.canvas.view(self.state, self.sampling, seen, pending, tracing)
+        view = self.canvas.view(self.state, self.sampling, seen, longest, host, tracing)
         self.counter.log = [] if tracing else None
-        decision = self.decoder.round(view, self.nets)
+        decision = self._forced(view, self.decoder.round(view, self.nets))
         self.pending.clear()
         flags = self.canvas.apply(view, decision)
-        for net in self.nets.values():
-            net.finish_block(self.canvas.moved)
-            if net.store_mode == "separate":
-                done = (flags & BLOCK_DONE).bool()
-                if not net.config.shift and (self.lag or bool(done.any())):
-                    self._store_separately(net, view, done, seen)
+        self._blocks_finished(view, flags)
         if tracing:
             self.recorder.step(view, decision, self.counter.log)
         if self.device.type != "cpu":
             flags = flags.to("cpu", non_blocking=True)
-        counts = (self.counter.calls.clone(), self.counter.keys.clone()) if self.lag else (None, None)
+        totals = self.counter.totals.clone() if self.lag else None
         self.launched += 1
-        return _Launched(self.launched - 1, flags, *counts)
+        return _Launched(self.launched - 1, flags, totals)
 
-    def _store_separately(self, net: Network, view, done: Tensor, seen: int) -> None:
-        """The official loop stores every finished block, the last one included."""
-        net.pending = done.clone()
-        net.store(view.start + self.target.block_length, seen)
+    def _forced(self, view: View, decision: Decision) -> Decision:
+        """A cache policy may replace what the decoder reveals in some rows (Dream with prefix or dual)."""
+        forced = self.target.forced(view)
+        if forced is None:
+            return decision
+        rows, reveal = forced
+        return replace(decision, reveal=torch.where(rows.unsqueeze(1), reveal, decision.reveal))
+
+    def _blocks_finished(self, view: View, flags: Tensor) -> None:
+        """Tell the networks which blocks are final; with separate stores spend the forward now, last block included."""
+        for net in self.nets.values():
+            if net.store_mode == "fused":
+                net.finish_block(self.canvas.moved)
+            elif net.stores:
+                done = (flags & BLOCK_DONE).bool()
+                if self.lag or bool(done.any()):
+                    net.pending = done
+                    net.store(view.start + self.target.block_length, view.seen)
 
     def _read(self, step: _Launched) -> list[tuple[int, Generation]]:
         """Act on the flags of one step: finish rows, look for stop strings, notice stalls."""
@@ -324,7 +341,8 @@ class Engine:
         """Free the slot and read its row."""
         request = slot.request
         prompt = len(request.prompt_ids)
-        raw = self.canvas.tokens[row, prompt : last_block + self.target.block_length].tolist()
+        last = slot.end if self.canvas.attention == "full" else last_block + self.target.block_length
+        raw = self.canvas.tokens[row, prompt:last].tolist()
         ids, reason = raw[: request.max_tokens], "length"
         end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)
         if end is not None:
@@ -335,12 +353,13 @@ class Engine:
         if cut is not None:
             text, reason = text[:cut], "stop"
             tokens = self._tokens_until(ids, request.stop)
-        counts, widths, keys = self.counter.read(row, step.calls, step.keys)
-        for name, calls in widths.items():
-            known = self.widths.get(name, (0, 0))
-            self.widths[name] = (known[0] + calls, known[1] + keys[name])
+        counts = self.counter.read(row, step.totals)
+        for name, work in counts.shapes.items():
+            known = self.shapes.get(name, (0, 0, 0))
+            self.shapes[name] = tuple(a + b for a, b in zip(known, work))
         generation = Generation(
-            key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts, widths=widths, keys=keys,
+            key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,
+            widths={name: work[0] for name, work in counts.shapes.items()},
             seconds=self._now() - slot.admitted, stop_reason=reason, guards=int(self.canvas.guards[row]),
             trace=self.recorder.finish(row) if self.recorder else None,
         )  # fmt: skip

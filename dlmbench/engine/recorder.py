@@ -23,27 +23,25 @@ class Recorder:
     def begin(self, row: int) -> None:
         self.steps[row] = []
 
-    def prefill(self, log: list[tuple[Column, Tensor]]) -> None:
-        """Prefill forwards are in the counts; a trace begins with the first denoising step."""
-
-    def step(self, view: View, decision: Decision, log: list[tuple[Column, Tensor]]) -> None:
+    def step(self, view: View, decision: Decision, log: list[tuple[Column, Tensor, Tensor]]) -> None:
+        """Note what a decision did to every live row; prefill forwards are in the counts, not in a trace."""
         reveal = decision.reveal & view.masked
         for row, live in enumerate(view.live.tolist()):
             if not live:
                 continue
             chosen = reveal[row].nonzero().squeeze(1)
-            remasked = (
-                []
-                if decision.remask is None
-                else view.positions[row][decision.remask[row] & ~view.masked[row]].tolist()
-            )
+            remasked = []
+            if decision.remask is not None:
+                remasked = view.positions[row, decision.remask[row] & ~view.masked[row]].tolist()
             entry = {
                 "block": int(view.start[row]) // view.block_length,
                 "positions": view.positions[row, chosen].tolist(),
                 "tokens": decision.tokens[row, chosen].tolist(),
                 "remasked": remasked,
                 "forwards": [
-                    {"role": c.role, "kind": c.kind, "query_tokens": c.width} for c, active in log if bool(active[row])
+                    {"role": column.role, "kind": column.kind, "query_tokens": int(queries[row])}
+                    for column, active, queries in log
+                    if bool(active[row])
                 ],
                 "extra": {k: v[row].tolist() for k, v in (decision.extra or {}).items()},
             }

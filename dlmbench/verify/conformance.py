@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Decoder, View
+from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import Canvas
 from dlmbench.engine.loop import Engine, Request
@@ -136,15 +137,13 @@ def _no_host_reads(decoder: type[Decoder]) -> None:
     """One round on tensors without data: whoever looks at a value fails."""
     device = torch.device("meta")
     instance = decoder()
-    canvas = Canvas(2, 32, _block_of(decoder), MASK, (EOS,), device)
+    canvas = Canvas(2, 32, _block_of(decoder), MASK, (EOS,), decoder.attention[0], 0, device)
     nets = {}
-    from dlmbench.backbone.counter import Counter
-
     counter = Counter(2, device)
     for role in decoder.roles:
         nets[role] = Network(role, _model(decoder).to(device), _block_of(decoder))
         nets[role].allocate(2, 32, canvas.tokens, counter)
-    view = canvas.view(instance.init_state(2, 32, device), Sampling(), 32, [], False)
+    view = canvas.view(instance.init_state(2, 32, device), Sampling(), 32, 32, [HostRow(False)] * 2, False)
     try:
         decision = instance.round(view, nets)
     except (RuntimeError, NotImplementedError) as error:

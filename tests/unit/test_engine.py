@@ -71,7 +71,7 @@ def test_separate_stores_are_counted_and_fused_ones_widen_a_forward():
     fused = engine(eos=()).generate([item])[0]
     assert {k: n["calls"] for k, n in separate.counts["target"].items()} == {"prefill": 1, "denoise": 9, "store": 3}
     assert {k: n["calls"] for k, n in fused.counts["target"].items()} == {"prefill": 1, "denoise": 9}
-    assert fused.widths == {"target/prefill/32": 1, "target/denoise/4": 7, "target/denoise/8": 2}
+    assert fused.widths == {"target/prefill/prompt": 1, "target/denoise/4": 7, "target/denoise/8": 2}
     assert separate.counts["target"]["denoise"]["query_tokens"] == 36
     assert fused.counts["target"]["denoise"]["query_tokens"] == 7 * 4 + 2 * 8
     assert separate.counts["target"]["denoise"]["key_tokens"] == 4 * (8 + 4 * 12 + 4 * 16)
