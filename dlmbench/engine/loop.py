@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.counter import Counter
-from dlmbench.backbone.network import KEY_BUCKET, Network, bucket
+from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, IDLE, ROW_DONE, Canvas
