@@ -69,7 +69,7 @@ def _helper_lines(facts: dict[str, Any]) -> Iterable[str]:
         if role == "target":
             continue
         passes = {int(name.split("/")[2]): price for name, price in facts.get("prices", {}).items()
-                  if name.startswith(f"{role}/") and "/prefill/" not in name}
+                  if name.startswith(f"{role}/") and name.split("/")[2].isdigit()}
         share = f", {passes[min(passes)]:.2f} of a forward (measured)" if passes else ""
         yield f"helper  {role}: {size / 1e6:.2f} M parameters{share}"
 

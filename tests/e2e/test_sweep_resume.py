@@ -171,3 +171,40 @@ def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys
               "--out", str(place / "no")])
     text = capsys.readouterr().err
     assert leaving.value.code == 2 and "--data-dir" in text and "network" in text and not (place / "no").exists()
+
+
+MINE = """
+from dataclasses import dataclass
+
+from dlmbench.decoders.base import Decision, StepDecoder, option, top_n
+from dlmbench.registry import DECODERS
+
+
+@dataclass(frozen=True)
+class Options:
+    share: float = option(0.5, "share of the block revealed a step", knob=True)
+
+
+class Share(StepDecoder):
+    name = "share"
+    Config = Options
+
+    def decide(self, view, logits):
+        best = view.candidates(logits)
+        return Decision(best.tokens, top_n(best.log_odds, view.masked, max(1, int(self.config.share * view.block_length))))
+
+
+DECODERS.register("share", Share)
+"""
+
+
+def test_a_decoder_from_a_file_is_in_the_table_beside_its_baselines(place, capsys):
+    (place / "mine.py").write_text(MINE)
+    code, out = call(capsys, "sweep", "--method", "share", "--threshold", "0.25,0.5", "--limit", "4", "--json",
+                     *command(place, "plugin", "--plugin", str(place / "mine.py"), gen_length=8))
+    rows = {row["label"]: row for row in json.loads(out)["rows"]}
+    assert code == 0
+    assert set(rows) == {"share 0.25", "share 0.5", "static k=1", "threshold 0.25", "threshold 0.5"}
+    assert rows["share 0.5"]["nfe"] < rows["share 0.25"]["nfe"] < rows["static k=1"]["nfe"]
+    assert rows["share 0.5"]["vs_threshold_row"] == "threshold 0.5"
+    assert "share 0.5" in (place / "plugin" / "table.md").read_text()

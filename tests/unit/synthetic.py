@@ -10,13 +10,13 @@ from pathlib import Path
 from dlmbench.store import RunFolder, prompt_hash
 from dlmbench.store.metrics import aggregate
 
-PRICES = {"target/denoise/8": 1.0, "target/denoise/16": 1.3, "target/prefill/32": 1.8, "draft/denoise/8": 0.3}
+PRICES = {"target/denoise/8": 1.0, "target/denoise/16": 1.3, "target/prefill/prompt": 1.8, "draft/denoise/8": 0.3}
 
 
 def sample(number: int, correct: bool, forwards: int, tokens: int = 30, draft: int = 0) -> dict:
     """One line of samples.jsonl."""
     counts = {"target": {"prefill": _work(1, 32), "denoise": _work(forwards, 8)}}
-    widths = {"target/prefill/32": 1, "target/denoise/8": forwards}
+    widths = {"target/prefill/prompt": 1, "target/denoise/8": forwards}
     if draft:
         counts["draft"] = {"denoise": _work(draft, 8)}
         widths["draft/denoise/8"] = draft

@@ -143,4 +143,5 @@ def test_prices_between_measured_widths():
     assert price(prices, "target/denoise/16") == 1.4
     assert price(prices, "target/verify/12") == pytest.approx(1.2), "other kinds of the role stand in"
     assert price(prices, "target/denoise/4") == 1.0
-    assert price(prices, "draft/denoise/8") is None
+    assert price(prices, "draft/denoise/8") is None and price(prices, "target/prefill/prompt") is None
+    assert price({**prices, "target/prefill/prompt": 3.0}, "target/denoise/99") == 1.4
