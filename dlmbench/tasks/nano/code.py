@@ -26,6 +26,7 @@ from dlmbench.tasks.nano.separation import make_key
 
 ENTRY_POINTS = ("f", "g", "solve", "run")
 MIN_TESTS, MAX_TESTS = 4, 8
+CANDIDATES = 160  # inputs among which the tests are chosen
 INDENT = "\n    "
 
 
@@ -69,16 +70,16 @@ def make_tests(item: dict, seed: int = 0) -> list[list]:
     inputs = _candidate_inputs(item, seed)
     expected = _outputs(source, item["entry_point"], inputs)
     usable = [i for i, value in enumerate(expected) if value is not _FAILED]
-    surviving = []
+    undetected = []  # for each near miss, the inputs that would give it away
     for mutant in near_misses(item, seed):
         results = _outputs(mutant, item["entry_point"], inputs)
-        surviving.append({i for i in usable if not same(results[i], expected[i])})
-    surviving = [killers for killers in surviving if killers]
+        undetected.append({i for i in usable if not same(results[i], expected[i])})
+    undetected = [revealing for revealing in undetected if revealing]
     chosen: list[int] = []
-    while surviving and len(chosen) < MAX_TESTS:
-        best = max(usable, key=lambda i: (sum(i in killers for killers in surviving), -i))
+    while undetected and len(chosen) < MAX_TESTS:
+        best = max(usable, key=lambda i: (sum(i in revealing for revealing in undetected), -i))
         chosen.append(best)
-        surviving = [killers for killers in surviving if best not in killers]
+        undetected = [revealing for revealing in undetected if best not in revealing]
     chosen += [i for i in usable if i not in chosen][: max(0, MIN_TESTS - len(chosen))]
     return [[list(inputs[i]), expected[i]] for i in chosen]
 
@@ -86,15 +87,6 @@ def make_tests(item: dict, seed: int = 0) -> list[list]:
 def program(item: dict, completion: str) -> str:
     """Return the Python source that a completion of an item stands for: its signature, then the completion."""
     return item["prompt"].rpartition("\n")[2] + completion
-
-
-def assertions(item: dict) -> str:
-    """Return the tests of an item as Python source, one assert a line; a wrong type fails (True is not 1)."""
-    lines = []
-    for arguments, expected in item["tests"]:
-        call = f"{item['entry_point']}({', '.join(map(repr, arguments))})"
-        lines.append(f"assert repr({call}) == {repr(expected)!r}")
-    return "\n".join(lines) + "\n"
 
 
 def same(result: object, expected: object) -> bool:
@@ -177,7 +169,7 @@ def near_misses(item: dict, seed: int = 0) -> list[str]:
     family = _BY_NAME[item["family"]]
     names = tuple(argument.arg for argument in tree.body[0].args.args)
     rng = random.Random(f"{seed} {item['key']}")
-    relatives = [family] * 8 + [other for other in FAMILIES if other.kind == family.kind]
+    relatives = [family] * 24 + [other for other in FAMILIES if other.kind == family.kind]
     for other in relatives:
         values = tuple(rng.choice(choices) for choices in other.slots.values())
         body = other.body.format(**_fields(other, values, names)).replace("\n", INDENT)
@@ -262,16 +254,21 @@ def _outputs(source: str, entry_point: str, inputs: list[tuple]) -> list:
 
 
 def _candidate_inputs(item: dict, seed: int) -> list[tuple]:
-    """Return argument tuples around the constants of a program, in a fixed order."""
+    """Return argument tuples around the constants of a program, in a fixed order.
+
+    A yes-or-no program tells little with each answer and may say no nearly always, so it gets many more.
+    """
     rng = random.Random(f"{seed} {item['key']} inputs")
-    tree = ast.parse(program(item, item["target"]))
-    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    source = program(item, item["target"])
+    constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
     numbers = sorted({value for value in constants if type(value) is int})
     letters = sorted({value for value in constants if isinstance(value, str) and value})
     near = [number + step for number in numbers for step in (-1, 0, 1)]
-    kind = _BY_NAME[item["family"]].kind
-    drawn = _DRAWERS[kind]
-    return [drawn(rng, near, letters) for _ in range(80)]
+    draw = _DRAWERS[_BY_NAME[item["family"]].kind]
+    inputs = [draw(rng, near, letters) for _ in range(CANDIDATES)]
+    if all(isinstance(answer, bool) for answer in _outputs(source, item["entry_point"], inputs)):
+        inputs += [draw(rng, near, letters) for _ in range(CANDIDATES * 20)]
+    return inputs
 
 
 def _draw_int(rng: random.Random, near: list[int], letters: list[str]) -> tuple:
@@ -285,8 +282,17 @@ def _draw_two(rng: random.Random, near: list[int], letters: list[str]) -> tuple:
 
 
 def _draw_list(rng: random.Random, near: list[int], letters: list[str]) -> tuple:
-    values = [_draw_int(rng, near, letters)[0] for _ in range(rng.randint(0, 11))]
-    return ([abs(value) for value in values] if rng.random() < 0.2 else values,)
+    length = _draw_length(rng, near, 11)
+    if near and rng.random() < 0.4:  # all on one side of a constant, so that "all" and "any" are put to the test
+        bound, side = rng.choice(near), rng.choice((-1, 1))
+        return ([bound + side * (rng.randint(0, 20) if rng.random() < 0.7 else 0) for _ in range(length)],)
+    return ([_draw_int(rng, near, letters)[0] for _ in range(length)],)
+
+
+def _draw_length(rng: random.Random, near: list[int], longest: int) -> int:
+    """A length that is often one of the constants or next to it."""
+    close = [number for number in near if 0 <= number <= longest + 1]
+    return rng.choice(close) if close and rng.random() < 0.5 else rng.randint(0, longest)
 
 
 def _draw_text(rng: random.Random, length: int, letters: list[str]) -> str:
@@ -296,7 +302,10 @@ def _draw_text(rng: random.Random, length: int, letters: list[str]) -> str:
 
 
 def _draw_string(rng: random.Random, near: list[int], letters: list[str]) -> tuple:
-    return (_draw_text(rng, rng.randint(1, 12) if rng.random() < 0.7 else rng.randint(12, 30), letters),)
+    text = _draw_text(rng, _draw_length(rng, near, rng.choice((8, 12, 28))), letters)
+    if letters and rng.random() < 0.4:  # begins and ends with letters of the program
+        text = rng.choice(letters) + text[1:-1] + rng.choice(letters) if len(text) > 1 else rng.choice(letters)
+    return (text,)
 
 
 def _draw_sentence(rng: random.Random, near: list[int], letters: list[str]) -> tuple:
