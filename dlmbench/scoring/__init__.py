@@ -1,8 +1,8 @@
 """Executing generated code in isolation, and pass@k.
 
-    from dlmbench.scoring import Problem, run_tests
-    problem = Problem.from_cases("double", "double", [((2,), 4), ((5,), 10)])
-    run_tests(problem, "def double(x):\\n    return 2 * x\\n").status      # "passed"
+from dlmbench.scoring import Problem, run_tests
+problem = Problem.from_cases("double", "double", [((2,), 4), ((5,), 10)])
+run_tests(problem, "def double(x):\\n    return 2 * x\\n").status      # "passed"
 """
 
 from dlmbench.scoring.cache import VerdictCache

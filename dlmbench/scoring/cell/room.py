@@ -203,10 +203,15 @@ class Room:
             why = attempt(lambda: change_user(FIRST_UID))
             self.root = why is None
         self._note("separate user", why, "programs run as a user without account")
-        if self.root and not self.tree and attempt(self._reach_library):
+        if not self.root or self.tree or not attempt(self._reach_library):
+            return
+        if LINUX:
             self.library_fds = [os.open(path, os.O_PATH) for path in sys.path if os.path.isdir(path)]
             sys.path[:] = [f"/proc/self/fd/{fd}" for fd in self.library_fds]
             sys.path_importer_cache.clear()
+        else:
+            self.root = False
+            self._note("separate user", "another user cannot read this Python's library", "")
 
     @staticmethod
     def _reach_library():
@@ -219,6 +224,7 @@ class Room:
         why_rules = why_calls = "Linux only"
         remark = ""
         if LINUX:
+
             def enforce(rule):
                 kernel.forbid_new_privileges()
                 rule()

@@ -126,12 +126,12 @@ def _decode(data, at, opaque, depth):
     """One value that begins at byte `at`, and where the next begins."""
     if depth > MAX_DEPTH:
         raise WireError("the value is nested too deeply")
-    tag = data[at:at + 1]
+    tag = data[at : at + 1]
     colon = data.index(b":", at, at + 16)
-    size = int(data[at + 1:colon])
+    size = int(data[at + 1 : colon])
     at = colon + 1
     if tag in b"NBIFSY":
-        payload = data[at:at + size]
+        payload = data[at : at + size]
         if size < 0 or len(payload) != size:
             raise WireError("a value is cut short")
         return _scalar(tag, payload), at + size
@@ -176,7 +176,7 @@ def send(fd, data):
     sent = 0
     try:
         while sent < len(data):
-            sent += posix.write(fd, data[sent:sent + 65536])
+            sent += posix.write(fd, data[sent : sent + 65536])
     except (BrokenPipeError, ConnectionError):
         raise Closed from None
 
