@@ -181,7 +181,7 @@ def _official_config(config: BackboneConfig, family: Family, dtype: torch.dtype)
     }
     if config.mask_id is not None:
         raw["mask_token_id"] = config.mask_id
-    return raw
+    return family.spell(raw)
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None):

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dlmbench.backbone import load_checkpoint, load_tokenizer, save_checkpoint, weights_hash
 from dlmbench.backbone.attention import Group, block_causal, fused, keys_before, products
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.families import DREAM, LLADA, LLAMA, QWEN2
 from dlmbench.backbone.model import Transformer
 from dlmbench.errors import RequestError
 
@@ -71,6 +72,47 @@ def test_save_then_load_gives_the_same_tensors(name, tmp_path):
     assert set(load_file(tmp_path / "ours/model.safetensors")) <= set(
         load_file(tmp_path / "official/model.safetensors")
     )
+
+
+def as_diffusion_checkpoint(name, source, folder):
+    """The same weights in the layout of LLaDA (from Llama) or Dream (from Qwen2)."""
+    raw, tensors = json.loads((source / "config.json").read_text()), load_file(source / "model.safetensors")
+    family = {"llada": LLADA, "dream": DREAM}[name]
+    usual = {"rope_theta": 10_000.0, **raw, "model_type": family.model_types[0], "mask_token_id": 60}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(family.spell(usual)))
+    respelt = {}
+    for ours, official in (LLAMA if name == "llada" else QWEN2).names.items():
+        for layer in range(2) if "{}" in ours else [0]:
+            for theirs, target in zip(official, family.names[ours]):
+                respelt[target.format(layer)] = tensors[theirs.format(layer)]
+    save_file(respelt, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name, parent", [("llada", "llama"), ("dream", "qwen2")])
+def test_bidirectional_families_equal_their_parents_with_a_full_mask(name, parent, tmp_path):
+    reference = oracle(parent, tmp_path / "parent")
+    model = load_checkpoint(as_diffusion_checkpoint(name, tmp_path / "parent", tmp_path / name))
+    assert (model.config.attention, model.config.shift, model.config.mask_id) == ("full", int(name == "dream"), 60)
+    assert model.config.parameters == sum(p.numel() for p in model.parameters())
+    ids = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = reference(input_ids=ids, attention_mask=torch.zeros(2, 1, 12, 12)).logits
+        assert (model.project(model.hidden(ids)) - expected).abs().max() < 1e-4
+    again = load_checkpoint(save_checkpoint(model, tmp_path / "again", torch.float32))
+    assert again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    official = set(load_file(tmp_path / name / "model.safetensors"))
+    assert set(load_file(tmp_path / "again/model.safetensors")) == official
+
+
+def test_a_llada_variant_that_is_not_supported_says_which_switch(tmp_path):
+    oracle("llama", tmp_path / "parent")
+    folder = as_diffusion_checkpoint("llada", tmp_path / "parent", tmp_path / "llada")
+    _edit(folder, include_qkv_bias=True)
+    with pytest.raises(RequestError, match="include_qkv_bias=True"):
+        load_checkpoint(folder)
 
 
 def test_sharded_checkpoint_loads_and_changes_the_hash(tmp_path):
