@@ -83,6 +83,7 @@ class View:
     tracing: bool = False
 
     def __post_init__(self):
+        self.traced: Candidates | None = None  # what `candidates` last returned, for the recorder
         self.valid = self.positions < self.ends.unsqueeze(1)  # [R,W]
         self.masked = (self.tokens == self.mask_id) & self.valid
         self.eligible = self.masked
@@ -96,7 +97,10 @@ class View:
 
     def candidates(self, logits: Tensor) -> Candidates:
         """Proposed token and its scores at every position. logits [R,W,V]."""
-        return Candidates(logits, self)
+        best = Candidates(logits, self)
+        if self.tracing:
+            self.traced = best
+        return best
 
 
 @dataclass

@@ -14,7 +14,11 @@ from dlmbench.decoders.base import Decision, View
 
 
 class Recorder:
-    """Steps of each row: {"block", "positions", "tokens", "remasked", "forwards", "extra"}; positions ascend."""
+    """Steps of each row: {"block", "positions", "tokens", "remasked", "forwards", "extra", "scores"}; positions ascend.
+
+    `scores` are those of the masked positions as the decision saw them: proposed token, confidence, log-odds and the
+    distance of the best logit to the second best.
+    """
 
     def __init__(self, rows: int, on_step: Callable[[dict], None] | None = None):
         self.steps: list[list[dict]] = [[] for _ in range(rows)]
@@ -44,6 +48,7 @@ class Recorder:
                     if bool(active[row])
                 ],
                 "extra": {k: v[row].tolist() for k, v in (decision.extra or {}).items()},
+                "scores": _scores(view, row),
             }
             self.steps[row].append(entry)
             if self.on_step:
@@ -54,3 +59,19 @@ class Recorder:
 
     def keep_rows(self, rows: list[int]) -> None:
         self.steps = [self.steps[row] for row in rows]
+
+
+def _scores(view: View, row: int) -> dict[str, list]:
+    """Scores of one row's masked positions; empty for decoders that do not ask for candidates."""
+    best = view.traced
+    if best is None:
+        return {}
+    masked = view.masked[row]
+    top = best.logits[row, masked].topk(2, -1).values
+    return {
+        "positions": view.positions[row, masked].tolist(),
+        "tokens": best.tokens[row, masked].tolist(),
+        "confidence": best.confidence[row, masked].tolist(),
+        "log_odds": best.log_odds[row, masked].tolist(),
+        "lead": (top[:, 0] - top[:, 1]).tolist(),
+    }

@@ -1,0 +1,79 @@
+"""Two runs that should be the same: which items differ, where, and by how little.
+
+The identity rule: kernels may differ in the last bit with the shape of a product, so ids of two float32 runs that
+should be identical may differ where a decision was a tie. An item that differs is listed with the gap of its first differing
+decision; every gap must be below `GAP`, and at most one item in `ITEMS` may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlmbench.engine.loop import Engine, Generation, Request
+
+GAP = 1e-4
+ITEMS = 500
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First differing decision of one item: step number and how close the call was."""
+
+    key: str
+    step: int
+    gap: float
+
+
+def differences(
+    first: Engine, second: Engine, requests: Sequence[Request], tau: float | None = None
+) -> tuple[list[Difference], list[Generation], list[Generation]]:
+    """Run both engines on the same requests; items whose ids differ are run again with traces to measure the gap.
+
+    `tau` is the threshold of a threshold decoder: the distance to it is a gap too.
+    """
+    ours, theirs = first.generate(requests), second.generate(requests)
+    different = [i for i, (a, b) in enumerate(zip(ours, theirs)) if a.ids != b.ids]
+    found = []
+    for index in different:
+        found.append(_locate(first, second, requests, index, tau))
+    return found, ours, theirs
+
+
+def holds(found: Sequence[Difference], items: int) -> bool:
+    """Does the identity rule hold for this many items?"""
+    return len(found) <= max(1, -(-items // ITEMS)) and all(d.gap < GAP for d in found)
+
+
+def _locate(first: Engine, second: Engine, requests: Sequence[Request], index: int, tau: float | None) -> Difference:
+    # the neighbours in a batch decide the shapes of its products, so everything is traced in the same company
+    a = first.generate(requests, trace=True)[index].trace
+    b = second.generate(requests, trace=True)[index].trace
+    for number, (left, right) in enumerate(zip(a, b)):
+        if (left["positions"], left["tokens"]) != (right["positions"], right["tokens"]):
+            return Difference(requests[index].key, number, _gap(left, right, tau))
+    return Difference(requests[index].key, min(len(a), len(b)), float("inf"))
+
+
+def _gap(left: dict, right: dict, tau: float | None) -> float:
+    """How far the decision was from going the other way: the largest distance that had to be bridged.
+
+    A token differs: lead of the best logit. Positions differ: log-odds between those exchanged, or, with a threshold,
+    the distance of their confidences to it.
+    """
+    row = {position: i for i, position in enumerate(left["scores"]["positions"])}
+
+    def score(name: str, position: int) -> float:
+        return left["scores"][name][row[position]]
+
+    a, b = dict(zip(left["positions"], left["tokens"])), dict(zip(right["positions"], right["tokens"]))
+    tokens = [score("lead", p) for p in set(a) & set(b) if a[p] != b[p]]
+    more, less = set(a) - set(b), set(b) - set(a)
+    if not more | less:
+        return max(tokens)
+    ways = []
+    if more and less:
+        ways.append(max(abs(score("log_odds", p) - score("log_odds", q)) for p in more for q in less))
+    if tau is not None:
+        ways.append(max(abs(score("confidence", p) - tau) for p in more | less))
+    return max([*tokens, min(ways, default=float("inf"))])
