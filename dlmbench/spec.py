@@ -98,8 +98,10 @@ class RunSpec:
         _check_cache(self, preset)
         companions = {role: _companion(self, preset, role) for role in decoder.roles if role != "target"}
         if preset.tasks and self.task.partition("/")[0] not in preset.tasks:
-            notes.append(f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
-                         f"on {self.task}.")
+            notes.append(
+                f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
+                f"on {self.task}."
+            )
         causal = ATTENTION.get(_family(preset) or "") == "causal"  # one position at a time, whatever the preset says
         block_length = 1 if causal else self.block_length or preset.block_length
         return Checked(self, preset, decoder, config, companions, block_length, tuple(notes))
@@ -131,8 +133,15 @@ class RunSpec:
         """The specs of ``--against``, on the same model and items; empty on causal weights, which cannot fill masks."""
         if attention_of(self.model) == "causal":
             return []
-        return [replace(self, method=name, threshold=self.threshold if name == "threshold" else None,
-                        settings={name: self.settings.get(name, {})}) for name in self.against]
+        return [
+            replace(
+                self,
+                method=name,
+                threshold=self.threshold if name == "threshold" else None,
+                settings={name: self.settings.get(name, {})},
+            )
+            for name in self.against
+        ]
 
     def portable(self) -> dict[str, Any]:
         """The spec as JSON that names no place on this machine: folders and files become their last component."""
@@ -212,18 +221,23 @@ def _check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
     if decoder.attention == ("causal",):
         parent = preset.companions.get("guide")
         causal = parent if parent in PRESETS and ATTENTION.get(PRESETS[parent].family or "") == "causal" else "nano-ar"
-        raise RequestError(f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: "
-                           f"use --model {causal}.")
-    raise RequestError(f"Method {spec.method} works with {' or '.join(decoder.attention)} attention and {spec.model} "
-                       f"has {attention}: choose another --model or --method.")
+        raise RequestError(
+            f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: use --model {causal}."
+        )
+    raise RequestError(
+        f"Method {spec.method} works with {' or '.join(decoder.attention)} attention and {spec.model} "
+        f"has {attention}: choose another --model or --method."
+    )
 
 
 def _check_cache(spec: RunSpec, preset: Preset) -> None:
     attention = ATTENTION.get(_family(preset) or "")
     if spec.cache != "none" and attention in ("block_causal", "causal"):
         kind = "block-causal" if attention == "block_causal" else "autoregressive"
-        raise RequestError(f"Cache policy {spec.cache} approximates bidirectional attention and {spec.model} is "
-                           f"{kind}, whose cache is exact already: leave --cache out.")
+        raise RequestError(
+            f"Cache policy {spec.cache} approximates bidirectional attention and {spec.model} is "
+            f"{kind}, whose cache is exact already: leave --cache out."
+        )
 
 
 def _companion(spec: RunSpec, preset: Preset, role: str) -> str:
@@ -234,6 +248,7 @@ def _companion(spec: RunSpec, preset: Preset, role: str) -> str:
 
 
 # --- values of the fields -------------------------------------------------------------------------------------------
+
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
@@ -361,12 +376,16 @@ class SweepSpec:
     def from_flags(cls, flags: Mapping[str, Any]) -> SweepSpec:
         """The same from flags: ``method``, ``task``, ``set`` and any option, as lists or ranges."""
         given = dict(flags)
-        record = {"tasks": options.parse_values(given.pop("task", None) or []),
-                  "methods": options.parse_values(given.pop("method", None) or [])}
+        record = {
+            "tasks": options.parse_values(given.pop("task", None) or []),
+            "methods": options.parse_values(given.pop("method", None) or []),
+        }
         for needed, flag in (("tasks", "--task"), ("methods", "--method")):
             if not record[needed]:
-                raise RequestError(f"A sweep needs {flag} or a recipe file; for example "
-                                   "dlmbench sweep --method static,threshold --task nano-gsm.")
+                raise RequestError(
+                    f"A sweep needs {flag} or a recipe file; for example "
+                    "dlmbench sweep --method static,threshold --task nano-gsm."
+                )
         return _sweep(record, given, default_name="sweep")
 
     def checked(self) -> tuple[list[Checked], list[str]]:
@@ -409,8 +428,13 @@ def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) 
     for task, method in itertools.product(tasks, methods):
         cells.extend(_expand(common, task, method, given))
     cells = _with_baselines(cells)
-    return SweepSpec(str(record.get("name", default_name)), tuple(cells), cells[0].out if cells else "results",
-                     tune_on, str(record.get("description", "")))
+    return SweepSpec(
+        str(record.get("name", default_name)),
+        tuple(cells),
+        cells[0].out if cells else "results",
+        tune_on,
+        str(record.get("description", "")),
+    )
 
 
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
@@ -422,8 +446,9 @@ def _refuse_unknown(given: Mapping[str, Any]) -> None:
 def _refuse_strangers(assignments: Sequence[str] | None, methods: list[str]) -> None:
     for owner in options.parse_assignments(assignments or ()):
         if owner not in methods:
-            raise RequestError(f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); "
-                               "add it to --method.")
+            raise RequestError(
+                f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); add it to --method."
+            )
 
 
 def _unknown_key(name: str) -> str:
@@ -449,8 +474,9 @@ def _chosen(entries: Any, key: str, wanted: Any) -> list[dict[str, Any]]:
     return [entry for entry in result if entry[key] in names]
 
 
-def _expand(common: Mapping[str, Any], task: Mapping[str, Any], method: Mapping[str, Any],
-            given: Mapping[str, Any]) -> Iterable[RunSpec]:
+def _expand(
+    common: Mapping[str, Any], task: Mapping[str, Any], method: Mapping[str, Any], given: Mapping[str, Any]
+) -> Iterable[RunSpec]:
     """All combinations of the lists and ranges in the merged options; later mappings win."""
     merged: dict[str, Any] = {}
     axes: dict[tuple[str, str], list[Any]] = {}  # (owner, option) -> values; owner "" is an option of the run itself
@@ -481,8 +507,11 @@ def _expand(common: Mapping[str, Any], task: Mapping[str, Any], method: Mapping[
 def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
     """``set`` of a recipe ({option: values} of the entry's method, or {method.option: values}), or of flags."""
     if not isinstance(value, Mapping):
-        value = {f"{owner}.{name}": one for owner, inner in options.parse_assignments(value).items()
-                 for name, one in inner.items()}
+        value = {
+            f"{owner}.{name}": one
+            for owner, inner in options.parse_assignments(value).items()
+            for name, one in inner.items()
+        }
     axes = {}
     for name, values in value.items():
         owner, dot, option = str(name).rpartition(".")
@@ -514,6 +543,7 @@ def _with_baselines(cells: list[RunSpec]) -> list[RunSpec]:
 
 
 # --- the key --------------------------------------------------------------------------------------------------------
+
 
 def canonical(record: Any) -> str:
     """JSON with sorted keys and no spaces: equal records give equal strings."""

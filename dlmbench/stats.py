@@ -31,8 +31,9 @@ def wilson(successes: float, total: int, level: float = LEVEL) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap_mean(values: Sequence[float], level: float = LEVEL, seed: int = 0,
-                   resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap_mean(
+    values: Sequence[float], level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean; (nan, nan) when there is no value."""
     if len(values) == 0:
         return math.nan, math.nan
@@ -81,8 +82,9 @@ def verdict(low: float, high: float) -> str:
     return "worse" if high < 0 else "too close to tell"
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], level: float = LEVEL, seed: int = 0,
-                      resamples: int = RESAMPLES) -> Difference:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference:
     """Paired bootstrap of mean(a) - mean(b); a[i] and b[i] belong to the same item. Raises ValueError otherwise."""
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:

@@ -62,9 +62,17 @@ class Bars:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        self.bars = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-                             TextColumn("left"), Remaining(), console=self.console, transient=True,
-                             disable=not self.console.is_terminal)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            Remaining(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
         self.bars.start()
         self.all = self.bars.add_task("all cells", total=self.cells, visible=self.cells > 1)
         self.cell = self.bars.add_task("", total=1, visible=False)

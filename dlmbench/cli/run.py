@@ -47,11 +47,34 @@ def run(
     from dlmbench.spec import RunSpec
 
     given = dict(
-        method=method, task=task, model=model, threshold=threshold, settings=parse_assignments(set_ or ()),
-        against=against, limit=limit, split=split, draft=draft, guide=guide, reference=reference, head=head,
-        block_length=block_length, gen_length=gen_length, cache=cache, store=store, num_fewshot=num_fewshot,
-        chat_template=chat_template, temperature=temperature, top_k=top_k, top_p=top_p, batch_size=batch_size,
-        device=device, dtype=dtype, seed=seed, data_dir=data_dir, out=out, plugin=plugin,
+        method=method,
+        task=task,
+        model=model,
+        threshold=threshold,
+        settings=parse_assignments(set_ or ()),
+        against=against,
+        limit=limit,
+        split=split,
+        draft=draft,
+        guide=guide,
+        reference=reference,
+        head=head,
+        block_length=block_length,
+        gen_length=gen_length,
+        cache=cache,
+        store=store,
+        num_fewshot=num_fewshot,
+        chat_template=chat_template,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        data_dir=data_dir,
+        out=out,
+        plugin=plugin,
     )
     spec = RunSpec(**{name: value for name, value in given.items() if value is not None})
     cells, notes = cells_with_baselines(spec)
@@ -76,8 +99,10 @@ def cells_with_baselines(spec: Any) -> tuple[list[Any], list[str]]:
         if cell.same_cell() not in [other.same_cell() for other in cells]:
             cells.append(cell)
     if spec.against and not spec.baselines():
-        notes.append(f"{spec.model} is autoregressive, so {' and '.join(spec.against)} cannot run on its weights: "
-                     "no baseline. A sweep shows it beside diffusion models.")
+        notes.append(
+            f"{spec.model} is autoregressive, so {' and '.join(spec.against)} cannot run on its weights: "
+            "no baseline. A sweep shows it beside diffusion models."
+        )
     return cells, notes
 
 
@@ -90,6 +115,11 @@ def _execute(cells: list[Any]) -> tuple[Any, dict[str, Any]]:
         folders = Local(progress=bars).run(cells)
     manifest = folders[0].manifest()
     model = manifest["model"]
-    facts = {"key": manifest["key"], "folder": folders[0].name, "file_dtype": model["file_dtype"],
-             "parameters": model["parameters"], "prices": manifest["calibration"]["prices"]}
+    facts = {
+        "key": manifest["key"],
+        "folder": folders[0].name,
+        "file_dtype": model["file_dtype"],
+        "parameters": model["parameters"],
+        "prices": manifest["calibration"]["prices"],
+    }
     return table(folders), facts

@@ -26,16 +26,22 @@ def score(
         raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
     tasks: dict[str, Any] = {}
     rows = [_rescore(run, tasks, data_dir, workers) for run in runs]
-    print_notes(row["run"] + ": unfinished, its samples were scored and it has no metrics yet"
-                for row in rows if row["accuracy"] is None)
+    print_notes(
+        row["run"] + ": unfinished, its samples were scored and it has no metrics yet"
+        for row in rows
+        if row["accuracy"] is None
+    )
     if json:
         print_json({"runs": rows})
         return
     console = stdout()
     for row in rows:
         accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
-        console.print(f"{row['run']}  {row['items']} items, accuracy {accuracy}, {row['changed']} scores changed",
-                      markup=False, soft_wrap=True)
+        console.print(
+            f"{row['run']}  {row['items']} items, accuracy {accuracy}, {row['changed']} scores changed",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, workers: int) -> dict[str, Any]:
@@ -73,9 +79,17 @@ def _task(manifest: dict[str, Any], tasks: dict[str, Any], data_dir: str | None)
             from dlmbench.engine import tokenizer_of
 
             tokenizer = tokenizer_of(manifest["spec"]["model"])
-        tasks[name] = load_task(facts["name"], data_dir=data_dir, num_fewshot=facts["num_fewshot"], tokenizer=tokenizer,
-                                chat_template=facts["chat_template"], gen_length=manifest["gen_length"])
+        tasks[name] = load_task(
+            facts["name"],
+            data_dir=data_dir,
+            num_fewshot=facts["num_fewshot"],
+            tokenizer=tokenizer,
+            chat_template=facts["chat_template"],
+            gen_length=manifest["gen_length"],
+        )
     if tasks[name].content_hash != facts["content_hash"]:
-        raise RequestError(f"The data of {facts['name']} ({tasks[name].content_hash}) are not those of the run "
-                           f"({facts['content_hash']}); give the same ones with --data-dir.")
+        raise RequestError(
+            f"The data of {facts['name']} ({tasks[name].content_hash}) are not those of the run "
+            f"({facts['content_hash']}); give the same ones with --data-dir."
+        )
     return tasks[name]

@@ -27,8 +27,9 @@ def show(
         if record is not None:
             print_json(record) if json else _print(record)
             return
-    raise RequestError(f"Nothing is called {name!r}{_near(name)}; dlmbench list methods, models, tasks or recipes "
-                       "shows what there is.")
+    raise RequestError(
+        f"Nothing is called {name!r}{_near(name)}; dlmbench list methods, models, tasks or recipes shows what there is."
+    )
 
 
 def _near(name: str) -> str:
@@ -51,12 +52,25 @@ def _method(name: str) -> dict[str, Any] | None:
     if name not in DECODERS:
         return None
     decoder = DECODERS.get(name)
-    rows = [{"option": field.name, "default": _default(field), "type": getattr(field.type, "__name__", str(field.type)),
-             "knob": "--threshold" if field.metadata.get("knob") else "",
-             "meaning": _meaning(field)} for field in dataclasses.fields(decoder.Config)]
-    return {"method": name, "version": decoder.version, "what it does": first_sentence(decoder),
-            "attention": ", ".join(decoder.attention), "networks": ", ".join(decoder.roles),
-            "equal to": "; ".join(getattr(decoder, "equalities", ())) or "nothing declared", "options": rows}
+    rows = [
+        {
+            "option": field.name,
+            "default": _default(field),
+            "type": getattr(field.type, "__name__", str(field.type)),
+            "knob": "--threshold" if field.metadata.get("knob") else "",
+            "meaning": _meaning(field),
+        }
+        for field in dataclasses.fields(decoder.Config)
+    ]
+    return {
+        "method": name,
+        "version": decoder.version,
+        "what it does": first_sentence(decoder),
+        "attention": ", ".join(decoder.attention),
+        "networks": ", ".join(decoder.roles),
+        "equal to": "; ".join(getattr(decoder, "equalities", ())) or "nothing declared",
+        "options": rows,
+    }
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -80,13 +94,18 @@ def _model(name: str) -> dict[str, Any] | None:
     preset = resolve(name)
     local = Path(preset.location).is_dir()
     place = "shipped with the package" if name in PRESETS else "local folder"
-    return {"model": preset.name, "what it is": preset.description, "family": preset.family or "from config.json",
-            "where": place if local else f"hub, {preset.source}",
-            "revision": preset.revision or ("-" if local else "newest"), "block length": preset.block_length,
-            "chat template": "yes" if preset.chat_template else "no",
-            "most tokens": ", ".join(f"{task} {n}" for task, n in preset.gen_length.items()) or "by task",
-            "companions": ", ".join(f"{role} {model}" for role, model in preset.companions.items()) or "none",
-            "trained for": ", ".join(preset.tasks) or "general use"}
+    return {
+        "model": preset.name,
+        "what it is": preset.description,
+        "family": preset.family or "from config.json",
+        "where": place if local else f"hub, {preset.source}",
+        "revision": preset.revision or ("-" if local else "newest"),
+        "block length": preset.block_length,
+        "chat template": "yes" if preset.chat_template else "no",
+        "most tokens": ", ".join(f"{task} {n}" for task, n in preset.gen_length.items()) or "by task",
+        "companions": ", ".join(f"{role} {model}" for role, model in preset.companions.items()) or "none",
+        "trained for": ", ".join(preset.tasks) or "general use",
+    }
 
 
 def _task(name: str) -> dict[str, Any] | None:
@@ -105,14 +124,30 @@ def _recipe(name: str) -> dict[str, Any] | None:
         return None
     record = read_recipe(path)
     if "methods" not in record:
-        return {"recipe": path.stem, "verb": f"dlmbench train {path.parent.name}/{path.name}",
-                "what it does": record.get("description", ""),
-                "settings": [{"setting": key, "value": value} for key, value in record.items() if key != "description"]}
+        return {
+            "recipe": path.stem,
+            "verb": f"dlmbench train {path.parent.name}/{path.name}",
+            "what it does": record.get("description", ""),
+            "settings": [{"setting": key, "value": value} for key, value in record.items() if key != "description"],
+        }
     cells, _ = SweepSpec.from_recipe(path).checked()
-    rows = [{"task": cell.spec.task, "model": cell.spec.model, "method": cell.label, "items": cell.spec.limit or "all",
-             "batch": cell.spec.batch_size} for cell in cells]
-    return {"recipe": path.stem, "verb": f"dlmbench sweep {path.parent.name}/{path.name}",
-            "what it does": record.get("description", ""), "into": cells[0].spec.out, "cells": rows}
+    rows = [
+        {
+            "task": cell.spec.task,
+            "model": cell.spec.model,
+            "method": cell.label,
+            "items": cell.spec.limit or "all",
+            "batch": cell.spec.batch_size,
+        }
+        for cell in cells
+    ]
+    return {
+        "recipe": path.stem,
+        "verb": f"dlmbench sweep {path.parent.name}/{path.name}",
+        "what it does": record.get("description", ""),
+        "into": cells[0].spec.out,
+        "cells": rows,
+    }
 
 
 def _print(record: dict[str, Any]) -> None:

@@ -15,15 +15,17 @@ Text = str | None
 
 
 def sweep(
-    recipe: Annotated[Text, typer.Argument(help="Recipe file or name; flags override what it says.",
-                                           show_default=False)] = None,
+    recipe: Annotated[
+        Text, typer.Argument(help="Recipe file or name; flags override what it says.", show_default=False)
+    ] = None,
     method: Annotated[Text, typer.Option(help="Methods a,b; with a recipe: only these of it.")] = None,
     task: Annotated[Text, typer.Option(help="Tasks t,u; with a recipe: only these of it.")] = None,
     model: Annotated[Text, typer.Option(help="Models.")] = None,
     threshold: Annotated[Text, typer.Option(help=f"Values of the knob, as list or range {_RANGE}.")] = None,
     set_: flags.Set = None,
-    against: Annotated[Text, typer.Option(help="Baselines that come along, or none.",
-                                          show_default="static,threshold")] = None,
+    against: Annotated[
+        Text, typer.Option(help="Baselines that come along, or none.", show_default="static,threshold")
+    ] = None,
     limit: Annotated[Text, typer.Option(help="First N items only.")] = None,
     draft: flags.Draft = None,
     guide: flags.Guide = None,
@@ -57,11 +59,34 @@ def sweep(
     if executor != "local":
         raise RequestError(f"--executor is {executor!r}; this version runs sweeps with the executor local.")
     given = dict(
-        method=method, task=task, model=model, threshold=threshold, set=set_, against=against, limit=limit, draft=draft,
-        guide=guide, reference=reference, head=head, block_length=block_length, gen_length=gen_length, cache=cache,
-        store=store, num_fewshot=num_fewshot, chat_template=chat_template, temperature=temperature, top_k=top_k,
-        top_p=top_p, batch_size=batch_size, device=device, dtype=dtype, seed=seed, data_dir=data_dir, out=out,
-        plugin=plugin, tune_on=tune_on,
+        method=method,
+        task=task,
+        model=model,
+        threshold=threshold,
+        set=set_,
+        against=against,
+        limit=limit,
+        draft=draft,
+        guide=guide,
+        reference=reference,
+        head=head,
+        block_length=block_length,
+        gen_length=gen_length,
+        cache=cache,
+        store=store,
+        num_fewshot=num_fewshot,
+        chat_template=chat_template,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        data_dir=data_dir,
+        out=out,
+        plugin=plugin,
+        tune_on=tune_on,
     )
     given = {name: value for name, value in given.items() if value is not None}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
@@ -104,8 +129,14 @@ def _execute(spec: Any, cells: list[Any], json: bool) -> None:
     sentences = [choice.sentence for choice in swept.choices]
     written = write_table(frame, spec.out, title=spec.name, notes=sentences) + plot(frame, spec.out)
     if json:
-        print_json({"name": spec.name, "rows": frame.to_dict("records"), "choices": sentences,
-                    "files": [str(path) for path in written]})
+        print_json(
+            {
+                "name": spec.name,
+                "rows": frame.to_dict("records"),
+                "choices": sentences,
+                "files": [str(path) for path in written],
+            }
+        )
         return
     console = stdout()
     print_sweep(console, frame)
@@ -120,9 +151,19 @@ def _print_plan(spec: Any, cells: list[Any], json: bool) -> None:
 
     local = Local()
     plans = [(cell, *local.plan(cell)) for cell in cells]
-    records = [{"task": cell.spec.task, "model": cell.spec.model, "method": cell.label,
-                "batch_size": cell.spec.batch_size, "folder": folder.name, "done": done, "items": items,
-                "finished": folder.finished} for cell, folder, done, items in plans]
+    records = [
+        {
+            "task": cell.spec.task,
+            "model": cell.spec.model,
+            "method": cell.label,
+            "batch_size": cell.spec.batch_size,
+            "folder": folder.name,
+            "done": done,
+            "items": items,
+            "finished": folder.finished,
+        }
+        for cell, folder, done, items in plans
+    ]
     todo = sum(record["items"] - record["done"] for record in records)
     if json:
         print_json({"name": spec.name, "out": spec.out, "tune_on": spec.tune_on, "cells": records, "items_to_do": todo})
@@ -139,5 +180,9 @@ def _print_plan(spec: Any, cells: list[Any], json: bool) -> None:
     console.print(table)
     finished = sum(record["finished"] for record in records)
     tuned = "; each is first run on dev items, then the chosen ones on test items" if spec.tune_on else ""
-    console.print(f"{spec.name}: {len(records)} cells, {finished} finished, {todo} items to generate, into {spec.out}"
-                  f"{tuned}. Nothing was run.", markup=False, soft_wrap=True)
+    console.print(
+        f"{spec.name}: {len(records)} cells, {finished} finished, {todo} items to generate, into {spec.out}"
+        f"{tuned}. Nothing was run.",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -30,6 +30,7 @@ from dlmbench.store.metrics import aggregate
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
+UNIT = "seconds_per_denoise"  # what a price of 1 was, among the prices that an engine measures
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
 
 
@@ -91,7 +92,7 @@ class Local:
         self.source = source or installed()
         self.progress = progress or Silent()
         self._tasks: dict[str, Any] = {}
-        self._prices: dict[str, dict[str, float]] = {}
+        self._prices: dict[str, dict[str, float]] = {}  # circumstances -> what engine.calibrate returned, merged
 
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells.
@@ -175,8 +176,12 @@ class Local:
             rates["tps_decode"].append(tokens / engine.timing.decode)
             rates["tps_end_to_end"].append(tokens / engine.timing.total)
             same = sum(list(generation.ids) == stored[generation.key] for generation in generations)
-        record: dict[str, Any] = {"items": len(subset), "repeats": SPEED_REPEATS, "same_ids": same,
-                                  "label": MECHANISM_ONLY if job.cell.preset.source.startswith("nano/") else None}
+        record: dict[str, Any] = {
+            "items": len(subset),
+            "repeats": SPEED_REPEATS,
+            "same_ids": same,
+            "label": MECHANISM_ONLY if job.cell.preset.source.startswith("nano/") else None,
+        }
         for name, values in rates.items():
             record[name], record[f"{name}_low"], record[f"{name}_high"] = spread(values)
         return record
@@ -193,16 +198,27 @@ class Local:
         known = self._prices[name]
         needed = {width for sample in samples for width in sample["widths"]}
         if not needed <= known.keys():
-            measured = {width: price for width, price in engine.calibrate().items() if "/" in width}
-            known.update({width: price for width, price in measured.items() if width not in known})
-        return {"circumstances": circumstances, "prices": dict(sorted(known.items()))}
+            known.update({width: price for width, price in engine.calibrate().items() if width not in known})
+        return {
+            "circumstances": circumstances,
+            UNIT: known.get(UNIT),
+            "prices": {width: price for width, price in sorted(known.items()) if width != UNIT},
+        }
 
     # --- loading, once ----------------------------------------------------------------------------------------------
 
     def _task(self, cell: Checked) -> Any:
         spec = cell.spec
-        name = canonical([spec.task, spec.data_dir, spec.num_fewshot, cell.gen_length, cell.chat_template,
-                          spec.model if cell.chat_template else None])
+        name = canonical(
+            [
+                spec.task,
+                spec.data_dir,
+                spec.num_fewshot,
+                cell.gen_length,
+                cell.chat_template,
+                spec.model if cell.chat_template else None,
+            ]
+        )
         if name not in self._tasks:
             self._tasks[name] = self.source.load(cell)
         return self._tasks[name]
@@ -230,8 +246,14 @@ class Job:
             "parameters": cell.parameters,
             "method_version": cell.version,
             "spec": cell.spec.portable(),
-            "task": {"name": task.name, "version": task.version, "content_hash": task.content_hash,
-                     "num_fewshot": task.num_fewshot, "chat_template": task.chat_template, "items": len(self.items)},
+            "task": {
+                "name": task.name,
+                "version": task.version,
+                "content_hash": task.content_hash,
+                "num_fewshot": task.num_fewshot,
+                "chat_template": task.chat_template,
+                "items": len(self.items),
+            },
             "block_length": cell.block_length,
             "gen_length": task.max_tokens,
             "weights": self.identity["weights"],
@@ -243,9 +265,16 @@ class Job:
     def circumstances(self) -> dict[str, Any]:
         """What a price depends on, beside the forward itself."""
         here = environment(self.cell.spec.device)
-        return {"weights": self.identity["weights"], "batch_size": self.cell.spec.batch_size,
-                "dtype": self.cell.spec.dtype, "block_length": self.cell.block_length, "task": self.task.name,
-                "device": here["device"], "threads": here["threads"], "torch": here["versions"]["torch"]}
+        return {
+            "weights": self.identity["weights"],
+            "batch_size": self.cell.spec.batch_size,
+            "dtype": self.cell.spec.dtype,
+            "block_length": self.cell.block_length,
+            "task": self.task.name,
+            "device": here["device"],
+            "threads": here["threads"],
+            "torch": here["versions"]["torch"],
+        }
 
 
 def sample_record(item: Any, generation: Any, scores: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +327,7 @@ def _stored_prices(root: Path, circumstances: dict[str, Any]) -> dict[str, float
     for folder in find_runs(root) if root.is_dir() else []:
         calibration = folder.manifest().get("calibration") or {}
         if calibration.get("circumstances") == json.loads(json.dumps(circumstances)):
-            prices = {**calibration["prices"], **prices}
+            prices = {**calibration["prices"], UNIT: calibration[UNIT], **prices}
     return prices
 
 
@@ -311,6 +340,7 @@ def _requests(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:
 
 
 # --- the real source ------------------------------------------------------------------------------------------------
+
 
 def _build(cell: Checked) -> Any:
     from dlmbench.engine import build
@@ -333,5 +363,11 @@ def _load_task(cell: Checked) -> Any:
 
         tokenizer = tokenizer_of(cell.spec.model)
     spec = cell.spec
-    return load_task(spec.task, data_dir=spec.data_dir, num_fewshot=spec.num_fewshot, gen_length=cell.gen_length,
-                     tokenizer=tokenizer, chat_template=cell.chat_template)
+    return load_task(
+        spec.task,
+        data_dir=spec.data_dir,
+        num_fewshot=spec.num_fewshot,
+        gen_length=cell.gen_length,
+        tokenizer=tokenizer,
+        chat_template=cell.chat_template,
+    )

@@ -32,8 +32,10 @@ class Choice:
     def sentence(self) -> str:
         others = f"{len(self.tried)} setting{'s' if len(self.tried) != 1 else ''}"
         best = next(one for one in self.tried if one["label"] == self.chosen)
-        return (f"{self.task}, {self.model}: {self.chosen} was chosen out of {others} of {self.method} "
-                f"on {self.dev_items} dev items ({100 * best['accuracy']:.1f} % there).")
+        return (
+            f"{self.task}, {self.model}: {self.chosen} was chosen out of {others} of {self.method} "
+            f"on {self.dev_items} dev items ({100 * best['accuracy']:.1f} % there)."
+        )
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,13 @@ def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> Swept
     if sweep.tune_on:
         cells, choices = _tuned(sweep, cells, local)
     folders = local.run(cells)
-    record = {"name": sweep.name, "description": sweep.description, "tune_on": sweep.tune_on,
-              "runs": [folder.name for folder in folders], "choices": [asdict(choice) for choice in choices]}
+    record = {
+        "name": sweep.name,
+        "description": sweep.description,
+        "tune_on": sweep.tune_on,
+        "runs": [folder.name for folder in folders],
+        "choices": [asdict(choice) for choice in choices],
+    }
     place = Path(sweep.out) / "sweep.json"
     place.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Swept(folders, choices)
@@ -64,12 +71,14 @@ def _tuned(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> tuple[li
         groups.setdefault(_contest(cell), []).append(cell)
     winners, choices = [], []
     for group in groups.values():
-        dev = [replace(cell, spec=replace(cell.spec, split="dev", out=str(Path(cell.spec.out) / "dev")))
-               for cell in group]
+        dev = [
+            replace(cell, spec=replace(cell.spec, split="dev", out=str(Path(cell.spec.out) / "dev"))) for cell in group
+        ]
         metrics = [folder.metrics() for folder in local.run(dev)]
         best = max(range(len(group)), key=lambda i: (metrics[i]["accuracy"], -metrics[i]["nfe"]))
-        tried = [{"label": cell.label, "accuracy": one["accuracy"], "nfe": one["nfe"]}
-                 for cell, one in zip(group, metrics)]
+        tried = [
+            {"label": cell.label, "accuracy": one["accuracy"], "nfe": one["nfe"]} for cell, one in zip(group, metrics)
+        ]
         spec = group[best].spec
         winners.append(group[best])
         choices.append(Choice(spec.task, spec.model, spec.method, group[best].label, tried, metrics[best]["items"]))

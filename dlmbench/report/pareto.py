@@ -35,14 +35,34 @@ AXES = {  # --x -> column, title, whether larger is better
 }
 SCORES = ("accuracy", "strict", "flexible")
 # Okabe-Ito without yellow (too light on white), then darker relatives for more than seven methods
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00", "#7A3E00", "#44337A", "#5F6B00",
-           "#8C1D40", "#2F5D62", "#A05AB4", "#6B6B6B")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#000000",
+    "#E69F00",
+    "#7A3E00",
+    "#44337A",
+    "#5F6B00",
+    "#8C1D40",
+    "#2F5D62",
+    "#A05AB4",
+    "#6B6B6B",
+)
 MARKERS = "osD^vP*Xp<>hd8"
 _INK, _GREY = "#222222", "#8A8A8A"
 
 
-def plot(frame: pd.DataFrame, folder: str | Path, x: str = "cost", y: str = "accuracy", name: str = "pareto",
-         formats: Sequence[str] = ("png", "svg", "pdf")) -> list[Path]:
+def plot(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    x: str = "cost",
+    y: str = "accuracy",
+    name: str = "pareto",
+    formats: Sequence[str] = ("png", "svg", "pdf"),
+) -> list[Path]:
     """Write the figure of these rows as ``folder/name.{png,svg,pdf}``; the paths are returned.
 
     Raises RequestError when an axis is unknown or no row has a value on it.
@@ -72,13 +92,13 @@ def draw(frame: pd.DataFrame, x: str, y: str) -> Any:
     panels = list(frame.groupby(["task", "split"], sort=False))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
-    figure, axes = plt.subplots(down, across, figsize=(max(4.6 * across, 5.2), 3.9 * down), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(
+        down, across, figsize=(max(4.6 * across, 5.2), 3.9 * down), squeeze=False, layout="constrained"
+    )
     style = _styles(frame["method"].unique())
-    for ax in axes.flat[len(panels):]:
+    for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    drawn = [(ax, _panel(ax, task, split, group, x, y, style))
-             for ax, ((task, split), group) in zip(axes.flat, panels)]
+    drawn = [(ax, _panel(ax, task, split, group, x, y, style)) for ax, ((task, split), group) in zip(axes.flat, panels)]
     figure.canvas.draw()  # fixes the layout: labels are placed in final pixels
     figure.set_layout_engine("none")
     for ax, wishes in drawn:
@@ -93,13 +113,16 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
 
 
-def _panel(ax: Any, task: str, split: str, group: pd.DataFrame, x: str, y: str,
-           style: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _panel(
+    ax: Any, task: str, split: str, group: pd.DataFrame, x: str, y: str, style: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
     """Draw one panel; what the labels need is returned."""
     column, title, larger = AXES[x]
-    xs, ys = group[column].to_numpy(float), 100 * group[y].to_numpy(float)
     main = group["weights"].mode()[0]
     own = (group["weights"] == main).to_numpy()
+    xs, ys = group[column].to_numpy(float), 100 * group[y].to_numpy(float)
+    if x == "cost":
+        xs = xs * _exchange(group, own)
     front = np.zeros(len(group), dtype=bool)
     for weights in group["weights"].unique():
         chosen = (group["weights"] == weights).to_numpy()
@@ -120,14 +143,51 @@ def _panel(ax: Any, task: str, split: str, group: pd.DataFrame, x: str, y: str,
         colour, marker = style[method]
         strength = 1.0 if front[i] and own[i] else 0.45 if own[i] else 0.85
         if bars is not None:
-            ax.errorbar(xs[i], ys[i], yerr=bars[:, i : i + 1], color=colour, alpha=0.5 * strength, linewidth=0.9,
-                        capsize=1.5, zorder=2)
-        ax.plot(xs[i], ys[i], marker, color=colour, markersize=6.5 if marker in "*P" else 5.2, alpha=strength,
-                markerfacecolor=colour if own[i] else "white", markeredgewidth=1.0, zorder=4)
+            ax.errorbar(
+                xs[i],
+                ys[i],
+                yerr=bars[:, i : i + 1],
+                color=colour,
+                alpha=0.5 * strength,
+                linewidth=0.9,
+                capsize=1.5,
+                zorder=2,
+            )
+        ax.plot(
+            xs[i],
+            ys[i],
+            marker,
+            color=colour,
+            markersize=6.5 if marker in "*P" else 5.2,
+            alpha=strength,
+            markerfacecolor=colour if own[i] else "white",
+            markeredgewidth=1.0,
+            zorder=4,
+        )
     _limits(ax, xs, ys, bars, logarithmic)
     _dress(ax, task, split, group, title, larger, y)
-    return {"x": xs, "y": ys, "bars": bars, "curve": curve, "front": front, "own": own, "style": style,
-            "rows": _with_batch(group.to_dict("records")), "larger": larger}
+    return {
+        "x": xs,
+        "y": ys,
+        "bars": bars,
+        "curve": curve,
+        "front": front,
+        "own": own,
+        "style": style,
+        "rows": _with_batch(group.to_dict("records")),
+        "larger": larger,
+    }
+
+
+def _exchange(group: pd.DataFrame, own: np.ndarray) -> np.ndarray:
+    """Factors [N] that turn cost in forwards of other weights into forwards of the panel's own, at the same batch."""
+    factors = np.ones(len(group))
+    seconds, batch = group["unit_seconds"].to_numpy(float), group["batch_size"].to_numpy()
+    for i in np.flatnonzero(~own):
+        units = seconds[own & (batch == batch[i])]
+        if len(units) and np.isfinite(units).all() and np.isfinite(seconds[i]):
+            factors[i] = seconds[i] / np.median(units)
+    return factors
 
 
 def _tick(value: float, _: Any) -> str:
@@ -181,7 +241,7 @@ def _dress(ax: Any, task: str, split: str, group: pd.DataFrame, title: str, larg
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 _ANGLES = np.deg2rad([20, 160, -20, -160, 60, 120, -60, -120, 90, -90, 0, 180, 40, 140, -40, -140])
-_RADII = (7, 11, 16, 23, 32, 44, 60, 80, 105)  # points
+_RADII = (7, 11, 16, 23, 32, 44, 60, 80, 105, 140)  # points
 _CROWD = 6  # with more methods than this, settings of dominated points stay unnamed
 _LEADER_FROM = 14  # a label farther than this from its point gets a line
 
@@ -195,9 +255,19 @@ def _place_labels(ax: Any, panel: dict[str, Any]) -> None:
     area = ax.get_window_extent()
     for i, text, size, needed in _wishes(panel):
         colour = panel["style"][panel["rows"][i]["method"]][0]
-        label = ax.annotate(text, xy=(panel["x"][i], panel["y"][i]), xytext=(0, 0), textcoords="offset points",
-                            fontsize=size, color=colour, ha="center", va="center", zorder=6,
-                            fontweight="bold" if needed else "normal", annotation_clip=False)
+        label = ax.annotate(
+            text,
+            xy=(panel["x"][i], panel["y"][i]),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=size,
+            color=colour,
+            ha="center",
+            va="center",
+            zorder=6,
+            fontweight="bold" if needed else "normal",
+            annotation_clip=False,
+        )
         box = label.get_window_extent(ax.figure.canvas.get_renderer())
         spot = _best_spot(points[i], box.width, box.height, taken, soft, area, scale, wide=needed)
         if spot is None:
@@ -256,8 +326,16 @@ def _soft_obstacles(ax: Any, panel: dict[str, Any], scale: float) -> list[Bbox]:
     return boxes
 
 
-def _best_spot(point: np.ndarray, width: float, height: float, taken: list[Bbox], soft: list[Bbox], area: Bbox,
-               scale: float, wide: bool) -> tuple[np.ndarray, Bbox, float] | None:
+def _best_spot(
+    point: np.ndarray,
+    width: float,
+    height: float,
+    taken: list[Bbox],
+    soft: list[Bbox],
+    area: Bbox,
+    scale: float,
+    wide: bool,
+) -> tuple[np.ndarray, Bbox, float] | None:
     """Nearest place for a box around `point` that overlaps nothing; optional labels look only close by.
 
     Returns (offset of the centre in pixels, the box, distance in points), None when there is no room.
@@ -282,7 +360,7 @@ def _best_spot(point: np.ndarray, width: float, height: float, taken: list[Bbox]
 
 
 def _inside(box: Bbox, area: Bbox) -> bool:
-    return box.x0 >= area.x0 and box.x1 <= area.x1 + 0.02 * area.width and box.y0 >= area.y0 and box.y1 <= area.y1
+    return box.x0 >= area.x0 and box.x1 <= area.x1 and box.y0 >= area.y0 and box.y1 <= area.y1
 
 
 def _leader(ax: Any, point: np.ndarray, box: Bbox, colour: str) -> None:

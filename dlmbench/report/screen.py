@@ -41,8 +41,14 @@ def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path
     if ours["speed_label"]:
         console.print(Text(f"speed   {ours['speed_label']}", style="dim"))
     console.print(Text(f"saved   {saved}", style="dim"), soft_wrap=True)
-    console.print(Text(f"next    dlmbench sweep --task {ours['task']} --method {ours['method']} ... | "
-                       f"dlmbench plot {Path(saved).parent}", style="dim"), soft_wrap=True)
+    console.print(
+        Text(
+            f"next    dlmbench sweep --task {ours['task']} --method {ours['method']} ... | "
+            f"dlmbench plot {Path(saved).parent}",
+            style="dim",
+        ),
+        soft_wrap=True,
+    )
 
 
 def print_sweep(console: Console, frame: pd.DataFrame) -> None:
@@ -55,8 +61,10 @@ def print_sweep(console: Console, frame: pd.DataFrame) -> None:
 
 def _header(ours: dict[str, Any], facts: dict[str, Any], width: int) -> Text:
     stored = f"{facts['file_dtype']} file, " if facts.get("file_dtype") else ""
-    model = (f"model   {ours['model']}  (block {ours['block_length']}, {stored}{ours['dtype']} compute, "
-             f"weights {ours['weights'][:8]})")
+    model = (
+        f"model   {ours['model']}  (block {ours['block_length']}, {stored}{ours['dtype']} compute, "
+        f"weights {ours['weights'][:8]})"
+    )
     task = f"task    {ours['task']}  {ours['split']}, {ours['items']:.0f} items"
     method = f"method  {ours['label']}  (batch {ours['batch_size']}, store {ours['store']}, seed {ours['seed']})"
     lines = [model, task, method, *_helper_lines(facts)]
@@ -68,8 +76,11 @@ def _helper_lines(facts: dict[str, Any]) -> Iterable[str]:
     for role, size in facts.get("parameters", {}).items():
         if role == "target":
             continue
-        passes = {int(name.split("/")[2]): price for name, price in facts.get("prices", {}).items()
-                  if name.startswith(f"{role}/") and name.split("/")[2].isdigit()}
+        passes = {
+            int(name.split("/")[2]): price
+            for name, price in facts.get("prices", {}).items()
+            if name.startswith(f"{role}/") and name.split("/")[2].isdigit()
+        }
         share = f", {passes[min(passes)]:.2f} of a forward (measured)" if passes else ""
         yield f"helper  {role}: {size / 1e6:.2f} M parameters{share}"
 
@@ -136,8 +147,9 @@ def _paired(ours: dict[str, Any], records: Iterable[dict[str, Any]]) -> Iterable
         word = verdict(low, high)
         colour = {"better": "green", "worse": "red"}.get(word, "yellow")
         cost = _relative_cost(ours, by_label[label])
-        yield Text.assemble(f"  vs {label:<14} {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]  ",
-                            (word, colour), cost)
+        yield Text.assemble(
+            f"  vs {label:<14} {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]  ", (word, colour), cost
+        )
 
 
 def _relative_cost(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -22,13 +22,43 @@ from dlmbench.store import RunFolder, find_runs
 from dlmbench.store.metrics import HELPER_ROLES
 
 TIMING = (  # columns that come from a clock: the only ones that may differ when a run is made again
-    "cost", "tps_decode", "tps_decode_low", "tps_decode_high", "tps_end_to_end", "tps_end_to_end_low",
+    "cost",
+    "unit_seconds",
+    "tps_decode",
+    "tps_decode_low",
+    "tps_decode_high",
+    "tps_end_to_end",
+    "tps_end_to_end_low",
     "tps_end_to_end_high",
 )
-_NUMBERS = ("items", "accuracy", "accuracy_low", "accuracy_high", "strict", "flexible", "unparsed", "cut_off", "nfe",
-            "store_forwards", "prefills", "cost", "flops", "query_tokens", "tokens", "tpf", "acceptance", "guards")
-_SPEED = ("tps_decode", "tps_decode_low", "tps_decode_high", "tps_end_to_end", "tps_end_to_end_low",
-          "tps_end_to_end_high")
+_NUMBERS = (
+    "items",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "strict",
+    "flexible",
+    "unparsed",
+    "cut_off",
+    "nfe",
+    "store_forwards",
+    "prefills",
+    "cost",
+    "flops",
+    "query_tokens",
+    "tokens",
+    "tpf",
+    "acceptance",
+    "guards",
+)
+_SPEED = (
+    "tps_decode",
+    "tps_decode_low",
+    "tps_decode_high",
+    "tps_end_to_end",
+    "tps_end_to_end_low",
+    "tps_end_to_end_high",
+)
 
 
 def read_results(*folders: str | Path, samples: bool = True) -> pd.DataFrame:
@@ -67,6 +97,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         "label": manifest["label"],
         "knob": manifest["knob"],
         **{name: metrics.get(name) for name in _NUMBERS},
+        "unit_seconds": (manifest.get("calibration") or {}).get("seconds_per_denoise"),
         **{role: helpers.get(role, 0.0) for role in HELPER_ROLES},
         **{name: speed.get(name) for name in _SPEED},
         "speed_items": speed.get("items"),
@@ -107,8 +138,16 @@ def _compact(record: Any) -> str:
 
 def _sort_key(record: dict[str, Any]) -> tuple:
     knob = record["knob"]
-    return (record["task"], record["split"], record["model"], record["method"], record["batch_size"],
-            knob if isinstance(knob, int | float) else math.inf, record["label"], record["key"])
+    return (
+        record["task"],
+        record["split"],
+        record["model"],
+        record["method"],
+        record["batch_size"],
+        knob if isinstance(knob, int | float) else math.inf,
+        record["label"],
+        record["key"],
+    )
 
 
 def _accuracies(run: RunFolder) -> dict[str, float]:
@@ -116,6 +155,7 @@ def _accuracies(run: RunFolder) -> dict[str, float]:
 
 
 # --- differences to the baselines -----------------------------------------------------------------------------------
+
 
 def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, float]]) -> None:
     """Columns vs_static* and vs_threshold*: paired, same items, same weights; empty where there is no such baseline."""
@@ -137,10 +177,27 @@ def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None
     a method without a knob the most careful one. Never a row of the same method, except static at more forwards.
     """
     record = rows[i]
-    same = ("task", "split", "weights", "prompt_hash", "batch_size", "block_length", "cache", "store", "dtype", "seed",
-            "device", "temperature", "top_k", "top_p")
-    found = [j for j, other in enumerate(rows) if j != i and other["method"] == name
-             and all(other[column] == record[column] for column in same)]
+    same = (
+        "task",
+        "split",
+        "weights",
+        "prompt_hash",
+        "batch_size",
+        "block_length",
+        "cache",
+        "store",
+        "dtype",
+        "seed",
+        "device",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
+    found = [
+        j
+        for j, other in enumerate(rows)
+        if j != i and other["method"] == name and all(other[column] == record[column] for column in same)
+    ]
     if not found or (name == "threshold" and record["method"] == name):
         return None
     if name == "static":
@@ -159,8 +216,10 @@ def difference(ours: dict[str, float], theirs: dict[str, float]) -> stats.Differ
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
-def write_table(frame: pd.DataFrame, folder: str | Path, title: str = "Results",
-                notes: Sequence[str] = ()) -> list[Path]:
+
+def write_table(
+    frame: pd.DataFrame, folder: str | Path, title: str = "Results", notes: Sequence[str] = ()
+) -> list[Path]:
     """table.csv with every column and table.md for readers, in `folder`; notes are sentences below the title."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +233,14 @@ def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
     parts = [f"# {title}", "", *(f"{note}\n" for note in notes)]
     for (task, split), group in frame.groupby(["task", "split"], sort=False):
         columns = _page(group)
-        parts += [f"## {task} ({split}, {_values(group['items'])} items)", "", _pipe(columns), "",
-                  circumstances(group), ""]
+        parts += [
+            f"## {task} ({split}, {_values(group['items'])} items)",
+            "",
+            _pipe(columns),
+            "",
+            circumstances(group),
+            "",
+        ]
     parts.append(_LEGEND)
     return "\n".join(parts) + "\n"
 
@@ -199,8 +264,9 @@ def _page(group: pd.DataFrame) -> dict[str, list[str]]:
     if group["batch_size"].nunique() > 1:
         columns["batch"] = [str(r["batch_size"]) for r in records]
     columns["accuracy"] = [interval(r["accuracy"], r["accuracy_low"], r["accuracy_high"]) for r in records]
-    columns["vs static"] = [signed(r.get("vs_static"), r.get("vs_static_low"), r.get("vs_static_high"))
-                            for r in records]
+    columns["vs static"] = [
+        signed(r.get("vs_static"), r.get("vs_static_low"), r.get("vs_static_high")) for r in records
+    ]
     for name in ("strict", "flexible", "unparsed", "cut_off"):
         if group[name].notna().any():
             columns[name.replace("_", " ")] = [percent(r[name]) for r in records]
@@ -225,15 +291,33 @@ def _page(group: pd.DataFrame) -> dict[str, list[str]]:
 def circumstances(group: pd.DataFrame) -> str:
     """One sentence with what all rows share; a column that differs lists its values."""
     speed = group["speed_label"].dropna().unique()
+    units = _units(group)
     parts = [
         f"model {_values(group['model'])} (weights {_values(group['weights'].str[:8])})",
-        f"batch {_values(group['batch_size'])}", f"block {_values(group['block_length'])}",
-        f"at most {_values(group['gen_length'])} tokens", f"store {_values(group['store'])}",
+        f"batch {_values(group['batch_size'])}",
+        f"block {_values(group['block_length'])}",
+        f"at most {_values(group['gen_length'])} tokens",
+        f"store {_values(group['store'])}",
         f"{_values(group['dtype'])} on {_values(group['device'])} ({_values(group['threads'])} threads)",
-        f"seed {_values(group['seed'])}", f"prompts {_values(group['prompt_hash'].str[:8])}",
+        f"seed {_values(group['seed'])}",
+        f"prompts {_values(group['prompt_hash'].str[:8])}",
         f"versions {_values(group['versions'])}",
     ]
-    return "; ".join(parts) + "." + "".join(f" Speed: {label}." for label in speed)
+    return "; ".join(parts) + "." + "".join(f" Speed: {label}." for label in speed) + units
+
+
+def _units(group: pd.DataFrame) -> str:
+    """Cost counts forwards of a row's own target; where there are several, how they compare."""
+    seconds = group.dropna(subset=["unit_seconds"]).groupby(["model", "weights"], sort=False)["unit_seconds"].median()
+    if len(seconds) < 2 or group["batch_size"].nunique() > 1:
+        return ""
+    main = group["weights"].mode()[0]
+    unit = next(value for (_, weights), value in seconds.items() if weights == main)
+    return "".join(
+        f" A forward of {model} takes {value / unit:.2f} of the others', and its cost counts its own."
+        for (model, weights), value in seconds.items()
+        if weights != main
+    )
 
 
 def _values(column: pd.Series) -> str:
@@ -245,12 +329,17 @@ def _pipe(columns: dict[str, list[str]]) -> str:
     first = next(iter(columns))
     head = "| " + " | ".join(name.ljust(width) for name, width in widths.items()) + " |"
     rule = "|" + "|".join("-" * (w + 2) if n == first else "-" * (w + 1) + ":" for n, w in widths.items()) + "|"
-    body = ["| " + " | ".join(v.ljust(widths[n]) if n == first else v.rjust(widths[n]) for n, v in zip(columns, line))
-            + " |" for line in zip(*columns.values())]
+    body = [
+        "| "
+        + " | ".join(v.ljust(widths[n]) if n == first else v.rjust(widths[n]) for n, v in zip(columns, line))
+        + " |"
+        for line in zip(*columns.values())
+    ]
     return "\n".join([head, rule, *body])
 
 
 # --- numbers as text ------------------------------------------------------------------------------------------------
+
 
 def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))

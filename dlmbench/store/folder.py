@@ -79,8 +79,9 @@ class RunFolder:
             try:
                 records.append(json.loads(line))
             except ValueError as error:
-                raise RunError(f"Line {number} of {self.name}/samples.jsonl is damaged; remove the folder and run "
-                               "again.") from error
+                raise RunError(
+                    f"Line {number} of {self.name}/samples.jsonl is damaged; remove the folder and run again."
+                ) from error
         keys = [record["key"] for record in records]
         if len(set(keys)) != len(keys):
             raise RunError(f"{self.name}/samples.jsonl holds an item twice; remove the folder and run again.")

@@ -71,8 +71,13 @@ def price(prices: Mapping[str, float], name: str) -> float | None:
     if name in prices:
         return prices[name]
     role, _, width = name.split("/")
-    known = sorted({int(other.split("/")[2]): value for other, value in prices.items()
-                    if other.split("/")[0] == role and other.split("/")[2].isdigit()}.items())
+    known = sorted(
+        {
+            int(other.split("/")[2]): value
+            for other, value in prices.items()
+            if other.split("/")[0] == role and other.split("/")[2].isdigit()
+        }.items()
+    )
     if not known or not width.isdigit():
         return None
     below = [one for one in known if one[0] <= int(width)] or known[:1]

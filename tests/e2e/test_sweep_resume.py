@@ -30,9 +30,27 @@ def place(tmp_path_factory):
 
 
 def command(place, out, *more, gen_length=24):
-    return ["--task", "gsm8k", "--num-fewshot", "0", "--data-dir", str(place / "data"), "--model", str(place / "tiny"),
-            "--gen-length", str(gen_length), "--block-length", "8", "--batch-size", "2", "--device", "cpu",
-            "--out", str(place / out), *more]
+    return [
+        "--task",
+        "gsm8k",
+        "--num-fewshot",
+        "0",
+        "--data-dir",
+        str(place / "data"),
+        "--model",
+        str(place / "tiny"),
+        "--gen-length",
+        str(gen_length),
+        "--block-length",
+        "8",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(place / out),
+        *more,
+    ]
 
 
 def call(capsys, *arguments):
@@ -52,8 +70,12 @@ SWEEP = ["--method", "threshold,static", "--threshold", "0.005,0.9", "--set", "s
 def content(out: Path) -> dict:
     """What must not depend on kills: ids, text, scores and counts of every item of every run."""
     timing = ("seconds",)
-    return {run.name: sorted(json.dumps({k: v for k, v in sample.items() if k not in timing}, sort_keys=True)
-                              for sample in run.samples()) for run in find_runs(out)}
+    return {
+        run.name: sorted(
+            json.dumps({k: v for k, v in sample.items() if k not in timing}, sort_keys=True) for sample in run.samples()
+        )
+        for run in find_runs(out)
+    }
 
 
 def kill_when(process, condition, seconds=120):
@@ -68,8 +90,11 @@ def kill_when(process, condition, seconds=120):
 
 def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
     out = place / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "dlmbench.cli.app", "sweep", *SWEEP, *command(place, "killed")],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlmbench.cli.app", "sweep", *SWEEP, *command(place, "killed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
     def in_the_second_cell():
         lines = sorted(file.read_bytes().count(b"\n") for file in out.glob("*/samples.jsonl"))
@@ -167,8 +192,9 @@ def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys
     monkeypatch.setattr("dlmbench.tasks.data.PROBE_SECONDS", 0.2)
     monkeypatch.setattr("dlmbench.executors.local._build", lambda *_: 1 / 0)
     with pytest.raises(SystemExit) as leaving:
-        main(["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"),
-              "--out", str(place / "no")])
+        main(
+            ["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"), "--out", str(place / "no")]
+        )
     text = capsys.readouterr().err
     assert leaving.value.code == 2 and "--data-dir" in text and "network" in text and not (place / "no").exists()
 
@@ -191,7 +217,8 @@ class Share(StepDecoder):
 
     def decide(self, view, logits):
         best = view.candidates(logits)
-        return Decision(best.tokens, top_n(best.log_odds, view.masked, max(1, int(self.config.share * view.block_length))))
+        number = max(1, int(self.config.share * view.block_length))
+        return Decision(best.tokens, top_n(best.log_odds, view.masked, number))
 
 
 DECODERS.register("share", Share)
@@ -200,8 +227,18 @@ DECODERS.register("share", Share)
 
 def test_a_decoder_from_a_file_is_in_the_table_beside_its_baselines(place, capsys):
     (place / "mine.py").write_text(MINE)
-    code, out = call(capsys, "sweep", "--method", "share", "--threshold", "0.25,0.5", "--limit", "4", "--json",
-                     *command(place, "plugin", "--plugin", str(place / "mine.py"), gen_length=8))
+    code, out = call(
+        capsys,
+        "sweep",
+        "--method",
+        "share",
+        "--threshold",
+        "0.25,0.5",
+        "--limit",
+        "4",
+        "--json",
+        *command(place, "plugin", "--plugin", str(place / "mine.py"), gen_length=8),
+    )
     rows = {row["label"]: row for row in json.loads(out)["rows"]}
     assert code == 0
     assert set(rows) == {"share 0.25", "share 0.5", "static k=1", "threshold 0.25", "threshold 0.5"}

@@ -17,8 +17,19 @@ def make_model(folder: Path, layers: int = 2, seed: int = 0) -> str:
     from dlmbench.backbone import BackboneConfig, Transformer, save_checkpoint
 
     config = BackboneConfig(
-        family="sdar", vocab_size=264, hidden_size=32, num_layers=layers, num_heads=2, num_kv_heads=2, head_dim=16,
-        intermediate_size=64, tie_embeddings=True, mask_id=MASK, eos_ids=(EOS,), pad_id=PAD, max_positions=512,
+        family="sdar",
+        vocab_size=264,
+        hidden_size=32,
+        num_layers=layers,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        tie_embeddings=True,
+        mask_id=MASK,
+        eos_ids=(EOS,),
+        pad_id=PAD,
+        max_positions=512,
     )
     save_checkpoint(Transformer(config).init_weights(seed), folder)
     letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
@@ -35,7 +46,9 @@ def make_model(folder: Path, layers: int = 2, seed: int = 0) -> str:
 def make_data(folder: Path, items: int = 12) -> str:
     """Word problems in gsm8k's format; the folder for --data-dir."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"question": f"What is {i} plus {i + 2}?", "answer": f"{i}+{i + 2}={2 * i + 2}\n#### {2 * i + 2}"}
-            for i in range(items)]
+    rows = [
+        {"question": f"What is {i} plus {i + 2}?", "answer": f"{i}+{i + 2}={2 * i + 2}\n#### {2 * i + 2}"}
+        for i in range(items)
+    ]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)

@@ -30,10 +30,12 @@ def call(capsys):
 
 
 def test_help_is_light_and_fast():
-    code = ("import sys\nfrom dlmbench.cli.app import main\ntry:\n    main(['--help'])\nexcept SystemExit as e:\n"
-            "    assert not e.code\n"
-            "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}\n"
-            "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    code = (
+        "import sys\nfrom dlmbench.cli.app import main\ntry:\n    main(['--help'])\nexcept SystemExit as e:\n"
+        "    assert not e.code\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
     best = float("inf")
     for _ in range(3):
         began = time.perf_counter()
@@ -50,22 +52,25 @@ def test_every_verb_explains_itself(call, verb):
     assert code == 0 and "Usage" in out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["run", "--method", "threshhold", "--task", "nano-gsm"], "did you mean threshold"),
-    (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano-ar"),
-    (["run", "--method", "static", "--task", "nano-gsm", "--cache", "prefix"], "leave --cache out"),
-    (["run", "--method", "static", "--task", "nano-gsm", "--set", "static.kk=1"], "no option 'kk'"),
-    (["run", "--method", "static", "--task", "nano-gsm", "--batch-size", "x"], "batch_size"),
-    (["run", "--method", "static", "--task", "nano-gsm", "--plugin", "absent.py"], "does not exist"),
-    (["run", "--method", "static"], "--task"),
-    (["sweep", "absent.yaml"], "does not exist"),
-    (["sweep", "--method", "static", "--task", "nano-gsm", "--executor", "cloud"], "local"),
-    (["plot", "absent"], "does not exist"),
-    (["score", "absent"], "No run folder"),
-    (["list", "things"], "methods, models, tasks, recipes"),
-    (["show", "threshol"], "did you mean threshold"),
-    (["fly"], "fly"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["run", "--method", "threshhold", "--task", "nano-gsm"], "did you mean threshold"),
+        (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano-ar"),
+        (["run", "--method", "static", "--task", "nano-gsm", "--cache", "prefix"], "leave --cache out"),
+        (["run", "--method", "static", "--task", "nano-gsm", "--set", "static.kk=1"], "no option 'kk'"),
+        (["run", "--method", "static", "--task", "nano-gsm", "--batch-size", "x"], "batch_size"),
+        (["run", "--method", "static", "--task", "nano-gsm", "--plugin", "absent.py"], "does not exist"),
+        (["run", "--method", "static"], "--task"),
+        (["sweep", "absent.yaml"], "does not exist"),
+        (["sweep", "--method", "static", "--task", "nano-gsm", "--executor", "cloud"], "local"),
+        (["plot", "absent"], "does not exist"),
+        (["score", "absent"], "No run folder"),
+        (["list", "things"], "methods, models, tasks, recipes"),
+        (["show", "threshol"], "did you mean threshold"),
+        (["fly"], "fly"),
+    ],
+)
 def test_wrong_requests_exit_with_2_and_a_sentence(call, arguments, words):
     code, out, err = call(*arguments)
     assert code == 2 and out == ""
@@ -86,8 +91,12 @@ def test_a_failure_of_ours_exits_with_1_and_one_line(call, monkeypatch):
 
 
 def test_list_and_show_know_everything(call):
-    for kind, names in (("methods", DECODERS.names()), ("models", PRESETS), ("tasks", ["nano-gsm", "humaneval"]),
-                        ("recipes", ["reproduce"])):
+    for kind, names in (
+        ("methods", DECODERS.names()),
+        ("models", PRESETS),
+        ("tasks", ["nano-gsm", "humaneval"]),
+        ("recipes", ["reproduce"]),
+    ):
         code, out, _ = call("list", kind, "--json")
         listed = [next(iter(row.values())) for row in json.loads(out)[kind]]
         assert code == 0 and set(names) <= set(listed)

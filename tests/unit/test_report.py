@@ -26,10 +26,39 @@ def runs(tmp_path):
 def test_every_run_is_a_row_with_its_circumstances(runs):
     frame = read_results(runs)
     assert frame["label"].tolist() == ["mrp 0.6", "static k=1", "static k=2", "threshold 0.6", "threshold 0.9", "ar"]
-    needed = {"accuracy", "accuracy_low", "accuracy_high", "strict", "flexible", "unparsed", "cut_off", "nfe",
-              "store_forwards", "draft", "guide", "reference", "head", "cost", "flops", "query_tokens", "tpf",
-              "tps_decode", "tps_end_to_end", "batch_size", "guards", "items", "dtype", "device", "seed", "versions",
-              "weights", "prompt_hash", "parameters", "speed_same_ids", *TIMING}
+    needed = {
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "strict",
+        "flexible",
+        "unparsed",
+        "cut_off",
+        "nfe",
+        "store_forwards",
+        "draft",
+        "guide",
+        "reference",
+        "head",
+        "cost",
+        "flops",
+        "query_tokens",
+        "tpf",
+        "tps_decode",
+        "tps_end_to_end",
+        "batch_size",
+        "guards",
+        "items",
+        "dtype",
+        "device",
+        "seed",
+        "versions",
+        "weights",
+        "prompt_hash",
+        "parameters",
+        "speed_same_ids",
+        *TIMING,
+    }
     assert needed <= set(frame.columns)
     assert frame["draft"].tolist() == [12, 0, 0, 0, 0, 0]
 
@@ -39,7 +68,8 @@ def test_baselines_are_paired_on_the_same_weights(runs):
     assert frame.loc["mrp 0.6", "vs_static_row"] == "static k=1", "the one with the most forwards"
     assert frame.loc["mrp 0.6", "vs_threshold_row"] == "threshold 0.6", "the one at the same knob"
     assert frame.loc["static k=2", "vs_static"] == pytest.approx(
-        frame.loc["static k=2", "accuracy"] - frame.loc["static k=1", "accuracy"])
+        frame.loc["static k=2", "accuracy"] - frame.loc["static k=1", "accuracy"]
+    )
     assert frame.loc["static k=1", "vs_threshold_row"] == "threshold 0.9", "without a knob, the most careful one"
     assert pd.isna(frame.loc["static k=1", "vs_static"]) and pd.isna(frame.loc["threshold 0.6", "vs_threshold"])
     assert pd.isna(frame.loc["ar", "vs_static"]), "other weights are never paired"
@@ -60,6 +90,7 @@ def test_table_files(runs):
     assert back["label"].tolist() == frame["label"].tolist() and len(back.columns) == len(frame.columns)
     text = markdown.read_text()
     assert text.startswith("# Title\n\nOne note.\n") and text.count("\n| ") == 7
+    assert "A forward of nano-ar takes 0.50 of the others'" in text
     for words in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
         assert words in text
 
@@ -69,8 +100,11 @@ def screen(runs, width):
     chosen = frame[frame["label"].isin(["static k=1", "threshold 0.6", "mrp 0.6"])]
     key = chosen.set_index("label").loc["mrp 0.6", "key"]
     stream = io.StringIO()
-    facts = {"file_dtype": "bfloat16", "parameters": {"target": 2.7e6, "draft": 1.1e6},
-             "prices": {"draft/denoise/8": 0.3, "draft/denoise/16": 0.5}}
+    facts = {
+        "file_dtype": "bfloat16",
+        "parameters": {"target": 2.7e6, "draft": 1.1e6},
+        "prices": {"draft/denoise/8": 0.3, "draft/denoise/16": 0.5},
+    }
     print_run(Console(file=stream, width=width), chosen, key, "results/here", facts)
     return stream.getvalue()
 
@@ -96,6 +130,7 @@ def test_screen_fits_the_terminal(runs, width):
 
 
 # --- the figure -----------------------------------------------------------------------------------------------------
+
 
 def boxes(figure):
     """Label boxes of each panel in pixels."""
@@ -123,6 +158,16 @@ def test_labels_name_every_method_and_do_not_overlap(tmp_path, methods, settings
     assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for box in panel)
 
 
+def test_cost_of_other_weights_is_drawn_in_the_same_unit(runs):
+    from dlmbench.report.pareto import draw
+
+    frame = read_results(runs, samples=False)
+    ax = draw(frame, "cost", "accuracy").axes[0]
+    ar = frame.set_index("label").loc["ar"]
+    drawn = [float(line.get_xdata()[0]) for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert drawn == [pytest.approx(0.5 * ar["cost"])]
+
+
 def test_one_panel_a_task_and_three_formats(tmp_path):
     from dlmbench.report.pareto import draw, plot
 
@@ -130,7 +175,9 @@ def test_one_panel_a_task_and_three_formats(tmp_path):
         make_run(tmp_path, task=task)
     frame = read_results(tmp_path, samples=False)
     assert [ax.get_title(loc="left") for ax in draw(frame, "nfe", "accuracy").axes] == [
-        "nano-code (test, 120 items)", "nano-gsm (test, 120 items)"]
+        "nano-code (test, 120 items)",
+        "nano-gsm (test, 120 items)",
+    ]
     written = plot(frame, tmp_path, x="nfe")
     assert [path.name for path in written] == ["pareto.png", "pareto.svg", "pareto.pdf"]
     assert all(path.stat().st_size > 1000 for path in written)

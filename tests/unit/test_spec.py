@@ -29,16 +29,20 @@ class Options:
 
 # --- options --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, values", [
-    ("0.3:0.5:0.05", [0.3, 0.35, 0.4, 0.45, 0.5]),
-    ("1:4", [1, 2, 3, 4]),
-    ("0.9:1:0.1", [0.9, 1.0]),
-    ("a,b", ["a", "b"]),
-    ("1:3,8", [1, 2, 3, "8"]),
-    ("owner/model", ["owner/model"]),
-    ([0.1, "0.2:0.3:0.1"], [0.1, 0.2, 0.3]),
-    (7, [7]),
-])
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("0.3:0.5:0.05", [0.3, 0.35, 0.4, 0.45, 0.5]),
+        ("1:4", [1, 2, 3, 4]),
+        ("0.9:1:0.1", [0.9, 1.0]),
+        ("a,b", ["a", "b"]),
+        ("1:3,8", [1, 2, 3, "8"]),
+        ("owner/model", ["owner/model"]),
+        ([0.1, "0.2:0.3:0.1"], [0.1, 0.2, 0.3]),
+        (7, [7]),
+    ],
+)
 def test_values_of_a_sweep(text, values):
     assert options.parse_values(text) == values
 
@@ -55,14 +59,17 @@ def test_options_are_typed():
     assert options.bind(Options, {"span": "none"}, "mine").span is None
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"taus": 1}, "did you mean tau"),
-    ({"mode": "odd"}, "plain, remask"),
-    ({"steps": "2.5"}, "whole number"),
-    ({"tau": "high"}, "a number"),
-    ({"careful": "perhaps"}, "true or false"),
-    ({"steps": 0}, "at least 1"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"taus": 1}, "did you mean tau"),
+        ({"mode": "odd"}, "plain, remask"),
+        ({"steps": "2.5"}, "whole number"),
+        ({"tau": "high"}, "a number"),
+        ({"careful": "perhaps"}, "true or false"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
 def test_wrong_options_are_explained(values, words):
     with pytest.raises(RequestError, match=words):
         options.bind(Options, values, "mine")
@@ -83,10 +90,24 @@ def test_labels_show_the_knob_and_what_differs():
 
 # --- one run --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, value", [
-    ("store", "fusd"), ("cache", "all"), ("dtype", "float31"), ("limit", 0), ("batch_size", "many"), ("device", "tpu"),
-    ("seed", -1), ("temperature", -0.1), ("top_p", 0), ("top_p", 1.5), ("split", "train"), ("method", ""),
-])
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("store", "fusd"),
+        ("cache", "all"),
+        ("dtype", "float31"),
+        ("limit", 0),
+        ("batch_size", "many"),
+        ("device", "tpu"),
+        ("seed", -1),
+        ("temperature", -0.1),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("split", "train"),
+        ("method", ""),
+    ],
+)
 def test_wrong_values_are_refused_at_once(name, value):
     given = {"method": "static", "task": "nano-gsm", name: value}
     with pytest.raises(RequestError, match=name.replace("_", "[_ -]")):
@@ -110,14 +131,17 @@ def test_a_method_without_a_knob_says_so_and_runs_at_its_default():
     assert "no threshold" in cell.notes[0]
 
 
-@pytest.mark.parametrize("given, words", [
-    (dict(method="ar"), "use --model nano-ar"),
-    (dict(method="static", model="nano-ar"), "--method ar"),
-    (dict(method="static", cache="prefix"), "leave --cache out"),
-    (dict(method="threshhold"), "did you mean threshold"),
-    (dict(method="static", model="nan"), "did you mean nano"),
-    (dict(method="threshold", threshold=0.5, settings={"threshold": {"tau": 0.6}}), "the same option"),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(method="ar"), "use --model nano-ar"),
+        (dict(method="static", model="nano-ar"), "--method ar"),
+        (dict(method="static", cache="prefix"), "leave --cache out"),
+        (dict(method="threshhold"), "did you mean threshold"),
+        (dict(method="static", model="nan"), "did you mean nano"),
+        (dict(method="threshold", threshold=0.5, settings={"threshold": {"tau": 0.6}}), "the same option"),
+    ],
+)
 def test_impossible_requests_name_the_remedy(given, words):
     with pytest.raises(RequestError, match=words):
         RunSpec(task="nano-gsm", **given).check()
@@ -152,6 +176,7 @@ def test_portable_names_no_place(tmp_path):
 
 # --- keys -----------------------------------------------------------------------------------------------------------
 
+
 def key(weights="w", prompts="p", limits=None, **given):
     cell = RunSpec(**{"method": "threshold", "task": "nano-gsm", "device": "cpu", **given}).check()
     cell = dataclasses.replace(cell, spec=cell.spec.resolved())
@@ -164,11 +189,24 @@ def test_equal_runs_have_equal_keys():
     assert key(out="elsewhere", against="none", data_dir="x") == key(), "where things are does not matter"
 
 
-@pytest.mark.parametrize("change", [
-    {"weights": "other"}, {"prompts": "other"}, {"limits": {"gen_length": 32}}, {"threshold": 0.8}, {"seed": 1},
-    {"settings": {"threshold": {"inclusive": True}}}, {"method": "entropy"}, {"store": "separate"}, {"batch_size": 1},
-    {"dtype": "bfloat16"}, {"temperature": 0.5}, {"block_length": 4}, {"split": "dev"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "other"},
+        {"prompts": "other"},
+        {"limits": {"gen_length": 32}},
+        {"threshold": 0.8},
+        {"seed": 1},
+        {"settings": {"threshold": {"inclusive": True}}},
+        {"method": "entropy"},
+        {"store": "separate"},
+        {"batch_size": 1},
+        {"dtype": "bfloat16"},
+        {"temperature": 0.5},
+        {"block_length": 4},
+        {"split": "dev"},
+    ],
+)
 def test_whatever_changes_the_run_changes_the_key(change):
     assert key(**change) != key()
 
@@ -178,8 +216,10 @@ def test_canonical_json_does_not_depend_on_order():
 
 
 def test_a_decoder_from_a_file_has_the_hash_of_the_file_in_its_version(tmp_path):
-    source = "from dlmbench.decoders.static import Static\nfrom dlmbench.registry import DECODERS\n\n\n" \
-             "class Mine(Static):\n    name = 'mine-for-versions'\n\n\nDECODERS.register('mine-for-versions', Mine)\n"
+    source = (
+        "from dlmbench.decoders.static import Static\nfrom dlmbench.registry import DECODERS\n\n\n"
+        "class Mine(Static):\n    name = 'mine-for-versions'\n\n\nDECODERS.register('mine-for-versions', Mine)\n"
+    )
     file = tmp_path / "mine.py"
     file.write_text(source)
     before = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).check().version
@@ -191,13 +231,21 @@ def test_a_decoder_from_a_file_has_the_hash_of_the_file_in_its_version(tmp_path)
 
 # --- sweeps ---------------------------------------------------------------------------------------------------------
 
+
 def labels(sweep):
     return [cell.label for cell in sweep.checked()[0]]
 
 
 def test_lists_and_ranges_make_cells():
-    sweep = SweepSpec.from_flags({"method": "threshold,static", "task": "nano-gsm", "threshold": "0.3:0.5:0.1",
-                                  "set": ["static.k=1,2"], "batch_size": "1,8"})
+    sweep = SweepSpec.from_flags(
+        {
+            "method": "threshold,static",
+            "task": "nano-gsm",
+            "threshold": "0.3:0.5:0.1",
+            "set": ["static.k=1,2"],
+            "batch_size": "1,8",
+        }
+    )
     assert len(sweep.cells) == 2 * 3 + 2 * 3 * 2
     cells, notes = sweep.checked()
     assert len(cells) == 2 * 3 + 2 * 2, "static has no knob and runs once a setting"
@@ -229,8 +277,11 @@ def test_a_recipe_and_its_overrides(tmp_path):
     file.write_text(RECIPE)
     sweep = SweepSpec.from_recipe(file)
     assert [(c.task, c.method, c.model, c.limit) for c in sweep.cells][:4] == [
-        ("nano-gsm", "static", "nano", 5), ("nano-gsm", "static", "nano", 5), ("nano-gsm", "threshold", "nano", 5),
-        ("nano-gsm", "ar", "nano-ar", 5)]
+        ("nano-gsm", "static", "nano", 5),
+        ("nano-gsm", "static", "nano", 5),
+        ("nano-gsm", "threshold", "nano", 5),
+        ("nano-gsm", "ar", "nano-ar", 5),
+    ]
     assert len(sweep.cells) == 8 and sweep.name == "small" and sweep.description == "a test"
     only = SweepSpec.from_recipe(file, {"task": "nano-code", "method": "ar", "limit": "3", "out": "x"})
     assert [(c.task, c.method, c.limit, c.out) for c in only.cells] == [("nano-code", "ar", 3, "x")]
@@ -248,23 +299,31 @@ def test_shipped_recipes_bind(name, cells, items):
     assert sweep.out == f"results/{name}"
 
 
-@pytest.mark.parametrize("flags, words", [
-    ({"task": "nano-gsm"}, "--method"),
-    ({"method": "static"}, "--task"),
-    ({"method": "static", "task": "nano-gsm", "set": ["mrp.K=1"]}, "mrp"),
-    ({"method": "static", "task": "nano-gsm", "tune_on": "test"}, "dev"),
-    ({"method": "static", "task": "nano-gsm", "batch": "1"}, "batch_size"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"task": "nano-gsm"}, "--method"),
+        ({"method": "static"}, "--task"),
+        ({"method": "static", "task": "nano-gsm", "set": ["mrp.K=1"]}, "mrp"),
+        ({"method": "static", "task": "nano-gsm", "tune_on": "test"}, "dev"),
+        ({"method": "static", "task": "nano-gsm", "batch": "1"}, "batch_size"),
+    ],
+)
 def test_wrong_sweeps_are_refused(flags, words):
     with pytest.raises(RequestError, match=words):
         SweepSpec.from_flags(flags)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("- 1", "mapping"), ("a: [", "YAML"), ("tasks: [nano-gsm]", "methods"),
-    ("tasks: [nano-gsm]\nmethods: [static]\nlimits: 3", "did you mean limit"),
-    ("tasks: [nano-gsm]\nmethods: [{set: {k: 1}}]", "no method"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("- 1", "mapping"),
+        ("a: [", "YAML"),
+        ("tasks: [nano-gsm]", "methods"),
+        ("tasks: [nano-gsm]\nmethods: [static]\nlimits: 3", "did you mean limit"),
+        ("tasks: [nano-gsm]\nmethods: [{set: {k: 1}}]", "no method"),
+    ],
+)
 def test_wrong_recipes_are_refused(tmp_path, text, words):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
@@ -273,6 +332,8 @@ def test_wrong_recipes_are_refused(tmp_path, text, words):
 
 
 def test_specs_import_nothing_heavy():
-    code = ("import sys, dlmbench.spec, dlmbench.store, dlmbench.registry; dlmbench.spec.RunSpec('static', 'nano-gsm');"
-            "assert not {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib'} & set(sys.modules)")
+    code = (
+        "import sys, dlmbench.spec, dlmbench.store, dlmbench.registry; dlmbench.spec.RunSpec('static', 'nano-gsm');"
+        "assert not {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

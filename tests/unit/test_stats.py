@@ -89,8 +89,9 @@ def test_front_keeps_what_nothing_beats():
 def test_front_equals_its_definition_on_random_points():
     rng = np.random.default_rng(6)
     x, y = rng.integers(0, 12, 60), rng.integers(0, 12, 60)
-    slow = [not any((x[j] <= x[i] and y[j] >= y[i]) and (x[j] < x[i] or y[j] > y[i]) for j in range(60))
-            for i in range(60)]
+    slow = [
+        not any((x[j] <= x[i] and y[j] >= y[i]) and (x[j] < x[i] or y[j] > y[i]) for j in range(60)) for i in range(60)
+    ]
     assert stats.pareto_front(x, y).tolist() == slow
 
 

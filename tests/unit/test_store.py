@@ -79,8 +79,10 @@ def test_two_writers_exclude_each_other_and_a_dead_one_does_not(folder):
         with pytest.raises(RunError, match="Another process"):
             with folder.writing():
                 raise AssertionError("two writers")
-    code = ("import os, sys; from dlmbench.store import RunFolder\n"
-            "with RunFolder(sys.argv[1]).writing(): os.kill(os.getpid(), 9)")
+    code = (
+        "import os, sys; from dlmbench.store import RunFolder\n"
+        "with RunFolder(sys.argv[1]).writing(): os.kill(os.getpid(), 9)"
+    )
     dead = subprocess.run([sys.executable, "-c", code, str(folder.path)])
     assert dead.returncode == -9
     with folder.writing():
@@ -108,6 +110,7 @@ def test_runs_are_found_by_place_and_by_key(tmp_path):
 
 
 # --- aggregates -----------------------------------------------------------------------------------------------------
+
 
 def test_counts_follow_their_definitions():
     metrics = aggregate([sample(0, True, 10, tokens=20, draft=4), sample(1, False, 30, tokens=40)], PRICES)
