@@ -1,8 +1,8 @@
 """Two runs that should be the same: which items differ, where, and by how little.
 
 The identity rule: kernels may differ in the last bit with the shape of a product, so ids of two float32 runs that
-should be identical may differ where a decision was a tie. An item that differs is listed with the gap of its first differing
-decision; every gap must be below `GAP`, and at most one item in `ITEMS` may differ.
+should be identical may differ where a decision was a tie. An item that differs is listed with the gap of its first
+differing decision; every gap must be below `GAP`, and at most one item in `ITEMS` may differ.
 """
 
 from __future__ import annotations
