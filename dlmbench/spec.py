@@ -39,7 +39,7 @@ ATTENTION = {  # family -> attention type, the word a decoder declares
     "llada": "full",
     "dream": "full",
 }
-_AUTO_BATCH = 16  # rows decoded together when nobody says: the knee of nano's throughput on two CPU cores
+_AUTO_BATCH = 16  # rows decoded together when nobody says
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ never the accuracy or its interval.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def _shares(record: dict[str, Any]) -> str:
     parts = [f"{name.replace('_', ' ')} {percent(value)} %" for name, value in known if percent(value) != "-"]
     if percent(record.get("acceptance")) != "-":
         parts.append(f"accepted drafts {percent(record['acceptance'])} %")
+    if record.get("verdicts"):
+        parts += [f"{verdict} {count}" for verdict, count in json.loads(record["verdicts"]).items()]
     return ("answers " + ", ".join(parts)) if parts else ""
 
 

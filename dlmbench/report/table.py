@@ -96,6 +96,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         "method": spec["method"],
         "label": manifest["label"],
         "knob": manifest["knob"],
+        "verdicts": _compact(metrics["verdicts"]) if metrics.get("verdicts") else None,
         **{name: metrics.get(name) for name in _NUMBERS},
         "unit_seconds": (manifest.get("calibration") or {}).get("seconds_per_denoise"),
         **{role: helpers.get(role, 0.0) for role in HELPER_ROLES},
