@@ -212,8 +212,8 @@ class Sandbox:
                 server.close()
                 raise
             self._idle.put(server)
-        by_clock = answer["status"] == "timeout" and "by the clock" in answer["detail"]
-        return Verdict(answer["status"], answer["detail"], round(answer["seconds"], 4), final=not by_clock)
+        final = answer["status"] != "overdue"
+        return Verdict(answer["status"] if final else "timeout", answer["detail"], round(answer["seconds"], 4), final)
 
     def _scaled_limit(self, problem: Problem) -> float:
         """CPU seconds for a program, from the canonical solution's time here; measured once, if needed at all."""

@@ -112,7 +112,7 @@ class Room:
 
     Attributes:
         tree: the file system is the small one, and programs get PID namespaces.
-        root: this process may change its user.
+        uid: the user (and group) that programs run as, the checker being the next; 0 where the user cannot be changed.
         scratch: working directory of programs.
         folder: where there is no tree, the temporary folder around `scratch`; `close` removes it.
         own_files: programs run as our own user among our own files; they must not change modes and owners, which
@@ -125,6 +125,7 @@ class Room:
     def __init__(self, namespaces, folder):
         self.report = {}
         self.root = os.geteuid() == 0
+        self.uid = 0
         self.tree = self.user_namespace = False
         self.scratch, self.folder = SCRATCH, None
         self.library_fds = []
@@ -139,7 +140,7 @@ class Room:
             self.scratch = os.path.join(self.folder, "job")
             os.mkdir(self.scratch, 0o700)
         self._choose_user()
-        self.own_files = not self.root and not self.tree
+        self.own_files = not self.uid and not self.tree
         self._prepare_rules()
 
     def close(self):
@@ -149,11 +150,11 @@ class Room:
             os.rmdir(self.scratch)
             os.rmdir(self.folder)
 
-    def hand_over_scratch(self, uid):
-        """Make the scratch folder, which serves one job after the other, empty and the next program's own."""
-        empty(self.scratch)
-        if self.root:
-            os.chown(self.scratch, uid, uid)
+    def mount_scratch(self):
+        """In the first process of a program's namespace (where there is a tree): a scratch folder of its own."""
+        kernel.unshare(kernel.NEW_MOUNT)
+        user = f",uid={self.uid},gid={self.uid}" if self.uid else ""
+        kernel.mount("tmpfs", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, SCRATCH_OPTIONS + user)
 
     def _note(self, name, why_not, remark):
         self.report[name] = (why_not is None, remark if why_not is None else f"not available: {why_not}")
@@ -201,17 +202,32 @@ class Room:
         why = "not running as root, programs run as this user"
         if self.root:
             why = attempt(lambda: change_user(FIRST_UID))
-            self.root = why is None
+        if why is None and not LINUX and attempt(self._reach_library):
+            why = "another user cannot read this Python's library"
         self._note("separate user", why, "programs run as a user without account")
-        if not self.root or self.tree or not attempt(self._reach_library):
+        if why is not None:
             return
-        if LINUX:
+        self.uid = FIRST_UID + 2 * (os.getpid() % (UIDS // 2))
+        if self.tree:
+            return
+        while self._reserved_elsewhere():
+            self.uid = FIRST_UID + 2 * (int.from_bytes(os.urandom(4), "big") % (UIDS // 2))
+        if attempt(self._reach_library):
             self.library_fds = [os.open(path, os.O_PATH) for path in sys.path if os.path.isdir(path)]
             sys.path[:] = [f"/proc/self/fd/{fd}" for fd in self.library_fds]
             sys.path_importer_cache.clear()
-        else:
-            self.root = False
-            self._note("separate user", "another user cannot read this Python's library", "")
+
+    def _reserved_elsewhere(self):
+        """Whether another server uses this user. To end a program is to end all of its user, so each has its own.
+
+        The owner of a server's scratch folder marks the user as taken: first marked, then compared, so that of two
+        servers with one idea at least one sees the other.
+        """
+        os.chown(self.scratch, self.uid, self.uid)
+        others = set(glob.glob(os.path.join(os.path.dirname(self.folder), "dlmbench-sandbox-*", "job"))) - {
+            self.scratch
+        }
+        return any(owner(path) == self.uid for path in others)
 
     @staticmethod
     def _reach_library():
@@ -262,19 +278,20 @@ class Room:
         rules.allow_writing(os.path.dirname(SCRATCH) if self.tree else self.scratch)
         return rules
 
-    def confine(self, uid, limit, memory):
+    def confine(self, limit, memory):
         """Put this process, which is about to exec the interpreter, under the second layer.
 
+        The user is not changed here where the interpreter must do it itself, see `library_fds`.
+
         Args:
-            uid: the user to become, or None to stay (also where the interpreter must change the user itself, see
-            `library_fds`).
-            limit: CPU seconds; memory: bytes of address space.
+            limit: CPU seconds.
+            memory: bytes of address space.
         """
-        set_limits(limit, memory, self._processes())
-        if uid is not None:
-            change_user(uid)
+        set_limits(limit, memory, PROCESSES + (own_tasks() if self.own_files else 0))
+        if self.uid and not self.library_fds:
+            change_user(self.uid)
             if self.user_namespace:
-                self._enter_empty_user_namespace(uid)
+                self._enter_empty_user_namespace()
         if LINUX:
             kernel.forbid_new_privileges()
             if self.landlock:
@@ -285,13 +302,8 @@ class Room:
     def _deny_calls(self):
         kernel.deny_calls(modes=self.own_files)
 
-    def _processes(self):
-        """The kernel counts all processes of the user; where that is our own, those already there are added."""
-        shared = not self.root and not self.tree
-        return PROCESSES + (own_tasks() if shared else 0)
-
     @staticmethod
-    def _enter_empty_user_namespace(uid):
+    def _enter_empty_user_namespace():
         try:
             kernel.unshare(kernel.NEW_USER)
         except OSError:
@@ -325,8 +337,19 @@ def empty(folder):
         os.close(top)
 
 
+def owner(path):
+    """User id of the owner of `path`; -1 where it is gone."""
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return -1
+
+
 def own_tasks():
-    """Threads and processes of this user now; 500 where the system does not tell."""
+    """Threads and processes of this user now; 500 where the system does not tell.
+
+    A limit on processes counts all of the user's, so those that run already are added to it.
+    """
     total = 0
     for path in glob.glob("/proc/[0-9]*"):
         try:

@@ -51,13 +51,13 @@ def bootstrap():
     return marshal.dumps(compile("\n".join(parts), "<sandbox>", "exec"))
 
 
-def stub(room_, uid):
+def stub(room_):
     """The `-c` text: read the bootstrap and run it.
 
     Where another user cannot reach the library, the user is changed only here, the interpreter being up.
     """
     lines = ["import posix, marshal, sys"]
-    count = len(room_.library_fds)
+    count, uid = len(room_.library_fds), room_.uid
     if count:
         lines.append(f"sys.path[:] = ['/proc/self/fd/%d' % n for n in range({LIBRARY}, {LIBRARY + count})]")
         lines.append("sys.path_importer_cache.clear()")
@@ -74,7 +74,7 @@ def stub(room_, uid):
     return "\n".join(lines)
 
 
-def become_program(room_, job, uid, read_fd, write_fd, report_fd):
+def become_program(room_, job, read_fd, write_fd, report_fd):
     """In the forked process: own session, only its two pipes, limits, rules; then a fresh interpreter.
 
     Returns only where that fails, after a report of why.
@@ -90,13 +90,11 @@ def become_program(room_, job, uid, read_fd, write_fd, report_fd):
         os.set_inheritable(number, False)
     if room_.landlock:
         room_.landlock.fd = len(inherited) + 1
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     executable = os.path.realpath(sys.executable)
     try:
-        early = room_.root and not room_.library_fds
-        room_.confine(uid if early else None, job["limit"], job["memory"])
-        os.execve(executable, [executable, "-I", "-S", "-B", "-X", "utf8", "-c", stub(room_, uid)], {})
+        room_.confine(job["limit"], job["memory"])
+        os.execve(executable, [executable, "-I", "-S", "-B", "-X", "utf8", "-c", stub(room_)], {})
     except OSError as error:
         wire.send(len(inherited), wire.encode(("broken", str(error))))
 
@@ -144,19 +142,20 @@ def watch(program, limit, deadline):
             return "clock", 0
 
 
-def run_watcher(room_, job, uid, deadline, read_fd, write_fd, report_fd):
+def run_watcher(room_, job, deadline, read_fd, write_fd, report_fd):
     """First process of the job's PID namespace (where there is one): scratch folder, program, end. Does not return."""
     if room.LINUX:
         kernel.die_with_parent()
     if room_.tree:
-        kernel.unshare(kernel.NEW_MOUNT)
-        owner = f",uid={uid},gid={uid}" if room_.root else ""
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV
-        kernel.mount("tmpfs", room_.scratch, "tmpfs", flags, room.SCRATCH_OPTIONS + owner)
+        try:
+            room_.mount_scratch()
+        except OSError as error:
+            wire.send(report_fd, wire.encode(("broken", str(error))))
+            return
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     program = os.fork()
     if not program:
-        become_program(room_, job, uid, read_fd, write_fd, report_fd)
+        become_program(room_, job, read_fd, write_fd, report_fd)
         os._exit(70)
     os.close(read_fd)
     os.close(write_fd)
@@ -166,7 +165,7 @@ def run_watcher(room_, job, uid, deadline, read_fd, write_fd, report_fd):
     wire.send(report_fd, wire.encode(ended))
 
 
-def run_checker(room_, job, uid, read_fd, write_fd, verdict_fd):
+def run_checker(room_, job, read_fd, write_fd, verdict_fd):
     """The checker's process: no descriptors but the two pipes and the verdict's, a user of its own."""
     if room.LINUX:
         kernel.die_with_parent()
@@ -176,8 +175,8 @@ def run_checker(room_, job, uid, read_fd, write_fd, verdict_fd):
         sys.path[:] = [f"/proc/self/fd/{6 + at}" for at in range(len(room_.library_fds))]
         sys.path_importer_cache.clear()
     room.set_limits(job["limit"] + CPU_EXTRA_FOR_CHECKER, max(job["memory"], 1 << 30), room.PROCESSES + 4000)
-    if room_.root:
-        room.change_user(uid + 1)
+    if room_.uid:
+        room.change_user(room_.uid + 1)
     if room.LINUX:
         kernel.hide_memory()
     try:
@@ -211,26 +210,23 @@ def keep(room_, job, answer_fd):
     deadline = started + wall_limit(job)
     if room.LINUX:
         kernel.become_subreaper()
-    uid = room.FIRST_UID + 2 * (os.getpid() % (room.UIDS // 2))
-    if not room_.tree:
-        room_.hand_over_scratch(uid)
     to_checker, from_program = os.pipe()
     to_program, from_checker = os.pipe()
     verdict_read, verdict_write = os.pipe()
     report_read, report_write = os.pipe()
-    check = forked(run_checker, room_, job, uid, to_checker, from_checker, verdict_write)
+    check = forked(run_checker, room_, job, to_checker, from_checker, verdict_write)
     for fd in (to_checker, from_checker, verdict_write):
         os.close(fd)
     if room_.tree:
         kernel.unshare(kernel.NEW_PID)
-    watcher = forked(run_watcher, room_, job, uid, deadline, to_program, from_program, report_write)
+    watcher = forked(run_watcher, room_, job, deadline, to_program, from_program, report_write)
     for fd in (to_program, from_program, report_write):
         os.close(fd)
-    status, detail = follow(room_, job, uid, (check, watcher), verdict_read, report_read, deadline + BACKSTOP)
+    status, detail = follow(room_, job, (check, watcher), verdict_read, report_read, deadline + BACKSTOP)
     seconds = time.monotonic() - started
     for pid in (check, watcher):
         os.kill(pid, signal.SIGKILL)
-    sweep(room_, uid)
+    sweep(room_)
     if not room_.tree:
         room.empty(room_.scratch)
     wire.send(answer_fd, wire.encode({"token": job["token"], "status": status, "detail": detail, "seconds": seconds}))
@@ -241,7 +237,7 @@ def wall_limit(job):
     return 4 * job["limit"] + 2
 
 
-def follow(room_, job, uid, spare, verdict_fd, report_fd, deadline):
+def follow(room_, job, spare, verdict_fd, report_fd, deadline):
     """Wait for the checker's verdict, the watcher's report or the deadline. Returns `(status, detail)`.
 
     `spare`: the keeper's own two children, which stay when the program's leftovers are swept away.
@@ -257,7 +253,7 @@ def follow(room_, job, uid, spare, verdict_fd, report_fd, deadline):
             waiting.discard(report_fd)
             report = read_frame(report_fd)
             if not room_.tree:
-                sweep(room_, uid, spare)  # what the program started may hold its pipe open
+                sweep(room_, spare)  # what the program started may hold its pipe open
         if verdict_fd in ready:
             waiting.discard(verdict_fd)
             verdict = read_frame(verdict_fd)
@@ -278,14 +274,17 @@ def read_frame(fd):
 
 
 def ending(job, report):
-    """`(status, detail)` of a program that ended before it had answered all calls."""
+    """`(status, detail)` of a program that ended before it had answered all calls.
+
+    Two statuses are for the harness alone: "overdue" (a timeout by the clock) and "broken" (the sandbox is at fault).
+    """
     if report is None:
         return "crashed", "the program closed its pipe and did not end"
     what, number = report
     if what == "broken":
         return "broken", f"the sandbox could not start the program ({number})"
     if what == "clock":
-        return "timeout", f"no result in {wall_limit(job):.1f} s by the clock"
+        return "overdue", f"no result in {wall_limit(job):.1f} s by the clock"
     if what == "cpu":
         return "timeout", f"more than {number:.1f} s of CPU time"
     if what == "exit":
@@ -295,7 +294,7 @@ def ending(job, report):
     return "crashed", f"killed by signal {number} before all calls were answered"
 
 
-def sweep(room_, uid, spare=()):
+def sweep(room_, spare=()):
     """End and reap all that the job started, except the keeper's children in `spare`."""
     if room_.tree:
         try:
@@ -305,8 +304,8 @@ def sweep(room_, uid, spare=()):
             return
     until = time.monotonic() + SWEEP_SECONDS
     while time.monotonic() < until:
-        if room_.root:
-            os.waitpid(forked(kill_user, uid), 0)
+        if room_.uid:
+            os.waitpid(forked(kill_user, room_.uid), 0)
         left = stop_descendants(spare)
         for pid in left:
             send_signal(pid, signal.SIGKILL)
@@ -386,13 +385,12 @@ def descendants(pid):
 def main():
     """Arguments: "namespaces" or "plain", and the folder for temporary files. The first frame out is the report."""
     global BOOTSTRAP
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the harness's to handle
     BOOTSTRAP = bootstrap()
     for name in PRELOAD:
         __import__(name)
     sys.path.remove(HERE)
     room_ = room.Room(sys.argv[1] == "namespaces", sys.argv[2])
-    wire.send(1, wire.encode({"report": room_.report, "processes": room.PROCESSES}))
+    wire.send(1, wire.encode({"report": room_.report}))
     while True:
         try:
             job = wire.decode(wire.receive(0, 1 << 26))
