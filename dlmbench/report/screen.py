@@ -39,7 +39,7 @@ def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path
         console.print(Group(Text(f"paired, same items, {LEVEL:.0%} intervals", style="bold"), *lines))
     else:
         console.print(Text("no baseline on these weights and items: this row stands alone", style="yellow"))
-    if ours["speed_label"]:
+    if isinstance(ours["speed_label"], str):
         console.print(Text(f"speed   {ours['speed_label']}", style="dim"))
     console.print(Text(f"saved   {saved}", style="dim"), soft_wrap=True)
     console.print(
@@ -134,7 +134,7 @@ def _shares(record: dict[str, Any]) -> str:
     parts = [f"{name.replace('_', ' ')} {percent(value)} %" for name, value in known if percent(value) != "-"]
     if percent(record.get("acceptance")) != "-":
         parts.append(f"accepted drafts {percent(record['acceptance'])} %")
-    if record.get("verdicts"):
+    if isinstance(record.get("verdicts"), str):
         parts += [f"{verdict} {count}" for verdict, count in json.loads(record["verdicts"]).items()]
     return ("answers " + ", ".join(parts)) if parts else ""
 

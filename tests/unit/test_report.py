@@ -121,6 +121,17 @@ def test_screen_of_a_run(runs):
     assert "saved   results/here" in text
 
 
+def test_screen_shows_verdicts_and_the_label_of_a_speed_only_where_there_are_some(runs):
+    frame = read_results(runs)
+    frame["verdicts"] = [None] * len(frame)
+    frame.loc[frame["label"] == "threshold 0.6", ["verdicts", "speed_label"]] = ['{"failed": 3}', "mechanism only"]
+    for label, shown in (("threshold 0.6", True), ("mrp 0.6", False)):
+        stream = io.StringIO()
+        print_run(Console(file=stream, width=100), frame, frame.set_index("label").loc[label, "key"], "here/x", {})
+        text = stream.getvalue()
+        assert ("failed 3" in text) == shown and ("mechanism only" in text) == shown and "nan" not in text.split()
+
+
 @pytest.mark.parametrize("width", [40, 56, 80, 120])
 def test_screen_fits_the_terminal(runs, width):
     text = screen(runs, width)
