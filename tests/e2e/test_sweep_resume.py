@@ -147,6 +147,18 @@ def test_a_finished_run_is_a_no_op_that_prints_its_table(place, capsys, monkeypa
     assert len(find_runs(place / "again")) == 3
 
 
+def test_a_run_killed_after_its_last_item_only_finishes(place, capsys):
+    arguments = ["run", "--method", "static", *command(place, "late", "--against", "none", "--json")]
+    first = json.loads(call(capsys, *arguments)[1])["run"]
+    (run,) = find_runs(place / "late")
+    samples = (run.path / "samples.jsonl").read_bytes()
+    (run.path / "metrics.json").unlink()
+    again = json.loads(call(capsys, *arguments)[1])["run"]
+    assert (run.path / "samples.jsonl").read_bytes() == samples
+    unlike = (*TIMING, "commit")
+    assert {k: v for k, v in again.items() if k not in unlike} == {k: v for k, v in first.items() if k not in unlike}
+
+
 def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
     arguments = command(place, "scored", "--against", "none", "--json")
     code, out = call(capsys, "run", "--method", "static", *arguments)
