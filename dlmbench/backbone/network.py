@@ -41,6 +41,7 @@ class Network:
         self.canvas, self.counter = canvas, counter
         self.cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
         self.pending = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        self.waiting: set[int] = set()  # what the host knows of `pending`, where flags are read at once
         self.block = torch.arange(self.block_length, device=self.device)
 
     # --- what the engine does -------------------------------------------------------------------------------------
@@ -92,17 +93,28 @@ class Network:
 
     def keep_rows(self, rows: Tensor, canvas: Tensor) -> None:
         self.canvas, self.pending = canvas, self.pending.index_select(0, rows)
+        if self.waiting:
+            self.waiting = {new for new, old in enumerate(rows.tolist()) if old in self.waiting}
         self.cache.keep_rows(rows)
 
     def reset(self, rows: Tensor) -> None:
         self.pending.index_fill_(0, rows, False)
+        self.waiting.difference_update(rows.tolist() if self.waiting else ())
 
     # --- what a decoder may ask for ---------------------------------------------------------------------------------
 
-    def denoise(self, view, embeds: Tensor | None = None, kind: str = "denoise", hidden: bool = False):
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of tokens that are not on the canvas (a draft), to be handed to `denoise`. ids [...] -> [...,D]"""
+        return self.model.embed(ids)
+
+    def denoise(
+        self, view, embeds: Tensor | None = None, kind: str = "denoise", hidden: bool = False,
+        active: Tensor | None = None,
+    ):  # fmt: skip
         """Forward of the active block of every row.
 
-        `embeds` [R,W,D] replaces the embeddings of the canvas at the view's positions. Returns logits [R,W,V] that
+        `embeds` [R,W,D] replaces the embeddings of the canvas at the view's positions; `active` [R] bool marks the live
+        rows that need this forward (default: all), the others ride along uncounted. Returns logits [R,W,V] that
         predict the view's positions, or (logits, hidden states after the final norm [R,W,D]).
         """
         queries = view.positions - self.config.shift
@@ -110,7 +122,7 @@ class Network:
         x = self.model.embed(self.canvas.gather(1, queries)) if embeds is None else embeds
         group = Group(queries, keys_before(ends, view.seen, self.dtype))
         states = self._with_stores(view, x.flatten(0, 1), self._places(queries, view.live), group)
-        self._count_with_stores(view, kind, ends, self.block_length, self.block_length)
+        self._count_with_stores(view, kind, ends, self.block_length, self.block_length, active)
         logits = self.model.project(states).view(*queries.shape, -1)
         return (logits, states.view(*queries.shape, -1)) if hidden else logits
 
@@ -123,22 +135,28 @@ class Network:
         kind: str = "verify",
         project: slice = slice(None),
         hidden: bool = False,
+        active: Tensor | None = None,
+        used: Tensor | None = None,
+        prefix: bool = True,
     ):
         """One forward over a pack of tokens that all see the cached prefix and, among themselves, what `allowed` says.
 
         ids and positions [R,Q] (positions may repeat: several copies of a block), allowed [R,Q,Q] bool (query, key);
-        `project` picks the queries that go through the head. Nothing of the pack stays in the cache. Returns logits
-        [R,|project|,V], or (logits, hidden states after the final norm [R,Q,D]).
+        `project` picks the queries that go through the head; `active` as in `denoise`; `used` [R] counts the tokens of
+        a padded pack that belong to it (default: all); without `prefix` the pack is the whole row and nothing cached is
+        seen. Nothing of the pack stays in the cache. Returns logits [R,|project|,V], or (logits, hidden states after
+        the final norm [R,Q,D]).
         """
         rows, width = ids.shape
-        slots = view.start.unsqueeze(1) + torch.arange(width, device=self.device)
-        seen = min(bucket(view.seen - self.block_length + width), self.cache.capacity)
-        bias = self._pack_bias(view.start, allowed, seen)
+        start = view.start if prefix else torch.zeros_like(view.start)
+        slots = start.unsqueeze(1) + torch.arange(width, device=self.device)
+        seen = min(bucket((view.seen - self.block_length if prefix else 0) + width), self.cache.capacity)
+        bias = self._pack_bias(start, allowed, seen)
         places = self.cache.places(torch.arange(rows, device=self.device), slots, view.live)
         group = Group(positions, bias)
         states = self._with_stores(view, self.model.embed(ids.reshape(-1)), places, group).view(rows, width, -1)
         chosen = states[:, project]
-        self._count_with_stores(view, kind, view.start + width, width, chosen.shape[1])
+        self._count_pack(view, kind, start, width, chosen.shape[1], active, used)
         logits = self.model.project(chosen)
         return (logits, states) if hidden else logits
 
@@ -174,8 +192,11 @@ class Network:
             return None
         if view.host is None:  # the host does not know yet: all rows, masked on the device
             return torch.arange(view.live.shape[0], device=self.device)
-        rows = [row for row, about in enumerate(view.host) if about and about.pending]
-        return torch.tensor(rows, device=self.device) if rows else None
+        if not self.waiting:
+            return None
+        rows = sorted(self.waiting)
+        self.waiting.clear()
+        return torch.tensor(rows, device=self.device)
 
     def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, tuple, Group]:
         ends = start.index_select(0, rows)
@@ -198,13 +219,33 @@ class Network:
     def _count(self, kind: str, shape: str, active: Tensor, keys: Tensor, queries, projected, rows=None) -> None:
         self.counter.add(self.config, Column(self.role, kind, shape), active, keys, queries, projected, rows)
 
-    def _count_with_stores(self, view, kind: str, keys: Tensor, queries: int, projected: int) -> None:
+    def _count_with_stores(
+        self, view, kind: str, keys: Tensor, queries: int, projected: int, active: Tensor | None = None
+    ) -> None:
         """A forward that also stored a block is one call with that many more query tokens."""
-        if self._riding is None:
+        if self._riding is None and active is None:
             self._count(kind, str(queries), view.live, keys, queries, projected)
             return
-        both = view.live & self.pending
+        needed, both = self._paying(view, active)
         wider = queries + self.block_length
-        self._count(kind, str(queries), view.live & ~both, keys, queries, projected)
+        self._count(kind, str(queries), needed & ~both, keys, queries, projected)
         self._count(kind, str(wider), both, keys, wider, projected)
-        self.pending.zero_()
+
+    def _count_pack(self, view, kind: str, start: Tensor, width: int, projected: int, active, used) -> None:
+        if used is None:
+            self._count_with_stores(view, kind, start + width, width, projected, active)
+            return
+        needed, both = self._paying(view, active)
+        wider = used + self.block_length
+        self._count(kind, "pack", needed & ~both, start + used, used, used)
+        self._count(kind, "pack+store", both, start + used, wider, used)
+
+    def _paying(self, view, active: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows that this forward is counted for, and those of them whose store rode along.
+
+        A row that is not active may have been stored all the same; it pays with its next forward.
+        """
+        needed = view.live if active is None else view.live & active
+        both = needed & self.pending
+        self.pending &= ~needed
+        return needed, both

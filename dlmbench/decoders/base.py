@@ -40,9 +40,10 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class HostRow:
-    """What the host knows of a busy row without asking the device."""
+    """What the host knows of a busy row without asking the device: `note` of the row's last decision, None before its
+    first one and from decoders that leave none."""
 
-    pending: bool  # its last block waits to be stored
+    note: int | None = None
 
 
 @dataclass
@@ -110,7 +111,8 @@ class Decision:
     tokens [R,W] ids for the positions in `reveal` [R,W] bool, anywhere in the view; `remask` [R,W] bool turns revealed
     ones back; `finish` [R] bool ends rows; `hold` [R] bool keeps a block active although it is full; `guard` [R] bool
     says where a progress guard had to fire; `idle` [R] bool marks rows whose schedule prescribes a step without a
-    reveal; `extra` goes into traces.
+    reveal; `note` [R] is a small number (below 4096) that the host is to know at the row's next step, in
+    ``view.host``: which forward the row needs then, so that none is launched for nobody; `extra` goes into traces.
     """
 
     tokens: Tensor
@@ -120,6 +122,7 @@ class Decision:
     hold: Tensor | None = None
     guard: Tensor | None = None
     idle: Tensor | None = None
+    note: Tensor | None = None
     extra: dict[str, Tensor] | None = None
 
 
@@ -133,6 +136,10 @@ class Decoder:
     attention: tuple[str, ...] = ("block_causal",)
     scope: str = "block"  # "block" | "answer": what the view covers
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
+    lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
+    cached: bool = True  # False: every forward brings its whole row, nothing is prefilled or stored
+    ends_rows: bool = False  # True: an EOS stops nothing by itself, the decoder ends rows by `Decision.finish`
+    cuts_at_eos: bool = True  # False: a generation keeps what was decoded behind its first EOS
 
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config
@@ -146,9 +153,20 @@ class Decoder:
         """Cache slots that packed forwards need beyond a block."""
         return 0
 
+    def attach(self, nets: Mapping[str, Any]) -> None:
+        """Look at the networks before anything runs. Raises RequestError when they do not fit together."""
+
     def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
-        """Row-indexed memory [rows, ...] in its starting condition; `length` is the row's capacity in tokens."""
+        """Row-indexed memory [rows, ...] in its starting condition; `length` is the row's capacity in tokens.
+
+        Decoders that draft report through two names: ``proposed`` [rows] tokens proposed, and ``accepted``
+        [rows, n] how often 0, 1, ... n-1 tokens were accepted at a time; the engine reads both when a row ends.
+        """
         return {}
+
+    def answer(self, state: dict[str, Tensor], row: int, ids: list[int]) -> list[int]:
+        """Ids of a finished row; `ids` stand on its canvas behind the prompt. Called on the host, once a row."""
+        return ids
 
 
 class StepDecoder(Decoder):

@@ -19,6 +19,7 @@ from dlmbench.decoders.base import Decision, HostRow, View
 from dlmbench.decoders.predict import Sampling
 
 BLOCK_DONE, ROW_DONE, IDLE = 1, 2, 4  # bits of a row's flag
+NOTE = 3  # a decision's note stands in the bits from here on
 _PER_ROW = (
     "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
 )  # fmt: skip
@@ -42,6 +43,11 @@ class Canvas:
         self.eos = torch.tensor(eos_ids or (-1,), device=device)
         self.block = torch.arange(block_length, device=device)
         self.window = torch.arange(answer or block_length, device=device)
+
+    @property
+    def _overhangs(self) -> bool:
+        """May a view reach past the end of a short row?"""
+        return self.attention == "full" or self.answer > 0
 
     @property
     def rows(self) -> int:
@@ -70,7 +76,7 @@ class Canvas:
     ) -> View:  # fmt: skip
         origin = self.prompt_length if self.answer else self.start
         positions = origin.unsqueeze(1) + self.window
-        reachable = positions.clamp_max(self.tokens.shape[1] - 1) if self.attention == "full" else positions
+        reachable = positions.clamp_max(self.tokens.shape[1] - 1) if self._overhangs else positions
         return View(
             tokens=self.tokens.gather(1, reachable), positions=positions, start=self.start, ends=self.ends,
             prompt_length=self.prompt_length, live=self.live, step=self.step, total_steps=self.total_steps,
@@ -82,7 +88,7 @@ class Canvas:
     def apply(self, view: View, decision: Decision) -> Tensor:
         """Carry out a decision. Only masked positions are revealed, only revealed ones of the answer are remasked.
 
-        Returns flags [R] (uint8): BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress.
+        Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, and the decision's note.
         """
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
@@ -107,10 +113,11 @@ class Canvas:
         else:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
         self.live = self.live & ~row_done
-        return block_done.byte() | (row_done.byte() << 1) | (idle.byte() << 2)
+        flags = block_done.byte() | (row_done.byte() << 1) | (idle.byte() << 2)
+        return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
 
     def _write(self, view: View, tokens: Tensor) -> None:
-        if self.attention != "full":
+        if not self._overhangs:
             self.tokens.scatter_(1, view.positions, tokens)
             return
         spare = self.tokens.shape[1] - 1  # views may reach past a short row; the last slot belongs to nobody

@@ -23,9 +23,12 @@ from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine.canvas import BLOCK_DONE, IDLE, ROW_DONE, Canvas
+from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, Canvas
 from dlmbench.engine.recorder import Recorder
 from dlmbench.errors import RequestError, RunError
+
+
+REPORTED = ("proposed", "accepted")  # state of a decoder that the engine reads when a row ends
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Generation:
     """What came out for one request.
 
     `ids` end with the first EOS (included) or at the budget; `text` is cut at the first stop string; `tokens` are
-    generated tokens; `counts` {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by
+    generated tokens; `proposed` draft tokens and `accepted` how many of them were kept, one number a verification;
+    `counts` {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by
     "role/kind/shape" (for a block's forward the shape is its query tokens); `seconds` from admission to finish.
     `raw_ids` are all tokens up to the end of the last decoded block.
     """
@@ -86,16 +90,20 @@ class _Slot:
     start: int
     end: int  # of its canvas
     first_step: int  # number of the first step that was launched with this request in the slot
+    note: int | None = None  # the last decision's, as far as it has been read
 
 
 @dataclass
 class _Launched:
     """A step under way. `totals` are the counts as they stood after it, for rows that a stop string ends once a
-    further step has been launched; None when flags are read at once."""
+    further step has been launched, `report` the decoder's account of its drafts then; None when flags are read at
+    once. `noted`: the flags carry notes."""
 
     number: int
     flags: Tensor
     totals: Tensor | None
+    report: dict[str, Tensor] | None = None
+    noted: bool = False
 
 
 class Engine:
@@ -106,7 +114,8 @@ class Engine:
         decoder: the decoder, configured.
         tokenizer: used for text and stop strings only; None gives empty texts.
         batch_size: slots.
-        lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere.
+        lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere unless the decoder's
+            launches depend on them.
         stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
     """
 
@@ -127,7 +136,10 @@ class Engine:
         self.batch_size = batch_size
         self.sampling = sampling or Sampling()
         self.device = self.target.device
-        self.lag = (0 if self.device.type == "cpu" else 1) if lag is None else lag
+        self.lag = lag
+        if lag is None:
+            self.lag = 0 if self.device.type == "cpu" or decoder.lag == 0 else 1
+        decoder.attach(nets)
         self.stall_limit = stall_limit
         self.timing = Timing()
         self.shapes: dict[str, tuple[int, int, int]] = {}  # "role/kind/shape" -> (calls, query tokens, pairs) so far
@@ -212,8 +224,9 @@ class Engine:
         config = self.target.config
         answer = max(r.max_tokens for r in requests) if self.decoder.scope == "answer" else 0
         self.canvas = Canvas(
-            rows, capacity, block, self._mask_id, config.eos_ids, config.attention, answer, self.device
-        )
+            rows, capacity, block, self._mask_id, () if self.decoder.ends_rows else config.eos_ids, config.attention,
+            answer, self.device,
+        )  # fmt: skip
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():
             net.allocate(rows, capacity, self.canvas.tokens, self.counter)
@@ -222,7 +235,6 @@ class Engine:
             name: tensor.clone() for name, tensor in self.decoder.init_state(1, capacity, self.device).items()
         }
         self.slots: list[_Slot | None] = [None] * rows
-        self.pending: set[int] = set()
         self.idle_steps = [0] * rows
         self.launched = 0
         self.recorder = Recorder(rows, on_step) if tracing else None
@@ -251,8 +263,8 @@ class Engine:
         self.counter.log = None
         for net in self.nets.values():
             net.reset(chosen)
-            net.prefill(chosen, net.prefill_lengths(lengths))
-        self.pending -= set(rows)
+            if self.decoder.cached:
+                net.prefill(chosen, net.prefill_lengths(lengths))
         self.timing.prefill += self._now() - began
 
     def _step(self) -> _Launched:
@@ -263,16 +275,11 @@ class Engine:
         busy = [slot for slot in self.slots if slot]
         seen = min(bucket(max(slot.start for slot in busy) + block + ahead), capacity)
         longest = min(max(slot.end for slot in busy), capacity)
-        host = (
-            None
-            if self.lag
-            else [HostRow(row in self.pending) if slot else None for row, slot in enumerate(self.slots)]
-        )
+        host = None if self.lag else [HostRow(slot.note) if slot else None for slot in self.slots]
         tracing = self.recorder is not None
         view = self.canvas.view(self.state, self.sampling, seen, longest, host, tracing)
         self.counter.log = [] if tracing else None
         decision = self._forced(view, self.decoder.round(view, self.nets))
-        self.pending.clear()
         flags = self.canvas.apply(view, decision)
         self._blocks_finished(view, flags)
         if tracing:
@@ -280,8 +287,9 @@ class Engine:
         if self.device.type != "cpu":
             flags = flags.to("cpu", non_blocking=True)
         totals = self.counter.totals.clone() if self.lag else None
+        report = {name: self.state[name].clone() for name in REPORTED if name in self.state} if self.lag else None
         self.launched += 1
-        return _Launched(self.launched - 1, flags, totals)
+        return _Launched(self.launched - 1, flags, totals, report, decision.note is not None)
 
     def _forced(self, view: View, decision: Decision) -> Decision:
         """A cache policy may replace what the decoder reveals in some rows (Dream with prefix or dual)."""
@@ -293,6 +301,8 @@ class Engine:
 
     def _blocks_finished(self, view: View, flags: Tensor) -> None:
         """Tell the networks which blocks are final; with separate stores spend the forward now, last block included."""
+        if not self.decoder.cached:
+            return
         for net in self.nets.values():
             if net.store_mode == "fused":
                 net.finish_block(self.canvas.moved)
@@ -309,7 +319,12 @@ class Engine:
         finished = []
         for row, flag in enumerate(step.flags.tolist()):
             slot = self.slots[row]
-            if slot is None or not flag or step.number < slot.first_step:
+            if slot is None or step.number < slot.first_step:
+                self.idle_steps[row] = 0
+                continue
+            if step.noted:
+                slot.note, flag = flag >> NOTE, flag & (BLOCK_DONE | ROW_DONE | IDLE)
+            if not flag:
                 self.idle_steps[row] = 0
                 continue
             if flag & ROW_DONE:
@@ -317,8 +332,9 @@ class Engine:
                 continue
             if flag & BLOCK_DONE:
                 slot.start += self.target.block_length
-                if self.target.store_mode == "fused":
-                    self.pending.add(row)
+                if not self.lag:
+                    for net in self.nets.values():
+                        net.waiting.add(row)
                 if slot.request.stop and self._stopped(row, slot):
                     self.canvas.live[row] = False
                     finished.append((slot.index, self._finish(row, slot, slot.start - self.target.block_length, step)))
@@ -341,12 +357,13 @@ class Engine:
         """Free the slot and read its row."""
         request = slot.request
         prompt = len(request.prompt_ids)
-        last = slot.end if self.canvas.attention == "full" else last_block + self.target.block_length
-        raw = self.canvas.tokens[row, prompt:last].tolist()
+        whole = self.canvas.attention == "full" or self.canvas.answer > 0
+        last = slot.end if whole else last_block + self.target.block_length
+        raw = self.decoder.answer(self.state, row, self.canvas.tokens[row, prompt:last].tolist())
         ids, reason = raw[: request.max_tokens], "length"
         end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)
         if end is not None:
-            ids, reason = ids[: end + 1], "eos"
+            ids, reason = ids[: end + 1] if self.decoder.cuts_at_eos else ids, "eos"
         text = self._decode(ids)
         cut = min((at for at in (text.find(stop) for stop in request.stop) if at >= 0), default=None)
         tokens = len(ids)
@@ -357,15 +374,25 @@ class Engine:
         for name, work in counts.shapes.items():
             known = self.shapes.get(name, (0, 0, 0))
             self.shapes[name] = tuple(a + b for a, b in zip(known, work))
+        proposed, accepted = self._drafts(row, step)
         generation = Generation(
             key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,
             widths={name: work[0] for name, work in counts.shapes.items()},
             seconds=self._now() - slot.admitted, stop_reason=reason, guards=int(self.canvas.guards[row]),
-            trace=self.recorder.finish(row) if self.recorder else None,
+            proposed=proposed, accepted=accepted, trace=self.recorder.finish(row) if self.recorder else None,
         )  # fmt: skip
         self.slots[row] = None
-        self.pending.discard(row)
+        for net in self.nets.values():
+            net.waiting.discard(row)
         return generation
+
+    def _drafts(self, row: int, step: _Launched) -> tuple[int, list[int]]:
+        """Draft tokens proposed for a row, and how many were accepted at a time; zero for decoders that do not draft."""
+        report = self.state if step.report is None else step.report
+        if "proposed" not in report:
+            return 0, []
+        histogram = report["accepted"][row].tolist()
+        return int(report["proposed"][row]), [length for length, times in enumerate(histogram) for _ in range(times)]
 
     def _tokens_until(self, ids: list[int], stop: tuple[str, ...]) -> int:
         """Generated tokens up to and including the first stop string."""
@@ -394,7 +421,6 @@ class Engine:
         self.state = {name: tensor.index_select(0, kept) for name, tensor in self.state.items()}
         self.slots = [self.slots[row] for row in busy]
         self.idle_steps = [self.idle_steps[row] for row in busy]
-        self.pending = {busy.index(row) for row in self.pending}
         if self.recorder:
             self.recorder.keep_rows(busy)
 

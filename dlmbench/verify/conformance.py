@@ -143,7 +143,7 @@ def _no_host_reads(decoder: type[Decoder]) -> None:
     for role in decoder.roles:
         nets[role] = Network(role, _model(decoder).to(device), _block_of(decoder))
         nets[role].allocate(2, 32, canvas.tokens, counter)
-    view = canvas.view(instance.init_state(2, 32, device), Sampling(), 32, 32, [HostRow(False)] * 2, False)
+    view = canvas.view(instance.init_state(2, 32, device), Sampling(), 32, 32, [HostRow()] * 2, False)
     try:
         decision = instance.round(view, nets)
     except (RuntimeError, NotImplementedError) as error:
