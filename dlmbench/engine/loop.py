@@ -27,7 +27,6 @@ from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, Canvas
 from dlmbench.engine.recorder import Recorder
 from dlmbench.errors import RequestError, RunError
 
-
 REPORTED = ("proposed", "accepted")  # state of a decoder that the engine reads when a row ends
 
 
@@ -387,7 +386,7 @@ class Engine:
         return generation
 
     def _drafts(self, row: int, step: _Launched) -> tuple[int, list[int]]:
-        """Draft tokens proposed for a row, and how many were accepted at a time; zero for decoders that do not draft."""
+        """Draft tokens proposed for a row, and how many were accepted at a time; nothing without a draft."""
         report = self.state if step.report is None else step.report
         if "proposed" not in report:
             return 0, []
