@@ -7,12 +7,17 @@ threshold family, sections 4 to 6, and of FreeCache):
 * ``none``: the whole row, exact.
 * ``prefix``: the whole row at the first step of a block, then the block and everything right of it.
 * ``dual``: the whole row at the first step of a block, then the block alone.
-* ``freecache``: the whole row once, then the block and everything right of it; what lies left is frozen.
+* ``freecache``: the whole row once, then the block and everything right of it; what lies left is frozen as it was last
+  computed, whichever step of its block that was.
 
-With a shifted head (Dream) position p is predicted at p - 1. Under ``prefix`` and ``dual`` the official code commits a
-block's first position from the full forward, whatever its confidence, and nothing else in that step: `forced`.
+With a shifted head (Dream) position p is predicted at p - 1, so freecache's window starts one earlier. Under ``prefix``
+and ``dual`` the official code commits a block's first position from the full forward, whatever its confidence, and
+nothing else in that step: `forced`.
 
-Axes: R rows, W positions of the view, T window, V vocabulary, D width.
+Classifier-free guidance (card of LLaDA, section 4) is a switch of the network: a second forward of the same windows
+with the prompt masked, counted as part of the same call.
+
+Axes: R rows, W positions of the view, T window, Q extra tokens, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -22,17 +27,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import Group, keys_before
+from dlmbench.backbone.attention import Group, keys_before, visible
+from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network, bucket
 
 POLICIES = ("none", "prefix", "dual", "freecache")
+WIDTH_BUCKET = 8  # whole rows are padded to multiples of this
 
 
 @dataclass(frozen=True)
 class CachePolicy:
     """Which positions a forward recomputes.
 
-    refresh_every: recompute the whole row every n-th step of a block (prefix, dual); 0: at its first step only.
+    refresh_every (prefix, dual): recompute the whole row every n-th step of a block; 0: at its first step only.
     freeze (freecache): ``stale`` freezes a block as its last step left it, ``refresh`` recomputes it once more with the
     first step of the next block. window (freecache): ``shrinking``, or ``prompt_only`` to freeze the prompt alone.
     """
@@ -42,35 +49,28 @@ class CachePolicy:
     freeze: str = "stale"
     window: str = "shrinking"
 
-    def first(self, view, shift: int) -> Tensor:
-        """First recomputed position of every row [R]."""
-        everything = torch.zeros_like(view.start)
-        if self.name == "none":
-            return everything
+    def recomputed(self, row, block_length: int, shift: int) -> tuple[int, int]:
+        """First position and end of what the next forward of `row` (a `HostRow`) recomputes."""
+        if self._whole(row):
+            return 0, row.end
         if self.name == "freecache":
-            begin = view.start
-            if self.window == "prompt_only":
-                begin = view.prompt_length
-            elif self.freeze == "refresh":
-                earlier = (view.start - view.block_length).maximum(view.prompt_length)
-                begin = torch.where(view.step == 0, earlier, view.start)
-            return torch.where(view.total_steps == 0, everything, (begin - shift).clamp_min(0))
-        return torch.where(self.whole(view), everything, view.start)
+            return max(self._thawed(row, block_length) - shift, 0), row.end
+        return row.start, min(row.start + block_length, row.end) if self.name == "dual" else row.end
 
-    def whole(self, view) -> Tensor:
-        """Rows [R] whose forward covers everything."""
+    def _whole(self, row) -> bool:
         if self.name == "none":
-            return torch.ones_like(view.live)
+            return True
         if self.name == "freecache":
-            return view.total_steps == 0
-        due = view.step == 0
-        return due | (view.step % self.refresh_every == 0) if self.refresh_every else due
+            return row.total_steps == 0
+        return row.step == 0 or (self.refresh_every > 0 and row.step % self.refresh_every == 0)
 
-    def last(self, view) -> Tensor:
-        """End of the recomputed positions of every row [R]."""
-        if self.name == "dual":
-            return torch.where(self.whole(view), view.ends, (view.start + view.block_length).minimum(view.ends))
-        return view.ends
+    def _thawed(self, row, block_length: int) -> int:
+        """First position that freecache does not keep frozen."""
+        if self.window == "prompt_only":
+            return row.prompt
+        if self.freeze == "refresh" and row.step == 0:
+            return max(row.start - block_length, row.prompt)
+        return row.start
 
     def forced(self, view, shift: int) -> tuple[Tensor, Tensor] | None:
         """(rows [R], positions [R,W]) of reveals that replace the decoder's; None when there are none."""
@@ -81,15 +81,42 @@ class CachePolicy:
 
 
 class Bidirectional(Network):
-    """A full-attention network; nothing is prefilled and nothing is stored."""
+    """A full-attention network; nothing is prefilled and nothing is stored.
 
-    def __init__(self, role: str, model, block_length: int, policy: CachePolicy | None = None):
+    `guidance` is the scale of classifier-free guidance, 0 without.
+    """
+
+    def __init__(
+        self, role: str, model, block_length: int, policy: CachePolicy | None = None, guidance: float = 0.0
+    ):
         super().__init__(role, model, block_length)
-        self.policy = policy or CachePolicy()
+        self.policy, self.guidance = policy or CachePolicy(), guidance
+
+    def allocate(self, rows: int, capacity: int, canvas: Tensor, counter) -> None:
+        super().allocate(rows, capacity, canvas, counter)
+        self.given = torch.zeros(canvas.shape, dtype=torch.bool, device=self.device)
+        self.unguided_cache = None
+        if self.guidance:
+            self.unguided_cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
+
+    def reset(self, rows: Tensor) -> None:
+        super().reset(rows)
+        self.given[rows] = self.canvas[rows] != self.config.mask_id  # prompt and tokens fixed in advance
+
+    def keep_rows(self, rows: Tensor, canvas: Tensor) -> None:
+        super().keep_rows(rows, canvas)
+        self.given = self.given.index_select(0, rows)
+        if self.unguided_cache:
+            self.unguided_cache.keep_rows(rows)
 
     @property
     def stores(self) -> bool:
         return False
+
+    @property
+    def reads_host(self) -> bool:
+        """Widths of windows follow where each row is, which the host must know before it launches a step."""
+        return self.policy.name != "none"
 
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
         return [0] * len(prompt_lengths)
@@ -97,74 +124,125 @@ class Bidirectional(Network):
     def forced(self, view):
         return self.policy.forced(view, self.config.shift)
 
-    def denoise(self, view, embeds: Tensor | None = None, kind: str | None = None, hidden: bool = False, ids=None):
+    # --- what a decoder may ask for ---------------------------------------------------------------------------------
+
+    def denoise(
+        self, view, embeds: Tensor | None = None, kind: str | None = None, hidden: bool = False,
+        active: Tensor | None = None,
+    ):  # fmt: skip
         """Forward over each row's window.
 
-        `embeds` [R,W,D] replaces the embeddings at the view's positions; `ids` [R, capacity] replaces the canvas (the
-        unconditional half of guidance). Returns logits [R,W,V] that predict the view's positions, or (logits, hidden
-        states after the final norm that predict them [R,W,D]).
+        `embeds` [R,W,D] replaces the embeddings at the view's positions; `active` [R] bool marks the live rows that
+        need this forward (default: all). Returns logits [R,W,V] that predict the view's positions, or (logits, hidden
+        states after the final norm that predict them [R,W,D]). Positions outside a row's window get no prediction;
+        ``view.predicted`` says which have one.
         """
-        canvas = self.canvas if ids is None else ids
-        first, last = self.policy.first(view, self.config.shift), self.policy.last(view)
-        parts = self._parts(view, first, last)
+        parts = self._parts(view)
+        states = self._windows(view, self.canvas, parts, embeds)
+        logits = self.model.project(states)
+        if self.guidance:
+            unconditional = torch.where(self.given, self.config.mask_id, self.canvas)
+            self.cache, self.unguided_cache = self.unguided_cache, self.cache
+            unguided = self.model.project(self._windows(view, unconditional, parts))
+            self.cache, self.unguided_cache = self.unguided_cache, self.cache
+            logits = unguided + (self.guidance + 1) * (logits - unguided)
+        self._count_windows(view, kind, parts, view.live if active is None else view.live & active)
+        return (logits, states) if hidden else logits
+
+    def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
+        """One forward over whole rows and, beside each, extra tokens that the row does not see.
+
+        ids and positions [R,Q]; an extra token sees the other extra ones and the row, except the position `unseen`
+        [R,Q]. Returns logits at the view [R,W,V] and at the extra tokens [R,Q,V]. No cache policy applies.
+        """
+        rows, extra = ids.shape
+        width = bucket(view.longest, WIDTH_BUCKET)
+        row = torch.arange(width, device=self.device).expand(rows, width)
+        slots = torch.cat([row, width + torch.arange(extra, device=self.device).expand(rows, extra)], 1)
+        valid = torch.cat([row < view.ends.unsqueeze(1), torch.ones_like(ids, dtype=torch.bool)], 1)
+        rotated = torch.cat([row, positions], 1)
+        seen = width + extra
+        key = torch.arange(seen, device=self.device)
+        in_row, is_extra = key < view.ends.unsqueeze(1), key >= width  # [R,S], [S]
+        of_row = in_row.unsqueeze(1).expand(rows, width, seen)
+        of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra
+        bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
+        x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
+        places = self._places(slots, valid & view.live.unsqueeze(1))
+        states = self._forward(x, places, [Group(rotated, bias)]).view(rows, seen, -1)
+        at = (view.positions - self.config.shift).clamp(0, width - 1)
+        shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        queries = view.ends + extra
+        self._count("refresh", "row+", view.live, queries, queries, view.valid.sum(1) + extra)
+        return self.model.project(shown), self.model.project(states[:, width:])
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _parts(self, view) -> list[tuple[Tensor | None, Tensor, Tensor, int, bool]]:
+        """Rows with windows of one sort together: (rows or None for all, first [n], end [n], width, whole rows?)."""
+        if self.policy.name == "none":
+            return [(None, torch.zeros_like(view.ends), view.ends, bucket(view.longest, WIDTH_BUCKET), True)]
+        windows = {
+            row: self.policy.recomputed(about, self.block_length, self.config.shift)
+            for row, about in enumerate(view.host)
+            if about
+        }
+        parts = []
+        for whole in (True, False):
+            rows = [row for row, (first, _) in windows.items() if self.policy._whole(view.host[row]) is whole]
+            if rows:
+                first, end = torch.tensor([windows[row] for row in rows], device=self.device).unbind(1)
+                width = max(windows[row][1] - windows[row][0] for row in rows)
+                parts.append((torch.tensor(rows, device=self.device), first, end, width, whole))
+        return parts
+
+    def _windows(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
+        """Forward of all parts in one go -> hidden states that predict the view's positions [R,W,D]."""
         seen = min(bucket(view.longest), self.cache.capacity)
         x, places, groups = [], [], []
-        for rows, width in parts:
-            begin, end = (first, last) if rows is None else (first[rows], last[rows])
-            index = torch.arange(begin.shape[0], device=self.device) if rows is None else rows
-            positions = begin.unsqueeze(1) + torch.arange(width, device=self.device)
+        everyone = torch.arange(view.ends.shape[0], device=self.device)
+        for rows, first, end, width, _ in parts:
+            index = everyone if rows is None else rows
+            positions = first.unsqueeze(1) + torch.arange(width, device=self.device)
             valid = (positions < end.unsqueeze(1)) & view.live[index].unsqueeze(1)
             positions = positions.clamp_max(self.cache.capacity - 1)
             tokens = self.model.embed(canvas[index].gather(1, positions))
             if embeds is not None:
-                tokens = _replace(tokens, view.positions[index] - begin.unsqueeze(1), embeds[index])
+                tokens = _replace(tokens, view.positions[index] - first.unsqueeze(1), embeds[index])
             x.append(tokens.flatten(0, 1))
             places.append(self.cache.places(index, positions, valid))
-            ends = view.ends if rows is None else view.ends[rows]
-            groups.append(Group(positions, keys_before(ends, seen, self.dtype), rows))
+            groups.append(Group(positions, keys_before(view.ends[index], seen, self.dtype), rows))
         states = self._forward(torch.cat(x), tuple(torch.cat(p) for p in zip(*places)), groups)
-        chosen = self._at_view(view, states, first, parts)
-        self._count_windows(view, kind, last - first)
-        logits = self.model.project(chosen)
-        return (logits, chosen) if hidden else logits
+        return self._at_view(view, states, parts)
 
-    def _parts(self, view, first: Tensor, last: Tensor) -> list[tuple[Tensor | None, int]]:
-        """Rows of like width together: (rows or None for all, width). One part where the host does not know."""
-        if view.host is None or self.policy.name == "none":
-            return [(None, bucket(view.longest, 8))]
-        widths = (last - first).tolist()  # the host holds these numbers already on this device
-        whole = self.policy.whole(view).tolist()
-        live = [bool(about) for about in view.host]
-        parts = []
-        for wanted in (True, False):
-            rows = [row for row, (w, alive) in enumerate(zip(whole, live)) if alive and w is wanted]
-            if rows:
-                parts.append((torch.tensor(rows, device=self.device), max(widths[row] for row in rows)))
-        if len(parts) == 1 and len(parts[0][0]) == len(live):
-            return [(None, parts[0][1])]
-        return parts
-
-    def _at_view(self, view, states: Tensor, first: Tensor, parts) -> Tensor:
-        """Hidden states that predict the view's positions [R,W,D]; rows outside every part are left at zero."""
-        rows_total, width_view = view.positions.shape
-        chosen = states.new_zeros(rows_total, width_view, states.shape[-1])
+    def _at_view(self, view, states: Tensor, parts) -> Tensor:
+        """Hidden states that predict the view's positions [R,W,D]; zero where nothing was recomputed."""
+        chosen = states.new_zeros(*view.positions.shape, states.shape[-1])
+        predicted = torch.zeros_like(view.valid)
         at = 0
-        for rows, width in parts:
-            index = torch.arange(rows_total, device=self.device) if rows is None else rows
+        for rows, first, end, width, _ in parts:
+            index = torch.arange(view.ends.shape[0], device=self.device) if rows is None else rows
             part = states[at : at + index.shape[0] * width].view(index.shape[0], width, -1)
             at += index.shape[0] * width
-            place = view.positions[index] - self.config.shift - first[index].unsqueeze(1)
+            place = view.positions[index] - self.config.shift - first.unsqueeze(1)
+            inside = (place >= 0) & (view.positions[index] - self.config.shift < end.unsqueeze(1))
             place = place.clamp(0, width - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1])
-            chosen.index_copy_(0, index, part.gather(1, place))
+            chosen.index_copy_(0, index, part.gather(1, place) * inside.unsqueeze(-1))
+            predicted.index_copy_(0, index, inside)
+        view.predicted = predicted
         return chosen
 
-    def _count_windows(self, view, kind: str | None, queries: Tensor) -> None:
-        """A forward without cached keys is a refresh, one with them a denoise."""
-        projected = view.valid.sum(1)
-        whole = self.policy.whole(view)
-        self._count(kind or "refresh", "row", view.live & whole, view.ends, queries, projected)
-        if self.policy.name != "none":
-            self._count(kind or "denoise", "window", view.live & ~whole, view.ends, queries, projected)
+    def _count_windows(self, view, kind: str | None, parts, active: Tensor) -> None:
+        """A forward without cached keys is a refresh, one with them a denoise; guidance doubles a call's tokens."""
+        double, twice = (2, "x2") if self.guidance else (1, "")
+        projected = view.valid.sum(1) * double
+        for rows, first, end, _, whole in parts:
+            index = slice(None) if rows is None else rows
+            kind_here, shape = ("refresh", "row") if whole else ("denoise", "window")
+            self._count(
+                kind or kind_here, shape + twice, active[index], view.ends[index], (end - first) * double,
+                projected[index], rows,
+            )  # fmt: skip
 
 
 def _replace(tokens: Tensor, offsets: Tensor, embeds: Tensor) -> Tensor:

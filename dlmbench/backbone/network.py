@@ -11,13 +11,15 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Column, Counter
-from dlmbench.backbone.model import Transformer
+from dlmbench.backbone.model import Attend, Transformer
 
 PREFILL_BUCKET = 32  # prompt widths are padded to multiples of this, so their shapes are few
 KEY_BUCKET = 32  # the same for the number of keys a forward looks at
@@ -50,6 +52,11 @@ class Network:
     def stores(self) -> bool:
         """Do finished blocks need a forward to keep their keys and values? A shifted head keeps them as it reads."""
         return not self.config.shift
+
+    @property
+    def reads_host(self) -> bool:
+        """Must the host know where every row is before a step is launched?"""
+        return False
 
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
         """Leading prompt tokens that are encoded ahead: whole blocks; all but the last token for a shifted head."""
@@ -132,7 +139,7 @@ class Network:
         ids: Tensor,
         positions: Tensor,
         allowed: Tensor,
-        kind: str = "verify",
+        kind: str | Mapping[str, Tensor] = "verify",
         project: slice = slice(None),
         hidden: bool = False,
         active: Tensor | None = None,
@@ -144,8 +151,9 @@ class Network:
         ids and positions [R,Q] (positions may repeat: several copies of a block), allowed [R,Q,Q] bool (query, key);
         `project` picks the queries that go through the head; `active` as in `denoise`; `used` [R] counts the tokens of
         a padded pack that belong to it (default: all); without `prefix` the pack is the whole row and nothing cached is
-        seen. Nothing of the pack stays in the cache. Returns logits [R,|project|,V], or (logits, hidden states after
-        the final norm [R,Q,D]).
+        seen. `kind` may be a mapping of kinds to the rows [R] bool that each serves, for a pack that answers different
+        questions in different rows. Nothing of the pack stays in the cache. Returns logits [R,|project|,V], or (logits,
+        hidden states after the final norm [R,Q,D]).
         """
         rows, width = ids.shape
         start = view.start if prefix else torch.zeros_like(view.start)
@@ -156,9 +164,15 @@ class Network:
         group = Group(positions, bias)
         states = self._with_stores(view, self.model.embed(ids.reshape(-1)), places, group).view(rows, width, -1)
         chosen = states[:, project]
-        self._count_pack(view, kind, start, width, chosen.shape[1], active, used)
+        for name, served in ({kind: active} if isinstance(kind, str) else kind).items():
+            self._count_pack(view, name, start, width, chosen.shape[1], served, used)
         logits = self.model.project(chosen)
         return (logits, states) if hidden else logits
+
+    def trial(self, tokens: int) -> Callable[[Tensor, Attend], Tensor]:
+        """The bare network on `tokens` tokens, for pricing: positions [N], attend -> states [N,D]."""
+        x = self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
+        return lambda positions, attend: self.model(x, positions, attend)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -236,9 +250,9 @@ class Network:
             self._count_with_stores(view, kind, start + width, width, projected, active)
             return
         needed, both = self._paying(view, active)
-        wider = used + self.block_length
-        self._count(kind, "pack", needed & ~both, start + used, used, used)
-        self._count(kind, "pack+store", both, start + used, wider, used)
+        wider = used + self.block_length  # the shape is what was computed, the counts are what the row needed
+        self._count(kind, str(width), needed & ~both, start + used, used, used)
+        self._count(kind, str(width + self.block_length), both, start + used, wider, used)
 
     def _paying(self, view, active: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows that this forward is counted for, and those of them whose store rode along.

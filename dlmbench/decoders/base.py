@@ -40,10 +40,18 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class HostRow:
-    """What the host knows of a busy row without asking the device: `note` of the row's last decision, None before its
-    first one and from decoders that leave none."""
+    """What the host knows of a busy row without asking the device.
+
+    `note` of the row's last decision, None before its first one and from decoders that leave none; the prompt's length,
+    the start of the active block, the end of the canvas, and the steps spent on this block and on the row.
+    """
 
     note: int | None = None
+    prompt: int = 0
+    start: int = 0
+    end: int = 0
+    step: int = 0
+    total_steps: int = 0
 
 
 @dataclass
@@ -59,7 +67,8 @@ class View:
     tokens, `eligible` those of them that the active block allows to be revealed now; the two are the same where the
     view is a block.
 
-    `seen`, `longest` and `host` are for the runtime: upper bounds on key and row length, and the host's knowledge
+    `predicted` [R,W] marks positions that the last forward predicted, None for all of them: a cache policy may leave
+    the rest of the answer out. `seen`, `longest` and `host` are for the runtime: upper bounds on key and row length, and the host's knowledge
     (None while flags are read late).
     """
 
@@ -82,6 +91,7 @@ class View:
     longest: int
     host: list[HostRow | None] | None = None
     tracing: bool = False
+    predicted: Tensor | None = None
 
     def __post_init__(self):
         self.traced: Candidates | None = None  # what `candidates` last returned, for the recorder
@@ -134,7 +144,9 @@ class Decoder:
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
     attention: tuple[str, ...] = ("block_causal",)
+    caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
     scope: str = "block"  # "block" | "answer": what the view covers
+    view_width: int = 0  # positions of a view; the engine says so before `init_state`
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
     lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
     cached: bool = True  # False: every forward brings its whole row, nothing is prefilled or stored
@@ -196,6 +208,7 @@ def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
         score = score.masked_fill(~eligible, float("-inf"))
         best = (score == score.amax(1, keepdim=True)) & eligible
         return best & (best.cumsum(1) == 1)
+    score = score.clamp_min(torch.finfo(score.dtype).min)  # a score of -inf still ranks before what is not eligible
     order = score.masked_fill(~eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)

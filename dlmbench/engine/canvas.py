@@ -5,12 +5,15 @@ returns one packed flag a row, which is all that the host ever reads of a step.
 
 Block-causal rows: blocks are cut at absolute multiples of B, the canvas ends with a whole block, decoding stops after
 the block that holds an EOS. Full-attention rows: blocks are counted from the prompt's end, the answer has exactly its
-budget of positions, and no token stops anything (cards of SDAR and LLaDA).
+budget of positions, and no token stops anything (cards of SDAR and LLaDA) unless `fill_after_eos`: then whatever lies
+right of the first EOS becomes EOS after every step (FreeCache's early stop).
 
 Axes: R rows (slots), L capacity, B block length, W positions of the view.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,9 +36,11 @@ class Canvas:
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
-        answer: int, device: torch.device,
+        answer: int, device: torch.device, fill_after_eos: bool = False,
     ):  # fmt: skip
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
+        self.fill_after_eos, self.filled = fill_after_eos, None
+        self.fixed = attention == "full"  # may blocks begin with fewer masks than positions?
         self.tokens = torch.full((rows, capacity), mask_id, dtype=torch.long, device=device)
         for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards"):
             setattr(self, name, torch.zeros(rows, dtype=torch.long, device=device))
@@ -53,10 +58,13 @@ class Canvas:
     def rows(self) -> int:
         return self.tokens.shape[0]
 
-    def admit(self, row: int, prompt: list[int], max_tokens: int, seed: int) -> int:
+    def admit(
+        self, row: int, prompt: list[int], max_tokens: int, seed: int, fixed: Sequence[tuple[int, int]] = ()
+    ) -> int:
         """Put a prompt into a slot; returns the start of its first active block.
 
-        On the absolute grid the prompt's tail stands, unmasked, in the first active block.
+        On the absolute grid the prompt's tail stands, unmasked, in the first active block. `fixed` are (offset, token)
+        pairs of the answer that are given in advance; those beyond the budget are left out.
         """
         length, block = len(prompt), self.block_length
         start, end = length, length + max_tokens
@@ -64,7 +72,12 @@ class Canvas:
             start, end = length // block * block, -(-end // block) * block
         self.tokens[row] = self.mask_id
         self.tokens[row, :length] = torch.tensor(prompt, device=self.tokens.device)
-        masks = min(start + block, end) - length
+        for offset, token in fixed:
+            if offset < max_tokens:
+                self.tokens[row, length + offset] = token
+        self.fixed = self.fixed or bool(fixed)
+        first_end = min(start + block, end)
+        masks = first_end - length - len({o for o, _ in fixed if length + o < first_end})
         values = {"prompt_length": length, "start": start, "ends": end, "seed": seed, "block_masks": masks}
         for name, value in {**values, "step": 0, "total_steps": 0, "guards": 0, "live": True}.items():
             getattr(self, name)[row] = value
@@ -102,13 +115,15 @@ class Canvas:
         if decision.idle is not None:
             idle = idle & ~decision.idle
         block_done, row_done = self._done(view, decision, tokens, masked)
+        if self.fill_after_eos:
+            row_done = row_done | (self._fill(view) & self.live)
         if decision.guard is not None:
             self.guards += decision.guard & self.live
         self.moved = block_done & ~row_done
         self.step = torch.where(block_done, 0, self.step + self.live)
         self.total_steps = self.total_steps + self.live
         self.start = self.start + self.moved * self.block_length
-        if self.attention == "full":
+        if self.fixed:
             self.block_masks = torch.where(self.moved, self._masks_in_block(), self.block_masks)
         else:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
@@ -140,6 +155,18 @@ class Canvas:
         if decision.finish is not None:
             row_done = row_done | (decision.finish & self.live)
         return block_done, row_done
+
+    def _fill(self, view: View) -> Tensor:
+        """Everything right of the first EOS of an answer becomes that EOS; returns the rows [R] without a mask left."""
+        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        answer = (positions >= self.prompt_length.unsqueeze(1)) & (positions < self.ends.unsqueeze(1))
+        eos = torch.isin(self.tokens, self.eos) & answer
+        first = torch.where(eos, positions, self.tokens.shape[1]).amin(1, keepdim=True)
+        token = self.tokens.gather(1, first.clamp_max(self.tokens.shape[1] - 1))
+        filled = answer & (positions > first) & (self.tokens != token) & self.live.unsqueeze(1)
+        self.filled = torch.where(filled, token, -1)
+        self.tokens.copy_(torch.where(filled, token, self.tokens))
+        return ~((self.tokens == self.mask_id) & answer).any(1) & (first < self.tokens.shape[1]).squeeze(1)
 
     def _masks_in_block(self) -> Tensor:
         positions = self.start.unsqueeze(1) + self.block

@@ -32,13 +32,15 @@ REPORTED = ("proposed", "accepted")  # state of a decoder that the engine reads 
 
 @dataclass(frozen=True)
 class Request:
-    """One item to generate: prompt ids, token budget, stop strings, and the seed of its own draws."""
+    """One item to generate: prompt ids, token budget, stop strings, the seed of its own draws, and tokens of the answer
+    that are given in advance as (offset behind the prompt, token) pairs."""
 
     key: str
     prompt_ids: tuple[int, ...]
     max_tokens: int
     stop: tuple[str, ...] = ()
     seed: int = 0
+    fixed: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -90,6 +92,13 @@ class _Slot:
     end: int  # of its canvas
     first_step: int  # number of the first step that was launched with this request in the slot
     note: int | None = None  # the last decision's, as far as it has been read
+    step: int = 0  # steps read so far, on this block and on the row
+    total_steps: int = 0
+
+    @property
+    def row(self) -> HostRow:
+        prompt = len(self.request.prompt_ids)
+        return HostRow(self.note, prompt, self.start, self.end, self.step, self.total_steps)
 
 
 @dataclass
@@ -115,6 +124,7 @@ class Engine:
         batch_size: slots.
         lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere unless the decoder's
             launches depend on them.
+        fill_after_eos: full attention only: after every step, whatever lies right of the first EOS becomes EOS.
         stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
     """
 
@@ -128,6 +138,7 @@ class Engine:
         sampling: Sampling | None = None,
         lag: int | None = None,
         stall_limit: int = 64,
+        fill_after_eos: bool = False,
         description: dict | None = None,
     ):
         self.nets, self.decoder, self.tokenizer = nets, decoder, tokenizer
@@ -137,7 +148,9 @@ class Engine:
         self.device = self.target.device
         self.lag = lag
         if lag is None:
-            self.lag = 0 if self.device.type == "cpu" or decoder.lag == 0 else 1
+            now = self.device.type == "cpu" or decoder.lag == 0 or any(net.reads_host for net in nets.values())
+            self.lag = 0 if now else 1
+        self.fill_after_eos = fill_after_eos
         decoder.attach(nets)
         self.stall_limit = stall_limit
         self.timing = Timing()
@@ -224,8 +237,9 @@ class Engine:
         answer = max(r.max_tokens for r in requests) if self.decoder.scope == "answer" else 0
         self.canvas = Canvas(
             rows, capacity, block, self._mask_id, () if self.decoder.ends_rows else config.eos_ids, config.attention,
-            answer, self.device,
+            answer, self.device, self.fill_after_eos,
         )  # fmt: skip
+        self.decoder.view_width = answer or block
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():
             net.allocate(rows, capacity, self.canvas.tokens, self.counter)
@@ -247,7 +261,7 @@ class Engine:
         rows = []
         for row in free[: len(queue)]:
             index, request = queue.popleft()
-            start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed)
+            start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed, request.fixed)
             end = len(request.prompt_ids) + request.max_tokens
             self.slots[row] = _Slot(request, index, began, start, end, self.launched)
             self.idle_steps[row] = 0
@@ -274,7 +288,7 @@ class Engine:
         busy = [slot for slot in self.slots if slot]
         seen = min(bucket(max(slot.start for slot in busy) + block + ahead), capacity)
         longest = min(max(slot.end for slot in busy), capacity)
-        host = None if self.lag else [HostRow(slot.note) if slot else None for slot in self.slots]
+        host = None if self.lag else [slot.row if slot else None for slot in self.slots]
         tracing = self.recorder is not None
         view = self.canvas.view(self.state, self.sampling, seen, longest, host, tracing)
         self.counter.log = [] if tracing else None
@@ -282,7 +296,7 @@ class Engine:
         flags = self.canvas.apply(view, decision)
         self._blocks_finished(view, flags)
         if tracing:
-            self.recorder.step(view, decision, self.counter.log)
+            self.recorder.step(view, decision, self.counter.log, self.canvas.filled)
         if self.device.type != "cpu":
             flags = flags.to("cpu", non_blocking=True)
         totals = self.counter.totals.clone() if self.lag else None
@@ -296,6 +310,8 @@ class Engine:
         if forced is None:
             return decision
         rows, reveal = forced
+        if decision.finish is not None:
+            rows = rows & ~decision.finish
         return replace(decision, reveal=torch.where(rows.unsqueeze(1), reveal, decision.reveal))
 
     def _blocks_finished(self, view: View, flags: Tensor) -> None:
@@ -323,6 +339,7 @@ class Engine:
                 continue
             if step.noted:
                 slot.note, flag = flag >> NOTE, flag & (BLOCK_DONE | ROW_DONE | IDLE)
+            slot.step, slot.total_steps = slot.step + 1, slot.total_steps + 1
             if not flag:
                 self.idle_steps[row] = 0
                 continue
@@ -330,11 +347,11 @@ class Engine:
                 finished.append((slot.index, self._finish(row, slot, slot.start, step)))
                 continue
             if flag & BLOCK_DONE:
-                slot.start += self.target.block_length
+                slot.start, slot.step = slot.start + self.target.block_length, 0
                 if not self.lag:
                     for net in self.nets.values():
                         net.waiting.add(row)
-                if slot.request.stop and self._stopped(row, slot):
+                if slot.request.stop and self.canvas.attention != "full" and self._stopped(row, slot):
                     self.canvas.live[row] = False
                     finished.append((slot.index, self._finish(row, slot, slot.start - self.target.block_length, step)))
                     continue

@@ -27,20 +27,29 @@ class Recorder:
     def begin(self, row: int) -> None:
         self.steps[row] = []
 
-    def step(self, view: View, decision: Decision, log: list[tuple[Column, Tensor, Tensor]]) -> None:
-        """Note what a decision did to every live row; prefill forwards are in the counts, not in a trace."""
+    def step(
+        self, view: View, decision: Decision, log: list[tuple[Column, Tensor, Tensor]], filled: Tensor | None = None
+    ) -> None:
+        """Note what a decision did to every live row; prefill forwards are in the counts, not in a trace.
+
+        `filled` [R, capacity] holds the EOS that filled a position after this step, -1 elsewhere.
+        """
         reveal = decision.reveal & view.masked
         for row, live in enumerate(view.live.tolist()):
             if not live:
                 continue
             chosen = reveal[row].nonzero().squeeze(1)
+            revealed = dict(zip(view.positions[row, chosen].tolist(), decision.tokens[row, chosen].tolist()))
+            if filled is not None:
+                after = (filled[row] >= 0).nonzero().squeeze(1)
+                revealed.update(zip(after.tolist(), filled[row, after].tolist()))
             remasked = []
             if decision.remask is not None:
                 remasked = view.positions[row, decision.remask[row] & ~view.masked[row]].tolist()
             entry = {
                 "block": int(view.start[row]) // view.block_length,
-                "positions": view.positions[row, chosen].tolist(),
-                "tokens": decision.tokens[row, chosen].tolist(),
+                "positions": sorted(revealed),
+                "tokens": [revealed[position] for position in sorted(revealed)],
                 "remasked": remasked,
                 "forwards": [
                     {"role": column.role, "kind": column.kind, "query_tokens": int(queries[row])}
