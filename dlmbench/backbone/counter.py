@@ -37,11 +37,11 @@ class Counts:
     """Host copy of one row.
 
     `kinds` {role: {kind: {calls, query_tokens, key_tokens, flops}}}, where `key_tokens` counts (query, key) pairs;
-    `shapes` {"role/kind/shape": (calls, query tokens, pairs)}.
+    `shapes` {"role/kind/shape": (calls, query tokens, pairs, tokens through the head)}.
     """
 
     kinds: dict[str, dict[str, dict[str, float]]]
-    shapes: dict[str, tuple[int, int, int]]
+    shapes: dict[str, tuple[int, int, int, int]]
 
 
 class Counter:
@@ -95,7 +95,7 @@ class Counter:
         """What one row has cost so far, or had cost when `totals` was copied."""
         table = (self.totals if totals is None else totals)[row].tolist()
         kinds: dict[str, dict[str, dict[str, float]]] = {}
-        shapes: dict[str, tuple[int, int, int]] = {}
+        shapes: dict[str, tuple[int, int, int, int]] = {}
         for column, index in self.columns.items():
             if index >= len(table) or not table[index][0]:
                 continue
@@ -105,7 +105,7 @@ class Counter:
             flops = self.configs[column.role].flops(queries, pairs, projected)
             for measure, value in zip(empty, (calls, queries, pairs, flops)):
                 kind[measure] += value
-            shapes[column.name] = (calls, queries, pairs)
+            shapes[column.name] = (calls, queries, pairs, projected)
         return Counts(kinds, shapes)
 
     def _new_column(self, column: Column, config: BackboneConfig) -> int:

@@ -56,7 +56,7 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
     keys = settings.prompt_tokens + settings.new_tokens
     for batch in settings.batch_sizes:
         net = Network("target", model, settings.block_length)
-        seconds = forward_seconds(net, batch, settings.block_length, keys, True, settings.repeats)
+        seconds = forward_seconds(net, batch, settings.block_length, keys, settings.block_length, settings.repeats)
         kv_bytes = (
             2 * config.num_layers * config.num_kv_heads * config.head_dim * keys * batch * model.norm.element_size()
         )

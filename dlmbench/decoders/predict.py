@@ -42,10 +42,15 @@ class Sampling:
 
 
 class Candidates:
-    """Proposals at every position of a view; each score is computed when it is first asked for. All are [R,W]."""
+    """Proposals at every position of a view; each score is computed when it is first asked for. All are [R,W].
 
-    def __init__(self, logits: Tensor, view):
+    With `tokens` [R,W] these are scored instead of proposals.
+    """
+
+    def __init__(self, logits: Tensor, view, tokens: Tensor | None = None):
         self.view, self.sampling = view, view.sampling
+        if tokens is not None:
+            self.tokens = tokens
         logits = logits.float()
         self.logits = logits if self.sampling.scale == 1.0 else logits / self.sampling.scale
 

@@ -25,8 +25,7 @@ def prices(engine, repeats: int) -> dict[str, float]:
     if not engine.shapes:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
     batch = engine.batch_size
-    plain = _plain(engine)
-    base = _seconds(engine, plain, batch, repeats)
+    plain, base = _plain(engine, repeats)
     result = {"seconds_per_denoise": base}
     for name in sorted(engine.shapes):
         rows = 1 if "/prefill/" in name else batch
@@ -35,23 +34,32 @@ def prices(engine, repeats: int) -> dict[str, float]:
     return result
 
 
-def _plain(engine) -> str:
-    """The forward that costs 1: a denoise (or, without a cache, a refresh) of the target that does nothing else."""
-    block = f"target/denoise/{engine.target.block_length}"
-    candidates = [block, *(name for name in engine.shapes if name.startswith(("target/refresh", "target/denoise")))]
-    return next((name for name in candidates if name in engine.shapes), min(engine.shapes))
+def _plain(engine, repeats: int) -> tuple[str, float]:
+    """The forward that costs 1, and its seconds: a denoise (or, without a cache, a refresh) of the target that does
+    nothing else; one of the same size where the method never asks for one (speculative methods verify instead)."""
+    block = engine.target.block_length
+    ours = [name for name in sorted(engine.shapes) if name.startswith("target/") and "/prefill/" not in name]
+    candidates = [f"target/denoise/{block}", *(n for n in ours if n.split("/")[1] in ("refresh", "denoise"))]
+    plain = next((name for name in candidates if name in engine.shapes), "")
+    if plain:
+        return plain, _seconds(engine, plain, engine.batch_size, repeats)
+    calls, queries, pairs, _ = engine.shapes[ours[0]]
+    return plain, forward_seconds(engine.target, engine.batch_size, block, round(pairs / queries), block, repeats)
 
 
 def _seconds(engine, name: str, rows: int, repeats: int) -> float:
-    calls, queries, pairs = engine.shapes[name]
-    role, kind, _ = name.split("/")
-    width, keys = max(round(queries / calls), 1), max(round(pairs / queries), 1)
-    return forward_seconds(engine.nets[role], rows, width, keys, kind not in ("prefill", "store"), repeats)
+    """Seconds of a forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
+    calls, queries, pairs, projected = engine.shapes[name]
+    role, _, shape = name.split("/")
+    width = int(shape) if shape.isdigit() else max(round(queries / calls), 1)
+    keys = max(round(pairs / max(queries, 1)), 1)
+    return forward_seconds(engine.nets[role], rows, width, keys, round(width * projected / max(queries, 1)), repeats)
 
 
 @torch.inference_mode()
-def forward_seconds(net: Network, rows: int, width: int, keys: int, head: bool, repeats: int) -> float:
-    """Median seconds of one forward: `rows` rows of `width` queries over `keys` keys, with or without the head.
+def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
+    """Median seconds of one forward: `rows` rows of `width` queries over `keys` keys, `projected` of them through the
+    head.
 
     Runs on scratch buffers beside the network's own.
     """
@@ -64,12 +72,12 @@ def forward_seconds(net: Network, rows: int, width: int, keys: int, head: bool, 
     everything = torch.ones(rows, dtype=torch.bool, device=net.device)
     places = cache.places(index, positions, everything)
     bias = keys_before(torch.full((rows,), seen, device=net.device), seen, net.dtype)
-    x = net.model.embed(torch.zeros(rows * width, dtype=torch.long, device=net.device))
+    forward = net.trial(rows * width)
 
     def once() -> None:
-        states = net.model(x, positions.reshape(-1), CachedAttention(cache, places, [Group(positions, bias)]))
-        if head:
-            net.model.project(states[: rows * min(width, net.block_length)])
+        states = forward(positions.reshape(-1), CachedAttention(cache, places, [Group(positions, bias)]))
+        if projected:
+            net.model.project(states[: rows * projected])
 
     return median_seconds(once, net.device, repeats)
 

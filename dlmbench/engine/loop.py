@@ -154,7 +154,7 @@ class Engine:
         decoder.attach(nets)
         self.stall_limit = stall_limit
         self.timing = Timing()
-        self.shapes: dict[str, tuple[int, int, int]] = {}  # "role/kind/shape" -> (calls, query tokens, pairs) so far
+        self.shapes: dict[str, tuple[int, int, int, int]] = {}  # as `Counts.shapes`, summed over what has finished
         self._description = description or {}
 
     # --- public -------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ class Engine:
             tokens = self._tokens_until(ids, request.stop)
         counts = self.counter.read(row, step.totals)
         for name, work in counts.shapes.items():
-            known = self.shapes.get(name, (0, 0, 0))
+            known = self.shapes.get(name, (0, 0, 0, 0))
             self.shapes[name] = tuple(a + b for a, b in zip(known, work))
         proposed, accepted = self._drafts(row, step)
         generation = Generation(
