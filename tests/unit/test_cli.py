@@ -1,9 +1,9 @@
 """The command line without a model: help, errors, lists, figures. Run: pytest tests/unit/test_cli.py"""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from synthetic import make_family, make_run
@@ -36,14 +36,13 @@ def test_help_is_light_and_fast():
         "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - began)
-        assert done.returncode == 0, done.stderr
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in VERBS)
-    assert best < 0.5
+    # processor seconds: what the wall clock shows where nothing else runs
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 @pytest.mark.parametrize("verb", VERBS)

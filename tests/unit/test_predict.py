@@ -13,8 +13,9 @@ def view(rows=2, width=6, sampling=None, seed=0):
     positions = torch.arange(width).expand(rows, width)
     zeros = torch.zeros(rows, dtype=torch.long)
     return View(
-        tokens=torch.full((rows, width), MASK), positions=positions, start=zeros, ends=zeros + width, prompt_length=zeros,
-        live=torch.ones(rows, dtype=torch.bool), step=zeros, total_steps=zeros, block_masks=zeros, seed=zeros + seed,
+        tokens=torch.full((rows, width), MASK), positions=positions, start=zeros, ends=zeros + width,
+        prompt_length=zeros, live=torch.ones(rows, dtype=torch.bool), step=zeros, total_steps=zeros,
+        block_masks=zeros, seed=zeros + seed,
         state={}, mask_id=MASK, block_length=width, attention="block_causal", sampling=sampling or Sampling(),
         seen=width, longest=width,
     )  # fmt: skip

@@ -36,6 +36,6 @@ def test_the_picture_tells_new_old_taken_back_and_masked_apart():
     watch.tokens.update({5: 11})
     picture = watch._picture({5: 11}, {6: 12}, 1)
     watch.live.stop()
-    assert picture.plain.splitlines()[0] == "ab" + "c" + MASK  # position 6 is still in tokens before the step is taken in
+    assert picture.plain.splitlines()[0] == "abc" + MASK  # position 6 is in tokens until its step is taken in
     styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}
     assert styles["b"] == "bold green" and styles[MASK] == "dim"
