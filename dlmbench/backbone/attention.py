@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dlmbench.backbone.cache import KVCache
 
+FEW = 64  # queries a row up to which plain products are used on CPU
+
 
 @dataclass
 class Group:
@@ -50,8 +52,7 @@ class CachedAttention:
 
     def __init__(self, cache: KVCache, places: tuple[Tensor, Tensor], groups: list[Group]):
         self.cache, self.places, self.groups = cache, places, groups
-        # SDPA's CPU kernel is slow for a handful of queries a row; plain batched products are up to twice as fast
-        self.attend = products if cache.keys[0].device.type == "cpu" else fused
+        self.on_cpu = cache.keys[0].device.type == "cpu"
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N,H,d], k and v [N,G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
@@ -67,7 +68,10 @@ class CachedAttention:
         keys, values = keys[:, :, :seen], values[:, :, :seen]
         if group.rows is not None:
             keys, values = keys.index_select(0, group.rows), values.index_select(0, group.rows)
-        return self.attend(group, q, keys[:n], values[:n])
+        # SDPA's CPU kernel is slow for a handful of queries a row, where plain products are up to twice as fast; for
+        # many queries it is the faster one, and does not hold all scores in memory
+        few = self.on_cpu and group.positions.shape[1] <= FEW
+        return (products if few else fused)(group, q, keys[:n], values[:n])
 
 
 def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -102,7 +106,8 @@ def keys_before(end: Tensor, seen: int, dtype: torch.dtype) -> Tensor:
     return visible(allowed, dtype).view(-1, 1, 1, seen)
 
 
-def block_causal(positions: Tensor, block_length: int, dtype: torch.dtype) -> Tensor:
-    """Queries at `positions` [n,T] see slots 0..T-1 of their own and earlier blocks -> bias [n,1,T,T]."""
-    blocks = torch.arange(positions.shape[1], device=positions.device) // block_length
+def block_causal(positions: Tensor, block_length: int, dtype: torch.dtype, seen: int | None = None) -> Tensor:
+    """Queries at `positions` [n,T] see the slots below `seen` (default T) of their own and earlier blocks
+    -> bias [n,1,T,seen]."""
+    blocks = torch.arange(seen or positions.shape[1], device=positions.device) // block_length
     return visible(blocks <= (positions // block_length).unsqueeze(-1), dtype).unsqueeze(1)

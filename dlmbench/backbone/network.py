@@ -21,6 +21,7 @@ from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Column, Counter
 from dlmbench.backbone.model import Attend, Transformer
 
+PREFILL_CHUNK = 512  # prompt tokens encoded at once
 PREFILL_BUCKET = 32  # prompt widths are padded to multiples of this, so their shapes are few
 KEY_BUCKET = 32  # the same for the number of keys a forward looks at
 
@@ -65,19 +66,28 @@ class Network:
         return [n // self.block_length * self.block_length for n in prompt_lengths]
 
     def prefill(self, rows: Tensor, lengths: list[int]) -> None:
-        """Encode the first `lengths[i]` tokens of the canvas of rows[i] and keep their keys and values."""
+        """Encode the first `lengths[i]` tokens of the canvas of rows[i] and keep their keys and values.
+
+        Long prompts go through in chunks of whole blocks, which gives the same keys and values in less memory. The
+        final hidden states are left in `prefill_states` [n,T,D].
+        """
         if max(lengths) == 0:
             return
         width = min(bucket(max(lengths), PREFILL_BUCKET), self.cache.capacity)
         ends = torch.tensor(lengths, device=self.device)
-        positions = torch.arange(width, device=self.device).expand(len(lengths), width)
-        places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
-        bias = block_causal(positions, 1 if self.config.attention == "causal" else self.block_length, self.dtype)
-        ids = self.canvas[rows, :width]
-        self.prefill_states = self._forward(
-            self.model.embed(ids.view(-1)), places, [Group(positions, bias, rows)]
-        ).view(len(lengths), width, -1)
+        chunk = max(PREFILL_CHUNK // self.block_length, 1) * self.block_length
+        states = [self._prefill_chunk(rows, ends, at, min(at + chunk, width)) for at in range(0, width, chunk)]
+        self.prefill_states = states[0] if len(states) == 1 else torch.cat(states, 1)
         self._count("prefill", "prompt", ends > 0, ends, ends, 0, rows)
+
+    def _prefill_chunk(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
+        """Positions first .. last-1 of the prompts, which see all before them -> hidden states [n,last-first,D]."""
+        positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
+        places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
+        unit = 1 if self.config.attention == "causal" else self.block_length
+        group = Group(positions, block_causal(positions, unit, self.dtype, last), rows)
+        ids = self.canvas[rows, first:last].reshape(-1)
+        return self._forward(self.model.embed(ids), places, [group]).view(*positions.shape, -1)
 
     def forced(self, view):
         """Reveals that a cache policy forces, (rows [R], positions [R,W]); an exact cache forces none."""

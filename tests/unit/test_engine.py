@@ -166,3 +166,13 @@ def test_calibration_prices_every_forward_that_was_met():
     prices = machine.calibrate(repeats=3)
     assert {name for g in results for name in g.widths} <= set(prices)
     assert prices["target/denoise/4"] == 1.0 and all(price > 0 for price in prices.values())
+
+
+@pytest.mark.parametrize("decoder", [Static(), AR()], ids=["block-causal", "causal"])
+def test_long_prompts_in_chunks_give_the_same_text(decoder, monkeypatch):
+    items = [Request(str(n), tuple(10 + i % 70 for i in range(n)), 6) for n in (3, 40, 97)]
+    whole = engine(decoder, eos=(), batch_size=3).generate(items)
+    monkeypatch.setattr("dlmbench.backbone.network.PREFILL_CHUNK", 16)
+    chunked = engine(decoder, eos=(), batch_size=3).generate(items)
+    assert [g.raw_ids for g in chunked] == [g.raw_ids for g in whole]
+    assert [g.counts for g in chunked] == [g.counts for g in whole]
