@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,6 +161,25 @@ class Decoder:
     def knob(cls) -> str | None:
         """Name of the option that ``--threshold`` sets, None when there is none."""
         return next((f.name for f in fields(cls.Config) if f.metadata.get("knob")), None)
+
+    @classmethod
+    def objection(cls, config: Any, sampling: Sampling) -> str | None:
+        """Why these options cannot work with this sampling, with the remedy; None when they can."""
+        return None
+
+    @classmethod
+    def head_network(cls, target: Any, folder: Path | None, weights: str | None = None) -> Any:
+        """The trained head of a decoder with that role, beside the `Network` it belongs to.
+
+        Read from `folder`, or with random weights (None, for `check`); `weights` is the hash of the target's files.
+        Raises RequestError when the two do not belong together.
+        """
+        raise TypeError(f"decoder {cls.name!r} has no head_network()")
+
+    @classmethod
+    def needs(cls, config: Any, attention: str | None) -> tuple[str, ...]:
+        """Those of `roles` that this setting uses; `attention` is the target's, None where it is not known yet."""
+        return cls.roles
 
     def extra_slots(self, block_length: int) -> int:
         """Cache slots that packed forwards need beyond a block."""
