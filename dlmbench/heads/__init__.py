@@ -1,0 +1,1 @@
+"""Small trained modules that decoders use beside a frozen backbone."""
