@@ -86,9 +86,7 @@ class Bidirectional(Network):
     `guidance` is the scale of classifier-free guidance, 0 without.
     """
 
-    def __init__(
-        self, role: str, model, block_length: int, policy: CachePolicy | None = None, guidance: float = 0.0
-    ):
+    def __init__(self, role: str, model, block_length: int, policy: CachePolicy | None = None, guidance: float = 0.0):
         super().__init__(role, model, block_length)
         self.policy, self.guidance = policy or CachePolicy(), guidance
 

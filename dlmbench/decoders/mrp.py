@@ -296,9 +296,7 @@ class MRP(RoundDecoder):
         same = same & (torch.arange(count, device=place.device) < drafts.unsqueeze(1))
         return same.int().cumprod(1).sum(1)
 
-    def _draft(
-        self, view: View, head: MRPHead, tokens: Tensor, logits: Tensor, carried: Tensor, exact: Tensor
-    ) -> None:
+    def _draft(self, view: View, head: MRPHead, tokens: Tensor, logits: Tensor, carried: Tensor, exact: Tensor) -> None:
         """Leave the next drafts in the state. tokens [R,B], logits [R,B,V] and states [R,B,D] of their last forward."""
         state, most = view.state, self._masks_after(view)
         unfinished = (tokens == view.mask_id).any(1)

@@ -1,4 +1,4 @@
-"""The MRP module: a few layers that predict how a frozen backbone's logits move after a reveal (card of MRP, section 2).
+"""The MRP module: a few layers that predict how a frozen backbone's logits move after a reveal (card of MRP, part 2).
 
 Inputs are the tokens after the reveal and the backbone's hidden states (after its final norm) from before it; the
 output, sent through the backbone's own head, is the residual C: corrected logits are A + C. Embedding table, head and
@@ -163,7 +163,9 @@ def load_module(folder: Path, backbone: Transformer, weights: str | None = None)
     return module.requires_grad_(False).eval()
 
 
-def save_module(module: MRPModule, folder: str | Path, weights: str, dtype: torch.dtype = torch.bfloat16, **about) -> Path:
+def save_module(
+    module: MRPModule, folder: str | Path, weights: str, dtype: torch.dtype = torch.bfloat16, **about
+) -> Path:
     """Write the module alone in the official tensor names; `weights` is the hash of the backbone it was trained on."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before, visible
-from dlmbench.backbone.network import Network, bucket
+from dlmbench.backbone.network import Network
 from dlmbench.heads.mrp import MRPModule
 
 
@@ -37,18 +37,13 @@ class MRPHead(Network):
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
         return super().prefill_lengths(prompt_lengths) if self.keeps_prefix else [0] * len(prompt_lengths)
 
-    def prefill(self, rows: Tensor, lengths: list[int]) -> None:
-        """Encode the prompts that the target has just encoded."""
-        if max(lengths) == 0:
-            return
-        states = self.target.prefill_states  # [n,T,D], of the same rows
-        width = states.shape[1]
-        ends = torch.tensor(lengths, device=self.device)
-        positions = torch.arange(width, device=self.device).expand(len(lengths), width)
+    def _prefill_chunk(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
+        """The same stretch of the prompts, with the states that the target has just left of it."""
+        states = self.target.prefill_states[:, first:last]
+        positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
         places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
-        group = Group(positions, block_causal(positions, self.block_length, self.dtype), rows)
-        self._pass(self.canvas[rows, :width], states, places, [group])
-        self._count("prefill", "prompt", ends > 0, ends, ends, 0, rows)
+        group = Group(positions, block_causal(positions, self.block_length, self.dtype, last), rows)
+        return self._pass(self.canvas[rows, first:last], states, places, [group]).view(states.shape)
 
     def store(self, start: Tensor, seen: int) -> None:
         """The extra pass over finished blocks that follows the target's extra forward (`separate`)."""
@@ -103,12 +98,12 @@ class MRPHead(Network):
 
     def _bias(self, view) -> Tensor:
         """A block sees itself and, with a prefix cache, every slot before it."""
-        end, seen = view.start + self.block_length, min(bucket(view.seen), self.cache.capacity)
+        end = view.start + self.block_length
         if self.keeps_prefix:
-            return keys_before(end, seen, self.dtype)
-        slots = torch.arange(seen, device=self.device)
+            return keys_before(end, view.seen, self.dtype)
+        slots = torch.arange(view.seen, device=self.device)
         own = (slots >= view.start.unsqueeze(1)) & (slots < end.unsqueeze(1))
-        return visible(own, self.dtype).view(-1, 1, 1, seen)
+        return visible(own, self.dtype).view(-1, 1, 1, view.seen)
 
     def _take_stored(self) -> tuple[Tensor, Tensor] | None:
         """Rows [E] and states [E,B,D] that the target's last forward stored and that the module still has to."""

@@ -18,6 +18,12 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "sdar_low_confidence_dynamic": "dlmbench.verify.sdar",
     "sdar_sequential": "dlmbench.verify.sdar",
     "sdar_entropy_bounded": "dlmbench.verify.sdar",
+    "mrp_static_baseline": "dlmbench.verify.mrp",
+    "mrp_dynamic_baseline": "dlmbench.verify.mrp",
+    "mrp_speculative": "dlmbench.verify.mrp",
+    "mrp_direct": "dlmbench.verify.mrp",
+    "mrp_residual_remask": "dlmbench.verify.mrp",
+    "mrp_tau_remask": "dlmbench.verify.mrp",
 }
 SKIPPED: dict[str, str] = {}  # case id -> reason; the list is fixed, adapters cannot add to it
 
@@ -112,7 +118,8 @@ def _forward_check(file: Path):
         with safe_open(file, framework="pt") as handle:
             weights = handle.metadata().get("weights", "")
         config = json.loads((file.parent / weights / "config.json").read_text())
-        module = {"sdar": "dlmbench.verify.sdar"}.get(config.get("model_type"))
+        area = "mrp" if config.get("num_nextn_predict_layers") else config.get("model_type")
+        module = {"sdar": "dlmbench.verify.sdar", "mrp": "dlmbench.verify.mrp"}.get(area)
         if module is None:
             raise Mismatch(f"no adapter knows forwards of model type {config.get('model_type')!r}")
         importlib.import_module(module).check_forward(file)
