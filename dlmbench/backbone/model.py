@@ -143,12 +143,13 @@ class Transformer(nn.Module):
 
 def _rope_tables(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Half-split rotary tables [max_positions, d] with Llama-3 frequency scaling where the config asks for it."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    exact = torch.promote_types(dtype, torch.float32)
+    half = torch.arange(0, config.head_dim, 2, dtype=exact) / config.head_dim
     frequency = 1.0 / config.rope_theta**half
     scaling = dict(config.rope_scaling)
     if scaling.get("rope_type") == "llama3":
         frequency = _llama3_frequencies(frequency, scaling)
-    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), frequency)
+    angles = torch.outer(torch.arange(config.max_positions, dtype=exact), frequency)
     cos, sin = angles.cos(), angles.sin()
     tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
     return tuple(t.to(device=device, dtype=dtype) for t in tables)
