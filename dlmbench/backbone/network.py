@@ -124,6 +124,11 @@ class Network:
         """Embeddings of tokens that are not on the canvas (a draft), to be handed to `denoise`. ids [...] -> [...,D]"""
         return self.model.embed(ids)
 
+    @property
+    def embedding(self) -> Tensor:
+        """The table that `embed` reads [V,D], for inputs that are mixtures of tokens."""
+        return self.model.embedding.weight
+
     def denoise(
         self, view, embeds: Tensor | None = None, kind: str = "denoise", hidden: bool = False,
         active: Tensor | None = None,
