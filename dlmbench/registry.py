@@ -119,5 +119,9 @@ TASKS = Registry("task", "dlmbench.tasks")
 for _name in ("static", "sequential", "threshold", "entropy", "ar"):
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{'AR' if _name == 'ar' else _name.capitalize()}")
 DECODERS.register_lazy("mrp", "dlmbench.decoders.mrp:MRP")
+DECODERS.register_lazy("simsd", "dlmbench.decoders.simsd:SimSD")
+DECODERS.register_lazy("rcd", "dlmbench.decoders.rcd:RCD")
+for _name in ("klass", "wino", "prophet"):
+    DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_name.capitalize()}")
 for _name in ("sdar", "qwen3", "qwen2", "llama", "llada", "dream"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper()}")

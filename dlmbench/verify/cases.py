@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from dlmbench.errors import DlmbenchError, RequestError
@@ -24,8 +25,34 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "mrp_direct": "dlmbench.verify.mrp",
     "mrp_residual_remask": "dlmbench.verify.mrp",
     "mrp_tau_remask": "dlmbench.verify.mrp",
+    "forward": "dlmbench.verify.rows",
+    "llada_generate": "dlmbench.verify.llada",
+    "dream_diffusion_generate": "dlmbench.verify.dream",
+    "fastdllm": "dlmbench.verify.fastdllm",
+    "fastdllm_dream": "dlmbench.verify.fastdllm",
+    "prophet": "dlmbench.verify.prophet",
+    "freecache": "dlmbench.verify.freecache",
+    "rcd": "dlmbench.verify.rcd",
+    "rcd_training_loss": "dlmbench.verify.rcd",
+    "simsd": "dlmbench.verify.simsd",
+    "simsd_mask": "dlmbench.verify.simsd",
+    "simsd_acceptance": "dlmbench.verify.simsd",
+    "guided": "dlmbench.verify.guided",
+    "guided_match_rules": "dlmbench.verify.guided",
 }
-SKIPPED: dict[str, str] = {}  # case id -> reason; the list is fixed, adapters cannot add to it
+_RANDOM_ORDER = "needs one library's global random order"
+SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it
+    "ll-06-random-seeded": _RANDOM_ORDER,
+    "ll-13-temperature-seeded": _RANDOM_ORDER,
+    "dr-09-origin-seeded": _RANDOM_ORDER,
+    "u04_ds2_prompt_blocks_follow_ds": "the card rejects prompt blocks as wide as the number of steps",
+    "u05_early_stop_mispaired": "the card rejects the uncached pairing of an early-stopped draft",
+    "step_map_order_drops_accepted": "the card rejects verification in reveal order",
+}
+UNITS = {  # files of many small cases: the list that holds them -> method of each
+    "masks": "simsd_mask",
+    "cases": "simsd_acceptance",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,26 @@ def equal(what: str, ours: Any, expected: Any) -> None:
     raise Mismatch(f"{what} is {ours}, expected {expected}")
 
 
+def close(what: str, ours: Any, expected: Any, tolerance: float) -> None:
+    """Raise Mismatch, naming the largest difference, unless two arrays of numbers agree within `tolerance`."""
+    ours = torch.as_tensor(ours).double()
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    if ours.shape != expected.shape:
+        raise Mismatch(f"{what} has shape {tuple(ours.shape)}, expected {tuple(expected.shape)}")
+    gap = (ours - expected).abs().max().item() if ours.numel() else 0.0
+    if not gap <= tolerance:
+        raise Mismatch(f"{what} differs by {gap:.2e}, allowed {tolerance:.0e}")
+
+
+def know_equation(case: Case, inputs: set[str], expected: set[str], fields: set[str] = frozenset()) -> None:
+    """Fail on any field of an equation fixture that the adapter has not been taught; `fields` beyond the usual ones."""
+    usual = {"id", "kind", "method", "source", "note", "inputs", "expected", "tolerance"}
+    holders = (("", case.raw, usual | fields), ("inputs.", case.raw.get("inputs", {}), inputs))
+    for name, there, known in (*holders, ("expected.", case.raw.get("expected", {}), expected)):
+        for stranger in sorted(set(there) - known) if isinstance(there, dict) else ():
+            raise Mismatch(f"unknown field {name}{stranger}")
+
+
 def run_folder(folder: str | Path) -> Iterator[Outcome]:
     """Run every case of a folder. Raises RequestError when the folder holds none."""
     folder = Path(folder)
@@ -93,14 +140,26 @@ def run_folder(folder: str | Path) -> Iterator[Outcome]:
         raise RequestError(f"Golden folder {str(folder)!r} holds no case files (*.json).")
     for file in forwards:
         yield _outcome(file.stem, "official", _forward_check(file))
-    for file in cases:
-        raw = json.loads(file.read_text())
-        name = raw.get("id", file.stem)
-        origin = "reference" if "reference" in str(raw.get("source", "")).lower() else "official"
+    for raw in (one for file in cases for one in _cases_of(file)):
+        name = raw["id"]
+        words = str(raw.get("source", "")).lower()
+        own = ("reference", "computed with", "section ")  # from a paper's equations, not from somebody's code
+        origin = "reference" if any(word in words for word in own) else "official"
         if name in SKIPPED:
             yield Outcome(name, origin, "skipped", SKIPPED[name])
             continue
         yield _outcome(name, origin, _case_check(Case(folder, raw)))
+
+
+def _cases_of(file: Path) -> Iterator[dict[str, Any]]:
+    """The case of a file, or the units that a file without a method of its own lists."""
+    raw = json.loads(file.read_text())
+    listed = None if "method" in raw else next((name for name in UNITS if name in raw), None)
+    if listed is None:
+        yield {"id": file.stem, **raw}
+        return
+    for unit in raw[listed]:
+        yield {"id": unit["name"], "method": UNITS[listed], "source": raw.get("source", ""), **unit}
 
 
 def _case_check(case: Case):

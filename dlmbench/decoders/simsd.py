@@ -1,0 +1,413 @@
+"""`simsd`: a small model drafts a block, the large one checks all of its steps in one forward (SimSD, arXiv 2606.02544;
+card of SimSD).
+
+A round is: the draft denoises what is open of the active block, one forward a step; the target verifies in one packed
+forward; tokens are committed; whatever of the block is still open is drafted again. Rows of a batch stand at different
+points of their rounds. A call launches the draft's forward for all rows that draft, or the target's for all that are
+ready; the host knows which from the notes of the last decisions, and rows that are ready wait until no row drafts,
+because a forward of the target costs nearly the same for one row as for all.
+
+``verify=packed`` is the published method. It is NOT lossless: the mask copies of positions that are revealed later see
+the very draft token that is being judged, so from the second layer on the target's answer depends on it.
+
+``verify=replicated`` is dlmbench's own variant, and it is lossless. The target gets one full copy of the block for
+every draft step: copy t is the block as it stood before step t, with masks elsewhere; copies are blind to each other
+and all see the cached prefix. In copy t the target therefore sees exactly what it would have seen decoding alone, so
+its own choice there (its most confident position and the token for it) is known. Copies are compared with the draft in
+STEP order: as long as the draft revealed the same token at the same position, the reveal is kept; at the first
+difference the target's own choice is committed instead and drafting resumes from that partly revealed block. Every
+commit is one step that the target would have taken itself, hence the output is that of ``static`` with k = 1, whatever
+the draft proposes (float32; ties of the ranking aside). The price is B query tokens for each draft step instead of 2B a
+block, and rounds that end at the first step where the two orders differ.
+
+``cached=false`` is the official uncached path: blocks follow the last committed token off the absolute grid, every
+forward brings the whole row, and `lookahead` blocks are drafted before they are verified together. It exists for
+comparison with the official traces.
+
+Left out: pipelining over two devices (changes cost only), verification in reveal order (`step_map`, called a bug by its
+authors), ``fill=redraft``, and the batched path's left padding.
+
+Axes: R rows, W positions of the window (B, or lookahead * B), B block length, C copies, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmbench.decoders import speculation as rules
+from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
+from dlmbench.decoders.lookahead import Grid, Rows, Window
+from dlmbench.decoders.predict import Candidates, Sampling, draw, uniform
+from dlmbench.decoders.speculation import KNOWN, NEVER
+from dlmbench.errors import RequestError
+
+FILLS = ("truncate", "target_argmax", "draft_argmax", "target_argmax_all", "truncate_no_bonus")
+
+
+@dataclass(frozen=True)
+class SimSDConfig:
+    verify: str = option(
+        "packed", "packed: the published mask, not lossless; replicated: a copy a step, lossless against static k=1",
+        choices=("packed", "replicated"),
+    )  # fmt: skip
+    accept: str = option("greedy_match", "packed: how drafted tokens are judged", choices=("greedy_match", "mrs"))
+    fill: str = option("truncate", "packed: what follows a rejected token in its block", choices=FILLS)
+    drafting: str = option("static", "the draft's schedule; dynamic also reveals all above tau",
+                           choices=("static", "dynamic"))  # fmt: skip
+    tau: float = option(0.9, "dynamic: confidence that a drafted position must exceed (official 0.9)")
+    sampling: str = option("argmax", "how the draft picks tokens; mrs needs multinomial",
+                           choices=("argmax", "multinomial"))  # fmt: skip
+    steps: int = option(0, "steps that the draft's schedule divides a block into; 0: one a position")
+    draft_steps: int = option(0, "steps after which the draft stops early; 0: never")
+    budget: str = option("tokens", "what ends a row: its token budget, or a number of rounds as in the official code",
+                         choices=("tokens", "rounds"))  # fmt: skip
+    rounds: int = option(0, "rounds of budget=rounds")
+    emit: str = option(
+        "committed", "returned tokens: those committed, or the official concatenation that lacks what a fill added",
+        choices=("committed", "official"),
+    )  # fmt: skip
+    trim_after_eos: bool = option(True, "drop what a round decoded behind an EOS (the official code keeps it)")
+    eos_min_prob: float = option(0.0, "an EOS that replaces a rejected token needs this probability; 0: no gate")
+    eos_gate: str = option(
+        "stop", "a round that only a gated EOS would end: take the EOS after all, or repeat it (official)",
+        choices=("stop", "official"),
+    )  # fmt: skip
+    cached: bool = option(True, "keep keys and values; false is the official uncached path")
+    lookahead: int = option(1, "blocks drafted before a verification (more than 1 only with cached=false)")
+    share_mask_position: bool = option(True, "mask copies take their draft token's position (false: uncached ablation)")
+
+    def __post_init__(self):
+        if min(self.steps, self.draft_steps, self.rounds) < 0 or self.lookahead < 1:
+            raise ValueError("steps, draft_steps and rounds must be at least 0 and lookahead at least 1")
+        if self.accept == "mrs" and self.sampling != "multinomial":
+            raise ValueError("accept=mrs judges drawn tokens, so it needs sampling=multinomial")
+        if (self.budget == "rounds") != (self.rounds > 0):
+            raise ValueError("budget=rounds and rounds=N belong together")
+        if self.eos_gate == "official" and self.budget != "rounds":
+            raise ValueError("eos_gate=official may repeat a round for ever, so it needs budget=rounds")
+        if self.cached and (self.lookahead > 1 or not self.share_mask_position):
+            raise ValueError("lookahead above 1 and share_mask_position=false exist only with cached=false")
+        if self.lookahead > 1 and not self.share_mask_position:
+            raise ValueError("share_mask_position=false has no layout for lookahead above 1")
+        if not self.cached and self.eos_min_prob:
+            raise ValueError("the EOS gate exists only with cached=true")
+        if self.verify == "replicated":
+            self._check_replicated()
+
+    def _check_replicated(self) -> None:
+        plain = SimSDConfig()
+        for name in ("accept", "fill", "drafting", "sampling", "steps", "emit", "eos_min_prob", "cached"):
+            if getattr(self, name) != getattr(plain, name):
+                raise ValueError(f"verify=replicated follows static k=1 step by step, so {name} keeps its default")
+
+
+@dataclass
+class Verdict:
+    """What a verification says of the window, all [R,W]: `accepted` drafts, the `bonus` position where the target's own
+    token stands in, `final` tokens of both, `reveal` and `committed` after the fill; `best` the target's candidates."""
+
+    accepted: Tensor
+    bonus: Tensor
+    final: Tensor
+    reveal: Tensor
+    committed: Tensor
+    best: Candidates | None
+
+
+@dataclass
+class _Source:
+    """What `Candidates` wants to know of a view, for logits that do not belong to one."""
+
+    mask_id: int
+    sampling: Sampling
+    seed: Tensor
+    total_steps: Tensor
+    positions: Tensor
+
+
+class SimSD(RoundDecoder):
+    name = "simsd"
+    Config = SimSDConfig
+    roles = ("target", "draft")
+    equalities = ("verify=replicated == static:k=1", "verify=replicated,draft_steps=2 == static:k=1")
+    lag = 0  # what to launch follows from the rows' phases; one read a forward of two networks costs little
+
+    def __init__(self, config: SimSDConfig | None = None):
+        super().__init__(config)
+        replicated = self.config.verify == "replicated"
+        self.ends_rows = not replicated  # packed ends with the round that brings an EOS, static with its block
+        self.cached = self.config.cached
+        self.scope = "block" if self.cached else "answer"
+        self.cuts_at_eos = self.config.trim_after_eos
+
+    @classmethod
+    def check(cls, config: SimSDConfig, spec: Any) -> None:
+        """Refuse what a run's spec asks for and this method cannot do."""
+        if spec.temperature or spec.top_k or spec.top_p < 1:
+            raise RequestError(
+                "simsd ignores temperature, top-k and top-p in its published form; leave them out, or draw the draft's "
+                "tokens with --set simsd.sampling=multinomial --set simsd.accept=mrs."
+            )
+
+    def attach(self, nets: Mapping[str, Any]) -> None:
+        target, draft = nets["target"].config, nets["draft"].config
+        for what, ours, theirs in (
+            ("a vocabulary of", target.vocab_size, draft.vocab_size), ("the mask id", target.mask_id, draft.mask_id),
+        ):  # fmt: skip
+            if ours != theirs:
+                raise RequestError(
+                    f"The target has {what} {ours} and the draft {theirs}; drafted ids would mean other tokens. "
+                    "Give a --draft of the same family and tokenizer."
+                )
+        block = nets["target"].block_length
+        if self.config.steps > block:
+            raise RequestError(f"simsd.steps is {self.config.steps}, more than the block length {block}; lower it.")
+        self.block_length, self.width = block, block * self.config.lookahead
+        self.steps = self.config.steps or block
+        self.last_step = min(self.steps, self.config.draft_steps or self.steps)
+        self.mask_id, self.vocabulary = target.mask_id, target.vocab_size
+        device = nets["target"].device
+        self.eos = torch.tensor(target.eos_ids or (-1,), device=device)
+        self.blocks = torch.arange(self.width, device=device) // block  # block of the window [W]
+        self.path = Grid(self.mask_id)
+        if not self.cached:
+            self.path = Rows(self.mask_id, block, self.config.lookahead, self.config.share_mask_position)
+
+    def extra_slots(self, block_length: int) -> int:
+        if self.config.verify == "replicated":
+            return block_length * block_length
+        return 3 * block_length * self.config.lookahead
+
+    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=torch.long, device=device)
+
+        state = {
+            "draft": torch.full((rows, self.width), self.mask_id, dtype=torch.long, device=device),
+            "revealed": torch.full((rows, self.width), NEVER, dtype=torch.long, device=device),
+            "turn": zeros(),  # draft steps taken in the block that is being drafted
+            "drafted": zeros(),  # blocks drafted; all of them: ready for verification
+            "acts": zeros(),  # forwards of this row, numbers its draws
+            "rounds": zeros(),
+            "proposed": zeros(),
+            "accepted": zeros(self.width + 1),
+        }
+        if self.config.accept == "mrs":
+            state["chances"] = torch.zeros(rows, self.width, self.vocabulary, device=device)
+        if self.config.emit == "official":
+            state["emitted"], state["emissions"] = zeros(length + 1), zeros()
+        return {**state, **self.path.init_state(rows, length, device)}
+
+    # --- a call -----------------------------------------------------------------------------------------------------
+
+    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+        state = view.state
+        window = self.path.window(view)
+        ready = state["drafted"] == self.config.lookahead
+        drafting, copies = self._launches(view)
+        decision = Decision(view.tokens, torch.zeros_like(view.masked), idle=torch.ones_like(ready))
+        if copies:
+            decision = self._verify(view, nets["target"], window, ready & view.live, copies)
+            decision.idle = ~ready if decision.idle is None else ~ready | decision.idle
+        if drafting:
+            self._draft(view, nets["draft"], window, ~ready & view.live)
+        acted = (ready & bool(copies)) | (~ready & drafting)
+        state["acts"] = state["acts"] + (acted & view.live)
+        taken = torch.where(state["revealed"] < NEVER, state["revealed"] + 1, 0).amax(1)
+        decision.note = torch.where(state["drafted"] == self.config.lookahead, taken, 0)  # 0: a draft step comes next
+        return decision
+
+    def _launches(self, view: View) -> tuple[bool, int]:
+        """(does a row draft, copies that the verification must hold or 0 for none), without asking the device."""
+        if view.host is None:  # the host does not know: both, each masked by the rows that need it
+            return True, self.last_step
+        notes = [about.note for about in view.host if about]
+        if not all(notes):  # None at a row's first call, 0 while it drafts
+            return True, 0
+        return False, max(notes)
+
+    def _draft(self, view: View, net: Any, window: Window, active: Tensor) -> None:
+        """One draft step of the rows `active` [R]."""
+        state, config = view.state, self.config
+        draft, revealed = state["draft"], state["revealed"]
+        logits = self.path.draft(view, net, window, active)
+        sampling = Sampling(temperature=1.0) if config.sampling == "multinomial" else Sampling()
+        best = Candidates(logits, _Source(self.mask_id, sampling, view.seed, state["acts"], window.positions))
+        todo = window.open & (revealed == NEVER) & (self.blocks == state["drafted"].unsqueeze(1))
+        left, masked = self.steps - state["turn"], todo.sum(1)
+        due = (masked + left - 1).div(left.clamp_min(1), rounding_mode="floor")  # ceil(masked / steps left)
+        chosen = top_n(best.log_odds, todo, due)
+        if config.drafting == "dynamic":
+            sure = todo & (best.confidence > config.tau)
+            chosen = torch.where((sure.sum(1) >= due).unsqueeze(1), sure, chosen)
+        chosen = chosen & active.unsqueeze(1)
+        state["draft"] = torch.where(chosen, best.tokens, draft)
+        state["revealed"] = torch.where(chosen, state["turn"].unsqueeze(1), revealed)
+        if config.accept == "mrs":
+            state["chances"] = torch.where(chosen.unsqueeze(-1), self._distribution(logits), state["chances"])
+        turn = state["turn"] + active
+        done = active & ((turn >= self.last_step) | ~(todo & ~chosen).any(1))
+        state["turn"] = torch.where(done, 0, turn)
+        state["drafted"] = state["drafted"] + done
+
+    def _verify(self, view: View, net: Any, window: Window, active: Tensor, copies: int) -> Decision:
+        """One packed forward of the target for the rows `active` [R], and what they commit."""
+        revealed = torch.where(window.open, view.state["revealed"], KNOWN)
+        if self.config.verify == "replicated":
+            verdict = self._judge_copies(view, net, window, revealed, active, copies)
+        else:
+            verdict = self._judge_pack(view, net, window, revealed, active)
+        self._report(view.state, revealed, verdict.accepted, active)
+        decision = self._decide(view, window, revealed, verdict, active)
+        self._begin_round(view.state, active)
+        return decision
+
+    # --- verification -------------------------------------------------------------------------------------------------
+
+    def _judge_pack(self, view: View, net: Any, window: Window, revealed: Tensor, active: Tensor) -> Verdict:
+        """The published verification: positions in increasing order, the first rejection ends the round."""
+        state = view.state
+        tokens = torch.where(window.open, state["draft"], window.known)
+        logits = self.path.verify(view, net, window, tokens, revealed, active)
+        best = Candidates(logits, _Source(self.mask_id, Sampling(), view.seed, state["acts"], window.positions))
+        never = window.open & (revealed == NEVER)
+        tokens = torch.where(never, best.tokens, tokens)  # what the draft left out is the target's to say
+        if self.config.accept == "greedy_match":
+            accepted, bonus = rules.leading(tokens == best.tokens, window.open)
+            final = torch.where(bonus, best.tokens, tokens)
+        else:
+            target, draft = self._distribution(logits), state["chances"]
+            point = uniform(view.seed ^ 0xACCE97, state["acts"], window.positions)
+            good = never | rules.mrs_accepts(tokens, draft, target, point)
+            accepted, bonus = rules.leading(good, window.open)
+            at = bonus.int().argmax(1)
+            rest = rules.mrs_replacement(*(_at(x, at) for x in (tokens, draft, target)))
+            other = draw(rest, _at(uniform(view.seed ^ 0xB0405, state["acts"], window.positions), at))
+            final = torch.where(bonus, other.unsqueeze(1), tokens)
+        reveal, committed = rules.filled(
+            self.config.fill, accepted, bonus, self.blocks, window.open, tokens, final, best.tokens
+        )
+        return Verdict(accepted, bonus, final, reveal, committed, best)
+
+    def _judge_copies(
+        self, view: View, net: Any, window: Window, revealed: Tensor, active: Tensor, copies: int
+    ) -> Verdict:
+        """The lossless verification: the target's own choice before every draft step, compared in step order."""
+        tokens = torch.where(window.open, view.state["draft"], window.known)
+        ids, allowed = rules.copies(tokens, revealed, copies, self.mask_id)
+        rows, width = tokens.shape
+        taken = torch.where(window.open & (revealed < NEVER), revealed + 1, 0).amax(1)  # draft steps of each row
+        logits = net.packed(
+            view, ids, window.positions.repeat(1, copies), allowed.expand(rows, -1, -1), active=active,
+            used=taken * width,
+        )  # fmt: skip
+        source = _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions)
+        best = Candidates(logits.view(rows, copies, width, -1), source)
+        step = torch.arange(copies, device=tokens.device).view(1, -1, 1)
+        masked = window.open.unsqueeze(1) & (revealed.unsqueeze(1) >= step)  # [R,C,W]
+        choice = top_n(best.log_odds.flatten(0, 1), masked.flatten(0, 1), 1).view_as(masked)
+        drafted = revealed.unsqueeze(1) == step
+        same = ((choice == drafted) & (~choice | (best.tokens == tokens.unsqueeze(1)))).all(2)  # [R,C]
+        kept, first = rules.leading(same, step.squeeze(2) < taken.unsqueeze(1))
+        accepted = (drafted & kept.unsqueeze(2)).any(1)
+        own = choice & first.unsqueeze(2)
+        bonus = own.any(1)
+        final = torch.where(bonus, (best.tokens * own).sum(1), tokens)
+        return Verdict(accepted, bonus, final, accepted | bonus, final, None)
+
+    # --- what a verification leads to ---------------------------------------------------------------------------------
+
+    def _decide(self, view: View, window: Window, revealed: Tensor, verdict: Verdict, active: Tensor) -> Decision:
+        state, config = view.state, self.config
+        returned = verdict.accepted | verdict.bonus
+        reveal, finish, idle = verdict.reveal, None, None
+        dropped = torch.zeros_like(active)
+        if config.eos_min_prob:
+            dropped, idle = self._gated(window, verdict, reveal)
+            returned = returned & ~(verdict.bonus & dropped.unsqueeze(1))
+            reveal = reveal & ~(verdict.bonus & dropped.unsqueeze(1))
+        if self.ends_rows:
+            seen, tokens = (returned, verdict.final) if config.emit == "official" else (reveal, verdict.committed)
+            finish = (seen & torch.isin(tokens, self.eos)).any(1) & active
+        state["rounds"] = state["rounds"] + active
+        if config.budget == "rounds":
+            out = (state["rounds"] >= config.rounds) & active
+            finish = out if finish is None else finish | out
+        if config.emit == "official":
+            self._emit(state, returned & active.unsqueeze(1), verdict.final)
+        reveal = reveal & active.unsqueeze(1)
+        extra = None
+        if view.tracing:
+            extra = self._trace(view.state, window, revealed, verdict, active, dropped)
+        tokens, reveal, complete = self.path.into_view(view, window, verdict.committed, reveal)
+        if complete is not None:
+            finish = complete & active if finish is None else finish | (complete & active)
+        return Decision(tokens, reveal, finish=finish, idle=idle, extra=extra)
+
+    def _gated(self, window: Window, verdict: Verdict, reveal: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows [R] whose only EOS is an improbable replacement, which is dropped; and, officially, rows that commit
+        nothing because of it. A block that the EOS completes keeps it."""
+        final = verdict.accepted | verdict.bonus
+        eos = final & torch.isin(verdict.final, self.eos)
+        gated = (eos & verdict.bonus & (verdict.best.confidence < self.config.eos_min_prob)).any(1)
+        closed = ~(window.open & ~reveal).any(1)
+        gated = gated & ~(eos & ~verdict.bonus).any(1) & ~closed
+        empty = ~verdict.accepted.any(1)
+        if self.config.eos_gate == "official":
+            return gated, gated & empty
+        return gated & ~empty, None  # the round would repeat itself for ever: the EOS is taken
+
+    def _emit(self, state: dict[str, Tensor], returned: Tensor, tokens: Tensor) -> None:
+        """Append the returned tokens of this round, in order of position, to what the official code returns."""
+        emitted, number = state["emitted"], state["emissions"]
+        spare = emitted.shape[1] - 1
+        place = torch.where(returned, number.unsqueeze(1) + returned.cumsum(1) - 1, spare)
+        state["emitted"] = emitted.scatter(1, place.clamp_max(spare), tokens)
+        state["emissions"] = number + returned.sum(1)
+
+    def _report(self, state: dict[str, Tensor], revealed: Tensor, accepted: Tensor, active: Tensor) -> None:
+        drafted = (revealed != KNOWN) & (revealed != NEVER)
+        state["proposed"] = state["proposed"] + drafted.sum(1) * active
+        kept = (accepted & drafted).sum(1, keepdim=True)
+        state["accepted"] = state["accepted"].scatter_add(1, kept, active.long().unsqueeze(1))
+
+    def _begin_round(self, state: dict[str, Tensor], rows: Tensor) -> None:
+        state["draft"] = torch.where(rows.unsqueeze(1), self.mask_id, state["draft"])
+        state["revealed"] = torch.where(rows.unsqueeze(1), NEVER, state["revealed"])
+        state["drafted"] = torch.where(rows, 0, state["drafted"])
+
+    def answer(self, state: dict[str, Tensor], row: int, ids: list[int]) -> list[int]:
+        if self.config.emit == "official":
+            return state["emitted"][row, : int(state["emissions"][row])].tolist()
+        return ids[: ids.index(self.mask_id)] if self.mask_id in ids else ids  # a row may end inside a block
+
+    def _trace(self, state, window, revealed, verdict, active, dropped) -> dict[str, Tensor]:
+        """What a trace shows of a verification, lists over the window; known and never drafted positions have the draft
+        steps -2 and -1."""
+        return {
+            "verified": active,
+            "window": window.positions[:, 0],
+            "draft": state["draft"],
+            "step_map": torch.where(revealed == KNOWN, -2, torch.where(revealed == NEVER, -1, revealed)),
+            "target": verdict.final if verdict.best is None else verdict.best.tokens,
+            "accepted": verdict.accepted,
+            "replaced": verdict.bonus,
+            "final": verdict.final,
+            "eos_dropped": dropped,
+        }
+
+    def _distribution(self, logits: Tensor) -> Tensor:
+        """Probabilities at temperature 1 with the mask token ruled out. logits [R,W,V]."""
+        logits = logits.float().clone()
+        logits[..., self.mask_id] = float("-inf")
+        return logits.softmax(-1)
+
+
+def _at(values: Tensor, place: Tensor) -> Tensor:
+    """values [R,W] or [R,W,V] at one position of each row, place [R] -> [R] or [R,V]."""
+    return values[torch.arange(values.shape[0], device=values.device), place]
