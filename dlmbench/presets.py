@@ -29,6 +29,7 @@ class Preset:
     chat_template: bool = False
     revision: str | None = None
     companions: dict[str, str] = field(default_factory=dict)  # role -> preset name
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method -> options it has on this model
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
 
@@ -77,6 +78,17 @@ PRESETS: dict[str, Preset] = {
             description="SDAR 8B chat, block 4",
             companions={"draft": "sdar-1.7b"},
             **_SDAR,
+        ),
+        *(
+            Preset(
+                f"sdar-{size}-mrp",
+                f"heavyball/sdar-{size}-mrp-3lyr",
+                description=f"SDAR {size.upper()}, block 16, with its MRP module",
+                companions={"head": f"sdar-{size}-mrp"},
+                settings={"mrp": {"tau": 0.8}},
+                **{**_SDAR, "block_length": 16},
+            )
+            for size in ("1.7b", "4b", "8b")
         ),
         Preset("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", "autoregressive Qwen3 8B", 1, _LONG, True),
         Preset("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "autoregressive guide", 1, _LONG, True),

@@ -93,8 +93,9 @@ class RunSpec:
             load_plugin(self.plugin)
         decoder = DECODERS.get(self.method)
         preset = resolve(self.model)
-        config, notes = self._bind(decoder)
+        config, notes = self._bind(decoder, preset)
         _check_attention(self, preset, decoder)
+        _check_sampling(self, decoder, config)
         _check_cache(self, preset)
         companions = {role: _companion(self, preset, role) for role in decoder.roles if role != "target"}
         if preset.tasks and self.task.partition("/")[0] not in preset.tasks:
@@ -106,7 +107,7 @@ class RunSpec:
         block_length = 1 if causal else self.block_length or preset.block_length
         return Checked(self, preset, decoder, config, companions, block_length, tuple(notes))
 
-    def _bind(self, decoder: Any) -> tuple[Any, list[str]]:
+    def _bind(self, decoder: Any, preset: Preset) -> tuple[Any, list[str]]:
         values, notes = dict(self.settings.get(self.method, {})), []
         if self.threshold is not None:
             dial = options.knob(decoder.Config)
@@ -116,7 +117,7 @@ class RunSpec:
                 raise RequestError(f"--threshold and --set {self.method}.{dial} are the same option; give one of them.")
             else:
                 values[dial] = self.threshold
-        return options.bind(decoder.Config, values, self.method), notes
+        return options.bind(decoder.Config, {**preset.settings.get(self.method, {}), **values}, self.method), notes
 
     def resolved(self) -> RunSpec:
         """The same spec with ``auto`` replaced by what this machine offers. Imports torch."""
@@ -240,11 +241,33 @@ def _check_cache(spec: RunSpec, preset: Preset) -> None:
         )
 
 
+def _check_sampling(spec: RunSpec, decoder: Any, config: Any) -> None:
+    from dlmbench.decoders.predict import Sampling
+
+    objection = decoder.objection(config, Sampling(spec.temperature, spec.top_k, spec.top_p))
+    if objection:
+        raise RequestError(objection)
+
+
 def _companion(spec: RunSpec, preset: Preset, role: str) -> str:
     given = getattr(spec, role, None) or preset.companions.get(role)
+    if role == "head":
+        given = given or (spec.model if _holds_head(preset) else None)
+        if given is None:
+            raise RequestError(
+                f"Method {spec.method} needs a trained head and {spec.model} has none: give its folder with --head "
+                f"(dlmbench train recipes/train-{spec.method}-nano.yaml makes one for nano)."
+            )
+        resolve(given)
     if given is None:
         raise RequestError(f"Method {spec.method} needs a {role} model and {spec.model} names none: give --{role}.")
     return given
+
+
+def _holds_head(preset: Preset) -> bool:
+    """Is this a local checkpoint with a module inside (the authors' MRP layout)?"""
+    config = Path(preset.location).expanduser() / "config.json"
+    return config.is_file() and bool(json.loads(config.read_text()).get("num_nextn_predict_layers"))
 
 
 # --- values of the fields -------------------------------------------------------------------------------------------

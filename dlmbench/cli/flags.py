@@ -18,7 +18,7 @@ Against = Annotated[str, typer.Option(help="Baselines that come along, or none."
 Draft = Annotated[str | None, typer.Option(help="Draft model.", rich_help_panel=_MODELS)]
 Guide = Annotated[str | None, typer.Option(help="Guide model.", rich_help_panel=_MODELS)]
 Reference = Annotated[str | None, typer.Option(help="Reference model.", rich_help_panel=_MODELS)]
-Head = Annotated[str | None, typer.Option(help="Trained head (file or folder).", rich_help_panel=_MODELS)]
+Head = Annotated[str | None, typer.Option(help="Folder of a trained head.", rich_help_panel=_MODELS)]
 ChatTemplate = Annotated[
     bool | None,
     typer.Option(

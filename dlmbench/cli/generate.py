@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dlmbench.cli import flags
+
 
 def generate(
     prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,
@@ -14,6 +16,10 @@ def generate(
     method: Annotated[str, typer.Option(help="decoder")] = "threshold",
     model: Annotated[str | None, typer.Option(help="preset, checkpoint folder or hub name")] = None,
     threshold: Annotated[float | None, typer.Option(help="value of the method's knob")] = None,
+    draft: flags.Draft = None,
+    guide: flags.Guide = None,
+    reference: flags.Reference = None,
+    head: flags.Head = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.OPTION=VALUE, may be repeated")] = None,
     block_length: Annotated[int | None, typer.Option(help="positions decoded together")] = None,
     gen_length: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
@@ -45,6 +51,7 @@ def generate(
     _exactly_one(prompt, prompt_ids)
     spec = RunSpec(
         method=method, task="nano-gsm", model=model or default_model(), threshold=threshold, against=(),
+        draft=draft, guide=guide, reference=reference, head=head,
         settings=options.parse_assignments(set_ or ()), block_length=block_length, gen_length=gen_length,
         temperature=temperature, top_k=top_k, top_p=top_p, store=store, seed=seed, device=device, dtype=dtype,
         plugin=plugin, batch_size=1,

@@ -104,6 +104,10 @@ def _model(name: str) -> dict[str, Any] | None:
         "chat template": "yes" if preset.chat_template else "no",
         "most tokens": ", ".join(f"{task} {n}" for task, n in preset.gen_length.items()) or "by task",
         "companions": ", ".join(f"{role} {model}" for role, model in preset.companions.items()) or "none",
+        "method settings": "; ".join(
+            f"{method} {', '.join(f'{k}={v}' for k, v in values.items())}" for method, values in preset.settings.items()
+        )
+        or "defaults",
         "trained for": ", ".join(preset.tasks) or "general use",
     }
 

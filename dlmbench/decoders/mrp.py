@@ -40,10 +40,15 @@ DRAFTS, COMMITS = 3, 1  # K where nobody says: the authors' headline figure (spe
 @dataclass(frozen=True)
 class MRPConfig:
     tau: float = option(
-        0.8, "confidence that a position must pass, before and after the module looked (dynamic regime)", knob=True
+        0.8,
+        "confidence that a position must pass before and after the module looked; 0.8 suits SDAR-8B in the authors' "
+        "table, models may bring their own",
+        knob=True,
     )
     mode: str = option(
-        "remask", "what the module is for", choices=("speculative", "direct", "remask", "residual_remask")
+        "remask",
+        "what the module is for: remask works in the dynamic regime",
+        choices=("speculative", "direct", "remask", "residual_remask"),
     )
     K: int | None = option(
         None, "speculative: drafts a round (unset: 3); direct: module commits a step (unset: 1); 0: no module"

@@ -55,6 +55,10 @@ def build(spec, *, lag: int | None = None) -> Engine:
     nets = {}
     for role, name in {"target": spec.model, **checked.companions}.items():
         preset = resolve(name)
+        if role == "head":
+            folder = checkpoint_folder(preset.location, preset.revision)
+            nets[role] = checked.decoder.head_network(nets["target"], folder, network_hashes(checked)["target"])
+            continue
         model = _model(preset.location, preset.revision, spec.device, spec.dtype)
         block = 1 if model.config.shift else checked.block_length
         nets[role] = Network(role, model, block, spec.store)

@@ -1,6 +1,6 @@
 """Golden cases of MRP (card of MRP) and of its two baselines.
 
-Compared: all ids up to the end of the last decoded block, every step (drafts, acceptance, bonus, module commits, vetoes),
+Compared: all ids up to the end of the last decoded block, every step (drafts, acceptance, bonus, commits, vetoes),
 forwards of backbone and module by kind, the sums that the area's README defines, and the length. The official loop
 spends separate store forwards and never shrinks a pack, so cases run with ``store=separate`` and ``shrink=false``; ids
 and steps must be the same with fused stores, with shrunk packs, and with several rows at once.
