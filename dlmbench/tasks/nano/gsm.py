@@ -14,6 +14,8 @@ Three templates: `events` (a stock that grows and shrinks), `compare` (three peo
 Left out: division, fractions, units, and any number that the question does not state.
 """
 
+from __future__ import annotations
+
 import random
 import re
 from collections.abc import Iterable
@@ -76,12 +78,13 @@ def parse_term(text: str) -> Term:
     return Term(-1 if text[0] == "-" else 1, tuple(int(number) for number in text[1:].split("*")))
 
 
-def generate(rng: random.Random, tier: str) -> dict:
+def generate(rng: random.Random, tier: str, as_told: float = 0.0) -> dict:
     """Draw one problem.
 
     Args:
         rng: source of all choices; the same state gives the same problem.
         tier: "easy" or "full".
+        as_told: share of targets whose steps and operands follow the question; the others come in a random valid order.
 
     Returns:
         question, target (equations on one line, then `#### N`), answer, tier, template, numbers (the signed terms in
@@ -93,7 +96,8 @@ def generate(rng: random.Random, tier: str) -> dict:
     if tier not in TIERS:
         raise RequestError(f"nano-gsm has no tier {tier!r}. Choose one of: {', '.join(TIERS)}.")
     template = rng.choice(TEMPLATES)
-    terms, question, target = _BUILDERS[template](rng, TIERS[tier])
+    order = _AS_TOLD if as_told and rng.random() < as_told else rng
+    terms, question, target = _BUILDERS[template](rng, TIERS[tier], order)
     numbers = [str(term) for term in terms]
     answer = int(target.rpartition(" ")[2])
     return {
@@ -141,7 +145,7 @@ def check(row: dict, text: str) -> bool:
 # --- the three templates: each returns (terms, question, target) -----------------------------------------------------
 
 
-def _events(rng: random.Random, tier: Tier) -> tuple[list[Term], str, str]:
+def _events(rng: random.Random, tier: Tier, order: Order) -> tuple[list[Term], str, str]:
     while True:
         count = rng.choice(tier.events)
         products = MAX_EQUATIONS - count
@@ -158,10 +162,10 @@ def _events(rng: random.Random, tier: Tier) -> tuple[list[Term], str, str]:
         verb = rng.choice(GAIN_VERBS if term.sign > 0 else LOSS_VERBS)
         sentences.append(f"{name} {verb} {_quantity(rng, term, noun)}.")
     sentences.append(f"How many {noun}s does {name} have?")
-    return terms, " ".join(sentences), _sum_chain(rng, terms)
+    return terms, " ".join(sentences), _sum_chain(order, terms)
 
 
-def _rows(rng: random.Random, tier: Tier) -> tuple[list[Term], str, str]:
+def _rows(rng: random.Random, tier: Tier, order: Order) -> tuple[list[Term], str, str]:
     while True:
         terms = [_draw_term(rng, tier, "*"), _draw_term(rng, tier, "*")]
         if rng.random() < 2 / 3:
@@ -175,10 +179,10 @@ def _rows(rng: random.Random, tier: Tier) -> tuple[list[Term], str, str]:
     for term in terms[2:]:
         verb = "adds" if term.sign > 0 else "takes"
         question += f" {rng.choice(NAMES)} {verb} {_count(term.size, noun)}."
-    return terms, f"{question} How many {noun}s are there?", _sum_chain(rng, terms)
+    return terms, f"{question} How many {noun}s are there?", _sum_chain(order, terms)
 
 
-def _compare(rng: random.Random, tier: Tier) -> tuple[list[Term], str, str]:
+def _compare(rng: random.Random, tier: Tier, order: Order) -> tuple[list[Term], str, str]:
     while True:
         terms = [Term(1, (rng.randint(2, tier.start_max),))]
         terms += [_draw_term(rng, tier, rng.choice("+-")) for _ in range(2)]
@@ -190,10 +194,9 @@ def _compare(rng: random.Random, tier: Tier) -> tuple[list[Term], str, str]:
     for who, whom, term in zip(people[1:], people, terms[1:]):
         sentences.append(f"{who} has {term.size} {'more' if term.sign > 0 else 'fewer'} than {whom}.")
     sentences.append(f"How many {noun}s do they have in total?")
-    equations = [_equation(rng, total, term) for total, term in zip(held, terms[1:])]
-    order = rng.sample(held, 3)
-    equations += [_equation(rng, order[0], Term(1, (order[1],)))]
-    equations += [_equation(rng, order[0] + order[1], Term(1, (order[2],)))]
+    equations = [_equation(order, total, term) for total, term in zip(held, terms[1:])]
+    a, b, c = order.sample(held, 3)
+    equations += [_equation(order, a, Term(1, (b,))), _equation(order, a + b, Term(1, (c,)))]
     return terms, " ".join(sentences), _finish(equations, sum(held))
 
 
@@ -201,6 +204,20 @@ _BUILDERS = {"events": _events, "rows": _rows, "compare": _compare}
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+class _AsTold:
+    """Takes the place of a random source where steps and operands keep the order of the question."""
+
+    def sample(self, values: list, count: int) -> list:
+        return values[:count]
+
+    def random(self) -> float:
+        return 0.0
+
+
+_AS_TOLD = _AsTold()
+Order = random.Random | _AsTold
 
 
 def _draw_term(rng: random.Random, tier: Tier, kind: str) -> Term:
@@ -233,31 +250,31 @@ def _quantity(rng: random.Random, term: Term, noun: str) -> str:
     return f"{term.factors[0]} {rng.choice(CONTAINERS)} of {term.factors[1]} {noun}s"
 
 
-def _equation(rng: random.Random, total: int, term: Term) -> str:
-    """Add a term's size to a total, or take it away; the operands of + are swapped half of the time."""
+def _equation(order: Order, total: int, term: Term) -> str:
+    """Add a term's size to a total, or take it away; in random order the operands of + are swapped half of the time."""
     if term.sign < 0:
         return f"{total}-{term.size}={total - term.size}"
-    left, right = _shuffled(rng, total, term.size)
+    left, right = _shuffled(order, total, term.size)
     return f"{left}+{right}={total + term.size}"
 
 
-def _shuffled(rng: random.Random, left: int, right: int) -> tuple[int, int]:
-    return (left, right) if rng.random() < 0.5 else (right, left)
+def _shuffled(order: Order, left: int, right: int) -> tuple[int, int]:
+    return (left, right) if order.random() < 0.5 else (right, left)
 
 
-def _sum_chain(rng: random.Random, terms: list[Term]) -> str:
-    """Write the products in random order, then the signed terms in a random order that never goes below zero."""
+def _sum_chain(order: Order, terms: list[Term]) -> str:
+    """Write the products, then the signed terms, each in an order of its own; the total never goes below zero."""
     equations = []
-    for term in rng.sample(terms, len(terms)):
+    for term in order.sample(terms, len(terms)):
         if len(term.factors) == 2:
-            left, right = _shuffled(rng, *term.factors)
+            left, right = _shuffled(order, *term.factors)
             equations.append(f"{left}*{right}={term.size}")
-    order = rng.sample(terms, len(terms))
-    while min(_running_totals(order)) < 0:
-        order = rng.sample(terms, len(terms))
-    total = order[0].size
-    for term in order[1:]:
-        equations.append(_equation(rng, total, term))
+    steps = order.sample(terms, len(terms))
+    while min(_running_totals(steps)) < 0:
+        steps = order.sample(terms, len(terms))
+    total = steps[0].size
+    for term in steps[1:]:
+        equations.append(_equation(order, total, term))
         total += term.value
     return _finish(equations, total)
 

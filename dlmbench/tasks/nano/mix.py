@@ -9,11 +9,13 @@ from dlmbench.tasks.nano.separation import split_of
 
 SEPARATOR = "<|sep|>"
 
-SOURCES: dict[str, Callable[[random.Random], dict]] = {
-    "gsm-full": lambda rng: gsm.generate(rng, "full"),
-    "gsm-easy": lambda rng: gsm.generate(rng, "easy"),
-    "gsm-symbolic": gsm_symbolic.generate,
-    "code": code.generate,
+AS_TOLD = 0.8  # share of the training chains in the question's own order: every order is possible, one is likeliest
+
+SOURCES: dict[str, Callable[[random.Random, float], dict]] = {
+    "gsm-full": lambda rng, as_told: gsm.generate(rng, "full", as_told),
+    "gsm-easy": lambda rng, as_told: gsm.generate(rng, "easy", as_told),
+    "gsm-symbolic": lambda rng, _: gsm_symbolic.generate(rng),
+    "code": lambda rng, _: code.generate(rng),
 }
 
 
@@ -43,10 +45,10 @@ def example(row: dict, source: str) -> dict:
     return {"prompt": row.get("prompt", row.get("question")) + SEPARATOR, "target": row["target"], "source": source}
 
 
-def draw_split(rng: random.Random, source: str, split: str) -> dict:
+def draw_split(rng: random.Random, source: str, split: str, as_told: float = 0.0) -> dict:
     """Draw problems of a source until one belongs to a split ("train", "dev" or "test"), and return it."""
     while True:
-        row = SOURCES[source](rng)
+        row = SOURCES[source](rng, as_told)
         if split_of(row["key"]) == split:
             return row
 
@@ -55,4 +57,4 @@ def _draw(mix: dict[str, float], rng: random.Random) -> Iterator[dict]:
     names, weights = list(mix), list(mix.values())
     while True:
         for source in rng.choices(names, weights, k=1000):
-            yield example(draw_split(rng, source, "train"), source)
+            yield example(draw_split(rng, source, "train", AS_TOLD), source)
