@@ -9,6 +9,8 @@ threshold family, sections 4 to 6, and of FreeCache):
 * ``dual``: the whole row at the first step of a block, then the block alone.
 * ``freecache``: the whole row once, then the block and everything right of it; what lies left is frozen as it was last
   computed, whichever step of its block that was.
+* ``prompt``: the whole row once, then the answer. With a shifted head the answer's first position has no prediction
+  after the first step, so it is for decoders that commit this position there (Guided).
 
 With a shifted head (Dream) position p is predicted at p - 1, so freecache's window starts one earlier. Under ``prefix``
 and ``dual`` the official code commits a block's first position from the full forward, whatever its confidence, and
@@ -31,7 +33,7 @@ from dlmbench.backbone.attention import Group, keys_before, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network, bucket
 
-POLICIES = ("none", "prefix", "dual", "freecache")
+POLICIES = ("none", "prefix", "dual", "freecache", "prompt")
 WIDTH_BUCKET = 8  # whole rows are padded to multiples of this
 
 
@@ -55,12 +57,14 @@ class CachePolicy:
             return 0, row.end
         if self.name == "freecache":
             return max(self._thawed(row, block_length) - shift, 0), row.end
+        if self.name == "prompt":
+            return row.prompt, row.end
         return row.start, min(row.start + block_length, row.end) if self.name == "dual" else row.end
 
     def _whole(self, row) -> bool:
         if self.name == "none":
             return True
-        if self.name == "freecache":
+        if self.name in ("freecache", "prompt"):
             return row.total_steps == 0
         return row.step == 0 or (self.refresh_every > 0 and row.step % self.refresh_every == 0)
 

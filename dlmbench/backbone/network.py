@@ -159,23 +159,27 @@ class Network:
         hidden: bool = False,
         active: Tensor | None = None,
         used: Tensor | None = None,
-        prefix: bool = True,
+        first: Tensor | None = None,
     ):
         """One forward over a pack of tokens that all see the cached prefix and, among themselves, what `allowed` says.
 
         ids and positions [R,Q] (positions may repeat: several copies of a block), allowed [R,Q,Q] bool (query, key);
         `project` picks the queries that go through the head; `active` as in `denoise`; `used` [R] counts the tokens of
-        a padded pack that belong to it (default: all); without `prefix` the pack is the whole row and nothing cached is
-        seen. `kind` may be a mapping of kinds to the rows [R] bool that each serves, for a pack that answers different
-        questions in different rows. Nothing of the pack stays in the cache. Returns logits [R,|project|,V], or (logits,
-        hidden states after the final norm [R,Q,D]).
+        a padded pack that belong to it (default: all); `first` [R] is the slot of the pack's first token (default: the
+        active block's start): cached keys before it are seen, and 0 makes the pack the whole row. `kind` may be a
+        mapping of kinds to the rows [R] bool that each serves, for a pack that answers different questions in different
+        rows. Keys of the pack stay in its slots until something else is written there, which matters where slot and
+        position agree (a causal network reading on). Returns logits [R,|project|,V], or (logits, hidden states after
+        the final norm [R,Q,D]).
         """
         rows, width = ids.shape
-        start = view.start if prefix else torch.zeros_like(view.start)
+        start = view.start if first is None else first
         slots = start.unsqueeze(1) + torch.arange(width, device=self.device)
-        seen = min(bucket((view.seen - self.block_length if prefix else 0) + width), self.cache.capacity)
+        seen = view.seen + width if first is not None else view.seen - self.block_length + width
+        seen = min(bucket(seen), self.cache.capacity)
+        valid = view.live.unsqueeze(1) & (slots < self.cache.capacity)  # a pack may overhang a short row
         bias = self._pack_bias(start, allowed, seen)
-        places = self.cache.places(torch.arange(rows, device=self.device), slots, view.live)
+        places = self.cache.places(torch.arange(rows, device=self.device), slots, valid)
         group = Group(positions, bias)
         states = self._with_stores(view, self.model.embed(ids.reshape(-1)), places, group).view(rows, width, -1)
         chosen = states[:, project]

@@ -83,7 +83,14 @@ class Rows:
         end = window.positions[:, 0] + (view.state["drafted"] + 1) * self.block_length  # of the block being drafted
         allowed = (grid.unsqueeze(0) <= grid.unsqueeze(1)) & (places < end.view(-1, 1, 1))
         logits = net.packed(
-            view, ids, places.expand_as(ids), allowed, kind="denoise", active=active, used=end, prefix=False
+            view,
+            ids,
+            places.expand_as(ids),
+            allowed,
+            kind="denoise",
+            active=active,
+            used=end,
+            first=torch.zeros_like(end),
         )
         at = window.positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return logits.gather(1, at)
@@ -97,7 +104,7 @@ class Rows:
         allowed = rules.row_mask(revealed, view.state["group"][:, :length], first, self.block_length)
         return net.packed(
             view, ids, positions, allowed, project=slice(length, None), active=active, used=first + 2 * self.width,
-            prefix=False,
+            first=torch.zeros_like(first),
         )  # fmt: skip
 
     def _row(self, view: View, net: Any, window: Window, tokens: Tensor) -> tuple[Tensor, Tensor]:
