@@ -120,6 +120,7 @@ for _name in ("static", "sequential", "threshold", "entropy", "ar"):
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{'AR' if _name == 'ar' else _name.capitalize()}")
 DECODERS.register_lazy("mrp", "dlmbench.decoders.mrp:MRP")
 DECODERS.register_lazy("simsd", "dlmbench.decoders.simsd:SimSD")
+DECODERS.register_lazy("guided", "dlmbench.decoders.guided:Guided")
 DECODERS.register_lazy("rcd", "dlmbench.decoders.rcd:RCD")
 for _name in ("klass", "wino", "prophet"):
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_name.capitalize()}")
