@@ -99,7 +99,8 @@ class MRPModule(nn.Module):
         """``layers``: copies of the backbone's last layers over the sum of both inputs; ``random``: normal layers of
         standard deviation 0.02; ``card``: everything normal with 0.2, norms included, as the authors do.
 
-        The first two begin with a final norm of zero: the module predicts no change until it has learned one.
+        The first two begin with a final norm of zero, so the module predicts no change until it has learned one; a
+        module that replaces logits begins with the backbone's final norm.
         """
         if start == "card":
             generator = torch.Generator().manual_seed(seed)
@@ -111,7 +112,7 @@ class MRPModule(nn.Module):
         for ours, theirs in zip(self.layers, donor.layers[-len(self.layers) :], strict=True):
             ours.load_state_dict(theirs.state_dict())
         self.eh_proj.weight.copy_(torch.cat([eye, eye], 1))
-        self.norm.zero_()
+        self.norm.copy_(self.backbone.norm if self.residual is False else torch.zeros_like(self.norm))
         return self
 
 
