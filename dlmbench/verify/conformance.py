@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dlmbench import options
+from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Transformer
@@ -61,17 +62,26 @@ def decoders_of(path: str | Path) -> list[type[Decoder]]:
 
 
 def conformance(decoder: type[Decoder], reference: type[Decoder] | None = None, seed: int = 0) -> Iterator[Finding]:
-    """Try every promise of `decoder` at its default options."""
+    """Try every promise of `decoder` at its default options, on each attention type that it declares."""
+    for attention in decoder.attention:
+        suffix = f", {attention}" if len(decoder.attention) > 1 else ""
+        for finding in _conformance(decoder, reference, seed, attention):
+            yield replace(finding, promise=finding.promise + suffix)
+
+
+def _conformance(
+    decoder: type[Decoder], reference: type[Decoder] | None, seed: int, attention: str
+) -> Iterator[Finding]:
     trials = [
-        ("progress", lambda: _progress(decoder, seed)),
-        ("no host reads", lambda: _no_host_reads(decoder)),
-        ("N = singles", lambda: _batch_equals_singles(decoder, seed)),
-        ("refilled slot = fresh slot", lambda: _refilled_equals_fresh(decoder, seed)),
-        ("late flags", lambda: _lag_changes_nothing(decoder, seed)),
+        ("progress", lambda: _progress(decoder, seed, attention)),
+        ("no host reads", lambda: _no_host_reads(decoder, attention)),
+        ("N = singles", lambda: _batch_equals_singles(decoder, seed, attention)),
+        ("refilled slot = fresh slot", lambda: _refilled_equals_fresh(decoder, seed, attention)),
+        ("late flags", lambda: _lag_changes_nothing(decoder, seed, attention)),
     ]
-    trials += [(f"equality {text}", _equality(decoder, text, seed)) for text in decoder.equalities]
+    trials += [(f"equality {text}", _equality(decoder, text, seed, attention)) for text in decoder.equalities]
     if reference is not None:
-        trials.append(("equals its reference", lambda: _same(decoder, reference, seed)))
+        trials.append(("equals its reference", lambda: _same(decoder, reference, seed, attention)))
     for promise, trial in trials:
         try:
             trial()
@@ -86,64 +96,67 @@ def conformance(decoder: type[Decoder], reference: type[Decoder] | None = None, 
 # --- the promises -----------------------------------------------------------------------------------------------------
 
 
-def _progress(decoder: type[Decoder], seed: int) -> None:
+def _progress(decoder: type[Decoder], seed: int, attention: str) -> None:
     spy = _Spy(decoder())
-    _run(spy, _requests(seed), batch_size=3)
+    _run(attention, spy, _requests(seed), batch_size=3)
 
 
-def _batch_equals_singles(decoder: type[Decoder], seed: int) -> None:
+def _batch_equals_singles(decoder: type[Decoder], seed: int, attention: str) -> None:
     requests = _requests(seed)
-    singles = [_run(decoder(), [request])[0] for request in requests]
+    singles = [_run(attention, decoder(), [request])[0] for request in requests]
     for batch in (2, 5):
-        _compare(
-            requests, singles, _run(decoder(), requests, batch_size=batch), f"a batch of {batch} differs from singles"
-        )
+        together = _run(attention, decoder(), requests, batch_size=batch)
+        _compare(requests, singles, together, f"a batch of {batch} differs from singles")
 
 
-def _refilled_equals_fresh(decoder: type[Decoder], seed: int) -> None:
+def _refilled_equals_fresh(decoder: type[Decoder], seed: int, attention: str) -> None:
     requests = _requests(seed)
-    fresh = [_run(decoder(), [request])[0] for request in requests]
-    refilled = _run(decoder(), requests, batch_size=1)
+    fresh = [_run(attention, decoder(), [request])[0] for request in requests]
+    refilled = _run(attention, decoder(), requests, batch_size=1)
     hint = "state leaks through a refilled slot (keep memory in init_state's tensors, reset by view.fresh)"
     _compare(requests, fresh, refilled, hint)
 
 
-def _lag_changes_nothing(decoder: type[Decoder], seed: int) -> None:
+def _lag_changes_nothing(decoder: type[Decoder], seed: int, attention: str) -> None:
     requests = _requests(seed)
-    _compare(requests, _run(decoder(), requests, batch_size=3), _run(decoder(), requests, batch_size=3, lag=1),
-             "reading flags one step late changes the result")  # fmt: skip
+    now, late = (_run(attention, decoder(), requests, batch_size=3, lag=lag) for lag in (0, 1))
+    _compare(requests, now, late, "reading flags one step late changes the result")
 
 
-def _equality(decoder: type[Decoder], text: str, seed: int) -> Callable[[], None]:
+def _equality(decoder: type[Decoder], text: str, seed: int, attention: str) -> Callable[[], None]:
     def trial() -> None:
         ours, _, theirs = text.partition("==")
         name, _, options = theirs.strip().partition(":")
         other = DECODERS.get(name)
         requests = _requests(seed)
-        left = _run(decoder(_config(decoder, ours)), requests, batch_size=3)
-        right = _run(other(_config(other, options)), requests, batch_size=3)
-        _compare(requests, right, left, f"{text.strip()} does not hold", decoder.roles == other.roles)
+        one, two = decoder(_config(decoder, ours)), other(_config(other, options))
+        alike = one.needs(one.config, attention) == two.needs(two.config, attention)
+        left, right = (_run(attention, each, requests, batch_size=3) for each in (one, two))
+        _compare(requests, right, left, f"{text.strip()} does not hold", _calls if alike else _nothing)
 
     return trial
 
 
-def _same(decoder: type[Decoder], reference: type[Decoder], seed: int) -> None:
+def _same(decoder: type[Decoder], reference: type[Decoder], seed: int, attention: str) -> None:
     for draw in range(3):
         requests = _requests(seed + draw)
-        _compare(requests, _run(reference(), requests), _run(decoder(), requests, batch_size=3),
+        _compare(requests, _run(attention, reference(), requests), _run(attention, decoder(), requests, batch_size=3),
                  f"it differs from its reference {reference.__name__}")  # fmt: skip
 
 
-def _no_host_reads(decoder: type[Decoder]) -> None:
+def _no_host_reads(decoder: type[Decoder], attention: str) -> None:
     """One round on tensors without data: whoever looks at a value fails."""
     device = torch.device("meta")
     instance = decoder()
-    canvas = Canvas(2, 32, _block_of(decoder), MASK, (EOS,), decoder.attention[0], 0, device)
-    nets, counter = _networks(decoder, device), Counter(2, device)
-    for net in nets.values():
-        net.allocate(2, 32, canvas.tokens, counter)
+    nets, counter = _networks(instance, attention, device), Counter(2, device)
     instance.attach(nets)
-    view = canvas.view(instance.init_state(2, 32, device), Sampling(), 32, 32, [HostRow()] * 2, False)
+    capacity = 32 + _block_of(attention) + 1 + instance.extra_slots(_block_of(attention))
+    answer = 16 if instance.scope == "answer" else 0
+    canvas = Canvas(2, capacity, _block_of(attention), MASK, (EOS,), attention, answer, device)
+    instance.view_width = answer or _block_of(attention)
+    for net in nets.values():
+        net.allocate(2, capacity, canvas.tokens, counter)
+    view = canvas.view(instance.init_state(2, capacity, device), Sampling(), 32, 32, [HostRow()] * 2, False)
     try:
         decision = instance.round(view, nets)
     except (RuntimeError, NotImplementedError) as error:
@@ -160,9 +173,16 @@ class _Spy(Decoder):
 
     def __init__(self, inner: Decoder):
         self.inner = inner
+        self.extra_slots, self.answer = inner.extra_slots, inner.answer
+        self._imitate()
+
+    def _imitate(self) -> None:
         for name in ("name", "roles", "attention", "scope", "lag", "cached", "ends_rows", "cuts_at_eos"):
-            setattr(self, name, getattr(inner, name))
-        self.extra_slots, self.attach, self.answer = inner.extra_slots, inner.attach, inner.answer
+            setattr(self, name, getattr(self.inner, name))
+
+    def attach(self, nets: Any) -> None:
+        self.inner.attach(nets)
+        self._imitate()  # what a decoder does may depend on its networks
 
     def init_state(self, rows: int, length: int, device: torch.device):
         self.inner.view_width = self.view_width
@@ -213,11 +233,11 @@ def _inspect(view: View, decision: Decision) -> None:
 # --- tiny networks and items ----------------------------------------------------------------------------------------
 
 
-def _model(decoder: type[Decoder], seed: int = 7) -> Transformer:
+def _model(attention: str, seed: int = 7) -> Transformer:
     """Two layers with loud random weights, so that confidences spread over the whole range."""
-    attention = decoder.attention[0]
+    family = {"causal": "qwen3", "full": "llada"}.get(attention, "sdar")
     config = BackboneConfig(
-        family="sdar" if attention != "causal" else "qwen3", attention=attention, shift=int(attention == "causal"),
+        family=family, attention=attention, shift=int(attention == "causal"),
         vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16,
         intermediate_size=48, mask_id=MASK, eos_ids=(EOS,), pad_id=0, max_positions=256,
     )  # fmt: skip
@@ -229,19 +249,22 @@ def _model(decoder: type[Decoder], seed: int = 7) -> Transformer:
     return model.requires_grad_(False).eval()
 
 
-def _networks(decoder: type[Decoder], device: str | torch.device = "cpu") -> dict[str, Network]:
-    """A tiny network for every role; a head is made by the decoder itself, beside the target."""
+def _networks(decoder: Decoder, attention: str, device: str | torch.device = "cpu") -> dict[str, Network]:
+    """A tiny network for every role that `decoder` uses; a head is made by the decoder itself, beside the target."""
     nets: dict[str, Network] = {}
-    for i, role in enumerate(decoder.roles):
+    kind = Bidirectional if attention == "full" else Network
+    for i, role in enumerate(decoder.needs(decoder.config, attention)):
         if role == "head":
             nets[role] = decoder.head_network(nets["target"], None)
+        elif role == "guide":  # reads left to right whatever the target does
+            nets[role] = Network(role, _model("causal", 7 + i).to(device), 1)
         else:
-            nets[role] = Network(role, _model(decoder, 7 + i).to(device), _block_of(decoder))
+            nets[role] = kind(role, _model(attention, 7 + i).to(device), _block_of(attention))
     return nets
 
 
-def _block_of(decoder: type[Decoder]) -> int:
-    return 1 if decoder.attention[0] == "causal" else BLOCK
+def _block_of(attention: str) -> int:
+    return 1 if attention == "causal" else BLOCK
 
 
 def _requests(seed: int, count: int = 7) -> list[Request]:
@@ -257,22 +280,30 @@ def _requests(seed: int, count: int = 7) -> list[Request]:
     ]
 
 
-def _run(decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0):
-    kind = type(decoder.inner) if isinstance(decoder, _Spy) else type(decoder)
-    nets = _networks(kind)
+def _run(attention: str, decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0):
+    nets = _networks(decoder.inner if isinstance(decoder, _Spy) else decoder, attention)
     engine = Engine(nets, decoder, batch_size=batch_size, lag=lag, stall_limit=8)
     return engine.generate(requests, trace=True)
 
 
-def _compare(requests, expected, ours, message: str, counts: bool = True) -> None:
-    """Same ids and, unless another method with helpers of its own is compared, the same forwards."""
+def _calls(generation) -> dict[str, int]:
+    """Forwards of the target by kind: what two methods without helpers share; the widths of their views may differ."""
+    return {kind: work["calls"] for kind, work in generation.counts["target"].items()}
+
+
+def _nothing(generation) -> None:
+    """Methods with helpers reach the same ids by other work."""
+
+
+def _compare(requests, expected, ours, message: str, work=lambda generation: generation.counts) -> None:
+    """Same ids and the same `work`."""
     for request, a, b in zip(requests, expected, ours):
         if a.raw_ids != b.raw_ids:
             at = next(
                 (i for i, (x, y) in enumerate(zip(a.raw_ids, b.raw_ids)) if x != y), min(len(a.raw_ids), len(b.raw_ids))
             )
             raise _Broken(f"{message}: {request.key}, token {at} of the answer")
-        if counts and a.counts != b.counts:
+        if work(a) != work(b):
             raise _Broken(f"{message}: {request.key} gives the same ids in another number of forwards")
 
 

@@ -21,7 +21,7 @@ BLOCK = 4
 
 def engine(decoder=None, *, store="fused", eos=(EOS,), tokenizer=None, **options):
     decoder = decoder or Static()
-    model = _model(type(decoder))
+    model = _model(type(decoder).attention[0])
     model.config = replace(model.config, eos_ids=eos)
     net = Network("target", model, 1 if model.config.shift else BLOCK, store)
     return Engine({"target": net}, decoder, tokenizer, **options)
@@ -82,7 +82,7 @@ def test_autoregressive_spends_one_forward_a_token_and_equals_an_uncached_loop()
     item = Request("x", tuple(range(10, 19)), 8)
     result = engine(decoder, eos=()).generate([item])[0]
     assert result.counts["target"]["denoise"]["calls"] == 8
-    model, ids = _model(AR), list(item.prompt_ids)
+    model, ids = _model("causal"), list(item.prompt_ids)
     for _ in range(8):
         length = len(ids)
         causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
