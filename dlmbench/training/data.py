@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 POOL = 3072  # examples drawn at a time: enough for full batches of every length
+MOST_BLOCKS = 1 << 16  # blocks of a row
 LENGTH_STEP = 8  # row lengths are rounded up to a multiple of it
 
 
@@ -52,6 +53,7 @@ class Batch:
     ids: Tensor  # [N,R]
     positions: Tensor  # [N,R]
     visible: Tensor  # [N,1,R,R] bool: query sees key
+    segment: Tensor  # [N,R]: columns of a row with the same number are one block of one copy; negative is padding
     predicting: Tensor  # [K] flat column numbers
     labels: Tensor  # [K]
     weights: Tensor  # [K]; their sum is about one
@@ -84,11 +86,13 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
         return out
 
     weight = torch.from_numpy(pad("weight", 0.0))
+    block, copy = torch.from_numpy(pad("block", 0)), torch.from_numpy(pad("copy", -1))
     predicting = weight.flatten().nonzero().squeeze(1)
     return Batch(
         ids=torch.from_numpy(pad("ids", 0)),
         positions=torch.from_numpy(pad("positions", 0)),
-        visible=visible(torch.from_numpy(pad("block", 0)), torch.from_numpy(pad("copy", -1))),
+        visible=visible(block, copy),
+        segment=copy * MOST_BLOCKS + block,
         predicting=predicting,
         labels=torch.from_numpy(pad("label", 0)).flatten()[predicting],
         weights=weight.flatten()[predicting] / len(rows),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
 from dlmbench.presets import resolve
@@ -57,8 +57,17 @@ def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.workers)
     tokenizer = load_tokenizer(resolve("nano").tokenizer_location)
-    Worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
+    worker = _worker(recipe.objective)
+    worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
     dist.destroy_process_group()
+
+
+def _worker(objective: str) -> type[Worker]:
+    if objective == "mrp":
+        from dlmbench.training.mrp import MRPWorker
+
+        return MRPWorker
+    return Worker
 
 
 def example_stream(mixture: dict[str, float], tokenizer) -> Draw:
@@ -80,13 +89,28 @@ class Worker:
         self.recipe, self.out, self.rank, self.tokenizer = recipe, out, rank, tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if _use_bfloat16(recipe.bfloat16) else torch.float32
-        self.master = initial_weights(recipe).to(self.device).requires_grad_(True).train()
-        self.network = Transformer(self.master.config).to(self.device, self.dtype)
+        self.master, self.network = self.networks()
         self.optimizer = Optimizer(self.master, recipe.matrix_lr, recipe.vector_lr, recipe.clip)
         lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
         self.batches = Batches(draw, _layout(recipe), lengths, recipe.columns, recipe.seed, rank)
         self.step, self.columns, self.seconds = 0, 0, 0.0
         self._copy_weights()
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """The float32 master copy of what is trained, and the copy in the step's dtype."""
+        master = initial_weights(self.recipe).to(self.device).requires_grad_(True).train()
+        return master, Transformer(master.config).to(self.device, self.dtype)
+
+    def loss(self, batch) -> Tensor:
+        """Loss of one batch, a scalar to descend."""
+        return batch_loss(self.network, batch, self.recipe.compile)
+
+    def measured(self) -> dict:
+        """What else to log since it was last asked for."""
+        return {}
+
+    def export(self) -> None:
+        save_checkpoint(self.master, self.out / "weights")
 
     def run(self, resume: bool = False, minutes: float | None = None) -> None:
         if resume:
@@ -105,7 +129,8 @@ class Worker:
             if self.step % REPORT_EVERY == 0:
                 now = time.monotonic()
                 speed = (self.columns - tick_columns) / (now - tick)
-                self.log(step=self.step, loss=sum(losses) / len(losses), norm=norm, columns_per_second=round(speed))
+                facts = {"loss": sum(losses) / len(losses), **self.measured()}
+                self.log(step=self.step, **facts, norm=norm, columns_per_second=round(speed))
                 tick, tick_columns, losses = now, self.columns, []
             if self.step % self.recipe.save_every == 0:
                 self.save()
@@ -118,7 +143,7 @@ class Worker:
     def update(self, batch, late: bool) -> tuple[float, float, int, bool]:
         """One optimiser step on all workers' batches -> mean loss, gradient norm, columns, is any worker late."""
         batch = replace(batch, **{k: v.to(self.device) for k, v in vars(batch).items() if isinstance(v, Tensor)})
-        loss = batch_loss(self.network, batch, self.recipe.compile)
+        loss = self.loss(batch)
         loss.backward()
         named = dict(self.network.named_parameters())
         facts = torch.tensor([loss.item(), batch.columns, float(late)], device=self.device)
@@ -153,7 +178,7 @@ class Worker:
         }
         torch.save(state, self.out / "checkpoint.tmp")
         os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
-        save_checkpoint(self.master, self.out / "weights")
+        self.export()
 
     def load(self) -> None:
         state = torch.load(self.out / "checkpoint.pt", map_location=self.device)

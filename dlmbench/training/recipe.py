@@ -9,7 +9,7 @@ import yaml
 
 from dlmbench.errors import RequestError
 
-OBJECTIVES = ("autoregressive", "block_diffusion")
+OBJECTIVES = ("autoregressive", "block_diffusion", "mrp")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,39 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
+class MRPPlan:
+    """How an MRP module is trained beside the frozen backbone that `warm_start` names (card of MRP, section 3).
+
+    start: ``layers`` (the backbone's last ones), ``random``, or ``card``. reveal: ``gt`` shows `counts[0]` true tokens
+    of every block, ``gt_random`` a number drawn from `counts`, ``model`` the backbone's own choices above a threshold
+    drawn from `thresholds` (what remasking meets). unrolled: reveals in a row, each with its pass. leave_one_out:
+    weight of the loss at revealed positions, whose teacher is the backbone with that one position masked again.
+    residual: the module moves the logits (True) or replaces them.
+    """
+
+    layers: int = 3
+    start: str = "layers"
+    reveal: str = "gt"
+    counts: tuple[int, ...] = (1,)
+    thresholds: tuple[float, float] = (0.5, 0.95)
+    unrolled: int = 1
+    leave_one_out: float = 0.0
+    residual: bool = True
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("start", self.start, ("layers", "random", "card")),
+            ("reveal", self.reveal, ("gt", "gt_random", "model")),
+        ):
+            if value not in known:
+                raise RequestError(f"mrp.{name} is {value!r}; it takes one of {', '.join(known)}.")
+        if self.layers < 1 or self.unrolled < 1 or not self.counts or min(self.counts) < 1 or self.leave_one_out < 0:
+            raise RequestError("mrp.layers, unrolled and counts are at least 1, and leave_one_out is not negative.")
+        if self.leave_one_out and not self.residual:
+            raise RequestError("mrp.leave_one_out needs residual: true; a replaced distribution has no old logits.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One stage of training.
 
@@ -50,6 +83,7 @@ class Recipe:
     columns: int = 4096
     workers: int = 2
     seed: int = 0
+    mrp: MRPPlan = field(default_factory=MRPPlan)  # mrp only
     prompt_weight: float = 0.1  # autoregressive only: loss weight of prompt tokens relative to target tokens
     matrix_lr: float = 0.02
     vector_lr: float = 3e-3
@@ -91,6 +125,19 @@ def read_recipe(path: Path) -> Recipe:
     if start := raw.get("warm_start"):
         layers = start.get("layers")
         raw["warm_start"] = WarmStart(start["model"], tuple(layers) if layers else None)
+    raw["mrp"] = _mrp_plan(path, raw)
     if "block_lengths" in raw:
         raw["block_lengths"] = tuple(raw["block_lengths"])
     return Recipe(**raw)
+
+
+def _mrp_plan(path: Path, raw: dict) -> MRPPlan:
+    values = dict(raw.get("mrp") or {})
+    if raw["objective"] == "mrp" and not raw.get("warm_start"):
+        raise RequestError(f"Recipe {path.name} trains an MRP module but names no backbone: add warm_start.model.")
+    if wrong := sorted(set(values) - {f.name for f in fields(MRPPlan)}):
+        raise RequestError(f"Recipe {path.name}: mrp has no field {', '.join(wrong)}.")
+    for name in ("counts", "thresholds"):
+        if name in values:
+            values[name] = tuple(values[name])
+    return MRPPlan(**values)

@@ -19,13 +19,19 @@ HIDDEN_SCORE = -1e4  # finite, so that a row of padding has no NaN
 
 def batch_loss(model: Transformer, batch: Batch, compiled: bool = True) -> Tensor:
     """Weighted cross-entropy of a batch, float32 scalar; about the mean over target tokens."""
-    layer_step, head_step = (_compiled_layer(), _compiled_head()) if compiled else (_layer, _head)
-    x = model.embed(batch.ids.flatten())
+    head_step = _compiled_head() if compiled else _head
+    x = run_layers(model, model, model.embed(batch.ids.flatten()), batch, compiled)
+    return head_step(model, x[batch.predicting], batch.labels, batch.weights)
+
+
+def run_layers(module: nn.Module, model: Transformer, x: Tensor, batch: Batch, compiled: bool = True) -> Tensor:
+    """Run the layers of `module` over a batch's columns, with the rotary tables of `model`. x [N*R,D] -> [N*R,D]."""
+    layer_step = _compiled_layer() if compiled else _layer
     cos, sin = model._rotation(batch.positions.flatten(), x.dtype)
     bias = torch.zeros(batch.visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~batch.visible, HIDDEN_SCORE)
-    for layer in model.layers:
+    for layer in module.layers:
         x = layer_step(layer, x, cos, sin, bias)
-    return head_step(model, x[batch.predicting], batch.labels, batch.weights)
+    return x
 
 
 def _layer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
