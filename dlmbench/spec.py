@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from dlmbench import options
+from dlmbench.companions import check_companion
 from dlmbench.errors import RequestError
 from dlmbench.presets import PRESETS, Preset, default_model, resolve
 from dlmbench.registry import DECODERS, load_plugin
 
-CACHES = ("none", "prefix", "dual", "freecache")
+CACHES = ("none", "prefix", "dual", "freecache", "prompt")
 STORES = ("fused", "separate")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SPLITS = ("test", "dev")
@@ -96,8 +97,11 @@ class RunSpec:
         config, notes = self._bind(decoder, preset)
         _check_attention(self, preset, decoder)
         _check_sampling(self, decoder, config)
-        _check_cache(self, preset)
-        companions = {role: _companion(self, preset, role) for role in decoder.roles if role != "target"}
+        _check_cache(self, preset, decoder)
+        needed = decoder.needs(config, ATTENTION.get(_family(preset) or ""))
+        companions = {role: _companion(self, preset, role) for role in needed if role != "target"}
+        for role, name in companions.items():
+            _check_companion(role, preset, resolve(name))
         if preset.tasks and self.task.partition("/")[0] not in preset.tasks:
             notes.append(
                 f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
@@ -140,6 +144,7 @@ class RunSpec:
                 method=name,
                 threshold=self.threshold if name == "threshold" else None,
                 settings={name: self.settings.get(name, {})},
+                cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
             )
             for name in self.against
         ]
@@ -231,13 +236,18 @@ def _check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
     )
 
 
-def _check_cache(spec: RunSpec, preset: Preset) -> None:
+def _check_cache(spec: RunSpec, preset: Preset, decoder: Any) -> None:
     attention = ATTENTION.get(_family(preset) or "")
     if spec.cache != "none" and attention in ("block_causal", "causal"):
         kind = "block-causal" if attention == "block_causal" else "autoregressive"
         raise RequestError(
             f"Cache policy {spec.cache} approximates bidirectional attention and {spec.model} is "
             f"{kind}, whose cache is exact already: leave --cache out."
+        )
+    if attention == "full" and spec.cache not in decoder.caches:
+        raise RequestError(
+            f"Method {spec.method} does not work with cache policy {spec.cache}, which hides positions that it needs: "
+            f"use --cache {' or '.join(decoder.caches)}."
         )
 
 
@@ -262,6 +272,17 @@ def _companion(spec: RunSpec, preset: Preset, role: str) -> str:
     if given is None:
         raise RequestError(f"Method {spec.method} needs a {role} model and {spec.model} names none: give --{role}.")
     return given
+
+
+def _check_companion(role: str, target: Preset, helper: Preset) -> None:
+    """A draft attends like its target, a guide reads left to right, and both share the target's tokens."""
+    ours, theirs = (ATTENTION.get(_family(preset) or "") for preset in (target, helper))
+    wanted = {"draft": ours, "reference": ours, "guide": "causal"}.get(role)
+    if wanted and theirs and theirs != wanted:
+        raise RequestError(
+            f"The {role} {helper.name} has {theirs} attention and {wanted} is needed: give another --{role}."
+        )
+    check_companion(role, target, helper)
 
 
 def _holds_head(preset: Preset) -> bool:

@@ -26,7 +26,7 @@ def run(
     head: flags.Head = None,
     block_length: Annotated[int | None, typer.Option(help="Positions a block.", show_default="by model")] = None,
     gen_length: Annotated[int | None, typer.Option(help="Most tokens an item.", show_default="by task")] = None,
-    cache: Annotated[str, typer.Option(help="none, prefix, dual or freecache (bidirectional models).")] = "none",
+    cache: Annotated[str, typer.Option(help="none, prefix, dual, freecache, prompt (bidirectional).")] = "none",
     store: Annotated[str, typer.Option(help="fused, or separate: an extra forward a block.")] = "fused",
     num_fewshot: Annotated[int | None, typer.Option(help="Worked examples.", show_default="by task")] = None,
     chat_template: flags.ChatTemplate = None,

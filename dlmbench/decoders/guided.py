@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.decoders.base import Decision, RoundDecoder, View, option
-from dlmbench.decoders.predict import Candidates
+from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.errors import RequestError
 
 RULES = ("top1", "topk", "topk_relative", "probability", "stochastic")
@@ -81,12 +81,10 @@ class Guided(RoundDecoder):
     lag = 0  # what to launch follows from how far each row's guide has read
 
     @classmethod
-    def check(cls, config: GuidedConfig, spec: Any) -> None:
-        """Refuse what a run's spec asks for and this method cannot do."""
-        if spec.temperature or spec.top_k or spec.top_p < 1:
-            raise RequestError(
-                "guided proposes the target's best tokens only: leave temperature, top-k and top-p at their defaults."
-            )
+    def objection(cls, config: GuidedConfig, sampling: Sampling) -> str | None:
+        if sampling.temperature == 0 and not sampling.top_k and sampling.top_p == 1:
+            return None
+        return "Method guided proposes the target's best tokens only: leave out --temperature, --top-k and --top-p."
 
     def attach(self, nets: Mapping[str, Any]) -> None:
         target, guide = nets["target"].config, nets["guide"].config

@@ -146,13 +146,13 @@ class SimSD(RoundDecoder):
         self.cuts_at_eos = self.config.trim_after_eos
 
     @classmethod
-    def check(cls, config: SimSDConfig, spec: Any) -> None:
-        """Refuse what a run's spec asks for and this method cannot do."""
-        if spec.temperature or spec.top_k or spec.top_p < 1:
-            raise RequestError(
-                "simsd ignores temperature, top-k and top-p in its published form; leave them out, or draw the draft's "
-                "tokens with --set simsd.sampling=multinomial --set simsd.accept=mrs."
-            )
+    def objection(cls, config: SimSDConfig, sampling: Sampling) -> str | None:
+        if sampling.temperature == 0 and not sampling.top_k and sampling.top_p == 1:
+            return None
+        return (
+            "Method simsd has no temperature, top-k or top-p (its published form ignores them); leave them out, or "
+            "draw drafts with --set simsd.sampling=multinomial --set simsd.accept=mrs."
+        )
 
     def attach(self, nets: Mapping[str, Any]) -> None:
         target, draft = nets["target"].config, nets["draft"].config
