@@ -94,7 +94,7 @@ class MRPWorker(Worker):
                 found[name].append(value)
         means = {name: sum(values) / len(values) for name, values in found.items()}
         means["ratio"] = means["kl_corrected"] / max(means["kl"], 1e-9)
-        self.log(step=self.step, held_out=means)
+        self.log(step=self.step, held_out={name: float(f"{value:.4g}") for name, value in means.items()})
 
     def _held_out(self) -> list[Batch]:
         noise = np.random.default_rng(HELD_OUT_SEED)
