@@ -69,8 +69,8 @@ class View:
     view is a block.
 
     `predicted` [R,W] marks positions that the last forward predicted, None for all of them: a cache policy may leave
-    the rest of the answer out. `seen`, `longest` and `host` are for the runtime: upper bounds on key and row length, and the host's knowledge
-    (None while flags are read late).
+    the rest of the answer out. `seen`, `longest` and `host` are for the runtime: upper bounds on key and row length,
+    and the host's knowledge (None while flags are read late).
     """
 
     tokens: Tensor
@@ -122,8 +122,9 @@ class Decision:
     tokens [R,W] ids for the positions in `reveal` [R,W] bool, anywhere in the view; `remask` [R,W] bool turns revealed
     ones back; `finish` [R] bool ends rows; `hold` [R] bool keeps a block active although it is full; `guard` [R] bool
     says where a progress guard had to fire; `idle` [R] bool marks rows whose schedule prescribes a step without a
-    reveal; `note` [R] is a small number (below 4096) that the host is to know at the row's next step, in
-    ``view.host``: which forward the row needs then, so that none is launched for nobody; `extra` goes into traces.
+    reveal; `note` [R] is a small number (below 4096) that the host is to know at the row's next step, in ``view.host``:
+    which forward the row needs then, so that none is launched for nobody. For traces: `order` [R,W] ranks the reveals
+    of decoders that make them one after another, `extra` is whatever else they should show.
     """
 
     tokens: Tensor
@@ -133,6 +134,7 @@ class Decision:
     hold: Tensor | None = None
     guard: Tensor | None = None
     idle: Tensor | None = None
+    order: Tensor | None = None
     note: Tensor | None = None
     extra: dict[str, Tensor] | None = None
 

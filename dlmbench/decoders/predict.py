@@ -23,14 +23,21 @@ from torch import Tensor
 class Sampling:
     """temperature 0 or top_k 1 is greedy; top_k 0 and top_p 1 are off.
 
-    `confidence`: ``full`` scores the token before top-k and top-p, ``truncated`` after them (what SDAR's unmodified
-    script does, card trap 1).
+    `confidence` says which distribution gives the scores: ``full`` the one before top-k and top-p, ``truncated`` the
+    one after them (what SDAR's unmodified script does, card trap 1), ``filtered`` the one after top-p and then top-k,
+    also at temperature 0 (Dream: filters change the order of greedy decoding, card section 5), ``clean`` the full one
+    at temperature 1 whatever the draw's temperature (LLaDA).
+
+    `banned` ids are out of the distribution altogether (LLaDA's logits_eos_inf); positions that propose one of `last`
+    have confidence 0, and the others are scored without these ids (its confidence_eos_eot_inf, card section 5).
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     confidence: str = "full"
+    banned: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
 
     @property
     def greedy(self) -> bool:
@@ -52,6 +59,8 @@ class Candidates:
         if tokens is not None:
             self.tokens = tokens
         logits = logits.float()
+        if self.sampling.banned:
+            logits = _without(logits, self.sampling.banned)
         self.logits = logits if self.sampling.scale == 1.0 else logits / self.sampling.scale
 
     @cached_property
@@ -79,14 +88,14 @@ class Candidates:
     @cached_property
     def log_odds(self) -> Tensor:
         """Logit of the proposed token minus the log-sum-exp of all others: confidence without its plateau."""
-        if self.sampling.confidence == "truncated":
+        if self.sampling.confidence == "truncated":  # from the probability itself, on float32's plateau
             return torch.logit(self.confidence.double()).float()
         chosen, others = self._mass
         return chosen.log() - others.log()
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Entropy of the full distribution in nats, as log-sum-exp minus the mean logit (no 0 log 0)."""
+        """Entropy of the scored distribution in nats, as log-sum-exp minus the mean logit (no 0 log 0)."""
         mass, total = self._exp, self._exp.sum(-1)
         mean = (mass * self._shifted.clamp_min(-1e30)).sum(-1) / total
         return total.log() - mean
@@ -104,7 +113,18 @@ class Candidates:
 
     @cached_property
     def _shifted(self) -> Tensor:
-        return self.logits - self.logits.amax(-1, keepdim=True)
+        logits = self._scored
+        return logits - logits.amax(-1, keepdim=True)
+
+    @property
+    def _scored(self) -> Tensor:
+        """Logits of the distribution that gives the scores. [R,W,V]"""
+        logits = self.logits
+        if self.sampling.confidence == "clean" and self.sampling.scale != 1.0:
+            logits = logits * self.sampling.scale
+        elif self.sampling.confidence == "filtered":
+            logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
+        return _without(logits, self.sampling.last) if self.sampling.last else logits
 
     @cached_property
     def _exp(self) -> Tensor:
@@ -121,26 +141,49 @@ class Candidates:
     @cached_property
     def _truncated(self) -> Tensor:
         """Distribution that tokens are drawn from: mask id out, then top-k, then top-p, renormalised. [R,W,V]"""
-        logits = self.logits.clone()
-        logits[..., self.view.mask_id] = float("-inf")
-        if 0 < self.sampling.top_k < logits.shape[-1]:
-            logits = logits.masked_fill(logits < logits.topk(self.sampling.top_k, -1).values[..., -1:], float("-inf"))
-        probability = logits.softmax(-1)
-        if self.sampling.top_p < 1.0:
-            ordered, order = probability.sort(stable=True, dim=-1, descending=True)
-            outside = ordered.cumsum(-1) - ordered >= self.sampling.top_p  # the crossing token stays
-            probability = probability.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
-            probability = probability / probability.sum(-1, keepdim=True)
-        return probability
+        logits = _without(self.logits, (self.view.mask_id,))
+        if self.sampling.confidence == "filtered":  # Dream's order
+            logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
+        else:
+            logits = _top_p(_top_k(logits, self.sampling.top_k), self.sampling.top_p)
+        return logits.softmax(-1)
 
     @cached_property
     def _draw(self) -> Tensor:
         """Inverse of the cumulative distribution at one uniform a position."""
-        cumulative = self._truncated.double().cumsum(-1)
-        point = uniform(self.view.seed, self.view.total_steps, self.view.positions).double()
-        drawn = torch.searchsorted(cumulative, (point * cumulative[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
-        last = self._truncated.shape[-1] - 1 - self._truncated.flip(-1).ne(0).int().argmax(-1)
-        return torch.minimum(drawn, last)
+        return draw(self._truncated, uniform(self.view.seed, self.view.total_steps, self.view.positions))
+
+
+def draw(probability: Tensor, point: Tensor) -> Tensor:
+    """Inverse of the cumulative distribution. probability [...,V], point [...] uniform in [0,1) -> ids [...]."""
+    cumulative = probability.double().cumsum(-1)
+    drawn = torch.searchsorted(cumulative, (point.double() * cumulative[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
+    last = probability.shape[-1] - 1 - probability.flip(-1).ne(0).int().argmax(-1)
+    return torch.minimum(drawn, last)
+
+
+def _without(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """A copy of logits [...,V] in which `ids` are impossible."""
+    logits = logits.clone()
+    for token in ids:
+        logits[..., token] = float("-inf")
+    return logits
+
+
+def _top_k(logits: Tensor, k: int) -> Tensor:
+    """Only the k largest logits [...,V] (and ties of the k-th) stay possible; 0 keeps all."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(k, -1).values[..., -1:], float("-inf"))
+
+
+def _top_p(logits: Tensor, p: float) -> Tensor:
+    """The fewest tokens whose probabilities sum to p stay possible, the one that crosses it included. [...,V]"""
+    if p >= 1.0:
+        return logits
+    ordered, order = logits.softmax(-1).sort(stable=True, dim=-1, descending=True)
+    outside = ordered.cumsum(-1) - ordered >= p
+    return logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
 
 
 def uniform(seed: Tensor, step: Tensor, positions: Tensor) -> Tensor:

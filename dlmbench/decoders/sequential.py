@@ -23,7 +23,7 @@ class SequentialConfig:
 class Sequential(StepDecoder):
     name = "sequential"
     Config = SequentialConfig
-    equalities = ()
+    attention = ("block_causal", "full")
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         due = self.config.k

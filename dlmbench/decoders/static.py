@@ -1,7 +1,9 @@
-"""`static`: a fixed number of tokens a step, best first (SDAR's low_confidence_static, card section 5).
+"""`static`: a fixed number of tokens a step, best first (SDAR's low_confidence_static, card section 5; LLaDA's
+low_confidence, card section 4; Dream's algorithms, card sections 4 and 5).
 
-Ordered by confidence; the other orders are Dream's (entropy, margin) and a random one. With ``k=1`` this is the
-quality reference of every table.
+Ordered by confidence, entropy, margin or at random, or (`origin`) every position on its own. With ``k=1`` this is the
+quality reference of every table. The schedules of LLaDA and Dream prescribe their number of steps and spend it whatever
+they reveal: steps that reveal nothing are counted like the others.
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ import torch
 from torch import Tensor
 
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.decoders.predict import Candidates
+
+ORDERS = ("confidence", "entropy", "margin", "random", "origin")
+SCHEDULES = ("share", "quota", "dream", "dream-block")
 
 
 @dataclass(frozen=True)
@@ -20,11 +26,25 @@ class StaticConfig:
     steps: int = option(
         0, "denoising steps a block instead of k; the first B mod steps of them reveal one more; 0: use k"
     )
-    order: str = option("confidence", "which positions first", choices=("confidence", "entropy", "margin", "random"))
+    order: str = option(
+        "confidence", "which positions first; origin: each on its own (Dream's default)", choices=ORDERS
+    )
+    schedule: str = option(
+        "share",
+        "how `steps` divide a block: share of its length (SDAR), quota of its masks (LLaDA), Dream's clock over the "
+        "answer, or over each block (Fast-dLLM); all but share spend every step, also empty ones",
+        choices=SCHEDULES,
+    )
+    alg_temp: float = option(0.0, "temperature at which Dream draws positions by their score; 0: the best ones")
+    eps: float = option(0.001, "last time of Dream's schedule, which runs from 1 to eps")
 
     def __post_init__(self):
         if self.k < 1 or self.steps < 0:
             raise ValueError("k must be at least 1 and steps at least 0")
+        if self.alg_temp < 0 or not 0 < self.eps < 1:
+            raise ValueError("alg_temp must be at least 0 and eps between 0 and 1")
+        if self.order == "origin" and not self.schedule.startswith("dream"):
+            raise ValueError("order=origin reveals by Dream's clock: set schedule=dream as well")
 
 
 def share(steps: int, block_length: int, step: Tensor) -> Tensor:
@@ -33,23 +53,80 @@ def share(steps: int, block_length: int, step: Tensor) -> Tensor:
     return torch.where(step < steps, due, 1)
 
 
+def scores(best: Candidates, order: str) -> Tensor:
+    """What positions [R,W] are ranked by, highest first."""
+    match order:
+        case "confidence":
+            return best.log_odds
+        case "entropy":
+            return -best.entropy
+        case "margin":
+            return best.margin
+        case _:
+            return best.random
+
+
 class Static(StepDecoder):
     name = "static"
     Config = StaticConfig
-
-    def due(self, view: View) -> int | Tensor:
-        """How many tokens to reveal now: int, or [R]."""
-        return share(self.config.steps, view.block_length, view.step) if self.config.steps else self.config.k
+    attention = ("block_causal", "full")
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         best = view.candidates(logits)
-        match self.config.order:
-            case "confidence":
-                score = best.log_odds
-            case "entropy":
-                score = -best.entropy
-            case "margin":
-                score = best.margin
-            case "random":
-                score = best.random
-        return Decision(best.tokens, top_n(score, view.eligible, self.due(view)))
+        reveal = self.reveal(view, best)
+        if self.config.schedule == "share":
+            return Decision(best.tokens, reveal)
+        return Decision(best.tokens, reveal, hold=view.step + 1 < self.steps(view), idle=~reveal.any(1))
+
+    def reveal(self, view: View, best: Candidates) -> Tensor:
+        """Positions [R,W] to reveal now."""
+        if self.config.order == "origin":
+            return view.eligible & ((best.random < self._passed(view).unsqueeze(1)) | self._last(view).unsqueeze(1))
+        return top_n(self._score(best), view.eligible, self.due(view))
+
+    def _score(self, best: Candidates) -> Tensor:
+        order = self.config.order
+        if not self.config.alg_temp or order == "random":
+            return scores(best, order)
+        score = best.confidence if order == "confidence" else scores(best, order)
+        gumbel = -(-best.random.clamp_min(1e-12).log()).log()  # ranks like draws without replacement from a softmax
+        return score / self.config.alg_temp + gumbel
+
+    def steps(self, view: View) -> Tensor:
+        """Steps [R] that the block is meant to take."""
+        if self.config.steps:
+            return torch.full_like(view.step, self.config.steps)
+        return (view.block_masks + self.config.k - 1) // self.config.k
+
+    def due(self, view: View) -> int | Tensor:
+        """How many tokens to reveal now: int, or [R]."""
+        if self.config.schedule == "share":
+            return share(self.config.steps, view.block_length, view.step) if self.config.steps else self.config.k
+        masked = view.eligible.sum(1)
+        if self.config.schedule == "quota":
+            steps = self.steps(view).clamp_min(1)
+            due = view.block_masks // steps + (view.step < view.block_masks % steps)
+        else:
+            waiting = masked
+            if self.config.schedule == "dream":  # later blocks are all masks still
+                waiting = masked + (view.ends - view.start - view.block_length).clamp_min(0)
+            due = (waiting * self._passed(view)).long()
+        return torch.where(self._last(view), masked, due)
+
+    def _last(self, view: View) -> Tensor:
+        return view.step + 1 >= self.steps(view)
+
+    def _passed(self, view: View) -> Tensor:
+        """Share [R] of the remaining masks that Dream's clock reveals now: 1 - s/t from time t to time s."""
+        step, steps = view.step, self.steps(view).clamp_min(1)
+        if self.config.schedule == "dream":
+            step, steps = view.total_steps, steps * self.blocks(view)
+        remaining = 1 - self.config.eps
+        return remaining / (steps - step * remaining).double()
+
+    def blocks(self, view: View) -> Tensor:
+        """Blocks [R] of the row's answer."""
+        first = view.prompt_length if view.attention == "full" else view.prompt_length // view.block_length
+        if view.attention == "full":
+            return (view.ends - first + view.block_length - 1) // view.block_length
+        return view.ends // view.block_length - first

@@ -1,8 +1,9 @@
 """`threshold`: reveal every position whose confidence passes tau, and always the best (SDAR's low_confidence_dynamic,
-card section 5; Fast-dLLM's threshold rule, card of the threshold family, section 2).
+card section 5; Fast-dLLM's rules, card of the threshold family, sections 2 and 6).
 
 If fewer positions pass than the static schedule would reveal, the schedule's number is revealed instead. SDAR compares
-strictly, Fast-dLLM lets equality pass.
+strictly, Fast-dLLM lets equality pass. ``rule=factor`` asks for less confidence the fewer tokens come together;
+``rule=planned`` is what Fast-dLLM does on Dream without a cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import share
 
 
@@ -21,20 +23,84 @@ class ThresholdConfig:
     tau: float = option(
         0.9, "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)", knob=True
     )
-    steps: int = option(0, "denoising steps a block that the fall-back schedule divides it into; 0: one token a step")
-    inclusive: bool = option(False, "a confidence equal to tau passes (Fast-dLLM; SDAR compares strictly)")
+    steps: int = option(
+        0,
+        "denoising steps a block that the fall-back schedule divides it into; 0: one token a step; "
+        "under rule=planned: steps that the whole answer is planned for",
+    )
+    inclusive: bool | None = option(
+        None, "a confidence equal to tau passes; none: yes with full attention (Fast-dLLM), no otherwise (SDAR)"
+    )
+    rule: str = option(
+        "exact",
+        "exact: confidence against tau; factor: the n best while (n + 1)(1 - confidence) < factor; planned: tau among "
+        "the answer's share of a step and what earlier steps left over (Fast-dLLM on Dream without a cache)",
+        choices=("exact", "factor", "planned"),
+    )
+    factor: float = option(1.0, "bound of rule=factor (Fast-dLLM: 1.0; explored 0.7 to 1.9)")
+    factor_rule: str = option(
+        "paper", "code also reveals a last masked position that fails alone, as the release does",
+        choices=("paper", "code"),
+    )  # fmt: skip
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError("steps must be at least 0")
+        if self.rule == "planned" and not self.steps:
+            raise ValueError("rule=planned divides the answer over steps: give steps, for example 8 for 256 tokens")
+        if self.rule == "factor" and self.steps:
+            raise ValueError("rule=factor has no fall-back schedule: leave steps out")
 
 
 class Threshold(StepDecoder):
     name = "threshold"
     Config = ThresholdConfig
+    attention = ("block_causal", "full")
     equalities = ("tau=1.1 == static:k=1",)
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         best = view.candidates(logits)
-        confident = best.confidence >= self.config.tau if self.config.inclusive else best.confidence > self.config.tau
-        passed = confident & view.eligible
-        due = share(self.config.steps, view.block_length, view.step) if self.config.steps else 1
+        if self.config.rule == "factor":
+            return self._by_factor(view, best)
+        passed = self._confident(view, best) & view.eligible
+        due = 1
+        if self.config.rule == "planned":
+            passed = passed & top_n(best.log_odds, view.eligible, self._planned(view))
+        elif self.config.steps:
+            due = share(self.config.steps, view.block_length, view.step)
         least = top_n(best.log_odds, view.eligible, due)
         enough = (passed.sum(1) >= least.sum(1)).unsqueeze(1)
         return Decision(best.tokens, torch.where(enough, passed, least), guard=~enough.squeeze(1))
+
+    def _confident(self, view: View, best: Candidates) -> Tensor:
+        inclusive = self.config.inclusive
+        if inclusive is None:
+            inclusive = view.attention == "full"
+        return best.confidence >= self.config.tau if inclusive else best.confidence > self.config.tau
+
+    def _planned(self, view: View) -> Tensor:
+        """Positions [R] that may come now, a step's share and the leftovers: all that later steps need not take."""
+        share_of_step = (view.ends - view.prompt_length) // self.config.steps
+        later = (self.config.steps - 1 - view.total_steps).clamp_min(0)
+        left = view.masked.sum(1) - share_of_step * later
+        rest = (view.ends - view.prompt_length) - share_of_step * self.config.steps  # what the shares do not cover
+        return torch.where(later > 0, left - rest, left)
+
+    def _by_factor(self, view: View, best: Candidates) -> Decision:
+        """Reveal the largest n with (n + 1)(1 - c_n) < factor, c_n being the n-th highest confidence; at least one.
+
+        The products never decrease with n. The release lets equality pass and, where only the last rank fails, reveals
+        that one as well.
+        """
+        order = best.log_odds.masked_fill(~view.eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
+        confidence = best.confidence.gather(1, order)
+        rank = torch.arange(1, order.shape[1] + 1, device=order.device)
+        masks = view.eligible.sum(1)
+        bound = 1 - self.config.factor / (rank + 1)
+        passes = confidence >= bound if self.config.factor_rule == "code" else confidence > bound
+        passed = (passes & (rank <= masks.unsqueeze(1))).int().cumprod(1).sum(1)
+        n = passed.clamp_min(1)
+        last_rank = (n == masks - 1) & torch.full_like(view.live, self.config.factor_rule == "code")
+        reveal = top_n(best.log_odds, view.eligible, n + last_rank)
+        extra = {"last_rank": last_rank} if view.tracing else None
+        return Decision(best.tokens, reveal, guard=(passed < 1) & ~last_rank, extra=extra)

@@ -1,0 +1,94 @@
+"""`prophet`: stop as soon as the answer is settled, and fill in the rest at once (Prophet, arXiv 2508.19982; card of
+Prophet).
+
+`static` with a stopping rule: after every forward the gap between the best and the second best logit is averaged over a
+short answer window. When it reaches a bound that falls with progress, every mask left in the row is filled with the
+current best token; the deciding forward is the filling one.
+
+The window begins `answer_start` positions behind the prompt, which a task's metadata says; without one the rule never
+fires. Inside a block-causal block there is no answer to look ahead to: the window is the block, the progress is that of
+the block, and what is filled is the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmbench.decoders.base import Decision, View, option
+from dlmbench.decoders.static import Static, StaticConfig
+
+EARLY_UNTIL, MID_UNTIL = 0.33, 0.67  # shares of the steps
+
+
+@dataclass(frozen=True)
+class ProphetConfig(StaticConfig):
+    early: float = option(7.5, "gap in logits that ends decoding in the first third of the steps")
+    mid: float = option(5.0, "the same in the second third")
+    late: float = option(2.5, "the same in the last third")
+    answer_start: int = option(-1, "first position of the answer window, counted from the prompt's end; -1: the task's")
+    answer_length: int = option(5, "positions of the answer window")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.answer_length < 1:
+            raise ValueError("answer_length must be at least 1")
+
+
+class Prophet(Static):
+    name = "prophet"
+    Config = ProphetConfig
+    attention = ("full", "block_causal")
+    caches = ("none", "prefix", "freecache")
+    equalities = (
+        "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",
+        "early=1e9,mid=1e9,late=1e9,answer_start=2,steps=3,schedule=quota == static:steps=3,schedule=quota",
+    )
+
+    def attach(self, nets: Mapping[str, Any]) -> None:
+        self.scope = "answer" if nets["target"].config.attention == "full" else "block"
+
+    def decide(self, view: View, logits: Tensor) -> Decision:
+        decision = super().decide(view, logits)
+        gap, known = self._gap(view, logits)
+        progress = self._progress(view)
+        bound = torch.where(progress < EARLY_UNTIL, self.config.early, self.config.late)
+        bound = torch.where((progress >= EARLY_UNTIL) & (progress < MID_UNTIL), self.config.mid, bound)
+        settled = known & (gap >= bound)
+        decision.reveal = torch.where(settled.unsqueeze(1), view.masked, decision.reveal)
+        if view.attention == "full":
+            decision.finish = settled
+        if decision.hold is not None:
+            decision.hold = decision.hold & ~settled
+            decision.idle = decision.idle & ~settled
+        if view.tracing:
+            decision.extra = {"gap": gap.masked_fill(~known, float("nan")), "settled": settled}
+        return decision
+
+    def _gap(self, view: View, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean gap [R] over the window, and the rows [R] in which any of it has been predicted."""
+        inside = view.valid
+        if view.attention == "full":
+            first = view.prompt_length.unsqueeze(1) + self.config.answer_start
+            inside = inside & (view.positions >= first) & (view.positions < first + self.config.answer_length)
+            if self.config.answer_start < 0:
+                inside = torch.zeros_like(inside)
+        if view.predicted is not None:
+            inside = inside & view.predicted
+        top = logits.float().topk(2, -1).values
+        count = inside.sum(1)
+        mean = ((top[..., 0] - top[..., 1]) * inside).sum(1) / count.clamp_min(1)
+        return mean, count > 0
+
+    def _progress(self, view: View) -> Tensor:
+        """Share [R] of the steps that are spent with this one: of the row's, or inside a causal block of the block's."""
+        if view.attention != "full":
+            return (view.step + 1).double() / self.steps(view).clamp_min(1)
+        total = self.steps(view) * self.blocks(view)
+        if not self.config.steps:
+            total = -(-(view.ends - view.prompt_length) // self.config.k)
+        return (view.total_steps + 1).double() / total.clamp_min(1)

@@ -1,0 +1,92 @@
+"""`wino`: reveal widely, take back what a second look does not support (WINO, arXiv 2507.18578; card of the threshold
+family, section 10).
+
+Every forward carries, beside the row, one mask token for each position of the block. Such a shadow sees everything but
+the token at its own position, so it says how probable that token is given all others. Drafting is bold (`tau`), and
+positions whose token the shadow finds less probable than `verify` become masks again. Fewer are taken back than the
+step before had drafted, so every block ends. Tokens drafted in a forward are looked at from the next one on.
+
+In a block-causal block the shadows ride in the same packed forward, seeing the prefix and the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
+
+FIRST_LIMIT = 30  # the release lets the first verification of a block take back as if 30 had been drafted
+
+
+@dataclass(frozen=True)
+class WinoConfig:
+    tau: float = option(
+        0.6, "confidence that a draft must pass (LLaDA GSM8K 0.6, MATH and HumanEval 0.7, MBPP 0.8)", knob=True
+    )
+    verify: float = option(0.9, "probability below which a shadow takes a token back (0.9 for all tasks)")
+    share: float = option(0.7, "share of the masks that one forward may draft, within 5 to 20 positions")
+
+
+class Wino(RoundDecoder):
+    name = "wino"
+    Config = WinoConfig
+    attention = ("full", "block_causal")
+    caches = ("none",)
+    equalities = ("tau=1.1 == static:k=1",)
+
+    def extra_slots(self, block_length: int) -> int:
+        return block_length + 8  # the shadows, behind a row that is padded to a multiple of 8
+
+    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+        return {
+            "drafted": torch.zeros(rows, length, dtype=torch.bool, device=device),
+            "last": torch.full((rows,), FIRST_LIMIT, dtype=torch.long, device=device),
+        }
+
+    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+        width = view.tokens.shape[1]
+        drafted = view.state["drafted"][:, :width] & ~view.fresh.unsqueeze(1)
+        last = torch.where(view.fresh, FIRST_LIMIT, view.state["last"])
+        logits, shadows = self._forward(view, nets["target"])
+        best = view.candidates(logits)
+        draft, guard = self._draft(view, best)
+        count = draft.sum(1)
+        support = shadows.float().softmax(-1).gather(-1, view.tokens.unsqueeze(-1)).squeeze(-1)
+        doubted = drafted & (support < self.config.verify) & (count > 1).unsqueeze(1)
+        limit = torch.where(doubted.sum(1) >= last, last - 1, width)
+        revoked = top_n(-support, doubted, limit)
+        view.state["drafted"][:, :width] = (drafted | draft) & ~revoked
+        view.state["last"].copy_(count)
+        idle = revoked.sum(1) >= count  # a net loss, which the limit makes up for in the next step
+        return Decision(
+            best.tokens, draft, remask=revoked, guard=guard, idle=idle, extra={"revoked": revoked.sum(1)}
+        )
+
+    def _draft(self, view: View, best) -> tuple[Tensor, Tensor]:
+        """Positions [R,W] to reveal, and the rows [R] in which only the best one comes."""
+        masks = view.eligible.sum(1)
+        cap = (masks * self.config.share).long().clamp(5, 20)
+        bold = (best.confidence > self.config.tau) & view.eligible
+        none = ~bold.any(1)
+        wide = top_n(best.log_odds, bold, cap)
+        return torch.where(none.unsqueeze(1), top_n(best.log_odds, view.eligible, 1), wide), none
+
+    def _forward(self, view: View, target) -> tuple[Tensor, Tensor]:
+        """Logits at the block [R,W,V] and of its shadows [R,W,V]."""
+        masks = torch.full_like(view.tokens, view.mask_id)
+        if view.attention == "full":
+            return target.beside(view, masks, view.positions, view.positions)
+        width = view.tokens.shape[1]
+        block = torch.ones(width, width, dtype=torch.bool, device=view.tokens.device)
+        own = torch.eye(width, dtype=torch.bool, device=view.tokens.device)
+        allowed = torch.cat([torch.cat([block, ~block], 1), torch.cat([~own, block], 1)])
+        logits = target.packed(
+            view, torch.cat([view.tokens, masks], 1), view.positions.repeat(1, 2),
+            allowed.expand(view.tokens.shape[0], -1, -1), kind="denoise",
+        )  # fmt: skip
+        return logits.split(width, 1)
