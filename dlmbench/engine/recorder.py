@@ -14,7 +14,9 @@ from dlmbench.decoders.base import Decision, View
 
 
 class Recorder:
-    """Steps of each row: {"block", "positions", "tokens", "remasked", "forwards", "extra", "scores"}; positions ascend.
+    """Steps of each row: {"block", "positions", "tokens", "remasked", "forwards", "extra", "scores"}.
+
+    Positions stand in the order that the decision names, ascending otherwise.
 
     `scores` are those of the masked positions as the decision saw them: proposed token, confidence, log-odds and the
     distance of the best logit to the second best.
@@ -39,17 +41,20 @@ class Recorder:
             if not live:
                 continue
             chosen = reveal[row].nonzero().squeeze(1)
+            if decision.order is not None:
+                chosen = chosen[decision.order[row, chosen].argsort(stable=True)]
             revealed = dict(zip(view.positions[row, chosen].tolist(), decision.tokens[row, chosen].tolist()))
             if filled is not None:
                 after = (filled[row] >= 0).nonzero().squeeze(1)
                 revealed.update(zip(after.tolist(), filled[row, after].tolist()))
+                revealed = dict(sorted(revealed.items()))
             remasked = []
             if decision.remask is not None:
                 remasked = view.positions[row, decision.remask[row] & ~view.masked[row]].tolist()
             entry = {
                 "block": int(view.start[row]) // view.block_length,
-                "positions": sorted(revealed),
-                "tokens": [revealed[position] for position in sorted(revealed)],
+                "positions": list(revealed),
+                "tokens": list(revealed.values()),
                 "remasked": remasked,
                 "forwards": [
                     {"role": column.role, "kind": column.kind, "query_tokens": int(queries[row])}

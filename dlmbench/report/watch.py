@@ -51,7 +51,8 @@ class Watcher:
     def finish(self, result: Any) -> None:
         """Draw the finished text and the totals; `result` is the `Generation`."""
         rate = result.tokens / max(self.forwards, 1)
-        summary = f"{result.tokens} tokens, {self.forwards} forwards, {rate:.2f} a forward, stopped by {result.stop_reason}"
+        work = f"{result.tokens} tokens, {self.forwards} forwards, {rate:.2f} a forward"
+        summary = f"{work}, stopped by {result.stop_reason}"
         if self.live:
             self.live.update(Text(result.text) + Text(f"\n\n{summary}", style="dim"))
             self.live.stop()
