@@ -151,6 +151,18 @@ class Bidirectional(Network):
         self._count_windows(view, kind, parts, view.live if active is None else view.live & active)
         return (logits, states) if hidden else logits
 
+    def whole(self, view) -> tuple[Tensor, Tensor]:
+        """One forward over whole rows -> logits at the view [R,W,V], and for every position of the row the state that
+        predicts it [R,T,D]; with a shifted head the first position has its own. No cache policy applies.
+        """
+        everyone = (None, torch.zeros_like(view.ends), view.ends, bucket(view.longest, WIDTH_BUCKET), True)
+        states = self._states(view, self.canvas, [everyone])
+        logits = self.model.project(self._at_view(view, states, [everyone]))
+        self._count_windows(view, None, [everyone], view.live)
+        rows = states.view(view.ends.shape[0], -1, states.shape[-1])
+        shift = self.config.shift
+        return logits, torch.cat([rows[:, :shift], rows[:, : rows.shape[1] - shift]], 1)
+
     def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
         """One forward over whole rows and, beside each, extra tokens that the row does not see.
 
@@ -200,6 +212,10 @@ class Bidirectional(Network):
 
     def _windows(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
         """Forward of all parts in one go -> hidden states that predict the view's positions [R,W,D]."""
+        return self._at_view(view, self._states(view, canvas, parts, embeds), parts)
+
+    def _states(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
+        """Final hidden states of all parts, one after another [n*T,D]."""
         seen = min(bucket(view.longest), self.cache.capacity)
         x, places, groups = [], [], []
         everyone = torch.arange(view.ends.shape[0], device=self.device)
@@ -214,8 +230,7 @@ class Bidirectional(Network):
             x.append(tokens.flatten(0, 1))
             places.append(self.cache.places(index, positions, valid))
             groups.append(Group(positions, keys_before(view.ends[index], seen, self.dtype), rows))
-        states = self._forward(torch.cat(x), tuple(torch.cat(p) for p in zip(*places)), groups)
-        return self._at_view(view, states, parts)
+        return self._forward(torch.cat(x), tuple(torch.cat(p) for p in zip(*places)), groups)
 
     def _at_view(self, view, states: Tensor, parts) -> Tensor:
         """Hidden states that predict the view's positions [R,W,D]; zero where nothing was recomputed."""

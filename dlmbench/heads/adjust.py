@@ -1,0 +1,179 @@
+"""The ADJUST sampler: one layer that moves a frozen backbone's hidden states after a token was drawn (card of ADJUST,
+section 2).
+
+Inputs are the tokens of the whole row and the backbone's states after its final norm, each at the position that it
+predicts; the output are the moved states, which the backbone's own head turns into logits. Embedding table, head and
+rotary angles are the backbone's.
+
+Two layouts are read, in safetensors: the authors' (`drafter.*` of a Lightning state dict; the frozen base model that
+lies beside it is ignored), and our own, the same names beside a config.json that holds the hash of the backbone's
+weights. A published file with other names is read through `names` in its config.json: {name here: name there}.
+
+Left out: the ablations of the release (no attention, a copy for every call, features of four layers).
+
+Axes: N flattened tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.loading import _packed_sizes, _Tensors
+from dlmbench.backbone.model import Attend, Layer, Transformer
+from dlmbench.errors import RequestError
+from dlmbench.heads.mrp import HeadConfig
+from dlmbench.registry import BACKBONES
+
+PREFIX = "drafter."
+OWN = {  # ours -> the authors'
+    "norm_embed": "norm_embed.0.weight",
+    "norm_hidden": "norm_hidden.0.weight",
+    "norm_postattn": "norm_postattn.0.weight",
+    "down_project.weight": "down_project.0.weight",
+    "down_project.bias": "down_project.0.bias",
+}
+ABLATIONS = {"disable_attn": False, "n_layers": 1, "shared_params": True}  # the values that are read
+
+
+class AdjustHeadConfig(HeadConfig):
+    """Sizes and work of the sampler alone; `HeadConfig` has all of it but the biases."""
+
+    @property
+    def parameters(self) -> int:
+        qkv = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias
+        return super().parameters + self.hidden_size + qkv
+
+
+class AdjustModule(nn.Module):
+    """The trainable part. `backbone` lends embedding, head and rotary tables; it is neither trained nor saved here."""
+
+    def __init__(self, backbone: Transformer):
+        super().__init__()
+        self.config = AdjustHeadConfig.of(backbone.config, 1)
+        self.lender = (backbone,)  # a tuple, so that the backbone is not a part of this module
+        width = self.config.hidden_size
+        self.norm_embed, self.norm_hidden = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+        self.norm_postattn = nn.Parameter(torch.ones(width))
+        self.down_project = nn.Linear(2 * width, width)
+        self.layer = Layer(self.config)
+
+    @property
+    def backbone(self) -> Transformer:
+        return self.lender[0]
+
+    @property
+    def norm(self) -> Tensor:
+        """The last norm, where networks look up device and dtype."""
+        return self.norm_postattn
+
+    def forward(self, ids: Tensor, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids and positions [N], hidden [N,D] -> moved states [N,D]."""
+        shape, eps = hidden.shape[-1:], self.config.rms_norm_eps
+        embedded = F.rms_norm(self.backbone.embed(ids), shape, self.norm_embed, eps)
+        x = self.down_project(torch.cat([embedded, F.rms_norm(hidden, shape, self.norm_hidden, eps)], -1))
+        cos, sin = self.backbone._rotation(positions, x.dtype)
+        x = self.layer(0, x, cos, sin, attend)
+        return hidden + F.rms_norm(x, shape, self.norm_postattn, eps)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.backbone.embed(ids)
+
+    def project(self, states: Tensor) -> Tensor:
+        """Logits [..., V] of moved states [..., D], by the backbone's head."""
+        return self.backbone.project(states)
+
+    @torch.no_grad()
+    def init_random(self, seed: int = 0) -> AdjustModule:
+        """Loud random matrices for tests and `check`, norms at one: every call moves the states visibly."""
+        generator = torch.Generator().manual_seed(seed)
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+            elif weight is self.down_project.bias or weight is self.layer.qkv.bias:
+                weight.zero_()
+        return self
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def load_module(folder: Path, backbone: Transformer, weights: str | None = None) -> AdjustModule:
+    """A frozen sampler for `backbone`, on its device and in its dtype.
+
+    `weights` is the hash of the backbone's files; a sampler of our own layout is refused beside any other backbone.
+    Raises RequestError for that, for a folder without a sampler, for an ablation, and for shapes that do not fit.
+    """
+    file = folder / "config.json"
+    raw = json.loads(file.read_text()) if file.is_file() else {}
+    _check(folder, raw, weights)
+    tensors = _Tensors(folder)
+    renamed = raw.get("names") or {}
+    with torch.device("meta"):
+        module = AdjustModule(backbone)
+    state = {}
+    for ours, parameter in module.state_dict().items():
+        names = [renamed.get(name, name) for name in _official(ours, backbone.config)]
+        missing = [name for name in names if name not in tensors.place]
+        if missing:
+            raise RequestError(
+                f"Folder {folder.name!r} holds no ADJUST sampler (no tensor {missing[0]}): give --head the folder of "
+                "one, or map its names in config.json (names: {name here: name there})."
+            )
+        tensor = torch.cat([tensors.get(name) for name in names])
+        if tensor.shape != parameter.shape:
+            raise RequestError(
+                f"ADJUST sampler {folder.name}: tensor {ours} has shape {tuple(tensor.shape)}, this backbone needs "
+                f"{tuple(parameter.shape)}; give --model the backbone that the sampler belongs to."
+            )
+        state[ours] = tensor.to(device=backbone.norm.device, dtype=backbone.norm.dtype)
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _check(folder: Path, raw: dict, weights: str | None) -> None:
+    for name, value in ABLATIONS.items():
+        if raw.get(name, value) != value:
+            raise RequestError(
+                f"ADJUST sampler {folder.name} has {name}={raw[name]!r}; only {value!r} is read, as in the released "
+                "configuration."
+            )
+    trained_on = (raw.get("backbone") or {}).get("weights")
+    if trained_on and weights and trained_on != weights:
+        raise RequestError(
+            f"ADJUST sampler {folder.name} was trained on backbone weights {trained_on}, the model has {weights}: "
+            "give --model the backbone it belongs to, or train a sampler for this one."
+        )
+
+
+def save_module(
+    module: AdjustModule, folder: str | Path, weights: str, dtype: torch.dtype = torch.bfloat16, **about
+) -> Path:
+    """Write the sampler alone in the authors' names; `weights` is the hash of the backbone it was trained on."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for ours, tensor in module.state_dict().items():
+        names = _official(ours, module.config)
+        sizes = _packed_sizes(ours, module.config) if len(names) > 1 else [tensor.shape[0]]
+        for name, part in zip(names, tensor.detach().split(sizes), strict=True):
+            tensors[name] = part.to(device="cpu", dtype=dtype).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone = {"weights": weights, "family": module.config.family, "hidden_size": module.config.hidden_size}
+    config = {"model_type": "adjust", **ABLATIONS, "backbone": backbone, **about}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def _official(ours: str, config: BackboneConfig) -> list[str]:
+    """Names in the file of one of our tensors, in the order in which they are packed."""
+    if ours in OWN:
+        return [PREFIX + OWN[ours]]
+    names = BACKBONES.get(config.family).names["layers.{}." + ours.removeprefix("layer.")]
+    return [PREFIX + "layers.0.0." + name.partition("{}.")[2] for name in names]
