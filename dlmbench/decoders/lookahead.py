@@ -109,7 +109,7 @@ class Rows:
 
     def _row(self, view: View, net: Any, window: Window, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """ids [R,T] of the rows with `tokens` in their windows, and positions [T]."""
-        length = view.longest + self.width
+        length = view.longest + self.block_length + self.width  # rows end with a whole block
         ids = net.canvas[:, :length].scatter(1, window.positions.clamp_max(length - 1), tokens)
         return ids, torch.arange(length, device=ids.device)
 

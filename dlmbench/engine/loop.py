@@ -234,7 +234,9 @@ class Engine:
                 "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
             )
         config = self.target.config
-        answer = max(r.max_tokens for r in requests) if self.decoder.scope == "answer" else 0
+        answer = 0
+        if self.decoder.scope == "answer":
+            answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
         self.canvas = Canvas(
             rows, capacity, block, self._mask_id, () if self.decoder.ends_rows else config.eos_ids, config.attention,
             answer, self.device, self.fill_after_eos,
@@ -251,6 +253,11 @@ class Engine:
         self.idle_steps = [0] * rows
         self.launched = 0
         self.recorder = Recorder(rows, on_step) if tracing else None
+
+    def _end(self, length: int) -> int:
+        """End of a row's canvas: on the absolute grid it is filled up to a whole block."""
+        block = self.target.block_length
+        return length if self.target.config.attention == "full" else -(-length // block) * block
 
     def _refill(self, queue: deque) -> None:
         """Give free slots the next requests; their prompts are encoded in one batch."""
