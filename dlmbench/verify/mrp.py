@@ -32,6 +32,7 @@ PARAMS = {
     "mask_id", "temperature", "top_k", "top_p", "block_length", "gen_length", "denoising_steps", "confidence",
     "remasking_strategy", "confidence_threshold", "mrp_steps", "mrp_logit_mix_mode", "mrp_logit_sum_scale",
     "mrp_verify_mode", "residual_delta", "mrp_prefix_cache", "remask_input", "stop_token_ids",
+    "mrp_num_transfer_per_iter", "mrp_remasking_strategy",
 }  # fmt: skip
 EXPECTED = {
     "ids", "nfe", "forwards", "head_forwards", "drafter_nfe", "total_length", "steps", "spec_rounds",
@@ -80,26 +81,23 @@ def _config(case: Case) -> MRPConfig:
     mode, verify = MODES[method]
     equal("params.mrp_verify_mode", params.get("mrp_verify_mode", verify), verify)
     equal("params.confidence", params.get("confidence", "full_softmax"), "full_softmax")
-    if params["mask_id"] is None:
-        raise Mismatch("params.mask_id is missing")
-    strategy = params.get("remasking_strategy", "low_confidence_dynamic")
+    equal("params.mrp_num_transfer_per_iter", params.get("mrp_num_transfer_per_iter", 1), 1)
+    one_at_a_time = "low_confidence_static"
+    equal("params.mrp_remasking_strategy", params.get("mrp_remasking_strategy", one_at_a_time), one_at_a_time)
+    dynamic = mode.endswith("remask") or method == "mrp_dynamic_baseline"
+    strategy = params.get("remasking_strategy", "low_confidence_dynamic" if dynamic else "low_confidence_static")
     if strategy not in COMMITS:
         raise Mismatch(f"unknown remasking_strategy {strategy!r}")
     baseline = method in ("mrp_static_baseline", "mrp_dynamic_baseline")
     if baseline:
         equal("params.mrp_steps", params.get("mrp_steps", 0), 0)
-    static = mode == "direct" and COMMITS[strategy] == "static"
-    if mode == "speculative" or (static and params["denoising_steps"] == params["block_length"]):
-        steps = 0  # one token a step; speculative decoding ignores the schedule
-    else:
-        steps = params["denoising_steps"]
     return MRPConfig(
         mode=mode,
         K=0 if baseline else params["mrp_steps"],
         tau=params.get("confidence_threshold", 0.85),
         delta=params.get("residual_delta", 1.0),
         commit=COMMITS[strategy],
-        steps=steps,
+        steps=params["denoising_steps"] if mode == "direct" else 0,  # the other modes know no schedule
         mrp_prefix_cache=params.get("mrp_prefix_cache", mode == "direct"),
         remask_input=params.get("remask_input", "revealed"),
         mix=params.get("mrp_logit_mix_mode", "logits_sum"),
