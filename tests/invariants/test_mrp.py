@@ -279,3 +279,47 @@ def test_a_pass_over_the_cached_prefix_equals_one_over_the_whole_row():
 
         whole = module(row[0], states[0], torch.arange(row.shape[1]), attend)
         assert torch.allclose(module.project(whole[start:]), output[0], atol=1e-4)
+
+
+def perfect(model, block, config, items):
+    """A run with the backbone itself in the module's place (mix none)."""
+    target = Network("target", model, block)
+    head = MRPHead(module_for(model), target)
+
+    def residual(view, tokens, hidden, active):
+        logits = []
+        for row in range(tokens.shape[0]):
+            start = int(view.start[row])
+            whole = torch.cat([head.canvas[row, :start], tokens[row]]).unsqueeze(0)
+            blocks = torch.arange(whole.shape[1]) // block
+            states = model.hidden(whole, mask=(blocks[None] <= blocks[:, None])[None, None])
+            logits.append(model.project(states[0, start:]))
+        return torch.stack(logits), hidden
+
+    head.residual = residual
+    return Engine({"target": target, "head": head}, MRP(config), batch_size=2).generate(items)
+
+
+WHOLE_AND_TAIL = [Request("whole blocks", tuple(range(10, 18)), 32), Request("a tail", tuple(range(10, 21)), 21)]
+
+
+@pytest.mark.parametrize("seed_commits", [True, False])
+def test_a_perfect_module_has_every_draft_accepted(seed_commits):
+    """Each block takes its seed and the fewest verifications that there can be."""
+    model, block, drafts = backbone(5), 8, 3
+    config = MRPConfig(mode="speculative", K=drafts, mix="none", fresh_drafts=True, seed_commits=seed_commits)
+    expected = plain(Static(StaticConfig(k=1)), model=model, block=block, items=WHOLE_AND_TAIL)
+    for item, slow, ours in zip(WHOLE_AND_TAIL, expected, perfect(model, block, config, WHOLE_AND_TAIL)):
+        assert ours.raw_ids == slow.raw_ids
+        assert sum(ours.accepted) == ours.proposed
+        first = block - len(item.prompt_ids) % block
+        blocks = len(ours.raw_ids[first:]) // block
+        rounds = [-(-(masks - seed_commits) // (drafts + 1)) for masks in (first, *[block] * blocks)]
+        assert calls(ours)["verify"] == sum(rounds) and calls(ours)["seed"] == len(rounds)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_direct_with_a_perfect_module_is_static_with_one_token_a_step(steps):
+    model = backbone(5)
+    ours = perfect(model, 8, MRPConfig(mode="direct", K=steps, mix="none"), WHOLE_AND_TAIL)
+    assert ids(ours) == ids(plain(Static(StaticConfig(k=1)), model=model, block=8, items=WHOLE_AND_TAIL))
