@@ -210,9 +210,10 @@ def test_batches_late_flags_and_stores_change_nothing(config):
         assert ids(batch) == ids(singles), variant
         assert [g.counts for g in batch] == [g.counts for g in singles], variant
         assert [(g.proposed, g.accepted) for g in batch] == [(g.proposed, sorted(g.accepted)) for g in singles], variant
-    separate = run(config, items=items, store="separate")
-    assert ids(separate) == ids(singles)
-    assert [inside(g) for g in separate] == [inside(g) for g in singles]
+    for lag in (0, 1):
+        separate = run(config, items=items, store="separate", lag=lag)
+        assert ids(separate) == ids(singles)
+        assert [inside(g) for g in separate] == [inside(g) for g in singles]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.mode}-{c.K}-{c.remask_input}-{c.mrp_prefix_cache}")
