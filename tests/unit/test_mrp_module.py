@@ -1,4 +1,4 @@
-"""The MRP module's files, its training, and the command line around it. pytest tests/unit/test_mrp.py"""
+"""The MRP module's files, its training, and the command line around it. pytest tests/unit/test_mrp_module.py"""
 
 import json
 import random
