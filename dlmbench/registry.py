@@ -122,6 +122,7 @@ DECODERS.register_lazy("mrp", "dlmbench.decoders.mrp:MRP")
 DECODERS.register_lazy("simsd", "dlmbench.decoders.simsd:SimSD")
 DECODERS.register_lazy("guided", "dlmbench.decoders.guided:Guided")
 DECODERS.register_lazy("rcd", "dlmbench.decoders.rcd:RCD")
+DECODERS.register_lazy("learned_policy", "dlmbench.decoders.learned_policy:LearnedPolicy")
 DECODERS.register_lazy("adjust", "dlmbench.decoders.adjust:Adjust")
 for _name in ("klass", "wino", "prophet"):
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_name.capitalize()}")

@@ -35,6 +35,12 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "adjust": "dlmbench.verify.adjust",
     "adjust_sampler_forward": "dlmbench.verify.adjust",
     "adjust_training_loss": "dlmbench.verify.adjust",
+    "learned_policy": "dlmbench.verify.learned_policy",
+    "policy_forward": "dlmbench.verify.learned_policy",
+    "action_log_likelihood": "dlmbench.verify.learned_policy",
+    "reward": "dlmbench.verify.learned_policy",
+    "low_confidence": "dlmbench.verify.learned_policy",
+    "fastdllm(thres)": "dlmbench.verify.learned_policy",
     "rcd": "dlmbench.verify.rcd",
     "rcd_training_loss": "dlmbench.verify.rcd",
     "simsd": "dlmbench.verify.simsd",
@@ -139,6 +145,11 @@ def run_folder(folder: str | Path) -> Iterator[Outcome]:
     if not folder.is_dir():
         raise RequestError(f"Golden folder {str(folder)!r} does not exist; give a folder with case files (*.json).")
     cases, forwards = sorted(folder.glob("*.json")), sorted(folder.glob("forward_*.safetensors"))
+    areas = [area for area in sorted(folder.iterdir()) if area.is_dir() and list(area.glob("*.json"))]
+    if not cases and not forwards and areas:  # a folder of areas
+        for area in areas:
+            yield from run_folder(area)
+        return
     if not cases and not forwards:
         raise RequestError(f"Golden folder {str(folder)!r} holds no case files (*.json).")
     for file in forwards:
@@ -168,6 +179,8 @@ def _cases_of(file: Path) -> Iterator[dict[str, Any]]:
 def _case_check(case: Case):
     def check() -> None:
         method = case.raw.get("method")
+        if "thres" in case.raw.get("params", {}):  # the policy's official code has a baseline of that name too
+            method = f"{method}(thres)"
         if method not in ADAPTERS:
             raise Mismatch(f"no adapter knows the method {method!r}")
         importlib.import_module(ADAPTERS[method]).check(case)

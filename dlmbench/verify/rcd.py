@@ -155,6 +155,8 @@ def _full(case: Case) -> bool:
 
 def _config(case: Case) -> RCDConfig:
     params = case.params
+    if params["residual_init"] not in ("cold", "warm"):
+        raise Mismatch(f"unknown residual_init {params['residual_init']!r}")
     shared: dict[str, Any] = {
         "residual_init": params["residual_init"],
         "residual_temperature": params["residual_temperature"],
