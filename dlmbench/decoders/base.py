@@ -19,7 +19,7 @@ Axes: R rows, W positions of the view (the active block), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,9 @@ class Decision:
     tokens [R,W] ids for the positions in `reveal` [R,W] bool, anywhere in the view; `remask` [R,W] bool turns revealed
     ones back; `finish` [R] bool ends rows; `hold` [R] bool keeps a block active although it is full; `guard` [R] bool
     says where a progress guard had to fire; `idle` [R] bool marks rows whose schedule prescribes a step without a
-    reveal; `note` [R] is a small number (below 4096) that the host is to know at the row's next step, in ``view.host``:
-    which forward the row needs then, so that none is launched for nobody. For traces: `order` [R,W] ranks the reveals
+    reveal; `waits` [R] bool marks rows that took no part in this call, which is none of their steps; `note` [R] is a
+    small number (below 2048) that the host is to know at the row's next step, in ``view.host``: which forward the row
+    needs then, so that none is launched for nobody. For traces: `order` [R,W] ranks the reveals
     of decoders that make them one after another, `extra` is whatever else they should show.
     """
 
@@ -135,6 +136,7 @@ class Decision:
     guard: Tensor | None = None
     idle: Tensor | None = None
     order: Tensor | None = None
+    waits: Tensor | None = None
     note: Tensor | None = None
     extra: dict[str, Tensor] | None = None
 
@@ -149,6 +151,7 @@ class Decoder:
     attention: tuple[str, ...] = ("block_causal",)
     caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
     scope: str = "block"  # "block" | "answer": what the view covers
+    guidable: bool = True  # does it work under classifier-free guidance?
     view_width: int = 0  # positions of a view; the engine says so before `init_state`
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
     lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
@@ -182,6 +185,15 @@ class Decoder:
     def needs(cls, config: Any, attention: str | None) -> tuple[str, ...]:
         """Those of `roles` that this setting uses; `attention` is the target's, None where it is not known yet."""
         return cls.roles
+
+    @classmethod
+    def on_task(cls, config: Any, attention: str, fixed: Mapping[str, Any] | None, offered: bool) -> Any:
+        """The options on a model and task, before anything is loaded.
+
+        `fixed` is the task's answer marker when it is written in advance, `offered` whether the task has one. Raises
+        RequestError when the method cannot run there.
+        """
+        return config
 
     def extra_slots(self, block_length: int) -> int:
         """Cache slots that packed forwards need beyond a block."""
@@ -237,12 +249,3 @@ def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
     )
     limit = n if isinstance(n, int) else n.unsqueeze(1)
     return (rank < limit) & eligible
-
-
-def describe_options(config: type) -> list[tuple[str, str, Any, str]]:
-    """(name, type, default, help) of every option, for ``show``, ``list`` and error messages."""
-    rows = []
-    for f in fields(config):
-        default = None if f.default is MISSING else f.default
-        rows.append((f.name, getattr(f.type, "__name__", str(f.type)), default, f.metadata.get("help", "")))
-    return rows

@@ -211,8 +211,8 @@ class Guided(RoundDecoder):
         tokens = torch.where(behind, eos, tokens)
         extra = {"agreed": agreed} if view.tracing else None
         return Decision(
-            tokens, reveal | behind, finish=ended, guard=done & (agreed == 0), idle=~done, note=further.long(),
-            extra=extra,
+            tokens, reveal | behind, finish=ended, guard=done & (agreed == 0), idle=~done, waits=~(done | further),
+            note=further.long(), extra=extra,
         )  # fmt: skip
 
     def answer(self, state: dict[str, Tensor], row: int, ids: list[int]) -> list[int]:

@@ -192,7 +192,6 @@ class SimSD(RoundDecoder):
             "revealed": torch.full((rows, self.width), NEVER, dtype=torch.long, device=device),
             "turn": zeros(),  # draft steps taken in the block that is being drafted
             "drafted": zeros(),  # blocks drafted; all of them: ready for verification
-            "acts": zeros(),  # forwards of this row, numbers its draws
             "rounds": zeros(),
             "proposed": zeros(),
             "accepted": zeros(self.width + 1),
@@ -216,8 +215,7 @@ class SimSD(RoundDecoder):
             decision.idle = ~ready if decision.idle is None else ~ready | decision.idle
         if drafting:
             self._draft(view, nets["draft"], window, ~ready & view.live)
-        acted = (ready & bool(copies)) | (~ready & drafting)
-        state["acts"] = state["acts"] + (acted & view.live)
+        decision.waits = ready if not copies else ~ready if not drafting else None
         taken = torch.where(state["revealed"] < NEVER, state["revealed"] + 1, 0).amax(1)
         decision.note = torch.where(state["drafted"] == self.config.lookahead, taken, 0)  # 0: a draft step comes next
         return decision
@@ -237,7 +235,7 @@ class SimSD(RoundDecoder):
         draft, revealed = state["draft"], state["revealed"]
         logits = self.path.draft(view, net, window, active)
         sampling = Sampling(temperature=1.0) if config.sampling == "multinomial" else Sampling()
-        best = Candidates(logits, _Source(self.mask_id, sampling, view.seed, state["acts"], window.positions))
+        best = Candidates(logits, _Source(self.mask_id, sampling, view.seed, view.total_steps, window.positions))
         todo = window.open & (revealed == NEVER) & (self.blocks == state["drafted"].unsqueeze(1))
         left, masked = self.steps - state["turn"], todo.sum(1)
         due = (masked + left - 1).div(left.clamp_min(1), rounding_mode="floor")  # ceil(masked / steps left)
@@ -274,7 +272,7 @@ class SimSD(RoundDecoder):
         state = view.state
         tokens = torch.where(window.open, state["draft"], window.known)
         logits = self.path.verify(view, net, window, tokens, revealed, active)
-        best = Candidates(logits, _Source(self.mask_id, Sampling(), view.seed, state["acts"], window.positions))
+        best = Candidates(logits, _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions))
         never = window.open & (revealed == NEVER)
         tokens = torch.where(never, best.tokens, tokens)  # what the draft left out is the target's to say
         if self.config.accept == "greedy_match":
@@ -282,12 +280,12 @@ class SimSD(RoundDecoder):
             final = torch.where(bonus, best.tokens, tokens)
         else:
             target, draft = self._distribution(logits), state["chances"]
-            point = uniform(view.seed ^ 0xACCE97, state["acts"], window.positions)
+            point = uniform(view.seed ^ 0xACCE97, view.total_steps, window.positions)
             good = never | rules.mrs_accepts(tokens, draft, target, point)
             accepted, bonus = rules.leading(good, window.open)
             at = bonus.int().argmax(1)
             rest = rules.mrs_replacement(*(_at(x, at) for x in (tokens, draft, target)))
-            other = draw(rest, _at(uniform(view.seed ^ 0xB0405, state["acts"], window.positions), at))
+            other = draw(rest, _at(uniform(view.seed ^ 0xB0405, view.total_steps, window.positions), at))
             final = torch.where(bonus, other.unsqueeze(1), tokens)
         reveal, committed = rules.filled(
             self.config.fill, accepted, bonus, self.blocks, window.open, tokens, final, best.tokens

@@ -21,8 +21,8 @@ from torch import Tensor
 from dlmbench.decoders.base import Decision, HostRow, View
 from dlmbench.decoders.predict import Sampling
 
-BLOCK_DONE, ROW_DONE, IDLE = 1, 2, 4  # bits of a row's flag
-NOTE = 3  # a decision's note stands in the bits from here on
+BLOCK_DONE, ROW_DONE, IDLE, WAITED = 1, 2, 4, 8  # bits of a row's flag
+NOTE = 4  # a decision's note stands in the bits from here on
 _PER_ROW = (
     "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
 )  # fmt: skip
@@ -101,7 +101,8 @@ class Canvas:
     def apply(self, view: View, decision: Decision) -> Tensor:
         """Carry out a decision. Only masked positions are revealed, only revealed ones of the answer are remasked.
 
-        Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, and the decision's note.
+        Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, WAITED for one that took
+        no part, and the decision's note.
         """
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
@@ -120,8 +121,9 @@ class Canvas:
         if decision.guard is not None:
             self.guards += decision.guard & self.live
         self.moved = block_done & ~row_done
-        self.step = torch.where(block_done, 0, self.step + self.live)
-        self.total_steps = self.total_steps + self.live
+        stepped = self.live if decision.waits is None else self.live & ~decision.waits
+        self.step = torch.where(block_done, 0, self.step + stepped)
+        self.total_steps = self.total_steps + stepped
         self.start = self.start + self.moved * self.block_length
         if self.fixed:
             self.block_masks = torch.where(self.moved, self._masks_in_block(), self.block_masks)
@@ -129,6 +131,8 @@ class Canvas:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
         self.live = self.live & ~row_done
         flags = block_done.byte() | (row_done.byte() << 1) | (idle.byte() << 2)
+        if decision.waits is not None:
+            flags = flags | ((self.live & decision.waits).byte() << 3)
         return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
 
     def _write(self, view: View, tokens: Tensor) -> None:

@@ -23,7 +23,7 @@ from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, Canvas
+from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, WAITED, Canvas
 from dlmbench.engine.recorder import Recorder
 from dlmbench.errors import RequestError, RunError
 
@@ -47,8 +47,8 @@ class Request:
 class Generation:
     """What came out for one request.
 
-    `ids` end with the first EOS (included) or at the budget; `text` is cut at the first stop string; `tokens` are
-    generated tokens; `proposed` draft tokens and `accepted` how many of them were kept, one number a verification;
+    `ids` end with the first EOS (included) or at the budget; a stop string cuts `text` and `tokens` (generated tokens
+    up to and including it), not `ids`; `proposed` draft tokens and `accepted` how many of them were kept, one number a verification;
     `counts` {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by
     "role/kind/shape" (for a block's forward the shape is its query tokens); `seconds` from admission to finish.
     `raw_ids` are all tokens up to the end of the last decoded block.
@@ -112,6 +112,7 @@ class _Launched:
     totals: Tensor | None
     report: dict[str, Tensor] | None = None
     noted: bool = False
+    copied: torch.cuda.Event | None = None  # when the flags have reached the host
 
 
 class Engine:
@@ -125,6 +126,7 @@ class Engine:
         lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere unless the decoder's
             launches depend on them.
         fill_after_eos: full attention only: after every step, whatever lies right of the first EOS becomes EOS.
+        fixed: (offset, token) pairs given in advance in every answer whose request names none.
         stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
     """
 
@@ -139,6 +141,7 @@ class Engine:
         lag: int | None = None,
         stall_limit: int = 64,
         fill_after_eos: bool = False,
+        fixed: tuple[tuple[int, int], ...] = (),
         description: dict | None = None,
     ):
         self.nets, self.decoder, self.tokenizer = nets, decoder, tokenizer
@@ -150,7 +153,7 @@ class Engine:
         if lag is None:
             now = self.device.type == "cpu" or decoder.lag == 0 or any(net.reads_host for net in nets.values())
             self.lag = 0 if now else 1
-        self.fill_after_eos = fill_after_eos
+        self.fill_after_eos, self.fixed = fill_after_eos, fixed
         decoder.attach(nets)
         self.stall_limit = stall_limit
         self.timing = Timing()
@@ -268,7 +271,8 @@ class Engine:
         rows = []
         for row in free[: len(queue)]:
             index, request = queue.popleft()
-            start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed, request.fixed)
+            fixed = request.fixed or self.fixed
+            start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed, fixed)
             end = len(request.prompt_ids) + request.max_tokens
             self.slots[row] = _Slot(request, index, began, start, end, self.launched)
             self.idle_steps[row] = 0
@@ -304,12 +308,21 @@ class Engine:
         self._blocks_finished(view, flags)
         if tracing:
             self.recorder.step(view, decision, self.counter.log, self.canvas.filled)
-        if self.device.type != "cpu":
-            flags = flags.to("cpu", non_blocking=True)
+        flags, copied = self._to_host(flags)
         totals = self.counter.totals.clone() if self.lag else None
         report = {name: self.state[name].clone() for name in REPORTED if name in self.state} if self.lag else None
         self.launched += 1
-        return _Launched(self.launched - 1, flags, totals, report, decision.note is not None)
+        return _Launched(self.launched - 1, flags, totals, report, decision.note is not None, copied)
+
+    def _to_host(self, flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Start copying a step's flags to the host, without waiting; (flags, event of their arrival)."""
+        if self.device.type == "cpu":
+            return flags, None
+        pinned = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        pinned.copy_(flags, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return pinned, event
 
     def _forced(self, view: View, decision: Decision) -> Decision:
         """A cache policy may replace what the decoder reveals in some rows (Dream with prefix or dual)."""
@@ -336,8 +349,8 @@ class Engine:
 
     def _read(self, step: _Launched) -> list[tuple[int, Generation]]:
         """Act on the flags of one step: finish rows, look for stop strings, notice stalls."""
-        if self.device.type != "cpu":
-            torch.cuda.current_stream().synchronize()  # the one wait of a step, for a step launched earlier
+        if step.copied is not None:
+            step.copied.synchronize()  # the one wait of a step, for flags whose step was launched one step ago
         finished = []
         for row, flag in enumerate(step.flags.tolist()):
             slot = self.slots[row]
@@ -345,8 +358,11 @@ class Engine:
                 self.idle_steps[row] = 0
                 continue
             if step.noted:
-                slot.note, flag = flag >> NOTE, flag & (BLOCK_DONE | ROW_DONE | IDLE)
-            slot.step, slot.total_steps = slot.step + 1, slot.total_steps + 1
+                slot.note, flag = flag >> NOTE, flag & ((1 << NOTE) - 1)
+            if flag & WAITED:
+                flag ^= WAITED
+            else:
+                slot.step, slot.total_steps = slot.step + 1, slot.total_steps + 1
             if not flag:
                 self.idle_steps[row] = 0
                 continue
