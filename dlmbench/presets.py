@@ -25,11 +25,14 @@ class Preset:
     family: str | None  # None: read from the checkpoint's config.json
     description: str
     block_length: int = 4
+    blocks: dict[str, int] = field(default_factory=dict)  # per task, where papers differ by task
+    whole_answer: bool = False  # the block is the whole answer unless somebody says otherwise
+    eos: dict[str, str] = field(default_factory=dict)  # per task: EOS never proposed, or last (sampling.eos)
     gen_length: dict[str, int] = field(default_factory=dict)  # per task; a task's own default otherwise
     chat_template: bool = False
     revision: str | None = None
     companions: dict[str, str] = field(default_factory=dict)  # role -> preset name
-    settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method -> options it has on this model
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
 
@@ -50,6 +53,15 @@ class Preset:
 _NANO = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
 _LONG = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
+_LLADA = dict(family="llada", block_length=32)
+_LAST = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
+_DREAM_ORDER = {"order": "entropy", "schedule": "dream"}
+_DREAM = dict(
+    family="dream",
+    block_length=32,
+    whole_answer=True,
+    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
+)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -90,6 +102,57 @@ PRESETS: dict[str, Preset] = {
             )
             for size in ("1.7b", "4b", "8b")
         ),
+        Preset(
+            "llada-8b-base",
+            "GSAI-ML/LLaDA-8B-Base",
+            description="LLaDA 8B base, the answer as one block",
+            gen_length=dict.fromkeys(_LONG, 256),
+            whole_answer=True,
+            **_LLADA,
+        ),
+        Preset(
+            "llada-8b-instruct",
+            "GSAI-ML/LLaDA-8B-Instruct",
+            description="LLaDA 8B instruct, the answer as one block (--block-length 32: semi-autoregressive)",
+            gen_length={"gsm8k": 512, "math500": 512, "humaneval": 512, "mbpp": 256},
+            whole_answer=True,
+            eos={**_LAST, "humaneval": "never"},
+            chat_template=True,
+            **_LLADA,
+        ),
+        Preset(
+            "llada-1.5",
+            "GSAI-ML/LLaDA-1.5",
+            description="LLaDA 1.5 (preference optimised), semi-autoregressive",
+            gen_length={"gsm8k": 256, "math500": 1024, "humaneval": 512, "mbpp": 512},
+            blocks={"gsm8k": 16, "math500": 128, "humaneval": 32, "mbpp": 32},
+            eos={**_LAST, "humaneval": "last"},
+            chat_template=True,
+            **_LLADA,
+        ),
+        Preset(
+            "dream-7b-base",
+            "Dream-org/Dream-v0-Base-7B",
+            description="Dream 7B base, entropy order over the whole answer",
+            gen_length={"gsm8k": 256, "math500": 512, "humaneval": 512, "mbpp": 512},
+            **_DREAM,
+        ),
+        Preset(
+            "dream-7b-instruct",
+            "Dream-org/Dream-v0-Instruct-7B",
+            description="Dream 7B instruct, entropy order over the whole answer",
+            gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024},
+            chat_template=True,
+            **_DREAM,
+        ),
+        Preset(
+            "diffucoder",
+            "apple/DiffuCoder-7B-Instruct",
+            description="DiffuCoder 7B instruct: a Dream-layout model for code",
+            gen_length={"humaneval": 256, "mbpp": 256},
+            chat_template=True,
+            **_DREAM,
+        ),
         Preset("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", "autoregressive Qwen3 8B", 1, _LONG, True),
         Preset("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "autoregressive guide", 1, _LONG, True),
     )
@@ -102,7 +165,7 @@ def default_model() -> str:
 
 
 def resolve(name: str) -> Preset:
-    """The preset, local checkpoint folder or hub name that `name` means.
+    """The preset, local checkpoint folder or hub name (owner/model or owner/model@revision) that `name` means.
 
     Raises RequestError for a folder without config.json and for a name that is none of the three.
     """
@@ -113,12 +176,14 @@ def resolve(name: str) -> Preset:
         if not (path / "config.json").is_file():
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
         return Preset(path.resolve().name, str(path), None, "local checkpoint folder")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        known = next((p for p in PRESETS.values() if p.source == name), None)
-        return replace(known, name=name) if known else Preset(name, name, None, "checkpoint on the hub")
+    place, _, revision = name.partition("@")
+    if place.count("/") == 1 and not place.startswith((".", "/", "~")):
+        known = next((p for p in PRESETS.values() if p.source == place), None)
+        preset = known or Preset(name, place, None, "checkpoint on the hub")
+        return replace(preset, name=name, revision=revision or preset.revision)
     near = difflib.get_close_matches(name, PRESETS, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RequestError(
         f"Unknown model {name!r}: {hint}Give a preset ({', '.join(PRESETS)}), a checkpoint folder, "
-        "or a hub name owner/model."
+        "or a hub name owner/model[@revision]."
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dlmbench import options
+from dlmbench.axes import OWNERS, Axes
 from dlmbench.companions import check_companion
 from dlmbench.errors import RequestError
 from dlmbench.presets import PRESETS, Preset, default_model, resolve
@@ -73,7 +74,7 @@ class RunSpec:
     dtype: str = "auto"
     seed: int = 0
     data_dir: str | None = None  # folder of local JSONL
-    out: str = "results"  # where run folders are made
+    out: str = "runs"  # where run folders are made
     plugin: str | None = None  # Python file that registers a decoder
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class RunSpec:
             object.__setattr__(self, name, convert(getattr(self, name), name))
         if self.top_p == 0:
             raise RequestError("top_p is 0, which keeps no token; it lies above 0 and at most at 1.")
-        strangers = [name for name in self.settings if name not in (self.method, *self.against)]
+        strangers = [name for name in self.settings if name not in (self.method, *self.against, *OWNERS)]
         if strangers:
             raise RequestError(f"--set names {strangers[0]}, which is not a method of this run ({self.method}).")
 
@@ -95,6 +96,9 @@ class RunSpec:
         decoder = DECODERS.get(self.method)
         preset = resolve(self.model)
         config, notes = self._bind(decoder, preset)
+        shared = Axes.bind(self.settings, preset.settings)
+        fixed = _check_shared(self, preset, decoder, shared)
+        config = decoder.on_task(config, ATTENTION.get(_family(preset) or ""), fixed, _answer(self.task) is not None)
         _check_attention(self, preset, decoder)
         _check_sampling(self, decoder, config)
         _check_cache(self, preset, decoder)
@@ -108,8 +112,14 @@ class RunSpec:
                 f"on {self.task}."
             )
         causal = ATTENTION.get(_family(preset) or "") == "causal"  # one position at a time, whatever the preset says
+        if preset.family is None and not self.block_length and not causal:
+            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
         block_length = 1 if causal else self.block_length or preset.block_length
-        return Checked(self, preset, decoder, config, companions, block_length, tuple(notes))
+        if not self.block_length and not causal:
+            block_length = preset.blocks.get(self.task.partition("/")[0], block_length)
+            if preset.whole_answer:
+                block_length = self.gen_length or preset.gen_length.get(self.task.partition("/")[0], block_length)
+        return Checked(self, preset, decoder, config, companions, block_length, tuple(notes), shared, fixed)
 
     def _bind(self, decoder: Any, preset: Preset) -> tuple[Any, list[str]]:
         values, notes = dict(self.settings.get(self.method, {})), []
@@ -124,30 +134,38 @@ class RunSpec:
         return options.bind(decoder.Config, {**preset.settings.get(self.method, {}), **values}, self.method), notes
 
     def resolved(self) -> RunSpec:
-        """The same spec with ``auto`` replaced by what this machine offers. Imports torch."""
-        device = self.device
-        if device == "auto":
-            import torch
+        """The same spec with ``auto`` replaced by what this machine offers. Imports torch.
 
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        Raises RequestError for a device that is not here.
+        """
+        device = _present(self.device)
         dtype = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
         batch_size = _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
         return replace(self, device=device, dtype=dtype, batch_size=batch_size)
 
     def baselines(self) -> list[RunSpec]:
-        """The specs of ``--against``, on the same model and items; empty on causal weights, which cannot fill masks."""
+        """The specs of ``--against``, on the same model and items; empty on causal weights, which cannot fill masks.
+
+        The threshold baseline takes over the knob's value where that is a confidence too, else it runs at its default.
+        """
         if attention_of(self.model) == "causal":
             return []
+        tau = self.threshold if self.threshold is not None and _knob_is_confidence(self) else None
         return [
             replace(
                 self,
                 method=name,
-                threshold=self.threshold if name == "threshold" else None,
-                settings={name: self.settings.get(name, {})},
+                threshold=tau if name == "threshold" else None,
+                settings={name: self.settings.get(name, {}), **self.shared_settings},
                 cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
             )
             for name in self.against
         ]
+
+    @property
+    def shared_settings(self) -> dict[str, dict[str, Any]]:
+        """Settings that reach every method of the run."""
+        return {owner: dict(self.settings[owner]) for owner in OWNERS if owner in self.settings}
 
     def portable(self) -> dict[str, Any]:
         """The spec as JSON that names no place on this machine: folders and files become their last component."""
@@ -155,7 +173,7 @@ class RunSpec:
         for name in ("model", *HELPERS, "plugin"):
             if record[name] and (Path(record[name]).is_absolute() or Path(record[name]).exists()):
                 record[name] = Path(record[name]).name
-        record["settings"] = {self.method: dict(self.settings.get(self.method, {}))}
+        record["settings"] = {self.method: dict(self.settings.get(self.method, {})), **self.shared_settings}
         del record["out"], record["data_dir"], record["against"]
         return record
 
@@ -171,10 +189,14 @@ class Checked:
     companions: dict[str, str]  # role -> model
     block_length: int
     notes: tuple[str, ...]  # sentences for the user
+    axes: Axes  # options of cache and sampling
+    fixed: Mapping[str, Any] | None = None  # the task's answer marker, when it is written in advance
 
     @property
     def label(self) -> str:
-        return options.label(self.spec.method, self.config)
+        words = [f"{name.partition('.')[2]}={value}" for name, value in self.axes.chosen().items()]
+        cache = [self.spec.cache] if self.spec.cache != "none" else []
+        return " ".join([options.label(self.spec.method, self.config), *cache, *words])
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -199,10 +221,39 @@ class Checked:
     def chat_template(self) -> bool:
         return self.preset.chat_template if self.spec.chat_template is None else self.spec.chat_template
 
+    @property
+    def eos(self) -> str:
+        """What becomes of EOS: free, never or last."""
+        wanted = self.axes.sampling.eos
+        return self.preset.eos.get(self.spec.task.partition("/")[0], "free") if wanted == "model" else wanted
+
     def same_cell(self) -> str:
         """Equal strings are the same run on this machine (used to drop duplicates before anything is loaded)."""
         record = dataclasses.asdict(replace(self.spec, threshold=None, settings={}, against=()))
-        return json.dumps([record, self.parameters], sort_keys=True, default=str)
+        return json.dumps([record, self.parameters, self.axes.chosen()], sort_keys=True, default=str)
+
+
+def _present(device: str) -> str:
+    """The device that is meant, which must be here."""
+    if device.startswith("cpu"):
+        return device
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if found else "cpu"
+    if not found:
+        raise RequestError(f"device is {device} and torch finds no CUDA device here: use --device cpu.")
+    if int(device.partition(":")[2] or 0) >= found:
+        raise RequestError(f"device is {device}; here are {', '.join(f'cuda:{i}' for i in range(found))}.")
+    return device
+
+
+def _knob_is_confidence(spec: RunSpec) -> bool:
+    """Does the method's knob mean what the threshold baseline's does?"""
+    if spec.plugin:
+        load_plugin(spec.plugin)
+    return options.knob_unit(DECODERS.get(spec.method).Config) == "confidence"
 
 
 def attention_of(model: str) -> str | None:
@@ -214,7 +265,42 @@ def _family(preset: Preset) -> str | None:
     if preset.family:
         return preset.family
     config = Path(preset.location).expanduser() / "config.json"
-    return json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    return json.loads(config.read_text()).get("model_type", "").lower() if config.is_file() else None
+
+
+def _answer(task: str) -> Mapping[str, Any] | None:
+    """A task's answer marker: {"text", "position", "window"}, positions counted from the prompt's end."""
+    from dlmbench.tasks import cards
+
+    card = cards.find(task)
+    return card.metadata.get("answer") if card else None
+
+
+def _check_shared(spec: RunSpec, preset: Preset, decoder: Any, shared: Axes) -> Mapping[str, Any] | None:
+    """Refuse options of cache and sampling that cannot act; returns the marker that is to be written in advance."""
+    full = ATTENTION.get(_family(preset) or "") in ("full", None)
+    idle = [name for name in shared.chosen() if name not in ("sampling.constraint", "sampling.filtered")]
+    if idle and not full:
+        raise RequestError(f"{idle[0]} is for bidirectional models and {spec.model} is none: leave it out.")
+    freezing = ("freecache",)
+    policies = {"cache.refresh_every": ("prefix", "dual"), "cache.freeze": freezing, "cache.window": freezing}
+    for name in shared.chosen():
+        if name in policies and spec.cache not in policies[name]:
+            raise RequestError(f"{name} belongs to --cache {' or '.join(policies[name])}, this run has {spec.cache}.")
+    if shared.sampling.guidance and not decoder.guidable:
+        raise RequestError(f"Method {spec.method} does not work with guidance: leave sampling.guidance out.")
+    if not shared.sampling.constraint:
+        return None
+    answer = _answer(spec.task)
+    if answer is None:
+        raise RequestError(f"Task {spec.task} names no answer marker: leave sampling.constraint out.")
+    budget = spec.gen_length or preset.gen_length.get(spec.task.partition("/")[0])
+    if budget is not None and budget <= answer["window"]:
+        raise RequestError(
+            f"The answer marker of {spec.task} stands at position {answer['position']} and {budget} tokens are too few "
+            f"for it: --gen-length must be above {answer['window']}."
+        )
+    return answer
 
 
 def _check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
@@ -395,7 +481,7 @@ class SweepSpec:
 
     name: str
     cells: tuple[RunSpec, ...]
-    out: str = "results"
+    out: str = "runs"
     tune_on: str | None = None  # "dev": each method's setting is chosen there, and reported on test
     description: str = ""
 
@@ -404,6 +490,8 @@ class SweepSpec:
             raise RequestError(f"Sweep {self.name!r} has no cells; name at least one method and one task.")
         if self.tune_on not in (None, "dev"):
             raise RequestError(f"tune_on is {self.tune_on!r}; settings are chosen on dev or not at all.")
+        if self.tune_on in {cell.split for cell in self.cells}:
+            raise RequestError("Settings chosen on dev cannot be reported on dev: leave --split or --tune-on out.")
 
     @classmethod
     def from_recipe(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
@@ -433,9 +521,12 @@ class SweepSpec:
         return _sweep(record, given, default_name="sweep")
 
     def checked(self) -> tuple[list[Checked], list[str]]:
-        """Every cell checked, duplicates dropped (a method without a knob runs once), with the notes for the user."""
+        """Every cell and the baselines that are not among them, checked, with the notes for the user.
+
+        Duplicates are dropped: a method without a knob runs once.
+        """
         unique: dict[str, Checked] = {}
-        for cell in self.cells:
+        for cell in _with_baselines(self.cells):
             found = cell.check()
             unique.setdefault(found.same_cell(), found)
         notes = [note for found in unique.values() for note in found.notes]
@@ -471,11 +562,10 @@ def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) 
     cells: list[RunSpec] = []
     for task, method in itertools.product(tasks, methods):
         cells.extend(_expand(common, task, method, given))
-    cells = _with_baselines(cells)
     return SweepSpec(
         str(record.get("name", default_name)),
         tuple(cells),
-        cells[0].out if cells else "results",
+        cells[0].out if cells else "runs",
         tune_on,
         str(record.get("description", "")),
     )
@@ -489,7 +579,7 @@ def _refuse_unknown(given: Mapping[str, Any]) -> None:
 
 def _refuse_strangers(assignments: Sequence[str] | None, methods: list[str]) -> None:
     for owner in options.parse_assignments(assignments or ()):
-        if owner not in methods:
+        if owner not in (*methods, *OWNERS):
             raise RequestError(
                 f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); add it to --method."
             )
@@ -556,22 +646,23 @@ def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
             for owner, inner in options.parse_assignments(value).items()
             for name, one in inner.items()
         }
-    axes = {}
+    found = {}
     for name, values in value.items():
         owner, dot, option = str(name).rpartition(".")
-        if not dot or owner == method:  # options of other methods belong to their own entries
-            axes[(method, option if dot else str(name))] = options.parse_values(values)
-    return axes
+        if not dot or owner == method or owner in OWNERS:  # other methods' options belong to their own entries
+            found[(owner if dot else method, option if dot else str(name))] = options.parse_values(values)
+    return found
 
 
-def _with_baselines(cells: list[RunSpec]) -> list[RunSpec]:
+def _with_baselines(cells: Sequence[RunSpec]) -> list[RunSpec]:
     """Add the methods of ``against`` to every group of items and weights that lacks them.
 
-    The threshold baseline runs at every threshold of its group, so that each method gets the same number of settings.
+    The threshold baseline runs at every confidence that a method of its group runs at, so that it gets as many settings;
+    values of other knobs mean nothing to it, and it runs at its default beside them.
     """
     groups: dict[str, list[RunSpec]] = {}
     for cell in cells:
-        same = replace(cell, method="any", threshold=None, settings={}, **dict.fromkeys(HELPERS))
+        same = replace(cell, method="any", threshold=None, settings=cell.shared_settings, **dict.fromkeys(HELPERS))
         groups.setdefault(json.dumps(dataclasses.asdict(same), sort_keys=True), []).append(cell)
     result: list[RunSpec] = []
     for group in groups.values():
@@ -579,9 +670,11 @@ def _with_baselines(cells: list[RunSpec]) -> list[RunSpec]:
         for name in group[0].against if attention_of(group[0].model) != "causal" else ():
             if name in [cell.method for cell in group]:
                 continue
-            tried = [cell.threshold for cell in group if cell.threshold is not None] if name == "threshold" else []
+            given = [cell for cell in group if cell.threshold is not None] if name == "threshold" else []
+            tried = [cell.threshold for cell in given if _knob_is_confidence(cell)]
             thresholds = list(dict.fromkeys(tried)) or [None]
-            added += [replace(group[0], method=name, threshold=one, settings={}) for one in thresholds]
+            shared = group[0].shared_settings
+            added += [replace(group[0], method=name, threshold=one, settings=shared) for one in thresholds]
         result += added + group
     return result
 
@@ -599,10 +692,13 @@ def digest(record: Any) -> str:
     return hashlib.sha256(canonical(record).encode()).hexdigest()
 
 
-def identity(checked: Checked, weights: Mapping[str, str], prompts: str, limits: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    checked: Checked, weights: Mapping[str, str], prompts: str, limits: Mapping[str, Any], content: Mapping[str, Any]
+) -> dict[str, Any]:
     """Everything that decides what a run produces; `digest` of it is the run's key.
 
-    weights: role -> hash; prompts: hash of the items' keys and prompts, in order; limits: generation limits and stops.
+    weights: role -> hash; prompts: hash of the items' keys and prompts, in order; limits: generation limits and stops;
+    content: what else reads and judges the items (the task's version, the hash of its data, that of the tokenizer).
     `checked.spec` must be resolved. The batch size is part of it although ids do not depend on it (within the
     identity rule), because the row's speed and cost do, and a sweep over batch sizes needs one row for each.
     """
@@ -616,6 +712,7 @@ def identity(checked: Checked, weights: Mapping[str, str], prompts: str, limits:
         "split": spec.split,
         "prompts": prompts,
         "limits": dict(limits),
+        "content": dict(content),
         "block_length": checked.block_length,
         "cache": spec.cache,
         "store": spec.store,
@@ -625,4 +722,6 @@ def identity(checked: Checked, weights: Mapping[str, str], prompts: str, limits:
         "batch_size": spec.batch_size,
         "seed": spec.seed,
     }
-    return record
+    chosen = {**checked.axes.chosen(), "eos": checked.eos, "fixed": checked.fixed}
+    shared = {name: value for name, value in chosen.items() if value not in ("free", None)}
+    return {**record, "shared": shared} if shared else record

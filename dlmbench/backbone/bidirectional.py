@@ -51,6 +51,11 @@ class CachePolicy:
     freeze: str = "stale"
     window: str = "shrinking"
 
+    @property
+    def label(self) -> str:
+        """Tells policies apart whose forwards cost differently."""
+        return f"{self.name}-prompt" if self.window == "prompt_only" else self.name
+
     def recomputed(self, row, block_length: int, shift: int) -> tuple[int, int]:
         """First position and end of what the next forward of `row` (a `HostRow`) recomputes."""
         if self._whole(row):
@@ -187,7 +192,7 @@ class Bidirectional(Network):
         at = (view.positions - self.config.shift).clamp(0, width - 1)
         shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         queries = view.ends + extra
-        self._count("refresh", "row+", view.live, queries, queries, view.valid.sum(1) + extra)
+        self._count("refresh", f"row+:{extra}", view.live, queries, queries, view.valid.sum(1) + extra)
         return self.model.project(shown), self.model.project(states[:, width:])
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -250,16 +255,18 @@ class Bidirectional(Network):
         return chosen
 
     def _count_windows(self, view, kind: str | None, parts, active: Tensor) -> None:
-        """A forward without cached keys is a refresh, one with them a denoise; guidance doubles a call's tokens."""
+        """A forward without cached keys is a refresh, one with them a denoise; guidance doubles a call's tokens.
+
+        Its shape names the positions that go through the head, which the price depends on.
+        """
         double, twice = (2, "x2") if self.guidance else (1, "")
         projected = view.valid.sum(1) * double
         for rows, first, end, _, whole in parts:
             index = slice(None) if rows is None else rows
-            kind_here, shape = ("refresh", "row") if whole else ("denoise", "window")
-            self._count(
-                kind or kind_here, shape + twice, active[index], view.ends[index], (end - first) * double,
-                projected[index], rows,
-            )  # fmt: skip
+            kind_here, shape = ("refresh", "row") if whole else ("denoise", self.policy.label)
+            shape = f"{shape}:{view.positions.shape[1]}{twice}"
+            queries = (end - first) * double
+            self._count(kind or kind_here, shape, active[index], view.ends[index], queries, projected[index], rows)
 
 
 def _replace(tokens: Tensor, offsets: Tensor, embeds: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="0 keeps all")] = 0,
     top_p: Annotated[float, typer.Option(help="1 keeps all")] = 1.0,
     store: Annotated[str, typer.Option(help="fused or separate")] = "fused",
+    cache: Annotated[str, typer.Option(help="none, prefix, dual, freecache, prompt (bidirectional)")] = "none",
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
@@ -45,16 +46,19 @@ def generate(
 
     from dlmbench import options
     from dlmbench.engine import Request, build
+    from dlmbench.errors import RequestError
     from dlmbench.presets import default_model, resolve
     from dlmbench.spec import RunSpec
 
     _exactly_one(prompt, prompt_ids)
+    if trace and not trace.absolute().parent.is_dir():
+        raise RequestError(f"--trace {trace} has no folder to be written to; make {trace.parent} first.")
     spec = RunSpec(
         method=method, task="nano-gsm", model=model or default_model(), threshold=threshold, against=(),
         draft=draft, guide=guide, reference=reference, head=head,
         settings=options.parse_assignments(set_ or ()), block_length=block_length, gen_length=gen_length,
-        temperature=temperature, top_k=top_k, top_p=top_p, store=store, seed=seed, device=device, dtype=dtype,
-        plugin=plugin, batch_size=1,
+        temperature=temperature, top_k=top_k, top_p=top_p, store=store, cache=cache, seed=seed,
+        dtype=dtype, plugin=plugin, batch_size=1,
     )  # fmt: skip
     engine = build(spec)
     use_template = resolve(spec.model).chat_template if chat_template is None else chat_template
@@ -107,6 +111,7 @@ def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
 
 
 def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
+    from dlmbench.engine.prompts import prompt_ids as encode
     from dlmbench.errors import RequestError
 
     if prompt_ids is not None:
@@ -115,6 +120,8 @@ def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: b
         except ValueError as error:
             raise RequestError(f"--prompt-ids is {prompt_ids!r}; it takes token ids separated by commas.") from error
     if chat_template:
+        if not getattr(tokenizer, "chat_template", None):
+            raise RequestError("This model's tokenizer has no chat template; leave out --chat-template.")
         messages = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return list(encode(tokenizer, prompt, chat_template))

@@ -29,9 +29,13 @@ from torch import Tensor
 from dlmbench.decoders.predict import Candidates, Sampling
 
 
-def option(default: Any, help: str, *, knob: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets."""
-    return field(default=default, metadata={"help": help, "knob": knob, "choices": choices})
+def option(default: Any, help: str, *, knob: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets.
+
+    unit "confidence" says that the knob is a probability that a position must pass: only then do its values mean the
+    same to the `threshold` baseline, which runs at them and is compared at them.
+    """
+    return field(default=default, metadata={"help": help, "knob": knob, "unit": unit, "choices": choices})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ the block, and what is filled is the block.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dlmbench.decoders.base import Decision, View, option
 from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.errors import RequestError
 
 EARLY_UNTIL, MID_UNTIL = 0.33, 0.67  # shares of the steps
 
@@ -48,6 +49,18 @@ class Prophet(Static):
         "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",
         "early=1e9,mid=1e9,late=1e9,answer_start=2,steps=3,schedule=quota == static:steps=3,schedule=quota",
     )
+
+    @classmethod
+    def on_task(cls, config: Any, attention: str, fixed: Mapping[str, Any] | None, offered: bool) -> Any:
+        if attention == "block_causal" or config.answer_start >= 0:
+            return config
+        if fixed:
+            return replace(config, answer_start=fixed["window"])
+        marker = "--set sampling.constraint=true, which fixes the task's answer marker for the baselines too, or "
+        raise RequestError(
+            "Method prophet watches an answer window, and without one it would never stop early: give "
+            f"{marker if offered else ''}--set prophet.answer_start=N, counted from the prompt's end."
+        )
 
     def attach(self, nets: Mapping[str, Any]) -> None:
         self.scope = "answer" if nets["target"].config.attention == "full" else "block"
@@ -85,7 +98,7 @@ class Prophet(Static):
         return mean, count > 0
 
     def _progress(self, view: View) -> Tensor:
-        """Share [R] of the steps that are spent with this one: of the row's, or inside a causal block of the block's."""
+        """Share [R] of the steps spent with this one: of the row's, or inside a causal block of the block's."""
         if view.attention != "full":
             return (view.step + 1).double() / self.steps(view).clamp_min(1)
         total = self.steps(view) * self.blocks(view)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from dlmbench.backbone import load_checkpoint, load_tokenizer, weights_hash
-from dlmbench.backbone.loading import checkpoint_folder
+from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
+from dlmbench.backbone.loading import checkpoint_folder, read_config
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.loop import Engine
+from dlmbench.errors import RequestError
 from dlmbench.presets import resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
 
 
 @lru_cache(maxsize=4)
@@ -52,6 +56,8 @@ def build(spec, *, lag: int | None = None) -> Engine:
     """
     checked = spec.check()
     spec = spec.resolved()
+    tokenizer = tokenizer_of(spec.model)  # before any weight: it may be missing
+    _check_attention(checked)
     nets = {}
     for role, name in {"target": spec.model, **checked.companions}.items():
         preset = resolve(name)
@@ -60,17 +66,66 @@ def build(spec, *, lag: int | None = None) -> Engine:
             nets[role] = checked.decoder.head_network(nets["target"], folder, network_hashes(checked)["target"])
             continue
         model = _model(preset.location, preset.revision, spec.device, spec.dtype)
-        block = 1 if model.config.shift else checked.block_length
-        nets[role] = Network(role, model, block, spec.store)
+        nets[role] = _network(role, model, checked)
     return Engine(
         nets,
         checked.decoder(checked.config),
-        tokenizer_of(spec.model),
+        tokenizer,
         batch_size=spec.batch_size,
-        sampling=Sampling(spec.temperature, spec.top_k, spec.top_p),
+        sampling=_sampling(checked, nets["target"].config, tokenizer),
         lag=lag,
+        fill_after_eos=checked.axes.sampling.fill_after_eos,
+        fixed=_fixed(checked.fixed, tokenizer),
         description=_describe(checked, spec, nets),
     )
+
+
+def _check_attention(checked) -> None:
+    """A hub name tells its family only when its configuration is there: look again, before the weights are read."""
+    preset = resolve(checked.spec.model)
+    config, _ = read_config(checkpoint_folder(preset.location, preset.revision))
+    if config.attention not in checked.decoder.attention:
+        raise RequestError(
+            f"Method {checked.decoder.name} works with {' or '.join(checked.decoder.attention)} attention and "
+            f"{checked.spec.model} has {config.attention}: choose another --model or --method."
+        )
+    if checked.spec.cache != "none" and config.attention != "full":
+        raise RequestError(
+            f"Cache policy {checked.spec.cache} approximates full attention, and {checked.spec.model} has "
+            f"{config.attention} attention, whose cache is exact already: leave --cache out."
+        )
+
+
+def _network(role: str, model, checked) -> Network:
+    """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
+    if model.config.attention != "full":
+        return Network(role, model, 1 if model.config.shift else checked.block_length, checked.spec.store)
+    if role != "target":
+        return Bidirectional(role, model, checked.block_length)
+    policy = CachePolicy(checked.spec.cache, **asdict(checked.axes.cache))
+    return Bidirectional(role, model, checked.block_length, policy, checked.axes.sampling.guidance)
+
+
+def _sampling(checked, config, tokenizer) -> Sampling:
+    """What is drawn and scored. LLaDA scores without temperature, Dream after its filters (cards, sections 4 and 5)."""
+    spec = checked.spec
+    confidence = "clean" if config.family == "llada" else "full"
+    if checked.axes.sampling.filtered:
+        confidence = "filtered"
+    banned = config.eos_ids if checked.eos == "never" else ()
+    last = ()
+    if checked.eos == "last":
+        eot = tokenizer.convert_tokens_to_ids(END_OF_TURN) if END_OF_TURN in tokenizer.get_vocab() else None
+        last = (*config.eos_ids, *([] if eot is None else [eot]))
+    return Sampling(spec.temperature, spec.top_k, spec.top_p, confidence, banned, last)
+
+
+def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
+    """A task's answer marker as (offset, token) pairs."""
+    if not answer:
+        return ()
+    ids = tokenizer.encode(answer["text"], add_special_tokens=False)
+    return tuple((answer["position"] + i, token) for i, token in enumerate(ids))
 
 
 def _describe(checked, spec, nets: dict[str, Network]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def _plain(engine, repeats: int) -> tuple[str, float]:
     """The forward that costs 1, and its seconds: a denoise (or, without a cache, a refresh) of the target that does
     nothing else; one of the same size where the method never asks for one (speculative methods verify instead)."""
     block = engine.target.block_length
+    if engine.target.config.attention == "full":
+        return _whole_row(engine, repeats)
     ours = [name for name in sorted(engine.shapes) if name.startswith("target/") and "/prefill/" not in name]
     candidates = [f"target/denoise/{block}", *(n for n in ours if n.split("/")[1] in ("refresh", "denoise"))]
     plain = next((name for name in candidates if name in engine.shapes), "")
@@ -47,10 +49,23 @@ def _plain(engine, repeats: int) -> tuple[str, float]:
     return plain, forward_seconds(engine.target, engine.batch_size, block, round(pairs / queries), block, repeats)
 
 
+def _whole_row(engine, repeats: int) -> tuple[str, float]:
+    """The unit of full attention: a forward of the whole row without a cache, the block through the head."""
+    block = engine.target.block_length
+    plain = f"target/refresh/row:{block}"
+    if plain in engine.shapes:
+        return plain, _seconds(engine, plain, engine.batch_size, repeats)
+    rows = [work for name, work in engine.shapes.items() if name.startswith("target/refresh/row")]
+    keys = round(rows[0][2] / rows[0][1])
+    return "", forward_seconds(engine.target, engine.batch_size, keys, keys, block, repeats)
+
+
 def _seconds(engine, name: str, rows: int, repeats: int) -> float:
     """Seconds of a forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
     calls, queries, pairs, projected = engine.shapes[name]
     role, _, shape = name.split("/")
+    if shape.endswith("x2"):  # guidance: twice the rows, each of half the tokens
+        rows, queries, projected, pairs = 2 * rows, queries / 2, projected / 2, pairs / 2
     width = int(shape) if shape.isdigit() else max(round(queries / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
     return forward_seconds(engine.nets[role], rows, width, keys, round(width * projected / max(queries, 1)), repeats)

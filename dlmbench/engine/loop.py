@@ -48,10 +48,10 @@ class Generation:
     """What came out for one request.
 
     `ids` end with the first EOS (included) or at the budget; a stop string cuts `text` and `tokens` (generated tokens
-    up to and including it), not `ids`; `proposed` draft tokens and `accepted` how many of them were kept, one number a verification;
-    `counts` {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by
-    "role/kind/shape" (for a block's forward the shape is its query tokens); `seconds` from admission to finish.
-    `raw_ids` are all tokens up to the end of the last decoded block.
+    up to and including it), not `ids`. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
+    {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by "role/kind/shape" (for a block's forward
+    the shape is its query tokens); `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
+    of them were kept, one number a verification.
     """
 
     key: str

@@ -1,0 +1,80 @@
+"""Options of a run that belong to no method: ``--set cache.*`` and ``--set sampling.*``. Imports nothing heavy.
+
+They reach every method of a run, its baselines included, so that rows stay comparable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlmbench import options
+
+OWNERS = ("cache", "sampling")
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How a cache policy (``--cache``) of full-attention models does its work."""
+
+    refresh_every: int = _option(0, "prefix, dual: recompute whole rows every n-th step of a block; 0: at its first")
+    freeze: str = _option(
+        "stale", "freecache: a block as its last step left it, or recomputed once more", ("stale", "refresh")
+    )
+    window: str = _option(
+        "shrinking", "freecache: freeze what lies left of the block, or the prompt alone", ("shrinking", "prompt_only")
+    )
+
+    def __post_init__(self):
+        if self.refresh_every < 0:
+            raise ValueError("refresh_every must be at least 0")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Choices of full-attention models that go beyond temperature, top_k and top_p."""
+
+    guidance: float = _option(0.0, "scale of classifier-free guidance; a call then counts two row-forwards")
+    eos: str = _option(
+        "model", "EOS: free, never proposed, or last (its positions and EoT's come last); model: as its preset says",
+        ("model", "free", "never", "last"),
+    )  # fmt: skip
+    filtered: bool = _option(False, "scores from the distribution after top_p and top_k, also at temperature 0 (Dream)")
+    fill_after_eos: bool = _option(False, "whatever lies right of the first EOS becomes EOS, and full rows end early")
+    constraint: bool = _option(False, "write the task's answer marker at its fixed place before decoding begins")
+
+    def __post_init__(self):
+        if self.guidance < 0:
+            raise ValueError("guidance must be at least 0")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Both, bound."""
+
+    cache: CacheOptions
+    sampling: SamplingOptions
+
+    @classmethod
+    def bind(cls, settings: Mapping[str, Mapping[str, Any]], preset: Mapping[str, Mapping[str, Any]]) -> Axes:
+        """From ``--set`` values on top of a preset's. Raises RequestError for unknown options and wrong values."""
+        kinds = {"cache": CacheOptions, "sampling": SamplingOptions}
+        return cls(**{
+            owner: options.bind(kind, {**preset.get(owner, {}), **settings.get(owner, {})}, owner)
+            for owner, kind in kinds.items()
+        })  # fmt: skip
+
+    def chosen(self) -> dict[str, Any]:
+        """Every option that differs from its default, as ``owner.name``."""
+        return {
+            f"{owner}.{f.name}": getattr(group, f.name)
+            for owner, group in (("cache", self.cache), ("sampling", self.sampling))
+            for f in dataclasses.fields(group)
+            if getattr(group, f.name) != f.default
+        }
