@@ -23,11 +23,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 reproduce: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce.yaml
-	$(RUN) plot results/reproduce
 
 reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce-full.yaml
-	$(RUN) plot results/reproduce-full
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -54,12 +54,16 @@ def decode(
     engine: Engine, prompts: Sequence[str | Sequence[int]], *, max_tokens: int = 128, stop: Sequence[str] = (),
     seed: int = 0, trace: bool = False,
 ) -> list[Generation]:  # fmt: skip
-    """Generations for texts or lists of ids, in order. Raises RequestError for an empty prompt."""
+    """Generations for texts or lists of ids, in order. A chat model's markup is yours to add.
+
+    Raises RequestError for an empty prompt.
+    """
     from dlmbench.engine import Request
+    from dlmbench.engine.prompts import prompt_ids
 
     requests = []
     for number, prompt in enumerate(prompts):
-        ids = engine.tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else prompt
+        ids = prompt_ids(engine.tokenizer, prompt, False) if isinstance(prompt, str) else prompt
         requests.append(Request(str(number), tuple(ids), max_tokens, tuple(stop), seed + number))
     return engine.generate(requests, trace=trace)
 

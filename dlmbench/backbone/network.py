@@ -78,7 +78,8 @@ class Network:
         chunk = max(PREFILL_CHUNK // self.block_length, 1) * self.block_length
         states = [self._prefill_chunk(rows, ends, at, min(at + chunk, width)) for at in range(0, width, chunk)]
         self.prefill_states = states[0] if len(states) == 1 else torch.cat(states, 1)
-        self._count("prefill", "prompt", ends > 0, ends, ends, 0, rows)
+        unit = 1 if self.config.attention == "causal" else self.block_length
+        self._count("prefill", "prompt", ends > 0, (ends + unit) // 2, ends, 0, rows)  # a query sees half on average
 
     def _prefill_chunk(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
         """Positions first .. last-1 of the prompts, which see all before them -> hidden states [n,last-first,D]."""
@@ -86,7 +87,8 @@ class Network:
         places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
         unit = 1 if self.config.attention == "causal" else self.block_length
         group = Group(positions, block_causal(positions, unit, self.dtype, last), rows)
-        ids = self.canvas[rows, first:last].reshape(-1)
+        # padding may hold an id that no embedding has (a causal network without a mask token); nobody sees it
+        ids = self.canvas[rows, first:last].reshape(-1).clamp_max(self.config.vocab_size - 1)
         return self._forward(self.model.embed(ids), places, [group]).view(*positions.shape, -1)
 
     def forced(self, view):

@@ -34,7 +34,7 @@ class PlainLoop:
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], tokens: int) -> list[int]:
-        """Ids after the prompt, whole blocks."""
+        """The first `tokens` ids after the prompt."""
         from transformers import DynamicCache
 
         block = self.block_length
@@ -45,7 +45,7 @@ class PlainLoop:
         start = len(prompt) // block * block
         if start:
             blocks = torch.arange(start, device=self.device) // block
-            self._forward(canvas[:, :start], 0, cache, blocks.unsqueeze(1) >= blocks)
+            self._forward(canvas[:, :start], 0, cache, blocks.unsqueeze(1) >= blocks, keep=1)
         for first in range(start, total, block):
             part = canvas[:, first : first + block]
             while bool((masked := part[0] == self.mask_id).any()):
@@ -55,10 +55,11 @@ class PlainLoop:
                 confidence, best = logits.softmax(-1).max(-1)
                 place = confidence.masked_fill(~masked, -1.0).argmax()
                 part[0, place] = best[place]
-            self._forward(part, first, cache)
-        return canvas[0, len(prompt) :].tolist()
+            self._forward(part, first, cache, keep=1)
+        return canvas[0, len(prompt) : len(prompt) + tokens].tolist()
 
-    def _forward(self, ids: Tensor, first: int, cache, allowed: Tensor | None = None) -> Tensor:
+    def _forward(self, ids: Tensor, first: int, cache, allowed: Tensor | None = None, keep: int = 0) -> Tensor:
+        """Logits of the last `keep` positions, 0 meaning all; one is the fewest that transformers computes."""
         width = ids.shape[1]
         positions = torch.arange(first, first + width, device=self.device).unsqueeze(0)
         if allowed is None:
@@ -66,7 +67,7 @@ class PlainLoop:
         bias = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill_(~allowed, float("-inf"))
         out = self.qwen(
             input_ids=ids, position_ids=positions, attention_mask=bias.view(1, 1, *bias.shape), past_key_values=cache,
-            use_cache=True,
+            use_cache=True, logits_to_keep=keep,
         )  # fmt: skip
         return out.logits[0].float()
 

@@ -69,6 +69,8 @@ class Candidates:
         if not self.sampling.greedy:
             return self._draw
         mask_id = self.view.mask_id
+        if mask_id >= self.logits.shape[-1]:  # a causal network without a mask token
+            return self.logits.argmax(-1)
         kept = self.logits[..., mask_id].clone()
         self.logits[..., mask_id] = float("-inf")
         tokens = self.logits.argmax(-1)
@@ -141,7 +143,8 @@ class Candidates:
     @cached_property
     def _truncated(self) -> Tensor:
         """Distribution that tokens are drawn from: mask id out, then top-k, then top-p, renormalised. [R,W,V]"""
-        logits = _without(self.logits, (self.view.mask_id,))
+        mask_id = self.view.mask_id
+        logits = _without(self.logits, (mask_id,) if mask_id < self.logits.shape[-1] else ())
         if self.sampling.confidence == "filtered":  # Dream's order
             logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
         else:

@@ -23,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from dlmbench.engine import Request
+from dlmbench.engine.prompts import prompt_ids
 from dlmbench.errors import RequestError
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.task import MAX_TOKENS, Task, render_chat
@@ -166,13 +167,6 @@ class _Scored:
         if kind is None:
             for future in self._futures:
                 future.result()
-
-
-def prompt_ids(tokenizer: Any, prompt: str, templated: bool) -> tuple[int, ...]:
-    """Token ids of a prompt. Special tokens are added where the tokenizer does so, but not to text that has them."""
-    begin = getattr(tokenizer, "bos_token", None)
-    has_them = templated or bool(begin and prompt.startswith(begin))
-    return tuple(tokenizer.encode(prompt, add_special_tokens=not has_them))
 
 
 def item_seed(seed: int, key: str) -> int:

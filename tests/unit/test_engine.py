@@ -108,8 +108,9 @@ def test_generation_ends_at_the_first_eos_of_the_answer():
 
 
 def test_an_eos_in_the_prompt_stops_nothing():
-    prompt = (10, EOS, 12, 13, EOS)
-    assert len(engine().generate([Request("x", prompt, 4)])[0].raw_ids) >= 3
+    item = Request("x", (10, EOS, 12, 13, EOS), 9)
+    with_eos, without = engine().generate([item])[0], engine(eos=()).generate([item])[0]
+    assert EOS not in without.raw_ids and with_eos.raw_ids == without.raw_ids and len(without.raw_ids) == 11
 
 
 def test_budget_cuts_inside_the_last_block():
@@ -176,3 +177,15 @@ def test_long_prompts_in_chunks_give_the_same_text(decoder, monkeypatch):
     chunked = engine(decoder, eos=(), batch_size=3).generate(items)
     assert [g.raw_ids for g in chunked] == [g.raw_ids for g in whole]
     assert [g.counts for g in chunked] == [g.counts for g in whole]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_p=0.9)], ids=["greedy", "sampled"])
+def test_a_causal_network_without_a_mask_token_works_in_batches(sampling):
+    items = requests(5)
+    plain = engine(AR(), eos=(), sampling=sampling).generate(items)
+    machine = engine(AR(), eos=(), sampling=sampling, batch_size=3)
+    machine.target.config = machine.target.model.config = replace(machine.target.config, mask_id=None)
+    results = machine.generate(items)
+    assert [len(g.ids) for g in results] == [item.max_tokens for item in items]
+    if sampling.greedy and MASK not in {token for g in results for token in g.ids}:  # all that may differ
+        assert [g.ids for g in results] == [g.ids for g in plain]

