@@ -27,7 +27,6 @@ from torch import Tensor
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
-from dlmbench.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class Adjust(RoundDecoder):
     roles = ("target", "head")
     attention = ("full",)
     caches = ("none",)
+    guidable = False  # the sampler moves the states of one forward
     scope = "answer"
     equalities = (
         "K=1 == static:k=1,order=entropy",
@@ -96,10 +96,6 @@ class Adjust(RoundDecoder):
             return AdjustHead(load_module(folder, target.model, weights), target)
         module = AdjustModule(target.model).init_random().to(target.device, target.dtype)
         return AdjustHead(module.requires_grad_(False).eval(), target)
-
-    def attach(self, nets: Mapping[str, Any]) -> None:
-        if nets["target"].guidance:
-            raise RequestError("ADJUST's sampler moves the states of one forward: leave guidance out.")
 
     def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
         config, head = self.config, nets.get("head")

@@ -37,7 +37,9 @@ FIXED = 0.3  # weight of strategy ``fixed``
 
 @dataclass(frozen=True)
 class RCDConfig:
-    tau: float = option(0.85, "confidence that a position must pass (SDAR runs of the paper: 0.85)", knob=True)
+    tau: float = option(
+        0.85, "confidence that a position must pass (SDAR runs: 0.85)", knob=True, unit="confidence"
+    )
     sampler: str = option("threshold", "the plain sampler that reveals", choices=("threshold", "static"))
     k: int = option(1, "tokens a step of sampler=static (LLaDA runs: 1)")
     steps: int = option(0, "denoising steps a block: fall-back schedule of threshold, schedule of static; 0: off")
@@ -119,6 +121,7 @@ class RCD(RoundDecoder):
     Config = RCDConfig
     roles = ("target", "reference")
     attention = ("block_causal", "full")
+    guidable = False  # the card says nothing of the residual of a guided prediction
     equalities = ("alpha=0 == threshold:tau=0.85", "alpha=0,sampler=static,k=2 == static:k=2")
 
     @classmethod
