@@ -86,6 +86,15 @@ class Guided(RoundDecoder):
             return None
         return "Method guided proposes the target's best tokens only: leave out --temperature, --top-k and --top-p."
 
+    @classmethod
+    def on_task(cls, config: GuidedConfig, attention: str, fixed: Mapping[str, Any] | None, offered: bool) -> Any:
+        if fixed:
+            raise RequestError(
+                "Method guided writes strictly from left to right, so no answer marker can stand ahead of it: leave "
+                "sampling.constraint out."
+            )
+        return config
+
     def attach(self, nets: Mapping[str, Any]) -> None:
         target, guide = nets["target"].config, nets["guide"].config
         if guide.attention != "causal":

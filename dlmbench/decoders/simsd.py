@@ -109,7 +109,8 @@ class SimSDConfig:
 @dataclass
 class Verdict:
     """What a verification says of the window, all [R,W]: `accepted` drafts, the `bonus` position where the target's own
-    token stands in, `final` tokens of both, `reveal` and `committed` after the fill; `best` the target's candidates."""
+    token stands in, `final` tokens of both, `reveal` and `committed` after the fill; `best` the target's candidates,
+    `order` ranks what is committed where that is not from left to right."""
 
     accepted: Tensor
     bonus: Tensor
@@ -117,6 +118,7 @@ class Verdict:
     reveal: Tensor
     committed: Tensor
     best: Candidates | None
+    order: Tensor | None = None
 
 
 @dataclass
@@ -316,7 +318,8 @@ class SimSD(RoundDecoder):
         own = choice & first.unsqueeze(2)
         bonus = own.any(1)
         final = torch.where(bonus, (best.tokens * own).sum(1), tokens)
-        return Verdict(accepted, bonus, final, accepted | bonus, final, None)
+        at = (first * step.squeeze(2)).sum(1, keepdim=True)  # the step at which the two went apart
+        return Verdict(accepted, bonus, final, accepted | bonus, final, None, torch.where(bonus, at, revealed))
 
     # --- what a verification leads to ---------------------------------------------------------------------------------
 
@@ -345,7 +348,7 @@ class SimSD(RoundDecoder):
         tokens, reveal, complete = self.path.into_view(view, window, verdict.committed, reveal)
         if complete is not None:
             finish = complete & active if finish is None else finish | (complete & active)
-        return Decision(tokens, reveal, finish=finish, idle=idle, extra=extra)
+        return Decision(tokens, reveal, finish=finish, idle=idle, order=verdict.order, extra=extra)
 
     def _gated(self, window: Window, verdict: Verdict, reveal: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows [R] whose only EOS is an improbable replacement, which is dropped; and, officially, rows that commit

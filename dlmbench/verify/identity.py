@@ -7,8 +7,9 @@ differing decision; every gap must be below `GAP`, and at most one item in `ITEM
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dlmbench.engine.loop import Engine, Generation, Request
 
@@ -49,10 +50,23 @@ def _locate(first: Engine, second: Engine, requests: Sequence[Request], index: i
     # the neighbours in a batch decide the shapes of its products, so everything is traced in the same company
     a = first.generate(requests, trace=True)[index].trace
     b = second.generate(requests, trace=True)[index].trace
-    for number, (left, right) in enumerate(zip(a, b)):
+    for number, (left, right) in enumerate(_pairs(a, b)):
         if (left["positions"], left["tokens"]) != (right["positions"], right["tokens"]):
             return Difference(requests[index].key, number, _gap(left, right, tau))
     return Difference(requests[index].key, min(len(a), len(b)), float("inf"))
+
+
+def _pairs(a: list[dict], b: list[dict]) -> Iterator[tuple[dict, dict]]:
+    """Steps side by side. A run that drafts commits several decisions at once and has steps without any; its commits,
+    which stand in the order in which they were decided, are dealt out to the steps of `a`."""
+    if all(step["positions"] for step in b):
+        yield from zip(a, b)
+        return
+    commits = iter([one for step in b for one in zip(step["positions"], step["tokens"])])
+    for step in a:
+        dealt = sorted(islice(commits, len(step["positions"])))
+        if dealt:
+            yield step, {"positions": [p for p, _ in dealt], "tokens": [t for _, t in dealt]}
 
 
 def _gap(left: dict, right: dict, tau: float | None) -> float:

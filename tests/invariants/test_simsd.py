@@ -15,6 +15,7 @@ from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
 from dlmbench.spec import RunSpec
 from dlmbench.verify.conformance import EOS, MASK, _model, _requests
+from dlmbench.verify.identity import differences
 
 DRAFTS = ("noisy", "self", "unrelated")
 
@@ -83,6 +84,22 @@ def test_replicated_accepts_everything_of_the_target_itself():
 def test_an_unrelated_draft_costs_about_a_forward_a_token_and_never_more():
     for ours, plain in zip(decode(SimSDConfig(verify="replicated"), draft="unrelated"), decode()):
         assert calls(ours, "target", "verify") <= calls(plain, "target", "denoise")
+
+
+def test_a_difference_from_static_is_located_with_its_gap():
+    nets = {"target": Network("target", target_model(), 4)}
+    drafted = {
+        "target": Network("target", draft_model("noisy"), 4),  # other weights, so that there is something to find
+        "draft": Network("draft", draft_model("self"), 4),
+    }
+    decoder = SimSD(SimSDConfig(verify="replicated"))
+    found, ours, theirs = differences(Engine(nets, Static()), Engine(drafted, decoder), _requests(5))
+    different = [a.key for a, b in zip(ours, theirs) if a.ids != b.ids]
+    assert different and [d.key for d in found] == different
+    assert all(0 < d.gap < 20 for d in found)
+    positions = [step["positions"] for step in decode(batch=1)[0].trace]
+    trace = decode(SimSDConfig(verify="replicated"), batch=1)[0].trace
+    assert [[p] for step in trace for p in step["positions"]] == positions  # commits stand in the order of static
 
 
 def test_packed_is_exact_on_one_layer_and_not_on_two():
