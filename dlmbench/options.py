@@ -1,7 +1,7 @@
 """From text to typed values: ranges and lists of a sweep, and decoder options bound to a config dataclass.
 
 Nothing heavy is imported. A decoder declares its options as a frozen dataclass whose fields carry
-``metadata={"help": str, "knob": bool, "choices": tuple}``; `bind` turns what a user wrote
+``metadata={"help": str, "knob": bool, "unit": str, "choices": tuple}``; `bind` turns what a user wrote
 (``--set threshold.inclusive=true``, YAML scalars) into an instance of it. Left out: nested options.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import re
 import types
 import typing
@@ -72,6 +73,14 @@ def parse_assignments(items: Iterable[str]) -> dict[str, dict[str, str]]:
 def knob(config: type) -> str | None:
     """Name of the field that ``--threshold`` sets, None for a method without one."""
     return next((f.name for f in dataclasses.fields(config) if f.metadata.get("knob")), None)
+
+
+def knob_unit(config: type) -> str:
+    """What the knob's numbers are: "confidence" for a probability that a position must pass, "" for anything else.
+
+    Only values of one named unit mean the same to two methods.
+    """
+    return next((f.metadata.get("unit", "") for f in dataclasses.fields(config) if f.metadata.get("knob")), "")
 
 
 def bind(config: type, values: Mapping[str, Any], owner: str) -> Any:
@@ -149,7 +158,10 @@ def _scalar(value: Any, hint: Any, name: str) -> Any:
                 raise ValueError
             return int(number)
         if hint is float:
-            return float(text)
+            number = float(text)
+            if not math.isfinite(number):
+                raise RequestError(f"{name} is {text}, which is no finite number; give one.")
+            return number
     except (ValueError, ArithmeticError):
         raise RequestError(f"{name} is {text!r}; it takes {'a whole number' if hint is int else 'a number'}.") from None
     return value if hint is not str else text

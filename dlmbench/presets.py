@@ -14,6 +14,7 @@ from pathlib import Path
 from dlmbench.errors import RequestError
 
 ASSETS = Path(__file__).parent / "assets"
+ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,17 @@ class Preset:
     @property
     def location(self) -> str:
         """Local folder (shipped or the user's), or hub name."""
-        shipped = ASSETS / self.source
-        return str(shipped) if shipped.is_dir() else self.source
+        return str(ASSETS / self.source) if self.shipped else self.source
+
+    @property
+    def shipped(self) -> bool:
+        """Does it belong to the package? Then it is never looked for on the hub."""
+        return self.source.startswith("nano/")
+
+    @property
+    def absent(self) -> bool:
+        """Shipped, but this copy has no weights of it."""
+        return self.shipped and not any(Path(self.location).glob("*.safetensors"))
 
     @property
     def tokenizer_location(self) -> str:
@@ -167,9 +177,12 @@ def default_model() -> str:
 def resolve(name: str) -> Preset:
     """The preset, local checkpoint folder or hub name (owner/model or owner/model@revision) that `name` means.
 
-    Raises RequestError for a folder without config.json and for a name that is none of the three.
+    Raises RequestError for a folder without config.json, a shipped preset without its weights, and for a name that is
+    none of the three.
     """
     if name in PRESETS:
+        if PRESETS[name].absent:
+            raise RequestError(f"Model {name} is {ABSENT}.")
         return PRESETS[name]
     path = Path(name).expanduser()
     if path.is_dir():

@@ -657,8 +657,8 @@ def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
 def _with_baselines(cells: Sequence[RunSpec]) -> list[RunSpec]:
     """Add the methods of ``against`` to every group of items and weights that lacks them.
 
-    The threshold baseline runs at every confidence that a method of its group runs at, so that it gets as many settings;
-    values of other knobs mean nothing to it, and it runs at its default beside them.
+    The threshold baseline runs at every confidence that a method of its group runs at, so that it gets as many
+    settings; values of other knobs mean nothing to it, and it runs at its default beside them.
     """
     groups: dict[str, list[RunSpec]] = {}
     for cell in cells:

@@ -25,7 +25,10 @@ FLOOR = 1e-12  # added inside the logarithms
 @dataclass(frozen=True)
 class KlassConfig:
     tau: float = option(
-        0.6, "confidence that a position must pass (LLaDA GSM8K and MATH: 0.6; HumanEval: 0.9)", knob=True
+        0.6,
+        "confidence that a position must pass (LLaDA GSM8K and MATH: 0.6; HumanEval: 0.9)",
+        knob=True,
+        unit="confidence",
     )
     kl: float = option(0.015, "divergence in nats that a position must stay below (LLaDA GSM8K: 0.015; Dream: 0.001)")
     history: int = option(2, "forwards in a row that the divergence must be low in")

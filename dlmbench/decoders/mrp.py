@@ -44,6 +44,7 @@ class MRPConfig:
         "confidence that a position must pass before and after the module looked; 0.8 suits SDAR-8B in the authors' "
         "table, models may bring their own",
         knob=True,
+        unit="confidence",
     )
     mode: str = option(
         "remask",

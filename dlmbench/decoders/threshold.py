@@ -21,7 +21,10 @@ from dlmbench.decoders.static import share
 @dataclass(frozen=True)
 class ThresholdConfig:
     tau: float = option(
-        0.9, "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)", knob=True
+        0.9,
+        "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)",
+        knob=True,
+        unit="confidence",
     )
     steps: int = option(
         0,

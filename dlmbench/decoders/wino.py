@@ -26,7 +26,10 @@ FIRST_LIMIT = 30  # the release lets the first verification of a block take back
 @dataclass(frozen=True)
 class WinoConfig:
     tau: float = option(
-        0.6, "confidence that a draft must pass (LLaDA GSM8K 0.6, MATH and HumanEval 0.7, MBPP 0.8)", knob=True, unit="confidence"
+        0.6,
+        "confidence that a draft must pass (LLaDA GSM8K 0.6, MATH and HumanEval 0.7, MBPP 0.8)",
+        knob=True,
+        unit="confidence",
     )
     verify: float = option(0.9, "probability below which a shadow takes a token back (0.9 for all tasks)")
     share: float = option(0.7, "share of the masks that one forward may draft, within 5 to 20 positions")

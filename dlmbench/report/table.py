@@ -96,6 +96,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         "method": spec["method"],
         "label": manifest["label"],
         "knob": manifest["knob"],
+        "knob_unit": manifest.get("knob_unit", ""),
         "verdicts": _compact(metrics["verdicts"]) if metrics.get("verdicts") else None,
         **{name: metrics.get(name) for name in _NUMBERS},
         "unit_seconds": (manifest.get("calibration") or {}).get("seconds_per_denoise"),
@@ -174,8 +175,9 @@ def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, floa
 def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None:
     """Index of the row that row `i` is compared with, None for none.
 
-    static: the one with the most forwards (one token a step). threshold: the one at the same or nearest knob value; for
-    a method without a knob the most careful one. Never a row of the same method, except static at more forwards.
+    static: the one with the most forwards (one token a step). threshold: for a method whose knob is a confidence the
+    one at the same or nearest value; for any other the one nearest in cost (in forwards where nothing was priced).
+    Never a row of the same method, except static at more forwards.
     """
     record = rows[i]
     same = (
@@ -204,9 +206,10 @@ def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None
     if name == "static":
         best = max(found, key=lambda j: rows[j]["nfe"] or 0)
         return None if record["method"] == name and rows[best]["nfe"] <= record["nfe"] else best
-    knob = record["knob"] if isinstance(record["knob"], int | float) else math.inf
-    target = knob if math.isfinite(knob) else max(rows[j]["knob"] for j in found)
-    return min(found, key=lambda j: abs(rows[j]["knob"] - target))
+    if record["knob_unit"] == "confidence":
+        return min(found, key=lambda j: abs(rows[j]["knob"] - record["knob"]))
+    scale = "nfe" if any(rows[j]["cost"] is None for j in (i, *found)) else "cost"
+    return min(found, key=lambda j: abs(rows[j][scale] - record[scale]))
 
 
 def difference(ours: dict[str, float], theirs: dict[str, float]) -> stats.Difference | None:
@@ -248,7 +251,9 @@ def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
 
 _LEGEND = (
     "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items "
-    "with its 95 % bootstrap interval. NFE: forwards of the target after prefill, an item (of these *stores* only "
+    "with its 95 % bootstrap interval; *vs_threshold* in table.csv is against the threshold row at the same or nearest "
+    "confidence where the method's knob is one, else against that nearest in cost. "
+    "NFE: forwards of the target after prefill, an item (of these *stores* only "
     "write keys and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their "
     "measured price; 1 is one denoise forward of the target at this batch. TPF: tokens / NFE. tok/s: median of "
     "repeated natural-stop passes over a subset (column *speed items*), decoding only and with prefill."

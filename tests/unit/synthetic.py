@@ -68,6 +68,7 @@ def make_run(
         "key": key,
         "label": label,
         "knob": knob,
+        "knob_unit": "confidence" if method in ("threshold", "mrp", "rcd", "klass", "wino") else "",
         "parameters": {"tau": knob},
         "method_version": 1,
         "spec": {

@@ -9,7 +9,7 @@ from synthetic import make_family, make_run
 
 from dlmbench.errors import RequestError
 from dlmbench.report.screen import print_run
-from dlmbench.report.table import TIMING, read_results, write_table
+from dlmbench.report.table import TIMING, markdown, read_results, write_table
 
 
 @pytest.fixture
@@ -70,9 +70,17 @@ def test_baselines_are_paired_on_the_same_weights(runs):
     assert frame.loc["static k=2", "vs_static"] == pytest.approx(
         frame.loc["static k=2", "accuracy"] - frame.loc["static k=1", "accuracy"]
     )
-    assert frame.loc["static k=1", "vs_threshold_row"] == "threshold 0.9", "without a knob, the most careful one"
+    assert frame.loc["static k=1", "vs_threshold_row"] == "threshold 0.9", "without a knob, the nearest in cost"
+    assert frame.loc["static k=2", "vs_threshold_row"] == "threshold 0.6"
     assert pd.isna(frame.loc["static k=1", "vs_static"]) and pd.isna(frame.loc["threshold 0.6", "vs_threshold"])
     assert pd.isna(frame.loc["ar", "vs_static"]), "other weights are never paired"
+
+
+def test_a_knob_of_another_unit_is_compared_at_the_same_cost(runs):
+    make_run(runs, method="entropy", knob=0.6, accuracy=0.9, nfe=29)
+    frame = read_results(runs).set_index("label")
+    assert frame.loc["entropy 0.6", "vs_threshold_row"] == "threshold 0.9", "18 forwards are far, 30 are near"
+    assert "nearest in cost" in markdown(read_results(runs), "Title")
 
 
 def test_unfinished_runs_are_no_rows(tmp_path):

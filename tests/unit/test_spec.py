@@ -67,6 +67,9 @@ def test_options_are_typed():
         ({"steps": "2.5"}, "whole number"),
         ({"tau": "high"}, "a number"),
         ({"careful": "perhaps"}, "true or false"),
+        ({"tau": "nan"}, "no finite number"),
+        ({"tau": float("-inf")}, "no finite number"),
+        ({"steps": "inf"}, "whole number"),
         ({"steps": 0}, "at least 1"),
     ],
 )
@@ -105,6 +108,9 @@ def test_labels_show_the_knob_and_what_differs():
         ("top_p", 0),
         ("top_p", 1.5),
         ("split", "train"),
+        ("threshold", "nan"),
+        ("threshold", float("inf")),
+        ("temperature", "inf"),
         ("method", ""),
     ],
 )
@@ -123,6 +129,37 @@ def test_values_from_text_are_converted():
 def test_threshold_sets_the_knob():
     cell = RunSpec("threshold", "nano-gsm", threshold=0.6).check()
     assert cell.config.tau == 0.6 and cell.label == "threshold 0.6" and cell.block_length == 8
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RequestError, match="--device cpu"):
+        RunSpec("static", "nano-gsm", device="cuda").resolved()
+    assert RunSpec("static", "nano-gsm").resolved().device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RequestError, match="cuda:9; here are cuda:0, cuda:1"):
+        RunSpec("static", "nano-gsm", device="cuda:9").resolved()
+    assert RunSpec("static", "nano-gsm", device="cuda:1").resolved().device == "cuda:1"
+
+
+def test_a_local_checkpoint_is_told_which_block_length_is_assumed(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "sdar"}')
+    cell = RunSpec("static", "gsm8k", model=str(tmp_path)).check()
+    assert cell.block_length == 4 and any("block length 4 assumed" in note for note in cell.notes)
+    assert not RunSpec("static", "gsm8k", model=str(tmp_path), block_length=8).check().notes
+    assert not RunSpec("static", "nano-gsm").check().notes
+
+
+def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path, monkeypatch):
+    from dlmbench.presets import PRESETS
+
+    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    assert PRESETS["nano"].location == str(tmp_path / "nano" / "nano"), "a folder, no name on the hub"
+    with pytest.raises(RequestError, match="nano is not in this copy; make train-nano"):
+        RunSpec("static", "nano-gsm").check()
 
 
 def test_a_method_without_a_knob_says_so_and_runs_at_its_default():
@@ -162,7 +199,9 @@ def test_baselines_share_everything_but_the_method():
     static, threshold = spec.baselines()
     assert (static.method, static.threshold, static.limit) == ("static", None, 9)
     assert static.check().config.k == 2
-    assert (threshold.method, threshold.threshold) == ("threshold", 0.3)
+    assert (threshold.method, threshold.threshold) == ("threshold", None), "nats are no confidence"
+    assert threshold.check().label == "threshold 0.9"
+    assert [other.threshold for other in RunSpec("rcd", "nano-gsm", threshold=0.3).baselines()] == [None, 0.3]
     assert RunSpec("ar", "nano-gsm", model="nano-ar").baselines() == []
 
 
@@ -177,10 +216,11 @@ def test_portable_names_no_place(tmp_path):
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
-def key(weights="w", prompts="p", limits=None, **given):
+def key(weights="w", prompts="p", limits=None, content=None, **given):
     cell = RunSpec(**{"method": "threshold", "task": "nano-gsm", "device": "cpu", **given}).check()
     cell = dataclasses.replace(cell, spec=cell.spec.resolved())
-    return digest(identity(cell, {"target": weights}, prompts, limits or {"gen_length": 64}))
+    content = {"task_version": 1, "content_hash": "c", "tokenizer": "t", **(content or {})}
+    return digest(identity(cell, {"target": weights}, prompts, limits or {"gen_length": 64}, content))
 
 
 def test_equal_runs_have_equal_keys():
@@ -195,6 +235,9 @@ def test_equal_runs_have_equal_keys():
         {"weights": "other"},
         {"prompts": "other"},
         {"limits": {"gen_length": 32}},
+        {"content": {"task_version": 2}},
+        {"content": {"content_hash": "other"}},
+        {"content": {"tokenizer": "other"}},
         {"threshold": 0.8},
         {"seed": 1},
         {"settings": {"threshold": {"inclusive": True}}},
@@ -252,9 +295,11 @@ def test_lists_and_ranges_make_cells():
     assert any("static has no threshold" in note for note in notes)
 
 
-def test_baselines_join_a_sweep_at_the_same_thresholds():
+def test_baselines_join_a_sweep_at_the_same_confidences():
     sweep = SweepSpec.from_flags({"method": "entropy", "task": "nano-gsm", "threshold": "0.2,0.4"})
-    assert labels(sweep) == ["static k=1", "threshold 0.2", "threshold 0.4", "entropy 0.2", "entropy 0.4"]
+    assert labels(sweep) == ["static k=1", "threshold 0.9", "entropy 0.2", "entropy 0.4"]
+    confident = SweepSpec.from_flags({"method": "rcd", "task": "nano-gsm", "threshold": "0.2,0.4"})
+    assert labels(confident) == ["static k=1", "threshold 0.2", "threshold 0.4", "rcd 0.2", "rcd 0.4"]
     careful = SweepSpec.from_flags({"method": "entropy,static", "task": "nano-gsm"})
     assert labels(careful) == ["threshold 0.9", "entropy 0.35", "static k=1"]
     alone = SweepSpec.from_flags({"method": "entropy", "task": "nano-gsm", "against": "none"})
@@ -306,6 +351,7 @@ def test_shipped_recipes_bind(name, cells, items):
         ({"method": "static"}, "--task"),
         ({"method": "static", "task": "nano-gsm", "set": ["mrp.K=1"]}, "mrp"),
         ({"method": "static", "task": "nano-gsm", "tune_on": "test"}, "dev"),
+        ({"method": "static", "task": "nano-gsm", "tune_on": "dev", "split": "dev"}, "reported on dev"),
         ({"method": "static", "task": "nano-gsm", "batch": "1"}, "batch_size"),
     ],
 )
