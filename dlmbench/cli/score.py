@@ -14,6 +14,9 @@ from dlmbench.cli.console import print_json, print_notes, stdout
 def score(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", show_default=False)],
     data_dir: flags.DataDir = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the runs' checkpoint is, for chat prompts.", show_default="by run")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Programs judged at a time.")] = 2,
     json: flags.Json = False,
 ) -> None:
@@ -25,7 +28,7 @@ def score(
     if not runs:
         raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
     tasks: dict[str, Any] = {}
-    rows = [_rescore(run, tasks, data_dir, workers) for run in runs]
+    rows = [_rescore(run, tasks, data_dir, model, workers) for run in runs]
     print_notes(
         row["run"] + ": unfinished, its samples were scored and it has no metrics yet"
         for row in rows
@@ -44,12 +47,12 @@ def score(
         )
 
 
-def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, workers: int) -> dict[str, Any]:
+def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, model: str | None, workers: int) -> dict[str, Any]:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
     from dlmbench.store.metrics import aggregate
 
     manifest, before = run.manifest(), run.metrics()
-    task = _task(manifest, tasks, data_dir)
+    task = _task(manifest, tasks, data_dir, model)
     items = {item.key: item for item in task.items(manifest["spec"]["split"], manifest["spec"]["limit"])}
     with run.writing() as writer:
         samples = run.samples()
@@ -66,19 +69,16 @@ def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, workers: int
     return {"run": run.name, "items": len(samples), "accuracy": metrics.get("accuracy"), "changed": changed}
 
 
-def _task(manifest: dict[str, Any], tasks: dict[str, Any], data_dir: str | None) -> Any:
-    """The task of a run, with the same data. Raises RequestError when the data are others."""
+def _task(manifest: dict[str, Any], tasks: dict[str, Any], data_dir: str | None, model: str | None) -> Any:
+    """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
     from dlmbench.errors import RequestError
     from dlmbench.tasks import load_task
 
     facts = manifest["task"]
-    name = f"{facts['name']} {facts['num_fewshot']} {facts['chat_template']} {manifest['gen_length']}"
+    kind = (facts["name"], facts["num_fewshot"], facts["chat_template"], manifest["gen_length"], manifest["prompts"])
+    name = " ".join(map(str, kind))
     if name not in tasks:
-        tokenizer = None
-        if facts["chat_template"]:
-            from dlmbench.engine import tokenizer_of
-
-            tokenizer = tokenizer_of(manifest["spec"]["model"])
+        tokenizer = _tokenizer(model or manifest["spec"]["model"]) if facts["chat_template"] else None
         tasks[name] = load_task(
             facts["name"],
             data_dir=data_dir,
@@ -92,4 +92,19 @@ def _task(manifest: dict[str, Any], tasks: dict[str, Any], data_dir: str | None)
             f"The data of {facts['name']} ({tasks[name].content_hash}) are not those of the run "
             f"({facts['content_hash']}); give the same ones with --data-dir."
         )
+    spec = manifest["spec"]
+    if facts["chat_template"] and tasks[name].prompt_hash(spec["split"], spec["limit"]) != manifest["prompts"]:
+        raise RequestError(f"The chat prompts of {spec['model']} are others than in the run; give its --model.")
     return tasks[name]
+
+
+def _tokenizer(model: str) -> Any:
+    from dlmbench.engine import tokenizer_of
+    from dlmbench.errors import RequestError
+
+    try:
+        return tokenizer_of(model)
+    except RequestError as error:
+        raise RequestError(
+            f"The run used the chat template of {model!r}, which is not found: give the checkpoint with --model."
+        ) from error

@@ -27,6 +27,7 @@ def sweep(
         Text, typer.Option(help="Baselines that come along, or none.", show_default="static,threshold")
     ] = None,
     limit: Annotated[Text, typer.Option(help="First N items only.")] = None,
+    split: Annotated[Text, typer.Option(help="test reports, dev chooses settings.", show_default="test")] = None,
     draft: flags.Draft = None,
     guide: flags.Guide = None,
     reference: flags.Reference = None,
@@ -66,6 +67,7 @@ def sweep(
         set=set_,
         against=against,
         limit=limit,
+        split=split,
         draft=draft,
         guide=guide,
         reference=reference,
@@ -91,11 +93,17 @@ def sweep(
     given = {name: value for name, value in given.items() if value is not None}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
     cells, notes = spec.checked()
-    print_notes(notes)
+    print_notes([*notes, *_tries(spec, cells)])
     if dry_run:
         _print_plan(spec, cells, json)
         return
     _execute(spec, cells, json)
+
+
+def _tries(spec: Any, cells: list[Any]) -> list[str]:
+    from dlmbench.executors.sweep import tries
+
+    return tries(cells) if spec.tune_on else []
 
 
 def find_recipe(name: str) -> Path:
@@ -126,7 +134,7 @@ def _execute(spec: Any, cells: list[Any], json: bool) -> None:
     with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars:
         swept = run_sweep(spec, cells, Local(progress=bars))
     frame = table(swept.folders)
-    sentences = [choice.sentence for choice in swept.choices]
+    sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
     written = write_table(frame, spec.out, title=spec.name, notes=sentences) + plot(frame, spec.out)
     if json:
         print_json(

@@ -12,6 +12,7 @@ parallel cells, which would disturb each other's clocks.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from dlmbench.store.metrics import aggregate
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 UNIT = "seconds_per_denoise"  # what a price of 1 was, among the prices that an engine measures
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
 
@@ -69,11 +71,12 @@ class Source:
     build: Callable[[Checked], Any]  # resolved cell -> Engine
     load: Callable[[Checked], Any]  # cell -> Task
     weights: Callable[[Checked], dict[str, str]]  # cell -> role -> hash
+    tokenizer: Callable[[Checked], str]  # cell -> hash of the tokenizer's files
 
 
 def installed() -> Source:
     """The real thing: torch and lm-eval are imported when it is first used."""
-    return Source(_build, _load_task, _weights)
+    return Source(_build, _load_task, _weights, _tokenizer_hash)
 
 
 def run_cells(specs: Iterable[RunSpec], local: Local | None = None) -> list[Path]:
@@ -97,9 +100,10 @@ class Local:
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells.
 
-        Raises RunError when a folder is being written by another process or an engine breaks its promise.
+        Raises RequestError for a device that is not here, and RunError when a folder is being written by another
+        process or an engine breaks its promise.
         """
-        return [self.run_cell(cell) for cell in cells]
+        return [self.run_cell(cell) for cell in [replace(cell, spec=cell.spec.resolved()) for cell in cells]]
 
     def run_cell(self, cell: Checked) -> RunFolder:
         """Run or resume one cell; nothing happens when it is finished."""
@@ -127,16 +131,21 @@ class Local:
         weights = self.source.weights(cell)
         prompts = task.prompt_hash(spec.split, spec.limit)
         limits = {"gen_length": task.max_tokens, "stop": list(task.stop)}
-        record = identity(cell, weights, prompts, limits)
+        content = {
+            "task_version": task.version,
+            "content_hash": task.content_hash,
+            "tokenizer": self.source.tokenizer(cell),
+        }
+        record = identity(cell, weights, prompts, limits, content)
         key = digest(record)
         folder = find_by_key(spec.out, key) or RunFolder.at(spec.out, spec.task, spec.method, key)
         return Job(cell, task, items, record, key, folder)
 
     def _work(self, job: Job, writer: Writer) -> None:
         """Everything from the first missing item to the aggregates."""
-        if not job.folder.key:
-            writer.manifest(job.manifest())
         done = {sample["key"] for sample in job.folder.samples()}
+        manifest = with_history(job.manifest(), job.folder.manifest(), len(done))
+        writer.manifest(manifest)
         self.progress.begin(job.cell.label, len(done), len(job.items))
         engine = self.source.build(job.cell)
         if len(done) < len(job.items):
@@ -148,7 +157,7 @@ class Local:
         speed = self._speed(job, engine, samples)
         calibration = self._calibration(job, engine, samples)
         model = {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
-        writer.manifest({**job.manifest(), "model": model, "calibration": calibration})
+        writer.manifest({**manifest, "model": model, "calibration": calibration})
         writer.metrics({**aggregate(samples, calibration["prices"]), "speed": speed})
         self.progress.end()
 
@@ -198,12 +207,24 @@ class Local:
         known = self._prices[name]
         needed = {width for sample in samples for width in sample["widths"]}
         if not needed <= known.keys():
+            self._meet(job, engine, samples, needed - known.keys())
             known.update({width: price for width, price in engine.calibrate().items() if width not in known})
         return {
             "circumstances": circumstances,
+            "interpolated": sorted(needed - known.keys()),  # met once, by no item that was made again
             UNIT: known.get(UNIT),
             "prices": {width: price for width, price in sorted(known.items()) if width != UNIT},
         }
+
+    def _meet(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]], needed: set[str]) -> None:
+        """Make items again whose forwards this engine has not computed: their samples are from an earlier process."""
+        missing, keys = needed - engine.shapes.keys(), []
+        for sample in samples:
+            if missing & sample["widths"].keys():
+                missing -= sample["widths"].keys()
+                keys.append(sample["key"])
+        if keys:
+            engine.generate(_requests(job, engine, [item for item in job.items if item.key in keys]))
 
     # --- loading, once ----------------------------------------------------------------------------------------------
 
@@ -243,6 +264,7 @@ class Job:
             "key": self.key,
             "label": cell.label,
             "knob": getattr(cell.config, dial) if dial else None,
+            "knob_unit": options.knob_unit(type(cell.config)),
             "parameters": cell.parameters,
             "method_version": cell.version,
             "spec": cell.spec.portable(),
@@ -275,6 +297,22 @@ class Job:
             "threads": here["threads"],
             "torch": here["versions"]["torch"],
         }
+
+
+def with_history(manifest: dict[str, Any], before: dict[str, Any], done: int) -> dict[str, Any]:
+    """The manifest of a run that goes on with `done` samples: other environments that made some of them are kept.
+
+    "environment" is that of the process which measures speed and prices; "environments" is there when several took
+    part, in order, each with the number of samples that stood there before it.
+    """
+    if not before:
+        return manifest
+    known = before.get("environments") or [{**before["environment"], "samples_before": 0}]
+    last = {name: value for name, value in known[-1].items() if name != "samples_before"}
+    now = json.loads(json.dumps(manifest["environment"]))
+    if now != last:
+        known = [*known, {**now, "samples_before": done}]
+    return {**manifest, "environments": known} if len(known) > 1 else manifest
 
 
 def sample_record(item: Any, generation: Any, scores: dict[str, Any]) -> dict[str, Any]:
@@ -352,6 +390,21 @@ def _weights(cell: Checked) -> dict[str, str]:
     from dlmbench.engine import network_hashes
 
     return network_hashes(cell)
+
+
+def _tokenizer_hash(cell: Checked) -> str:
+    from dlmbench.backbone.loading import checkpoint_folder
+
+    folder = checkpoint_folder(cell.preset.tokenizer_location, cell.preset.revision)
+    return files_hash(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES))
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """Short hash of some files' names and contents."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
 
 
 def _load_task(cell: Checked) -> Any:

@@ -64,6 +64,19 @@ def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> Swept
     return Swept(folders, choices)
 
 
+def tries(cells: Sequence[Checked]) -> list[str]:
+    """One sentence a task and model: how many settings each method tries, with a warning where the numbers differ."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for cell in cells:
+        found = counts.setdefault((cell.spec.task, cell.spec.portable()["model"]), {})
+        found[cell.spec.method] = found.get(cell.spec.method, 0) + 1
+    return [
+        f"{task}, {model}: settings tried on dev: {', '.join(f'{name} {n}' for name, n in methods.items())}"
+        + ("; unequal numbers favour the methods with more tries." if len(set(methods.values())) > 1 else ".")
+        for (task, model), methods in counts.items()
+    ]
+
+
 def _tuned(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> tuple[list[Checked], list[Choice]]:
     """The cells whose settings won on dev, one a method, task and set of weights; dev runs are kept below dev/."""
     groups: dict[str, list[Checked]] = {}
@@ -81,7 +94,8 @@ def _tuned(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> tuple[li
         ]
         spec = group[best].spec
         winners.append(group[best])
-        choices.append(Choice(spec.task, spec.model, spec.method, group[best].label, tried, metrics[best]["items"]))
+        model = spec.portable()["model"]
+        choices.append(Choice(spec.task, model, spec.method, group[best].label, tried, metrics[best]["items"]))
     return winners, choices
 
 

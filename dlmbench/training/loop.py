@@ -67,6 +67,10 @@ def _worker(objective: str) -> type[Worker]:
         from dlmbench.training.mrp import MRPWorker
 
         return MRPWorker
+    if objective == "rcd":
+        from dlmbench.training.rcd import RCDWorker
+
+        return RCDWorker
     return Worker
 
 

@@ -134,7 +134,8 @@ def places_named_in(folder):
 def test_a_finished_run_is_a_no_op_that_prints_its_table(place, capsys, monkeypatch):
     arguments = ["run", "--method", "entropy", "--threshold", "0.5", *command(place, "again")]
     code, first = call(capsys, *arguments)
-    assert code == 0 and "> " in first and "vs static k=1" in first and "vs threshold 0.5" in first
+    assert code == 0 and "> " in first and "vs static k=1" in first
+    assert "vs threshold 0.9" in first, "a number of nats is no confidence"
     stamps = {file: file.stat().st_mtime_ns for file in (place / "again").rglob("*") if file.is_file()}
 
     def refuse(*_):
@@ -159,6 +160,25 @@ def test_a_run_killed_after_its_last_item_only_finishes(place, capsys):
     assert {k: v for k, v in again.items() if k not in unlike} == {k: v for k, v in first.items() if k not in unlike}
 
 
+def test_a_run_that_went_on_elsewhere_names_both_environments_and_prices_every_shape(place, capsys, monkeypatch):
+    monkeypatch.setattr("dlmbench.store.environment.commit", lambda: "first")
+    arguments = ["run", "--method", "static", *command(place, "moved", "--against", "none", "--json")]
+    call(capsys, *arguments)
+    (run,) = find_runs(place / "moved")
+    assert "environments" not in run.manifest() and run.manifest()["calibration"]["interpolated"] == []
+    (run.path / "metrics.json").unlink()
+    lines = (run.path / "samples.jsonl").read_text().splitlines()
+    (run.path / "samples.jsonl").write_text("\n".join(lines[:10]) + "\n")
+    monkeypatch.setattr("dlmbench.store.environment.commit", lambda: "second")
+    assert call(capsys, *arguments)[0] == 0
+    manifest = run.manifest()
+    assert [(one["commit"], one["samples_before"]) for one in manifest["environments"]] == [
+        ("first", 0),
+        ("second", 10),
+    ]
+    assert manifest["environment"]["commit"] == "second"
+
+
 def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
     arguments = command(place, "scored", "--against", "none", "--json")
     code, out = call(capsys, "run", "--method", "static", *arguments)
@@ -176,20 +196,52 @@ def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
     assert run.metrics()["speed"]["items"] == 8, "what was measured stays"
 
 
+def test_chat_prompts_of_a_local_checkpoint_are_scored_with_its_folder(place, capsys):
+    make_model(place / "chatty")
+    (place / "chatty" / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    arguments = command(place, "chats", "--against", "none", "--chat-template", "--model", str(place / "chatty"))
+    assert call(capsys, "run", "--method", "static", *arguments)[0] == 0
+    again = ["score", str(place / "chats"), "--data-dir", str(place / "data"), "--json"]
+    with pytest.raises(SystemExit) as leaving:
+        main(again)
+    assert leaving.value.code == 2 and "--model" in capsys.readouterr().err
+    code, out = call(capsys, *again, "--model", str(place / "chatty"))
+    assert code == 0 and json.loads(out)["runs"][0]["changed"] == 0
+    (place / "chatty" / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    with pytest.raises(SystemExit) as leaving:
+        main([*again[:-1], "--model", str(place / "chatty"), "--workers", "1"])
+
+
 def test_settings_are_chosen_on_dev_and_reported_on_test(place, capsys):
     rows = (place / "data" / "test.jsonl").read_text().splitlines()
     (place / "dev").mkdir()
     (place / "dev" / "test.jsonl").write_text("\n".join(rows[:4]) + "\n")
     (place / "dev" / "train.jsonl").write_text("\n".join(rows[4:12]) + "\n")
     arguments = command(place, "tuned", "--data-dir", str(place / "dev"), "--tune-on", "dev", "--json", gen_length=8)
+    planned = json.loads(call(capsys, "sweep", *SWEEP, *arguments, "--dry-run")[1])
+    assert planned["tune_on"] == "dev" and planned["items_to_do"] == 4 * 4
     code, out = call(capsys, "sweep", *SWEEP, *arguments)
     record = json.loads(out)
     assert code == 0 and len(record["rows"]) == 2, "one setting a method"
+    assert places_named_in(place / "tuned") == []
+    assert "gsm8k, tiny: settings tried on dev: threshold 2, static 2." in (place / "tuned" / "table.md").read_text()
     assert {row["split"] for row in record["rows"]} == {"test"} and {row["items"] for row in record["rows"]} == {4}
     assert [row["label"] for row in record["rows"]][0] == "static k=4", "of equal accuracies the cheaper one"
     assert any("static k=4 was chosen out of 2 settings of static on 8 dev items" in text for text in record["choices"])
     assert len(find_runs(place / "tuned" / "dev")) == 4
     assert "was chosen out of" in (place / "tuned" / "table.md").read_text()
+
+
+def test_unequal_numbers_of_tries_are_called_so(place, capsys):
+    arguments = command(place, "uneven", "--tune-on", "dev", "--dry-run", "--data-dir", str(place / "dev"))
+    with pytest.raises(SystemExit):
+        main(["sweep", "--method", "threshold,static", "--threshold", "0.3,0.6,0.9", *arguments])
+    assert "settings tried on dev: threshold 3, static 1; unequal numbers" in capsys.readouterr().err
+
+
+def test_a_sweep_may_run_on_dev_items(place, capsys):
+    arguments = command(place, "split", "--data-dir", str(place / "dev"), "--split", "dev", "--dry-run", "--json")
+    assert {cell["items"] for cell in json.loads(call(capsys, "sweep", *SWEEP, *arguments)[1])["cells"]} == {8}
 
 
 def test_dry_run_plans_and_leaves_nothing(place, capsys):
@@ -253,7 +305,7 @@ def test_a_decoder_from_a_file_is_in_the_table_beside_its_baselines(place, capsy
     )
     rows = {row["label"]: row for row in json.loads(out)["rows"]}
     assert code == 0
-    assert set(rows) == {"share 0.25", "share 0.5", "static k=1", "threshold 0.25", "threshold 0.5"}
+    assert set(rows) == {"share 0.25", "share 0.5", "static k=1", "threshold 0.9"}
     assert rows["share 0.5"]["nfe"] < rows["share 0.25"]["nfe"] < rows["static k=1"]["nfe"]
-    assert rows["share 0.5"]["vs_threshold_row"] == "threshold 0.5"
+    assert rows["share 0.5"]["vs_threshold_row"] == "threshold 0.9"
     assert "share 0.5" in (place / "plugin" / "table.md").read_text()

@@ -1,0 +1,74 @@
+"""What the local executor does around the engine. Run: pytest tests/unit/test_local.py"""
+
+from types import SimpleNamespace
+
+from dlmbench.executors import local
+from dlmbench.executors.local import UNIT, Local, files_hash, with_history
+
+HERE, THERE = {"device": "a CPU", "commit": "1"}, {"device": "a CPU", "commit": "2"}
+
+
+class ToyEngine:
+    """Meets the shapes of the items that it is asked for, and prices what it has met."""
+
+    def __init__(self, shapes_of_items):
+        self.shapes_of_items, self.shapes, self.made = shapes_of_items, {"target/denoise/8": (1, 8, 64, 8)}, []
+
+    def generate(self, keys):
+        self.made += keys
+        for key in keys:
+            self.shapes.update(dict.fromkeys(self.shapes_of_items.get(key, ()), (1, 8, 64, 8)))
+
+    def calibrate(self):
+        return {UNIT: 0.1, **dict.fromkeys(self.shapes, 1.5)}
+
+
+def calibration(monkeypatch, tmp_path, samples, shapes_of_items):
+    monkeypatch.setattr(local, "_requests", lambda job, engine, items: [item.key for item in items])
+    engine = ToyEngine(shapes_of_items)
+    job = SimpleNamespace(
+        items=[SimpleNamespace(key=sample["key"]) for sample in samples],
+        circumstances=lambda: {"batch_size": 2},
+        folder=SimpleNamespace(path=tmp_path / "run"),
+    )
+    return engine, Local()._calibration(job, engine, samples)
+
+
+def test_every_shape_of_the_stored_samples_gets_a_price_of_its_own(monkeypatch, tmp_path):
+    common = {"target/denoise/8": 4}
+    samples = [
+        {"key": "a", "widths": common},
+        {"key": "b", "widths": {**common, "target/verify/40": 1}},
+        {"key": "c", "widths": {**common, "target/verify/40": 2, "draft/denoise/8": 1}},
+    ]
+    widths = {sample["key"]: sample["widths"] for sample in samples}
+    engine, found = calibration(monkeypatch, tmp_path, samples, widths)
+    assert engine.made == ["b", "c"], "as few items as it takes"
+    assert found["prices"].keys() == {"target/denoise/8", "target/verify/40", "draft/denoise/8"}
+    assert found["interpolated"] == []
+
+
+def test_a_price_that_had_to_be_interpolated_is_named(monkeypatch, tmp_path):
+    samples = [{"key": "a", "widths": {"target/denoise/8": 4, "target/verify/40": 1}}]
+    engine, found = calibration(monkeypatch, tmp_path, samples, {})
+    assert engine.made == ["a"] and found["interpolated"] == ["target/verify/40"]
+
+
+def test_environments_are_kept_when_they_differ():
+    first = with_history({"environment": HERE}, {}, 0)
+    assert first == {"environment": HERE} == with_history({"environment": HERE}, first, 5)
+    second = with_history({"environment": THERE}, first, 5)
+    assert second["environment"] == THERE
+    assert second["environments"] == [{**HERE, "samples_before": 0}, {**THERE, "samples_before": 5}]
+    third = with_history({"environment": HERE}, second, 9)
+    assert [one["samples_before"] for one in third["environments"]] == [0, 5, 9]
+
+
+def test_hash_of_files_is_that_of_names_and_contents(tmp_path):
+    one, two = tmp_path / "a.json", tmp_path / "b.json"
+    one.write_text("x")
+    two.write_text("y")
+    before = files_hash([one, two])
+    assert before == files_hash([two, one]) != files_hash([one])
+    two.write_text("z")
+    assert files_hash([one, two]) != before
