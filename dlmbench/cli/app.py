@@ -5,6 +5,7 @@ Verbs are imported light and do their heavy imports inside, so that ``--help`` a
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -14,6 +15,8 @@ from dlmbench.errors import DlmbenchError
 
 VERBS = ("run", "sweep", "plot", "generate", "score", "verify", "check", "bench", "list", "show", "doctor", "train")
 _DEBUG = "--debug"
+_INTERRUPTED = 130
+_STOPPED = "Stopped. Nothing that was finished is lost; the same command goes on from here."
 
 app = typer.Typer(
     name="dlmbench",
@@ -50,17 +53,33 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = _DEBUG in arguments
     try:
-        app([argument for argument in arguments if argument != _DEBUG])
+        code = app([argument for argument in arguments if argument != _DEBUG], standalone_mode=False)
+        sys.stdout.flush()
     except DlmbenchError as error:
         _leave(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        _leave("Stopped. Nothing that was finished is lost; the same command goes on from here.", 130, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave(_STOPPED, _INTERRUPTED, debug)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left, which is no error
-        sys.exit(0)
+        _leave_silently()
+    except SystemExit as leaving:  # what rich and typer make of an output that nobody reads any more
+        if isinstance(leaving.__context__, BrokenPipeError):
+            _leave_silently()
+        raise
     except Exception as error:
+        if hasattr(error, "show"):  # typer's own, about the arguments
+            error.show()
+            sys.exit(error.exit_code)
         text = " ".join(str(error).split())
         _leave(f"{type(error).__name__}: {text[:300]} (a traceback is shown with {_DEBUG}).", 1, debug)
+    if code == _INTERRUPTED:  # typer catches the interrupt and returns its exit code
+        _leave(_STOPPED, _INTERRUPTED, False)
+    sys.exit(code or 0)
+
+
+def _leave_silently() -> None:
+    """The reader of our output has left (``| head``), which is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered is flushed at exit
+    sys.exit(0)
 
 
 def _leave(message: str, code: int, debug: bool) -> None:

@@ -62,15 +62,15 @@ def _devices() -> list[dict[str, str]]:
 def _models() -> list[dict[str, str]]:
     from pathlib import Path
 
-    from dlmbench.presets import PRESETS
+    from dlmbench.presets import ABSENT, PRESETS
 
     checks = []
     for preset in PRESETS.values():
-        if not preset.source.startswith("nano/"):
+        if not preset.shipped:
             continue
         weights = list(Path(preset.location).glob("*.safetensors")) if Path(preset.location).is_dir() else []
         size = sum(file.stat().st_size for file in weights)
-        detail = f"{size / 1e6:.1f} MB" if weights else "not there: reinstall dlmbench"
+        detail = f"{size / 1e6:.1f} MB" if weights else ABSENT
         checks.append(_check(f"model {preset.name}", "ok" if weights else "missing", detail))
     return checks
 

@@ -10,6 +10,8 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
 
 KINDS = ("methods", "models", "tasks", "recipes")
+_NAMES = ("method", "model", "task", "file", "family", "where", "verb")
+_ONLY_JSON = ("recipe", "source")  # the file and the preset's `show` say as much
 
 
 def list(  # noqa: A001  (the verb's name)
@@ -32,10 +34,11 @@ def list(  # noqa: A001  (the verb's name)
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold")
+    columns = [name for name in (rows[0] if rows else ()) if name not in _ONLY_JSON]
+    for name in columns:  # names stay in one piece, the text in the last column takes the lines it needs
+        table.add_column(name, overflow="fold", no_wrap=name in _NAMES)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
     stdout().print(table)
 
 
@@ -71,8 +74,6 @@ def first_sentence(decoder: Any) -> str:
 
 
 def _models() -> Any:
-    from pathlib import Path
-
     from dlmbench.presets import PRESETS
 
     return [
@@ -80,7 +81,8 @@ def _models() -> Any:
             "model": preset.name,
             "family": preset.family,
             "block": preset.block_length,
-            "where": "shipped" if Path(preset.location).is_dir() else preset.source,
+            "where": "absent" if preset.absent else "shipped" if preset.shipped else "hub",
+            "source": preset.source,
             "what it is": preset.description,
         }
         for preset in PRESETS.values()
@@ -107,8 +109,8 @@ def _recipes() -> Any:
         rows.append(
             {
                 "recipe": path.stem,
-                "verb": verb,
                 "file": f"{path.parent.name}/{path.name}",
+                "verb": verb,
                 "what it does": record.get("description", ""),
             }
         )

@@ -87,13 +87,13 @@ def _meaning(field: dataclasses.Field) -> str:
 def _model(name: str) -> dict[str, Any] | None:
     from pathlib import Path
 
-    from dlmbench.presets import PRESETS, resolve
+    from dlmbench.presets import ABSENT, PRESETS, resolve
 
     if name not in PRESETS and not Path(name).expanduser().is_dir():
         return None
-    preset = resolve(name)
-    local = Path(preset.location).is_dir()
-    place = "shipped with the package" if name in PRESETS else "local folder"
+    preset = PRESETS.get(name) or resolve(name)
+    local = preset.shipped or Path(preset.location).is_dir()
+    place = "local folder" if name not in PRESETS else ABSENT if preset.absent else "shipped with the package"
     return {
         "model": preset.name,
         "what it is": preset.description,

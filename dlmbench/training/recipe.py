@@ -9,7 +9,7 @@ import yaml
 
 from dlmbench.errors import RequestError
 
-OBJECTIVES = ("autoregressive", "block_diffusion", "mrp")
+OBJECTIVES = ("autoregressive", "block_diffusion", "mrp", "rcd")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Recipe:
     objective: str
     mixture: dict[str, float]  # share of examples by source, as `dlmbench.tasks.nano.stream` names them
     steps: int
+    description: str = ""
     shape: Shape = field(default_factory=Shape)
     warm_start: WarmStart | None = None
     block_lengths: tuple[int, ...] = (4, 8, 16)
@@ -84,6 +85,7 @@ class Recipe:
     workers: int = 2
     seed: int = 0
     mrp: MRPPlan = field(default_factory=MRPPlan)  # mrp only
+    reference: str | None = None  # rcd only: the frozen network whose predictions become residuals
     prompt_weight: float = 0.1  # autoregressive only: loss weight of prompt tokens relative to target tokens
     matrix_lr: float = 0.02
     vector_lr: float = 3e-3
@@ -126,6 +128,11 @@ def read_recipe(path: Path) -> Recipe:
         layers = start.get("layers")
         raw["warm_start"] = WarmStart(start["model"], tuple(layers) if layers else None)
     raw["mrp"] = _mrp_plan(path, raw)
+    if (raw["objective"] == "rcd") != bool(raw.get("reference")):
+        raise RequestError(
+            f"Recipe {path.name}: objective rcd and the field reference, a frozen model of the same vocabulary, belong "
+            "together; give both or neither."
+        )
     if "block_lengths" in raw:
         raw["block_lengths"] = tuple(raw["block_lengths"])
     return Recipe(**raw)

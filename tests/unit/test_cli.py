@@ -1,7 +1,9 @@
 """The command line without a model: help, errors, lists, figures. Run: pytest tests/unit/test_cli.py"""
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -105,10 +107,94 @@ def test_list_and_show_know_everything(call):
     assert "budget" in call("show", "entropy")[1] and "threshold 0.95" in call("show", "reproduce")[1]
 
 
-def test_doctor_reports_without_a_network(call):
-    code, out, _ = call("doctor", "--offline", "--json")
-    checks = {check["what"]: check for check in json.loads(out)["checks"]}
-    assert code in (0, 1) and checks["torch"]["state"] == "ok" and "sandbox" in checks and "hub" not in checks
+@pytest.fixture
+def examined(call, monkeypatch):
+    """Doctor on a machine where everything is there: (exit code, checks by name)."""
+    monkeypatch.setattr("dlmbench.scoring.capabilities", lambda: {"sandbox": (True, "walls"), "memory": (False, "-")})
+    monkeypatch.setattr("dlmbench.presets.PRESETS", {"nano": PRESETS["nano"]})
+
+    def run():
+        code, out, _ = call("doctor", "--offline", "--json")
+        record = json.loads(out)
+        assert record["ok"] == (code == 0)
+        return code, {check["what"]: check for check in record["checks"]}
+
+    return run
+
+
+def test_doctor_reports_without_a_network(examined):
+    code, checks = examined()
+    assert code == 0 and checks["torch"]["state"] == "ok" and "hub" not in checks
+    assert checks["model nano"]["detail"].endswith(" MB") and checks["sandbox memory"]["state"] == "limited"
+
+
+def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypatch, tmp_path):
+    from dlmbench.store import environment
+
+    real = environment.version
+
+    def version(package):
+        if package == "pandas":
+            raise environment.PackageNotFoundError(package)
+        return real(package)
+
+    for place, value, what, remedy in (
+        ("dlmbench.store.environment.version", version, "pandas", "pip install pandas"),
+        ("dlmbench.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
+        ("dlmbench.scoring.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
+    ):
+        with monkeypatch.context() as change:
+            change.setattr(place, value)
+            code, checks = examined()
+        assert code == 1 and [name for name, check in checks.items() if check["state"] == "missing"] == [what]
+        assert remedy in checks[what]["detail"]
+
+
+def run_python(code, **streams):
+    return subprocess.Popen([sys.executable, "-c", code], text=True, stderr=subprocess.PIPE, **streams)
+
+
+def test_an_interrupt_says_that_nothing_is_lost():
+    process = run_python(
+        "import time, dlmbench.store as store\nfrom dlmbench.cli.app import main\n"
+        "store.find_runs = lambda *_: (print('ready', flush=True), time.sleep(60))\nmain(['score', '.'])",
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "dlmbench: Stopped. Nothing that was finished is lost; the same command goes on from here.\n"
+
+
+@pytest.mark.parametrize("arguments", [["list", "models"], ["list", "models", "--json"], ["--help"]])
+def test_a_reader_that_leaves_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = run_python(f"from dlmbench.cli.app import main\nmain({arguments!r})", stdout=writing)
+    os.close(writing)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["models", "recipes"])
+def test_lists_keep_names_in_one_piece_at_80_columns(call, monkeypatch, kind):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = json.loads(call("list", kind, "--json")[1])[kind]
+    lines = call("list", kind)[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in rows:
+        assert any(line.split()[:1] == [row["file" if kind == "recipes" else "model"]] for line in lines)
+    assert not [row for row in rows if not row["what it does" if kind == "recipes" else "what it is"]]
+
+
+def test_a_shipped_model_that_is_not_here_is_listed_as_absent(call, monkeypatch, tmp_path):
+    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    where = {row["model"]: row["where"] for row in json.loads(call("list", "models", "--json")[1])["models"]}
+    assert where["nano"] == "absent" and where["sdar-8b"] == "hub"
+    assert "make train-nano" in call("show", "nano")[1]
+    code, _, err = call("run", "--method", "static", "--task", "nano-gsm")
+    assert code == 2 and "make train-nano" in err
 
 
 def test_plot_writes_beside_the_runs_or_where_told(call, tmp_path):
