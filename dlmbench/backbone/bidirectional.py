@@ -182,9 +182,10 @@ class Bidirectional(Network):
         rotated = torch.cat([row, positions], 1)
         seen = width + extra
         key = torch.arange(seen, device=self.device)
-        in_row, is_extra = key < view.ends.unsqueeze(1), key >= width  # [R,S], [S]
+        in_row, is_extra = key < view.ends.unsqueeze(1), torch.zeros(rows, seen, dtype=torch.bool, device=self.device)
+        is_extra[:, width:] = positions < view.ends.unsqueeze(1)  # a block that overhangs its row ends with the row
         of_row = in_row.unsqueeze(1).expand(rows, width, seen)
-        of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra
+        of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra.unsqueeze(1)
         bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
         x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
         places = self._places(slots, valid & view.live.unsqueeze(1))
