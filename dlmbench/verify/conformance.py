@@ -145,7 +145,12 @@ def _same(decoder: type[Decoder], reference: type[Decoder], seed: int, attention
 
 
 def _no_host_reads(decoder: type[Decoder], attention: str) -> None:
-    """One round on tensors without data: whoever looks at a value fails."""
+    """A round on tensors without data, flags read at once and late: whoever looks at a value fails."""
+    for host in ([HostRow()] * 2, None):
+        _round_without_data(decoder, attention, host)
+
+
+def _round_without_data(decoder: type[Decoder], attention: str, host: list[HostRow] | None) -> None:
     device = torch.device("meta")
     instance = decoder()
     nets, counter = _networks(instance, attention, device), Counter(2, device)
@@ -156,7 +161,7 @@ def _no_host_reads(decoder: type[Decoder], attention: str) -> None:
     instance.view_width = answer or _block_of(attention)
     for net in nets.values():
         net.allocate(2, capacity, canvas.tokens, counter)
-    view = canvas.view(instance.init_state(2, capacity, device), Sampling(), 32, 32, [HostRow()] * 2, False)
+    view = canvas.view(instance.init_state(2, capacity, device), Sampling(), 32, 32, host, False)
     try:
         decision = instance.round(view, nets)
     except (RuntimeError, NotImplementedError) as error:

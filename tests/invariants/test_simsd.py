@@ -14,7 +14,7 @@ from dlmbench.decoders.static import Static
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
 from dlmbench.spec import RunSpec
-from dlmbench.verify.conformance import EOS, MASK, _model, _requests
+from dlmbench.verify.conformance import EOS, MASK, _model, _no_host_reads, _requests
 from dlmbench.verify.identity import differences
 
 DRAFTS = ("noisy", "self", "unrelated")
@@ -269,3 +269,9 @@ def test_a_spec_refuses_other_drafts_and_sampling_before_anything_is_loaded(tmp_
         check(folders["mine"], temperature=0.7)
     with pytest.raises(RequestError, match="--draft"):
         check(None)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_setting_reads_a_device_value_on_the_host(name):
+    decoder = type("Set", (SimSD,), {"__init__": lambda self: SimSD.__init__(self, SimSDConfig(**SETTINGS[name]))})
+    _no_host_reads(decoder, "block_causal")
