@@ -25,7 +25,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
-from dlmbench.presets import resolve
+from dlmbench.presets import PRESETS, resolve
 from dlmbench.tasks.nano import stream
 from dlmbench.training import autoregressive, block_diffusion
 from dlmbench.training.data import Batches, Draw, Example
@@ -56,7 +56,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None
 def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.workers)
-    tokenizer = load_tokenizer(resolve("nano").tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
     worker = _worker(recipe.objective)
     worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
     dist.destroy_process_group()
