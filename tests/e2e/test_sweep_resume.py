@@ -207,9 +207,9 @@ def test_chat_prompts_of_a_local_checkpoint_are_scored_with_its_folder(place, ca
     assert leaving.value.code == 2 and "--model" in capsys.readouterr().err
     code, out = call(capsys, *again, "--model", str(place / "chatty"))
     assert code == 0 and json.loads(out)["runs"][0]["changed"] == 0
-    (place / "chatty" / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
-    with pytest.raises(SystemExit) as leaving:
-        main([*again[:-1], "--model", str(place / "chatty"), "--workers", "1"])
+    make_model(place / "other")
+    (place / "other" / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    assert call(capsys, *again, "--model", str(place / "other"))[0] == 2, "other prompts than in the run"
 
 
 def test_settings_are_chosen_on_dev_and_reported_on_test(place, capsys):
