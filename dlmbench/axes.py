@@ -14,6 +14,23 @@ from dlmbench import options
 
 OWNERS = ("cache", "sampling")
 
+POLICIES = {  # name -> (what a forward recomputes, what is approximated by that)
+    "none": ("the whole row", "nothing"),
+    "prefix": (
+        "the whole row at a block's first step, then the block and everything right of it",
+        "prompt and earlier blocks do not see what was revealed since the block began",
+    ),
+    "dual": (
+        "the whole row at a block's first step, then the block alone",
+        "prompt, earlier blocks and the masks to the right stay as they were when the block began",
+    ),
+    "freecache": (
+        "the whole row once, then the block and everything right of it",
+        "the prompt is as it was with an empty answer, each block as its last step left it, without that step's tokens",
+    ),
+    "prompt": ("the whole row once, then the answer", "the prompt is as it was with an empty answer"),
+}
+
 
 def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})

@@ -22,7 +22,7 @@ def show(
 
     if plugin:
         load_plugin(plugin)
-    for look in (_method, _model, _task, _recipe):
+    for look in (_method, _model, _task, _recipe, _cache):
         record = look(name)
         if record is not None:
             print_json(record) if json else _print(record)
@@ -67,10 +67,24 @@ def _method(name: str) -> dict[str, Any] | None:
         "version": decoder.version,
         "what it does": first_sentence(decoder),
         "attention": ", ".join(decoder.attention),
+        "cache policies": ", ".join(decoder.caches) if "full" in decoder.attention else "exact, none to choose",
         "networks": ", ".join(decoder.roles),
         "equal to": "; ".join(getattr(decoder, "equalities", ())) or "nothing declared",
         "options": rows,
     }
+
+
+def _cache(name: str) -> dict[str, Any] | None:
+    from dlmbench.axes import POLICIES, CacheOptions
+
+    if name not in POLICIES:
+        return None
+    recomputed, approximated = POLICIES[name]
+    rows = [
+        {"option": f"cache.{f.name}", "default": f.default, "type": str(f.type), "knob": "", "meaning": _meaning(f)}
+        for f in dataclasses.fields(CacheOptions)
+    ]
+    return {"cache policy": name, "recomputed": recomputed, "approximated": approximated, "options": rows}
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -100,9 +114,10 @@ def _model(name: str) -> dict[str, Any] | None:
         "family": preset.family or "from config.json",
         "where": place if local else f"hub, {preset.source}",
         "revision": preset.revision or ("-" if local else "newest"),
-        "block length": preset.block_length,
+        "block length": _blocks(preset),
         "chat template": "yes" if preset.chat_template else "no",
         "most tokens": ", ".join(f"{task} {n}" for task, n in preset.gen_length.items()) or "by task",
+        "EOS": ", ".join(f"{task} {switch}" for task, switch in preset.eos.items()) or "free",
         "companions": ", ".join(f"{role} {model}" for role, model in preset.companions.items()) or "none",
         "method settings": "; ".join(
             f"{method} {', '.join(f'{k}={v}' for k, v in values.items())}" for method, values in preset.settings.items()
@@ -110,6 +125,13 @@ def _model(name: str) -> dict[str, Any] | None:
         or "defaults",
         "trained for": ", ".join(preset.tasks) or "general use",
     }
+
+
+def _blocks(preset: Any) -> str:
+    if preset.whole_answer:
+        return "the whole answer"
+    by_task = [f"{task} {n}" for task, n in preset.blocks.items()]
+    return ", ".join([*by_task, f"others {preset.block_length}"] if by_task else [str(preset.block_length)])
 
 
 def _task(name: str) -> dict[str, Any] | None:

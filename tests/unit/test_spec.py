@@ -383,3 +383,56 @@ def test_specs_import_nothing_heavy():
         "assert not {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- full attention ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(method="prophet"), "answer window"),
+        (dict(method="prophet", cache="dual", settings={"prophet": {"answer_start": 4}}), "cache policy dual"),
+        (dict(method="wino", cache="prefix"), "cache policy prefix"),
+        (dict(method="wino", settings={"sampling": {"guidance": 1}}), "guidance"),
+        (dict(settings={"cache": {"refresh_every": 2}}), "refresh_every belongs to --cache prefix or dual"),
+        (dict(settings={"cache": {"freez": "stale"}}), "did you mean freeze"),
+        (dict(settings={"sampling": {"eos": "gone"}}), "free, never, last"),
+        (dict(task="nano-gsm", gen_length=40, settings={"sampling": {"constraint": True}}), "above 51"),
+        (dict(model="nano", settings={"sampling": {"guidance": 1}}), "bidirectional"),
+        (dict(method="static", settings={"static": {"order": "origin"}}), "schedule=dream"),
+    ],
+)
+def test_what_full_attention_cannot_do_is_refused_with_a_remedy(given, words):
+    spec = RunSpec(**{"method": "static", "task": "gsm8k", "model": "llada-8b-instruct", **given})
+    with pytest.raises(RequestError, match=words):
+        spec.check()
+
+
+def test_presets_carry_blocks_eos_switches_and_orders():
+    instruct = RunSpec(method="static", task="humaneval", model="llada-8b-instruct").check()
+    assert (instruct.block_length, instruct.gen_length, instruct.eos) == (512, 512, "never")
+    newer = RunSpec(method="static", task="math500", model="llada-1.5").check()
+    assert (newer.block_length, newer.gen_length, newer.eos) == (128, 1024, "last")
+    dream = RunSpec(method="static", task="gsm8k", model="dream-7b-base").check()
+    assert (dream.block_length, dream.parameters["order"], dream.parameters["schedule"]) == (256, "entropy", "dream")
+    assert RunSpec(method="static", task="gsm8k", model="dream-7b-base", block_length=32).check().block_length == 32
+
+
+def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task():
+    shared = {"sampling": {"constraint": True}, "cache": {"freeze": "refresh"}}
+    spec = RunSpec(
+        method="prophet", task="nano-gsm", model="llada-8b-base", cache="freecache", settings=shared, gen_length=64
+    )
+    checked = spec.check()
+    assert checked.parameters["answer_start"] == checked.fixed["window"] == 51
+    for baseline in spec.baselines():
+        assert baseline.check().fixed == checked.fixed and baseline.check().axes == checked.axes
+    sweep = SweepSpec.from_flags(
+        {"task": "gsm8k", "method": "static", "model": "llada-8b-base", "cache": "prefix", "against": "threshold",
+         "set": ["cache.refresh_every=0:2"]}
+    )  # fmt: skip
+    found = [(c.spec.method, c.axes.cache.refresh_every) for c in sweep.checked()[0]]
+    assert found == [
+        (method, n) for n in (0, 1, 2) for method in ("threshold", "static")
+    ]
