@@ -16,6 +16,7 @@ Axes: R rows, W positions of the view, V vocabulary, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,7 @@ def _normalized_entropy(logits: Tensor) -> Tensor:
     mass = shifted.exp()
     total = mass.sum(-1)
     entropy = total.log() - (mass * shifted.clamp_min(-1e30)).sum(-1) / total
-    return (entropy / torch.log(torch.tensor(float(logits.shape[-1]), dtype=logits.dtype))).clamp(0, 1)
+    return (entropy / math.log(logits.shape[-1])).clamp(0, 1)
 
 
 def mix(mask: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:
