@@ -84,7 +84,8 @@ def generate(rng: random.Random, tier: str, as_told: float = 0.0) -> dict:
     Args:
         rng: source of all choices; the same state gives the same problem.
         tier: "easy" or "full".
-        as_told: share of targets whose steps and operands follow the question; the others come in a random valid order.
+        as_told: share of targets whose steps follow the question; the steps of the others come in a random valid order.
+            Operands of + and * are swapped half of the time in all of them.
 
     Returns:
         question, target (equations on one line, then `#### N`), answer, tier, template, numbers (the signed terms in
@@ -96,7 +97,7 @@ def generate(rng: random.Random, tier: str, as_told: float = 0.0) -> dict:
     if tier not in TIERS:
         raise RequestError(f"nano-gsm has no tier {tier!r}. Choose one of: {', '.join(TIERS)}.")
     template = rng.choice(TEMPLATES)
-    order = _AS_TOLD if as_told and rng.random() < as_told else rng
+    order = _AsTold(rng) if as_told and rng.random() < as_told else rng
     terms, question, target = _BUILDERS[template](rng, TIERS[tier], order)
     numbers = [str(term) for term in terms]
     answer = int(target.rpartition(" ")[2])
@@ -207,16 +208,15 @@ _BUILDERS = {"events": _events, "rows": _rows, "compare": _compare}
 
 
 class _AsTold:
-    """Takes the place of a random source where steps and operands keep the order of the question."""
+    """Takes the place of a random source where steps keep the order of the question; swaps stay random."""
+
+    def __init__(self, rng: random.Random):
+        self.random = rng.random
 
     def sample(self, values: list, count: int) -> list:
         return values[:count]
 
-    def random(self) -> float:
-        return 0.0
 
-
-_AS_TOLD = _AsTold()
 Order = random.Random | _AsTold
 
 
@@ -251,7 +251,7 @@ def _quantity(rng: random.Random, term: Term, noun: str) -> str:
 
 
 def _equation(order: Order, total: int, term: Term) -> str:
-    """Add a term's size to a total, or take it away; in random order the operands of + are swapped half of the time."""
+    """Add a term's size to a total, or take it away; the operands of + are swapped half of the time."""
     if term.sign < 0:
         return f"{total}-{term.size}={total - term.size}"
     left, right = _shuffled(order, total, term.size)
