@@ -28,7 +28,8 @@ def model(attention, seed, eos, shift):
 
 def decode(config, requests=None, *, block=8, batch=3, policy="none", eos=(), shift=False, lag=None):
     """Generations of a tiny bidirectional target; without a config from left to right."""
-    nets = {"target": Bidirectional("target", model("full", 7, eos, shift), block, CachePolicy(policy))}
+    caching = CachePolicy("freecache", freeze="refresh") if policy == "refresh" else CachePolicy(policy)
+    nets = {"target": Bidirectional("target", model("full", 7, eos, shift), block, caching)}
     decoder = Sequential(SequentialConfig(k=1))
     if config is not None:
         nets["guide"] = Network("guide", model("causal", 8, eos, False), 1)
@@ -71,7 +72,7 @@ def test_text_grows_from_left_to_right_and_the_guides_tokens_never_appear():
         assert [len(step["positions"]) for step in g.trace] == [max(s["extra"]["agreed"], 1) for s in g.trace]
 
 
-@pytest.mark.parametrize("policy", ["none", "prompt", "freecache"])
+@pytest.mark.parametrize("policy", ["none", "prompt", "freecache", "refresh"])
 @pytest.mark.parametrize("eos", [(), (EOS, 17)])
 def test_neither_chunk_nor_batch_nor_late_flags_change_the_ids(policy, eos):
     requests = _requests(4)
