@@ -58,7 +58,7 @@ def generate(
         draft=draft, guide=guide, reference=reference, head=head,
         settings=options.parse_assignments(set_ or ()), block_length=block_length, gen_length=gen_length,
         temperature=temperature, top_k=top_k, top_p=top_p, store=store, cache=cache, seed=seed,
-        dtype=dtype, plugin=plugin, batch_size=1,
+        device=device, dtype=dtype, plugin=plugin, batch_size=1,
     )  # fmt: skip
     engine = build(spec)
     use_template = resolve(spec.model).chat_template if chat_template is None else chat_template
