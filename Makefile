@@ -45,4 +45,5 @@ bench-gpu: $(VENV)/.runtime
 train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano-ar.yaml
 	$(RUN) train recipes/train-nano.yaml
+	$(RUN) train recipes/train-nano-swaps.yaml
 	$(RUN) train recipes/train-nano-draft.yaml

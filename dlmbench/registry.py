@@ -116,15 +116,23 @@ DECODERS = Registry("method", "dlmbench.decoders")
 BACKBONES = Registry("backbone family", "dlmbench.backbones")
 TASKS = Registry("task", "dlmbench.tasks")
 
-for _name in ("static", "sequential", "threshold", "entropy", "ar"):
-    DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{'AR' if _name == 'ar' else _name.capitalize()}")
-DECODERS.register_lazy("mrp", "dlmbench.decoders.mrp:MRP")
-DECODERS.register_lazy("simsd", "dlmbench.decoders.simsd:SimSD")
-DECODERS.register_lazy("guided", "dlmbench.decoders.guided:Guided")
-DECODERS.register_lazy("rcd", "dlmbench.decoders.rcd:RCD")
-DECODERS.register_lazy("learned_policy", "dlmbench.decoders.learned_policy:LearnedPolicy")
-DECODERS.register_lazy("adjust", "dlmbench.decoders.adjust:Adjust")
-for _name in ("klass", "wino", "prophet"):
-    DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_name.capitalize()}")
+_DECODERS = {  # method -> class, in the module of the method's name
+    "adjust": "Adjust",
+    "ar": "AR",
+    "entropy": "Entropy",
+    "guided": "Guided",
+    "klass": "Klass",
+    "learned_policy": "LearnedPolicy",
+    "mrp": "MRP",
+    "prophet": "Prophet",
+    "rcd": "RCD",
+    "sequential": "Sequential",
+    "simsd": "SimSD",
+    "static": "Static",
+    "threshold": "Threshold",
+    "wino": "Wino",
+}
+for _name, _class in _DECODERS.items():
+    DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_class}")
 for _name in ("sdar", "qwen3", "qwen2", "llama", "llada", "dream"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper()}")

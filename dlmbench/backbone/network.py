@@ -22,7 +22,7 @@ from dlmbench.backbone.counter import Column, Counter
 from dlmbench.backbone.model import Attend, Transformer
 
 PREFILL_CHUNK = 512  # prompt tokens encoded at once
-PREFILL_BUCKET = 32  # prompt widths are padded to multiples of this, so their shapes are few
+PREFILL_BUCKET = 16  # prompt widths are padded to multiples of this, so their shapes are few
 KEY_BUCKET = 32  # the same for the number of keys a forward looks at
 
 

@@ -69,45 +69,58 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
     return rows
 
 
-def decode_rows(model, settings: Settings) -> list[dict]:
-    """Tokens/s of `static` (k = 1) at each batch size, with the share of time spent outside forwards.
+class _Ours:
+    """`static` (k = 1) through the engine at one batch size, with the share of time spent outside forwards.
 
     Outside is everything but layers and head: selection, the canvas, refills, and the writing of keys and values.
     """
-    return [_decode_row(model, settings, batch) for batch in settings.batch_sizes]
 
+    def __init__(self, model, settings: Settings, batch: int):
+        self.row = {"loop": "dlmbench static", "batch": batch}
+        self.clock = _ForwardClock(model)
+        net = _ClockedNetwork("target", self.clock, settings.block_length)
+        self.on_cpu = net.device.type == "cpu"  # elsewhere the host runs ahead of the device: no outside share
+        self.engine = Engine({"target": net}, DECODERS.get("static")(), batch_size=batch)
+        self.requests = _requests(model, settings, max(2, batch))
 
-def _decode_row(model, settings: Settings, batch: int) -> dict:
-    clock = _ForwardClock(model)
-    net = _ClockedNetwork("target", clock, settings.block_length)
-    engine = Engine({"target": net}, DECODERS.get("static")(), batch_size=batch)
-    requests = _requests(model, settings, max(2, batch))
-    engine.generate(requests)  # warm-up
-    rates, outside = [], []
-    for _ in range(settings.repeats):
-        clock.seconds = 0.0
+    def once(self) -> dict[str, float]:
+        self.clock.seconds = 0.0
         began = time.perf_counter()
-        results = engine.generate(requests)
+        tokens = sum(g.tokens for g in self.engine.generate(self.requests))
         wall = time.perf_counter() - began
-        rates.append(sum(g.tokens for g in results) / wall)
-        outside.append(1 - clock.seconds / wall)
-    row = {"loop": "dlmbench static", "batch": batch, **_spread("tokens_per_s", rates)}
-    if net.device.type == "cpu":  # elsewhere the host runs ahead of the device and this difference means nothing
-        row["outside_share"] = statistics.median(outside)
-    return row
+        outside = {"outside_share": 1 - self.clock.seconds / wall} if self.on_cpu else {}
+        return {"tokens_per_s": tokens / wall, **outside}
 
 
-def plain_row(model, settings: Settings) -> dict:
+class _Plain:
     """The transformers loop on the same prompts, one at a time."""
-    loop = PlainLoop(model, settings.block_length)
-    requests = _requests(model, settings, 2)
-    loop.generate(list(requests[0].prompt_ids), settings.new_tokens)
-    rates = []
-    for _ in range(settings.repeats):
+
+    def __init__(self, model, settings: Settings):
+        self.row = {"loop": "transformers, DynamicCache", "batch": 1}
+        self.loop, self.tokens = PlainLoop(model, settings.block_length), settings.new_tokens
+        self.requests = _requests(model, settings, 2)
+
+    def once(self) -> dict[str, float]:
         began = time.perf_counter()
-        tokens = sum(len(loop.generate(list(r.prompt_ids), settings.new_tokens)) for r in requests)
-        rates.append(tokens / (time.perf_counter() - began))
-    return {"loop": "transformers, DynamicCache", "batch": 1, **_spread("tokens_per_s", rates)}
+        tokens = sum(len(self.loop.generate(list(r.prompt_ids), self.tokens)) for r in self.requests)
+        return {"tokens_per_s": tokens / (time.perf_counter() - began)}
+
+
+def decode_rows(contenders: list, repeats: int) -> list[dict]:
+    """Medians of `repeats` rounds. All contenders run once a round, so that a machine that drifts treats them alike."""
+    samples: list[list[dict[str, float]]] = [[] for _ in contenders]
+    for number in range(repeats + 1):
+        for contender, kept in zip(contenders, samples):
+            measured = contender.once()
+            if number:  # the first round warms up
+                kept.append(measured)
+    rows = []
+    for contender, kept in zip(contenders, samples):
+        row = {**contender.row, **_spread("tokens_per_s", [one["tokens_per_s"] for one in kept])}
+        if "outside_share" in kept[0]:
+            row["outside_share"] = statistics.median(one["outside_share"] for one in kept)
+        rows.append(row)
+    return rows
 
 
 def run(settings: Settings) -> dict:
@@ -115,7 +128,9 @@ def run(settings: Settings) -> dict:
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     model = random_model(settings.shape, settings.device, dtype)
     rates = device_rates(device, dtype)
-    decoded = decode_rows(model, settings)
+    contenders = [_Ours(model, settings, batch) for batch in settings.batch_sizes]
+    rows = decode_rows([*contenders, *([_Plain(model, settings)] if settings.plain else [])], settings.repeats)
+    decoded = rows[: len(contenders)]
     record = {
         "shape": settings.shape,
         "parameters": SHAPES[settings.shape].parameters,
@@ -129,15 +144,13 @@ def run(settings: Settings) -> dict:
         "repeats": settings.repeats,
         **rates,
         "forwards": forward_rows(model, settings, rates),
-        "decoding": decoded,
+        "decoding": rows,
     }
     first = decoded[0]["tokens_per_s"]
     record["ratios"] = {
         f"batch {row['batch']} over batch {decoded[0]['batch']}": row["tokens_per_s"] / first for row in decoded[1:]
     }
-    if settings.plain:
-        plain = plain_row(model, settings)
-        record["decoding"] = [*decoded, plain]
+    for plain in rows[len(contenders) :]:
         record["ratios"] |= {
             f"batch {row['batch']} over transformers": row["tokens_per_s"] / plain["tokens_per_s"] for row in decoded
         }

@@ -99,7 +99,8 @@ class Candidates:
     def entropy(self) -> Tensor:
         """Entropy of the scored distribution in nats, as log-sum-exp minus the mean logit (no 0 log 0)."""
         mass, total = self._exp, self._exp.sum(-1)
-        mean = (mass * self._shifted.clamp_min(-1e30)).sum(-1) / total
+        shifted = self._scored - self._scored.amax(-1, keepdim=True)
+        mean = (mass * shifted.clamp_min(-1e30)).sum(-1) / total
         return total.log() - mean
 
     @cached_property
@@ -113,11 +114,6 @@ class Candidates:
         """A uniform number for each position, independent of the one that draws the token."""
         return uniform(self.view.seed ^ 0x5EED, self.view.total_steps, self.view.positions)
 
-    @cached_property
-    def _shifted(self) -> Tensor:
-        logits = self._scored
-        return logits - logits.amax(-1, keepdim=True)
-
     @property
     def _scored(self) -> Tensor:
         """Logits of the distribution that gives the scores. [R,W,V]"""
@@ -130,14 +126,18 @@ class Candidates:
 
     @cached_property
     def _exp(self) -> Tensor:
-        return self._shifted.exp()
+        """exp(logit - largest logit), [R,W,V]"""
+        logits = self._scored
+        return (logits - logits.amax(-1, keepdim=True)).exp_()
 
     @cached_property
     def _mass(self) -> tuple[Tensor, Tensor]:
         """exp(logit - max) of the proposed token, and the sum over all others without cancellation."""
         index = self.tokens.unsqueeze(-1)
         chosen = self._exp.gather(-1, index)
-        others = self._exp.scatter(-1, index, 0.0).sum(-1)
+        self._exp.scatter_(-1, index, 0.0)  # in place and back again: a copy would cost more than the sum
+        others = self._exp.sum(-1)
+        self._exp.scatter_(-1, index, chosen)
         return chosen.squeeze(-1), others
 
     @cached_property
