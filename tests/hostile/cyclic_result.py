@@ -1,4 +1,4 @@
-# verdict: failed
+# verdict: failed, timeout
 def weigh(word):
     result = {}
     result["again"] = [result, result]

@@ -1,3 +1,3 @@
-# verdict: failed
+# verdict: failed, timeout
 def weigh(word):
     return 1 << (8 << 20)

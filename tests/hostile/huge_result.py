@@ -1,3 +1,3 @@
-# verdict: failed
+# verdict: failed, timeout
 def weigh(word):
     return "x" * (64 << 20)

@@ -156,7 +156,8 @@ def run_python(code, **streams):
 
 def test_an_interrupt_says_that_nothing_is_lost():
     process = run_python(
-        "import time, dlmbench.store as store\nfrom dlmbench.cli.app import main\n"
+        "import signal, time, dlmbench.store as store\nfrom dlmbench.cli.app import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "store.find_runs = lambda *_: (print('ready', flush=True), time.sleep(60))\nmain(['score', '.'])",
         stdout=subprocess.PIPE,
     )
