@@ -1,0 +1,252 @@
+"""One run: `RunSpec` from flags or YAML, and `Checked`, what its check found.
+
+Two stages keep errors early and ``--help`` fast. Building a spec checks everything that needs no import (numbers,
+names, ranges). `RunSpec.check` then looks up the model preset and the decoder class (this imports torch, but loads no
+weight), binds the options, and refuses combinations that cannot work, with the reason and the remedy.
+
+Left out: hardware. ``auto`` for device, dtype and batch size stays in the spec until `RunSpec.resolved`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dlmbench import options
+from dlmbench.axes import OWNERS, Axes
+from dlmbench.errors import RequestError
+from dlmbench.presets import Preset, default_model, resolve
+from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.spec.checks import (
+    answer_of,
+    attention_of,
+    attention_type,
+    check_attention,
+    check_cache,
+    check_helper,
+    check_sampling,
+    check_shared,
+    companion_of,
+)
+from dlmbench.spec.fields import BASELINES, CONVERTERS, HELPERS
+
+_AUTO_BATCH = 16  # rows decoded together when nobody says
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell of a table: a method at one setting, on one task, with one model."""
+
+    method: str  # decoder name
+    task: str  # task name
+    model: str = field(default_factory=default_model)  # preset, checkpoint folder or hub name
+    threshold: float | None = None  # value of the method's knob
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {method: {option: value}} of --set
+    against: tuple[str, ...] = BASELINES  # methods whose rows come along
+    limit: int | None = None  # first N items
+    split: str = "test"  # "dev" chooses settings, "test" reports them
+    draft: str | None = None
+    guide: str | None = None
+    reference: str | None = None
+    head: str | None = None
+    block_length: int | None = None  # positions decoded together
+    gen_length: int | None = None  # most generated tokens an item
+    cache: str = "none"  # cache policy of bidirectional families
+    store: str = "fused"  # who writes a finished block's keys and values
+    num_fewshot: int | None = None
+    chat_template: bool | None = None
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0
+    batch_size: int | str = "auto"  # rows decoded together
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+    data_dir: str | None = None  # folder of local JSONL
+    out: str = "runs"  # where run folders are made
+    plugin: str | None = None  # Python file that registers a decoder
+
+    def __post_init__(self) -> None:
+        for name, convert in CONVERTERS.items():
+            object.__setattr__(self, name, convert(getattr(self, name), name))
+        if self.top_p == 0:
+            raise RequestError("top_p is 0, which keeps no token; it lies above 0 and at most at 1.")
+        strangers = [name for name in self.settings if name not in (self.method, *self.against, *OWNERS)]
+        if strangers:
+            raise RequestError(f"--set names {strangers[0]}, which is not a method of this run ({self.method}).")
+
+    def check(self) -> Checked:
+        """Look up model and method, bind the options, refuse what cannot work. Loads no weights.
+
+        Raises RequestError with the reason and the remedy.
+        """
+        if self.plugin:
+            load_plugin(self.plugin)
+        decoder = DECODERS.get(self.method)
+        preset = resolve(self.model)
+        config, notes = self._bind(decoder, preset)
+        shared = Axes.bind(self.settings, preset.settings)
+        attention = attention_type(preset)
+        fixed = check_shared(self, preset, decoder, shared)
+        config = decoder.on_task(config, attention, fixed, answer_of(self.task) is not None)
+        check_attention(self, preset, decoder)
+        check_sampling(self, decoder, config)
+        check_cache(self, preset, decoder)
+        needed = decoder.needs(config, attention)
+        companions = {role: companion_of(self, preset, role) for role in needed if role != "target"}
+        for role, name in companions.items():
+            check_helper(role, preset, resolve(name))
+        if preset.tasks and self.task.partition("/")[0] not in preset.tasks:
+            notes.append(
+                f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
+                f"on {self.task}."
+            )
+        causal = attention == "causal"  # one position at a time, whatever the preset says
+        if preset.family is None and not self.block_length and not causal:
+            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
+        block_length = 1 if causal else self.block_length or preset.block_length
+        if not self.block_length and not causal:
+            block_length = preset.blocks.get(self.task.partition("/")[0], block_length)
+            if preset.whole_answer:
+                block_length = self.gen_length or preset.gen_length.get(self.task.partition("/")[0], block_length)
+        return Checked(self, preset, decoder, config, companions, block_length, tuple(notes), shared, fixed)
+
+    def _bind(self, decoder: Any, preset: Preset) -> tuple[Any, list[str]]:
+        values, notes = dict(self.settings.get(self.method, {})), []
+        if self.threshold is not None:
+            dial = options.knob(decoder.Config)
+            if dial is None:
+                notes.append(f"{self.method} has no threshold; it runs at its default.")
+            elif dial in values:
+                raise RequestError(f"--threshold and --set {self.method}.{dial} are the same option; give one of them.")
+            else:
+                values[dial] = self.threshold
+        return options.bind(decoder.Config, {**preset.settings.get(self.method, {}), **values}, self.method), notes
+
+    def resolved(self) -> RunSpec:
+        """The same spec with ``auto`` replaced by what this machine offers. Imports torch.
+
+        Raises RequestError for a device that is not here.
+        """
+        device = _present(self.device)
+        dtype = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+        batch_size = _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
+        return replace(self, device=device, dtype=dtype, batch_size=batch_size)
+
+    def baselines(self) -> list[RunSpec]:
+        """The specs of ``--against``, on the same model and items; empty on causal weights, which cannot fill masks.
+
+        The threshold baseline takes over the knob's value where that is a confidence too, else it runs at its default.
+        """
+        if attention_of(self.model) == "causal":
+            return []
+        tau = self.threshold if self.threshold is not None and knob_is_confidence(self) else None
+        return [
+            replace(
+                self,
+                method=name,
+                threshold=tau if name == "threshold" else None,
+                settings={name: self.settings.get(name, {}), **self.shared_settings},
+                cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
+            )
+            for name in self.against
+        ]
+
+    @property
+    def shared_settings(self) -> dict[str, dict[str, Any]]:
+        """Settings that reach every method of the run."""
+        return {owner: dict(self.settings[owner]) for owner in OWNERS if owner in self.settings}
+
+    def portable(self) -> dict[str, Any]:
+        """The spec as JSON that names no place on this machine: folders and files become their last component."""
+        record = dataclasses.asdict(self)
+        for name in ("model", *HELPERS, "plugin"):
+            if record[name] and (Path(record[name]).is_absolute() or Path(record[name]).exists()):
+                record[name] = Path(record[name]).name
+        record["settings"] = {self.method: dict(self.settings.get(self.method, {})), **self.shared_settings}
+        del record["out"], record["data_dir"], record["against"]
+        return record
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A spec that passed `RunSpec.check`, with what the check found."""
+
+    spec: RunSpec
+    preset: Preset
+    decoder: Any  # the decoder class
+    config: Any  # its bound options
+    companions: dict[str, str]  # role -> model
+    block_length: int
+    notes: tuple[str, ...]  # sentences for the user
+    axes: Axes  # options of cache and sampling
+    fixed: Mapping[str, Any] | None = None  # the task's answer marker, when it is written in advance
+
+    @property
+    def label(self) -> str:
+        words = [f"{name.partition('.')[2]}={value}" for name, value in self.axes.chosen().items()]
+        cache = [self.spec.cache] if self.spec.cache != "none" else []
+        return " ".join([options.label(self.spec.method, self.config), *cache, *words])
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every option of the method, after defaults."""
+        return options.flat(self.config)
+
+    @property
+    def version(self) -> str:
+        """The decoder's version; for one from outside the package also a hash of its file, since authors forget."""
+        module = sys.modules.get(self.decoder.__module__)
+        file = getattr(module, "__file__", None)
+        if self.decoder.__module__.split(".")[0] == "dlmbench" or not file:
+            return str(self.decoder.version)
+        return f"{self.decoder.version}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}"
+
+    @property
+    def gen_length(self) -> int | None:
+        """Most generated tokens an item, set by flag or preset; None leaves it to the task."""
+        return self.spec.gen_length or self.preset.gen_length.get(self.spec.task.partition("/")[0])
+
+    @property
+    def chat_template(self) -> bool:
+        return self.preset.chat_template if self.spec.chat_template is None else self.spec.chat_template
+
+    @property
+    def eos(self) -> str:
+        """What becomes of EOS: free, never or last."""
+        wanted = self.axes.sampling.eos
+        return self.preset.eos.get(self.spec.task.partition("/")[0], "free") if wanted == "model" else wanted
+
+    def same_cell(self) -> str:
+        """Equal strings are the same run on this machine (used to drop duplicates before anything is loaded)."""
+        record = dataclasses.asdict(replace(self.spec, threshold=None, settings={}, against=()))
+        return json.dumps([record, self.parameters, self.axes.chosen()], sort_keys=True, default=str)
+
+
+def _present(device: str) -> str:
+    """The device that is meant, which must be here."""
+    if device.startswith("cpu"):
+        return device
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if found else "cpu"
+    if not found:
+        raise RequestError(f"device is {device} and torch finds no CUDA device here: use --device cpu.")
+    if int(device.partition(":")[2] or 0) >= found:
+        raise RequestError(f"device is {device}; here are {', '.join(f'cuda:{i}' for i in range(found))}.")
+    return device
+
+
+def knob_is_confidence(spec: RunSpec) -> bool:
+    """Does the method's knob mean what the threshold baseline's does?"""
+    if spec.plugin:
+        load_plugin(spec.plugin)
+    return options.knob_unit(DECODERS.get(spec.method).Config) == "confidence"

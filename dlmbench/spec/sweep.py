@@ -1,0 +1,226 @@
+"""Many runs: `SweepSpec` from a recipe or from flags, with lists and ranges expanded and baselines added."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlmbench import options
+from dlmbench.axes import OWNERS
+from dlmbench.errors import RequestError
+from dlmbench.spec.checks import attention_of
+from dlmbench.spec.fields import FIELDS, HELPERS
+from dlmbench.spec.request import Checked, RunSpec, knob_is_confidence
+
+SINGLE = ("against", "out", "plugin", "data_dir", "settings")  # options that a sweep does not expand
+_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A list of cells and what to do with them."""
+
+    name: str
+    cells: tuple[RunSpec, ...]
+    out: str = "runs"
+    tune_on: str | None = None  # "dev": each method's setting is chosen there, and reported on test
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise RequestError(f"Sweep {self.name!r} has no cells; name at least one method and one task.")
+        if self.tune_on not in (None, "dev"):
+            raise RequestError(f"tune_on is {self.tune_on!r}; settings are chosen on dev or not at all.")
+        if self.tune_on in {cell.split for cell in self.cells}:
+            raise RequestError("Settings chosen on dev cannot be reported on dev: leave --split or --tune-on out.")
+
+    @classmethod
+    def from_recipe(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
+        """Read a recipe file; `overrides` (flags) win over everything in it.
+
+        A recipe has ``tasks`` and ``methods``, lists of names or of mappings with any option of ``run`` (and ``set``);
+        every other key is an option for all cells. Values may be lists or ranges.
+        """
+        record = read_recipe(path)
+        given = dict(overrides or {})
+        return _sweep(record, given, default_name=Path(path).stem)
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> SweepSpec:
+        """The same from flags: ``method``, ``task``, ``set`` and any option, as lists or ranges."""
+        given = dict(flags)
+        record = {
+            "tasks": options.parse_values(given.pop("task", None) or []),
+            "methods": options.parse_values(given.pop("method", None) or []),
+        }
+        for needed, flag in (("tasks", "--task"), ("methods", "--method")):
+            if not record[needed]:
+                raise RequestError(
+                    f"A sweep needs {flag} or a recipe file; for example "
+                    "dlmbench sweep --method static,threshold --task nano-gsm."
+                )
+        return _sweep(record, given, default_name="sweep")
+
+    def checked(self) -> tuple[list[Checked], list[str]]:
+        """Every cell and the baselines that are not among them, checked, with the notes for the user.
+
+        Duplicates are dropped: a method without a knob runs once.
+        """
+        unique: dict[str, Checked] = {}
+        for cell in _with_baselines(self.cells):
+            found = cell.check()
+            unique.setdefault(found.same_cell(), found)
+        notes = [note for found in unique.values() for note in found.notes]
+        return list(unique.values()), list(dict.fromkeys(notes))
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A recipe file as a mapping. Raises RequestError when it is missing or no mapping."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"Recipe {str(path)!r} does not exist; dlmbench list recipes shows those that do.")
+    try:
+        record = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RequestError(f"Recipe {path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(record, dict):
+        raise RequestError(f"Recipe {path.name} must be a mapping of options.")
+    return record
+
+
+def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) -> SweepSpec:
+    if not record.get("tasks") or not record.get("methods"):
+        raise RequestError(f"Recipe {default_name} needs tasks and methods; dlmbench show reproduce is an example.")
+    tune_on = given.pop("tune_on", None) or record.get("tune_on")
+    given = {name: value for name, value in given.items() if value is not None}
+    _refuse_unknown(given)
+    common = {name: value for name, value in record.items() if name not in _RECIPE_KEYS}
+    tasks = _chosen(record["tasks"], "task", given.pop("task", None))
+    methods = _chosen(record["methods"], "method", given.pop("method", None))
+    _refuse_strangers(given.get("set"), [entry["method"] for entry in methods])
+    cells: list[RunSpec] = []
+    for task, method in itertools.product(tasks, methods):
+        cells.extend(_expand(common, task, method, given))
+    return SweepSpec(
+        str(record.get("name", default_name)),
+        tuple(cells),
+        cells[0].out if cells else "runs",
+        tune_on,
+        str(record.get("description", "")),
+    )
+
+
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in (*FIELDS, "set"):
+            raise RequestError(_unknown_key(name))
+
+
+def _refuse_strangers(assignments: Sequence[str] | None, methods: list[str]) -> None:
+    for owner in options.parse_assignments(assignments or ()):
+        if owner not in (*methods, *OWNERS):
+            raise RequestError(
+                f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); add it to --method."
+            )
+
+
+def _unknown_key(name: str) -> str:
+    known = (*FIELDS, "set", *_RECIPE_KEYS)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Unknown option {name!r}: " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
+
+
+def _chosen(entries: Any, key: str, wanted: Any) -> list[dict[str, Any]]:
+    """Entries of a recipe's list as mappings; a flag of the same name keeps those it lists."""
+    result = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        mapping = dict(entry) if isinstance(entry, Mapping) else {key: entry}
+        if key not in mapping:
+            raise RequestError(f"An entry of {key}s has no {key}: {mapping!r}.")
+        result.append(mapping)
+    if wanted is None:
+        return result
+    names = options.parse_values(wanted)
+    missing = [name for name in names if name not in [entry[key] for entry in result]]
+    if missing:
+        raise RequestError(f"The recipe has no {key} {missing[0]!r}; it has {', '.join(e[key] for e in result)}.")
+    return [entry for entry in result if entry[key] in names]
+
+
+def _expand(
+    common: Mapping[str, Any], task: Mapping[str, Any], method: Mapping[str, Any], given: Mapping[str, Any]
+) -> Iterable[RunSpec]:
+    """All combinations of the lists and ranges in the merged options; later mappings win."""
+    merged: dict[str, Any] = {}
+    axes: dict[tuple[str, str], list[Any]] = {}  # (owner, option) -> values; owner "" is an option of the run itself
+    for layer in (common, task, method, given):
+        for name, value in layer.items():
+            if name == "set":
+                axes.update(_set_axes(value, method["method"]))
+            elif name not in FIELDS:
+                raise RequestError(_unknown_key(name))
+            else:
+                merged[name] = value
+    for name, value in merged.items():
+        if name not in SINGLE and value is not None:
+            axes[("", name)] = options.parse_values(value)
+    single = {name: merged[name] for name in SINGLE if name in merged}
+    # a value that stands alone needs no axis; the product runs over methods' options last, so they vary fastest
+    ordered = sorted(axes, key=lambda axis: (axis[0] != "", axis[1] == "threshold"))
+    for combination in itertools.product(*(axes[axis] for axis in ordered)):
+        plain, settings = dict(single), {}
+        for (owner, name), value in zip(ordered, combination):
+            if owner:
+                settings.setdefault(owner, {})[name] = value
+            else:
+                plain[name] = value
+        yield RunSpec(**{**plain, "settings": settings})
+
+
+def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
+    """``set`` of a recipe ({option: values} of the entry's method, or {method.option: values}), or of flags."""
+    if not isinstance(value, Mapping):
+        value = {
+            f"{owner}.{name}": one
+            for owner, inner in options.parse_assignments(value).items()
+            for name, one in inner.items()
+        }
+    found = {}
+    for name, values in value.items():
+        owner, dot, option = str(name).rpartition(".")
+        if not dot or owner == method or owner in OWNERS:  # other methods' options belong to their own entries
+            found[(owner if dot else method, option if dot else str(name))] = options.parse_values(values)
+    return found
+
+
+def _with_baselines(cells: Sequence[RunSpec]) -> list[RunSpec]:
+    """Add the methods of ``against`` to every group of items and weights that lacks them.
+
+    The threshold baseline runs at every confidence that a method of its group runs at, so that it gets as many
+    settings; values of other knobs mean nothing to it, and it runs at its default beside them.
+    """
+    groups: dict[str, list[RunSpec]] = {}
+    for cell in cells:
+        same = replace(cell, method="any", threshold=None, settings=cell.shared_settings, **dict.fromkeys(HELPERS))
+        groups.setdefault(json.dumps(dataclasses.asdict(same), sort_keys=True), []).append(cell)
+    result: list[RunSpec] = []
+    for group in groups.values():
+        added = []
+        for name in group[0].against if attention_of(group[0].model) != "causal" else ():
+            if name in [cell.method for cell in group]:
+                continue
+            given = [cell for cell in group if cell.threshold is not None] if name == "threshold" else []
+            tried = [cell.threshold for cell in given if knob_is_confidence(cell)]
+            thresholds = list(dict.fromkeys(tried)) or [None]
+            shared = group[0].shared_settings
+            added += [replace(group[0], method=name, threshold=one, settings=shared) for one in thresholds]
+        result += added + group
+    return result
