@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -29,3 +30,12 @@ DataDir = Annotated[str | None, typer.Option(help="Folder with the task's JSONL 
 Out = Annotated[str | None, typer.Option(help="Where run folders are kept.", rich_help_panel=_OUTPUT)]
 Plugin = Annotated[str | None, typer.Option(help="Python file that registers a decoder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)]
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a spec that the user gave, from a verb's ``locals()`` before it makes any other name."""
+    from dlmbench.spec.fields import FIELDS
+
+    wanted = (*FIELDS, "set", "tune_on")
+    named = {name.rstrip("_"): value for name, value in arguments.items()}
+    return {name: named[name] for name in wanted if named.get(name) is not None}

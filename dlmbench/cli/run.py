@@ -43,40 +43,11 @@ def run(
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
+    given = flags.given(locals())
     from dlmbench.options import parse_assignments
     from dlmbench.spec import RunSpec
 
-    given = dict(
-        method=method,
-        task=task,
-        model=model,
-        threshold=threshold,
-        settings=parse_assignments(set_ or ()),
-        against=against,
-        limit=limit,
-        split=split,
-        draft=draft,
-        guide=guide,
-        reference=reference,
-        head=head,
-        block_length=block_length,
-        gen_length=gen_length,
-        cache=cache,
-        store=store,
-        num_fewshot=num_fewshot,
-        chat_template=chat_template,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        data_dir=data_dir,
-        out=out,
-        plugin=plugin,
-    )
-    spec = RunSpec(**{name: value for name, value in given.items() if value is not None})
+    spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
     cells, notes = cells_with_baselines(spec)
     print_notes(notes)
     frame, facts = _execute(cells)

@@ -54,43 +54,12 @@ def sweep(
     json: flags.Json = False,
 ) -> None:
     """Run many settings, then write table and figure. The same command resumes it."""
+    given = flags.given(locals())
     from dlmbench.errors import RequestError
     from dlmbench.spec import SweepSpec
 
     if executor != "local":
         raise RequestError(f"--executor is {executor!r}; this version runs sweeps with the executor local.")
-    given = dict(
-        method=method,
-        task=task,
-        model=model,
-        threshold=threshold,
-        set=set_,
-        against=against,
-        limit=limit,
-        split=split,
-        draft=draft,
-        guide=guide,
-        reference=reference,
-        head=head,
-        block_length=block_length,
-        gen_length=gen_length,
-        cache=cache,
-        store=store,
-        num_fewshot=num_fewshot,
-        chat_template=chat_template,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        data_dir=data_dir,
-        out=out,
-        plugin=plugin,
-        tune_on=tune_on,
-    )
-    given = {name: value for name, value in given.items() if value is not None}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
     cells, notes = spec.checked()
     print_notes([*notes, *_tries(spec, cells)])
