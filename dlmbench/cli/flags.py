@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dlmbench.executors.traces import TRACED as TRACED
+
 _MODELS, _OUTPUT = "Models", "Output"
 
 Set = Annotated[
@@ -28,6 +30,10 @@ ChatTemplate = Annotated[
 ]
 DataDir = Annotated[str | None, typer.Option(help="Folder with the task's JSONL files, instead of the hub.")]
 Out = Annotated[str | None, typer.Option(help="Where run folders are kept.", rich_help_panel=_OUTPUT)]
+Traces = Annotated[
+    int,
+    typer.Option(min=0, help="First N items whose steps are recorded, for report and diff.", rich_help_panel=_OUTPUT),
+]
 Plugin = Annotated[str | None, typer.Option(help="Python file that registers a decoder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)]
 

@@ -39,6 +39,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     data_dir: flags.DataDir = None,
     out: flags.Out = None,
+    traces: flags.Traces = flags.TRACED,
     plugin: flags.Plugin = None,
     json: flags.Json = False,
 ) -> None:
@@ -50,7 +51,7 @@ def run(
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
     cells, notes = cells_with_baselines(spec)
     print_notes(notes)
-    frame, facts = _execute(cells)
+    frame, facts = _execute(cells, traces)
     saved = Path(spec.out) / facts["folder"]
     if json:
         rows = sorted(frame.to_dict("records"), key=lambda row: row["key"] != facts["key"])
@@ -77,13 +78,13 @@ def cells_with_baselines(spec: Any) -> tuple[list[Any], list[str]]:
     return cells, notes
 
 
-def _execute(cells: list[Any]) -> tuple[Any, dict[str, Any]]:
+def _execute(cells: list[Any], traces: int) -> tuple[Any, dict[str, Any]]:
     """Run the cells; their table, and what the screen shows about the first of them."""
     from dlmbench.executors.local import Local
     from dlmbench.report.table import table
 
     with Bars(len(cells)) as bars:
-        folders = Local(progress=bars).run(cells)
+        folders = Local(progress=bars, traces=traces).run(cells)
     manifest = folders[0].manifest()
     model = manifest["model"]
     facts = {

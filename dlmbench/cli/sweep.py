@@ -47,6 +47,7 @@ def sweep(
     seed: Annotated[Text, typer.Option(help="Seeds.")] = None,
     data_dir: flags.DataDir = None,
     out: flags.Out = None,
+    traces: flags.Traces = flags.TRACED,
     plugin: flags.Plugin = None,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
     executor: Annotated[str, typer.Option(help="local: here, one cell after another.")] = "local",
@@ -66,7 +67,7 @@ def sweep(
     if dry_run:
         _print_plan(spec, cells, json)
         return
-    _execute(spec, cells, json)
+    _execute(spec, cells, traces, json)
 
 
 def _tries(spec: Any, cells: list[Any]) -> list[str]:
@@ -93,7 +94,7 @@ def recipe_files() -> list[Path]:
     return list(found.values())
 
 
-def _execute(spec: Any, cells: list[Any], json: bool) -> None:
+def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
     from dlmbench.executors.local import Local
     from dlmbench.executors.sweep import run_sweep
     from dlmbench.report.pareto import plot
@@ -101,7 +102,7 @@ def _execute(spec: Any, cells: list[Any], json: bool) -> None:
     from dlmbench.report.table import table, write_table
 
     with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars:
-        swept = run_sweep(spec, cells, Local(progress=bars))
+        swept = run_sweep(spec, cells, Local(progress=bars, traces=traces))
     frame = table(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
     written = write_table(frame, spec.out, title=spec.name, notes=sentences) + plot(frame, spec.out)

@@ -21,12 +21,14 @@ from typing import Any, Protocol
 
 from dlmbench import options
 from dlmbench.errors import RunError
+from dlmbench.executors.traces import TRACED, trace_records
 from dlmbench.spec import Checked, RunSpec, canonical, digest, identity
 from dlmbench.stats import spread
 from dlmbench.store import RunFolder, find_runs, prompt_hash
 from dlmbench.store.environment import environment
 from dlmbench.store.folder import Writer, find_by_key
 from dlmbench.store.metrics import aggregate
+from dlmbench.store.prompts import keep_prompts
 
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
@@ -89,11 +91,16 @@ def run_cells(specs: Iterable[RunSpec], local: Local | None = None) -> list[Path
 
 
 class Local:
-    """The local executor. One instance keeps models and tasks loaded between its cells."""
+    """The local executor. One instance keeps models and tasks loaded between its cells.
 
-    def __init__(self, source: Source | None = None, progress: Progress | None = None):
+    Args:
+        traces: items of each run whose steps are recorded; a finished run that has fewer gets the others.
+    """
+
+    def __init__(self, source: Source | None = None, progress: Progress | None = None, traces: int = TRACED):
         self.source = source or installed()
         self.progress = progress or Silent()
+        self.traces = traces
         self._tasks: dict[str, Any] = {}
         self._prices: dict[str, dict[str, float]] = {}  # circumstances -> what engine.calibrate returned, merged
 
@@ -109,11 +116,13 @@ class Local:
         """Run or resume one cell; nothing happens when it is finished."""
         cell = replace(cell, spec=cell.spec.resolved())
         job = self._job(cell)
-        if job.folder.finished:
+        if job.folder.finished and self._traced(job):
             return job.folder
         with job.folder.writing() as writer:
             if not job.folder.finished:  # another process may have finished it meanwhile
                 self._work(job, writer)
+            elif not self._traced(job):
+                self._trace(job, self.source.build(job.cell), writer)
         return job.folder
 
     def plan(self, cell: Checked) -> tuple[RunFolder, int, int]:
@@ -158,6 +167,7 @@ class Local:
         calibration = self._calibration(job, engine, samples)
         model = {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
         writer.manifest({**manifest, "model": model, "calibration": calibration})
+        self._trace(job, engine, writer)
         writer.metrics({**aggregate(samples, calibration["prices"]), "speed": speed})
         self.progress.end()
 
@@ -194,6 +204,19 @@ class Local:
         for name, values in rates.items():
             record[name], record[f"{name}_low"], record[f"{name}_high"] = spread(values)
         return record
+
+    def _traced(self, job: Job) -> bool:
+        return len(job.folder.traces()) >= min(self.traces, len(job.items))
+
+    def _trace(self, job: Job, engine: Any, writer: Writer) -> None:
+        """What readers of a report ask for beyond scores: the prompts, and the steps of the first items."""
+        self.progress.stage("recording")
+        records = ({"key": i.key, "prompt": i.prompt, "target": job.task.target(i)} for i in job.items)
+        keep_prompts(job.folder, job.identity["prompts"], records)
+        if not self._traced(job):
+            stored = {sample["key"]: sample["ids"] for sample in job.folder.samples()}
+            requests = _requests(job, engine, job.items[: self.traces])
+            writer.traces(trace_records(engine, requests, stored))
 
     # --- prices -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One folder a run: manifest.json, samples.jsonl, metrics.json.
+"""One folder a run: manifest.json, samples.jsonl, traces.jsonl, metrics.json.
 
 samples.jsonl is appended and flushed item by item, so a killed run loses at most the items in flight. A line that was
 cut by the kill is removed when the run goes on; manifest and metrics are replaced whole, never half written. An
@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,11 @@ class RunFolder:
             raise RunError(f"{self.name}/samples.jsonl holds an item twice; remove the folder and run again.")
         return records
 
+    def traces(self) -> list[dict[str, Any]]:
+        """Recorded steps of the first items, see `dlmbench.executors.traces`; empty when none were recorded."""
+        path = self.path / "traces.jsonl"
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -155,8 +160,11 @@ class Writer:
 
     def samples(self, records: list[dict[str, Any]]) -> None:
         """Replace all items at once (after re-scoring)."""
-        text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-        _write_whole(self.folder.path / "samples.jsonl", text)
+        write_lines(self.folder.path / "samples.jsonl", records)
+
+    def traces(self, records: list[dict[str, Any]]) -> None:
+        """Replace the recorded steps."""
+        write_lines(self.folder.path / "traces.jsonl", records)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Replace the aggregates; their presence marks the run as finished."""
@@ -187,6 +195,12 @@ def find_by_key(root: str | Path, key: str) -> RunFolder | None:
         if folder.key == key:
             return folder
     return None
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON Lines file with these records, replaced whole."""
+    lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    _write_whole(path, "".join(lines))
 
 
 def _write_whole(path: Path, text: str) -> None:

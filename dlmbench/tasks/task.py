@@ -201,6 +201,10 @@ class Task:
             **{self._label(name): float(value) for name, value in values.items() if isinstance(value, Real)},
         }
 
+    def target(self, item: Item) -> str:
+        """What the data give as the right answer, as text: a worked solution, a number, or the tests of a program."""
+        return str(self.lm_task.doc_to_target(item.doc))
+
     def score_many(self, answers: Iterable[tuple[Item, str]], workers: int = 2) -> list[dict[str, float | bool | str]]:
         """Judge many answers, programs in `workers` sandboxes at a time; results in the order of the answers."""
         if not self.is_code:
