@@ -1,7 +1,7 @@
 """Intervals, paired tests and fronts, in plain numpy.
 
 Every accuracy in a table carries an interval and every comparison is paired on the same items, because a few hundred
-items decide little. Left out: corrections for many comparisons and the uncertainty of a front.
+items decide little. Curves of several settings are in fronts.py. Left out: corrections for many comparisons.
 """
 
 from __future__ import annotations
@@ -95,6 +95,59 @@ def paired_difference(
     binary = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
     p_value = mcnemar(int((gap > 0).sum()), int((gap < 0).sum())) if binary else math.nan
     return Difference(float(gap.mean()), float(low), float(high), p_value, len(gap))
+
+
+TOO_FEW = "too few items to tell"
+
+
+def paired_score_interval(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Tango's score interval of mean(a) - mean(b) for paired 0 / 1 values.
+
+    Unlike the bootstrap it has a width where no item tells the two apart: twelve items that agree do not show that
+    two methods are equal. Graded values get the bootstrap. Raises ValueError for unpaired values.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if not (np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()):
+        found = paired_difference(a, b, level)
+        return found.low, found.high
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"paired values need equal, non-zero lengths, got {first.shape} and {second.shape}")
+    only_a, only_b, items = int((first > second).sum()), int((first < second).sum()), len(first)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    upper = _score_limit(only_a, only_b, items, z)
+    return -_score_limit(only_b, only_a, items, z), upper
+
+
+def _score_limit(only_a: int, only_b: int, items: int, z: float) -> float:
+    """Largest difference that the score test with this z does not reject, by bisection."""
+
+    def statistic(gap: float) -> float:
+        """(observed - gap) over its deviation under the most likely shares whose difference is `gap`."""
+        linear = -only_a - only_b + (2 * items - only_a + only_b) * gap
+        share = (math.sqrt(max(linear**2 + 8 * items * only_b * gap * (1 - gap), 0)) - linear) / (4 * items)
+        variance = items * (2 * share + gap * (1 - gap))
+        return (only_a - only_b - items * gap) / math.sqrt(variance) if variance > 0 else -math.inf
+
+    low, high = (only_a - only_b) / items, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if statistic(middle) > -z else (low, middle)
+    return (low + high) / 2
+
+
+def within(low: float, high: float, drop: float) -> str:
+    """Is a difference no worse than -drop? "yes", "no", or `TOO_FEW` where its interval holds both answers."""
+    if math.isnan(low) or math.isnan(high):
+        return TOO_FEW
+    if low >= -drop:
+        return "yes"
+    return "no" if high < -drop else TOO_FEW
+
+
+def items_needed(items: int, value: float, low: float, high: float, limit: float) -> int | None:
+    """About how many items would tell `value` from `limit`, if it stayed where it is; None when it is the limit."""
+    side = value - low if value > limit else high - value
+    return math.ceil(round(items * (side / (value - limit)) ** 2, 6)) if value != limit else None
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

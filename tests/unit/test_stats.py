@@ -97,3 +97,49 @@ def test_front_equals_its_definition_on_random_points():
 
 def test_spread_of_repeats():
     assert stats.spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+
+
+def test_score_interval_equals_a_maximised_likelihood():
+    optimize = pytest.importorskip("scipy.optimize")
+    a, b = np.zeros(60), np.zeros(60)
+    a[:9] = b[6:13] = 1  # only a: 6 items, only b: 4
+    z = 1.959963984540054
+    for limit, sign in zip(stats.paired_score_interval(a, b), (1, -1)):
+
+        def loss(share, limit=limit):  # -log likelihood of (only a, only b, both or neither) at a fixed difference
+            rest = 1 - 2 * share - limit
+            return -(6 * math.log(share + limit) + 4 * math.log(share) + 50 * math.log(rest))
+
+        low = max(0, -limit) + 1e-9
+        share = optimize.minimize_scalar(loss, bounds=(low, (1 - limit) / 2 - 1e-9), method="bounded").x
+        deviation = math.sqrt(60 * (2 * share + limit - limit**2))
+        assert (2 - 60 * limit) / deviation == pytest.approx(sign * z, abs=1e-3)
+
+
+@pytest.mark.parametrize("items, first, second, shared", [(60, 0.95, 0.85, 0.5), (250, 0.94, 0.92, 0.8)])
+def test_score_interval_covers(items, first, second, shared):
+    rng, inside = np.random.default_rng(8), []
+    for _ in range(500):
+        luck, other = rng.random((2, items))
+        a, b = luck < first, np.where(rng.random(items) < shared, luck, other) < second
+        low, high = stats.paired_score_interval(a, b)
+        inside.append(low <= first - second <= high)
+    assert 0.92 <= np.mean(inside) <= 0.985
+
+
+def test_agreement_on_a_few_items_shows_little():
+    low, high = stats.paired_score_interval([1] * 12, [1] * 12)
+    assert high == -low == pytest.approx(1.96**2 / (12 + 1.96**2), abs=1e-4)
+    assert stats.within(low, high, 0.01) == stats.TOO_FEW
+    assert stats.within(*stats.paired_score_interval([1] * 900, [1] * 900), 0.01) == "yes"
+    assert stats.within(-0.09, -0.03, 0.01) == "no" and stats.within(math.nan, math.nan, 1) == stats.TOO_FEW
+    with pytest.raises(ValueError):
+        stats.paired_score_interval([1, 0], [1])
+    graded = stats.paired_score_interval([0.5, 0.7, 0.9], [0.4, 0.6, 0.8])
+    assert graded == pytest.approx((0.1, 0.1))
+
+
+def test_items_needed_shrink_the_interval_to_the_distance():
+    assert stats.items_needed(100, 0.0, -0.04, 0.04, limit=-0.01) == 1600
+    assert stats.items_needed(100, -0.03, -0.07, 0.01, limit=-0.01) == 400
+    assert stats.items_needed(100, -0.01, -0.05, 0.03, limit=-0.01) is None
