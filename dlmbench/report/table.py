@@ -31,6 +31,22 @@ TIMING = (  # columns that come from a clock: the only ones that may differ when
     "tps_end_to_end_low",
     "tps_end_to_end_high",
 )
+PAIRED_ON = (  # what two rows must share to be compared item by item
+    "task",
+    "split",
+    "weights",
+    "prompt_hash",
+    "batch_size",
+    "block_length",
+    "cache",
+    "store",
+    "dtype",
+    "seed",
+    "device",
+    "temperature",
+    "top_k",
+    "top_p",
+)
 _NUMBERS = (
     "items",
     "accuracy",
@@ -180,26 +196,10 @@ def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None
     Never a row of the same method, except static at more forwards.
     """
     record = rows[i]
-    same = (
-        "task",
-        "split",
-        "weights",
-        "prompt_hash",
-        "batch_size",
-        "block_length",
-        "cache",
-        "store",
-        "dtype",
-        "seed",
-        "device",
-        "temperature",
-        "top_k",
-        "top_p",
-    )
     found = [
         j
         for j, other in enumerate(rows)
-        if j != i and other["method"] == name and all(other[column] == record[column] for column in same)
+        if j != i and other["method"] == name and all(other[column] == record[column] for column in PAIRED_ON)
     ]
     if not found or (name == "threshold" and record["method"] == name):
         return None
