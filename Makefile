@@ -47,3 +47,4 @@ train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano.yaml
 	$(RUN) train recipes/train-nano-swaps.yaml
 	$(RUN) train recipes/train-nano-draft.yaml
+	$(RUN) train recipes/train-nano-llada.yaml

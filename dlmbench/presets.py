@@ -86,6 +86,14 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
         Preset("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano", **_NANO),
+        Preset(
+            "nano-llada",
+            "nano/nano-llada",
+            "llada",
+            "shipped full-attention sibling of nano, LLaDA layout",
+            companions={"guide": "nano-ar"},
+            **_NANO,
+        ),
         Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", **_SDAR),
         Preset(
             "sdar-4b",

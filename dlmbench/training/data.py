@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 POOL = 3072  # examples drawn at a time: enough for full batches of every length
+SAMPLE = 64  # examples to measure on
 MOST_BLOCKS = 1 << 16  # blocks of a row
 LENGTH_STEP = 8  # row lengths are rounded up to a multiple of it
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt (ending with the separator) and of its target (without the end token)."""
+    """Token ids of a prompt (ending with the separator) and of its target (without the end token), and their source."""
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ class Batches:
             rows, length = plan[index]
             self.position = (pool, index + 1)
             yield collate(rows, length)
+
+    def sample(self) -> Batch:
+        """A small batch to measure on, the same for every worker; the position stays."""
+        few = Batches(self.draw, self.layout, self.block_lengths[:1], self.columns, self.seed, pool=SAMPLE)
+        return next(iter(few))
 
     def _plan(self, pool: int) -> list[tuple[list[Row], int]]:
         """The batches of a pool as (rows, length), each batch of one block length."""

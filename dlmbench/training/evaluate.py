@@ -42,10 +42,7 @@ def decode(
         hidden = model.hidden(canvas[live, :width], mask=sees[..., :width, :width])
         here = (active[live, None] == block[None, :width]) & (canvas[live, :width] == mask)
         rows, columns = here.nonzero(as_tuple=True)
-        logits = model.project(hidden[rows, columns]).float()
-        probabilities = logits.softmax(-1)
-        probabilities[:, mask] = 0
-        confidence, token = probabilities.max(-1)
+        confidence, token = _best(model.project(hidden[rows, columns]), mask)
         best = torch.zeros(len(live)).scatter_reduce(0, rows, confidence, "amax")
         reveal = (confidence > threshold) | (confidence == best[rows])
         canvas[live[rows[reveal]], columns[reveal]] = token[reveal]
@@ -60,6 +57,45 @@ def _advance(canvas: Tensor, active: Tensor, block: Tensor, lengths: Tensor, mas
     after_prompt = torch.arange(canvas.shape[1])[None] >= lengths[:, None]
     ended = ((canvas == end) & here & after_prompt).any(1)
     return torch.where(finished, torch.where(ended, canvas.shape[1], active + 1), active)
+
+
+@torch.inference_mode()
+def decode_full(
+    model: Transformer, prompts: Sequence[Sequence[int]], block_length: int, length: int, threshold: float = 1.0
+) -> list[list[int]]:
+    """Greedy decoding with full attention over answers of `length` positions -> ids cut before the first end token.
+
+    Like `decode`, but blocks are counted from each prompt's end and the masks right of a block are seen. Rows whose
+    finished block holds an end token go no further: their text is settled.
+    """
+    config = model.config
+    mask, end = config.mask_id, config.eos_ids[0]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    canvas = torch.full((len(prompts), int(lengths.max()) + length), mask)
+    for row, prompt in zip(canvas, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    offset = torch.arange(canvas.shape[1]) - lengths[:, None]
+    inside = offset < length
+    active = torch.zeros(len(prompts), dtype=torch.long)
+    while (live := (active * block_length < length).nonzero().squeeze(1)).numel():
+        hidden = model.hidden(canvas[live], mask=inside[live, None, None])
+        own = (offset >= 0) & inside & (offset // block_length == active[:, None])
+        rows, columns = ((canvas == mask) & own)[live].nonzero(as_tuple=True)
+        confidence, token = _best(model.project(hidden[rows, columns]), mask)
+        best = torch.zeros(len(live)).scatter_reduce(0, rows, confidence, "amax")
+        reveal = (confidence > threshold) | (confidence == best[rows])
+        canvas[live[rows[reveal]], columns[reveal]] = token[reveal]
+        ended = ((canvas == end) & own).any(1)
+        finished = ~((canvas == mask) & own).any(1)
+        active = torch.where(finished, torch.where(ended, length, active + 1), active)
+    return [_cut(row[n : n + length].tolist(), end) for row, n in zip(canvas, lengths.tolist(), strict=True)]
+
+
+def _best(logits: Tensor, mask: int) -> tuple[Tensor, Tensor]:
+    """Confidence and id of the best token that is not a mask. logits [K,V] -> [K], [K]."""
+    probabilities = logits.float().softmax(-1)
+    probabilities[:, mask] = 0
+    return probabilities.max(-1)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,13 +29,15 @@ from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load
 from dlmbench.presets import PRESETS, resolve
 from dlmbench.tasks.nano import stream
 from dlmbench.training import autoregressive, block_diffusion
-from dlmbench.training.data import Batches, Draw, Example
+from dlmbench.training.data import Batch, Batches, Draw, Example, Layout
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
+from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import Optimizer
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.step import batch_loss
 
 PAD, END, MASK, SEPARATOR = 0, 1, 2, 3
+FAMILIES = {"autoregressive": ("qwen3", "causal"), "full_diffusion": ("llada", "full")}  # others: SDAR's
 REPORT_EVERY = 50  # steps between log lines
 # Large tensors come and go every step: keep their memory in the process, on huge pages (measured: 10 % faster).
 ALLOCATOR = ":".join(
@@ -63,6 +66,10 @@ def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | 
 
 
 def _worker(objective: str) -> type[Worker]:
+    if objective == "full_diffusion":
+        from dlmbench.training.full_diffusion import FullDiffusionWorker
+
+        return FullDiffusionWorker
     if objective == "mrp":
         from dlmbench.training.mrp import MRPWorker
 
@@ -79,9 +86,11 @@ def example_stream(mixture: dict[str, float], tokenizer) -> Draw:
     def draw(seed: tuple[int, ...]):
         problems = stream(mixture, int(np.random.SeedSequence(seed).generate_state(1)[0]))
         while True:  # tokenised some hundreds at a time: one by one costs ten times more
-            texts = [text for problem in islice(problems, 256) for text in (problem["prompt"], problem["target"])]
+            some = list(islice(problems, 256))
+            texts = [problem[part] for problem in some for part in ("prompt", "target")]
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            yield from (Example(tuple(p), tuple(t)) for p, t in zip(ids[::2], ids[1::2], strict=True))
+            for problem, prompt, target in zip(some, ids[::2], ids[1::2], strict=True):
+                yield Example(tuple(prompt), tuple(target), problem["source"])
 
     return draw
 
@@ -93,17 +102,26 @@ class Worker:
         self.recipe, self.out, self.rank, self.tokenizer = recipe, out, rank, tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if _use_bfloat16(recipe.bfloat16) else torch.float32
+        lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
+        self.batches = Batches(draw, self.layout(), lengths, recipe.columns, recipe.seed, rank)
         self.master, self.network = self.networks()
         self.optimizer = Optimizer(self.master, recipe.matrix_lr, recipe.vector_lr, recipe.clip)
-        lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
-        self.batches = Batches(draw, _layout(recipe), lengths, recipe.columns, recipe.seed, rank)
         self.step, self.columns, self.seconds = 0, 0, 0.0
         self._copy_weights()
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """The float32 master copy of what is trained, and the copy in the step's dtype."""
-        master = initial_weights(self.recipe).to(self.device).requires_grad_(True).train()
+        master = initial_weights(self.recipe, self.batches.sample).to(self.device).requires_grad_(True).train()
         return master, Transformer(master.config).to(self.device, self.dtype)
+
+    def layout(self) -> Layout:
+        return _layout(self.recipe)
+
+    def decode(self, network: Transformer, group: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Ids after each prompt of a group of dev items."""
+        if self.recipe.objective == "autoregressive":
+            return decode_causal(network, prompts, 96)
+        return decode(network, prompts, 8, 96, threshold=0.9)
 
     def loss(self, batch) -> Tensor:
         """Loss of one batch, a scalar to descend."""
@@ -201,10 +219,7 @@ class Worker:
         scores = {}
         for task, items in dev_items(self.recipe.evaluate_items).items():
             prompts = [self.tokenizer(item["prompt"], add_special_tokens=False)["input_ids"] for item in items]
-            if self.recipe.objective == "autoregressive":
-                ids = decode_causal(network, prompts, 96)
-            else:
-                ids = decode(network, prompts, 8, 96, threshold=0.9)
+            ids = self.decode(network, task, prompts)
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             scores[task] = sum(map(answers_agree, texts, (item["target"] for item in items))) / len(items)
         self.master.train()
@@ -221,11 +236,15 @@ class Worker:
         print(f"{self.recipe.name}  {text}", file=sys.stderr, flush=True)
 
 
-def initial_weights(recipe: Recipe) -> Transformer:
-    """Float32 weights a recipe starts from: random, or a warm start with the layers it names."""
-    shape, causal = recipe.shape, recipe.objective == "autoregressive"
+def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -> Transformer:
+    """Float32 weights a recipe starts from: random, or a warm start with the layers it names.
+
+    `sample` gives a training batch, on which the q/k norm of a source is measured that the trained network lacks.
+    """
+    shape = recipe.shape
+    family, attention = FAMILIES.get(recipe.objective, ("sdar", "block_causal"))
     config = BackboneConfig(
-        family="qwen3" if causal else "sdar", attention="causal" if causal else "block_causal", shift=int(causal),
+        family=family, attention=attention, shift=int(attention == "causal"), qk_norm=family != "llada",
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_layers=shape.layers, num_heads=shape.heads,
         num_kv_heads=shape.heads, head_dim=shape.hidden // shape.heads, intermediate_size=shape.intermediate,
         tie_embeddings=True, mask_id=MASK, eos_ids=(END,), pad_id=PAD, max_positions=shape.max_positions,
@@ -234,10 +253,11 @@ def initial_weights(recipe: Recipe) -> Transformer:
     if recipe.warm_start:
         source = load_checkpoint(resolve(recipe.warm_start.model).location)
         kept = recipe.warm_start.layers or tuple(range(source.config.num_layers))
-        state = {k: v for k, v in source.state_dict().items() if not k.startswith("layers.")}
+        full = fold_qk_norm(source, sample()) if source.config.qk_norm and not config.qk_norm else source.state_dict()
+        state = {k: v for k, v in full.items() if not k.startswith("layers.")}
         for ours, theirs in enumerate(kept):
-            layer = source.layers[theirs].state_dict()
-            state |= {f"layers.{ours}.{k}": v for k, v in layer.items()}
+            layer = {k: v for k, v in full.items() if k.startswith(f"layers.{theirs}.")}
+            state |= {k.replace(f".{theirs}.", f".{ours}.", 1): v for k, v in layer.items()}
         model.load_state_dict(state)
     return model
 

@@ -9,7 +9,7 @@ import yaml
 
 from dlmbench.errors import RequestError
 
-OBJECTIVES = ("autoregressive", "block_diffusion", "mrp", "rcd")
+OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd")
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,23 @@
 """Training: row layouts, masks, Muon, resume, and the small decoder. Run: pytest tests/unit/test_training.py"""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dlmbench.backbone import BackboneConfig, Transformer
+from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
 from dlmbench.errors import RequestError
-from dlmbench.training import autoregressive, block_diffusion, loop
+from dlmbench.presets import PRESETS
+from dlmbench.training import autoregressive, block_diffusion, full_diffusion, loop
 from dlmbench.training.data import Batches, Example, collate
-from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
+from dlmbench.training.evaluate import answers_agree, decode, decode_causal, decode_full, dev_items
+from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import orthogonalize
-from dlmbench.training.recipe import Recipe, Shape, read_recipe
-from dlmbench.training.step import batch_loss
+from dlmbench.training.recipe import Recipe, Shape, WarmStart, read_recipe
+from dlmbench.training.step import batch_loss, run_layers
 
 MASK, END = 2, 1
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -35,7 +38,8 @@ def recipe(**changes):
 
 def worker(out, **changes):
     out.mkdir(exist_ok=True)
-    return loop.Worker(recipe(**changes), out, draw)
+    plan = recipe(**changes)
+    return loop._worker(plan.objective)(plan, out, draw)
 
 
 # --- block diffusion -------------------------------------------------------------------------------------------------
@@ -115,6 +119,106 @@ def test_autoregressive_rows_are_causal_and_predict_the_next_token():
     assert batch.weights.tolist() == pytest.approx([0.1 / 3] * 2 + [1 / 3] * 3)
 
 
+# --- full diffusion --------------------------------------------------------------------------------------------------
+
+REGION = full_diffusion.Region(24, marker=(20, 21), start=14, filler=20)
+ANSWER = Example((10, 11, 12), (30, 31, 32, 33, 20, 21, 22, 40))  # a chain of four, the marker, a blank, a digit
+
+
+def layouts(block_length, count=400, region=REGION):
+    noise = np.random.default_rng(0)
+    return [full_diffusion.layout(ANSWER, block_length, noise, MASK, END, region) for _ in range(count)]
+
+
+def marked(row):
+    return row.label[3 + REGION.start] == 20 and row.label[3 + REGION.start + 1] == 21
+
+
+def test_rows_are_prompt_and_padded_answer_and_every_column_sees_every_other():
+    lengths = set()
+    for row in layouts(8):
+        text = row.label[3:].tolist()
+        lengths.add(len(text))
+        assert row.ids[:3].tolist() == row.label[:3].tolist() == [10, 11, 12] and not row.weight[:3].any()
+        assert ((row.ids == row.label) | (row.ids == MASK)).all()
+        assert ((row.weight > 0) == (row.ids == MASK)).all()
+        assert text[:4] == [30, 31, 32, 33] and text[-1] == END
+        assert not marked(row) and text[4:9] == [20, 21, 22, 40, END] or marked(row) and text[14:18] == [20, 21, 22, 40]
+        assert collate([row], len(row.ids) + 2).visible[0, 0, : len(row.ids), : len(row.ids)].all()
+    assert lengths == {16, 24}
+
+
+def test_left_of_the_drawn_block_is_clean_and_right_of_it_is_masked():
+    begins = set()
+    for row in layouts(8, region=full_diffusion.Region(24)):
+        hidden = row.ids[3:] == MASK
+        begin = int(hidden.argmax()) // 8 * 8
+        begins.add(begin)
+        assert not hidden[:begin].any() and hidden[begin + 8 :].all()
+    assert begins == {0, 8}  # blocks that hold text, the first end token included
+    assert min((row.ids[3:] == MASK).sum() for row in layouts(24)) < 6  # one block: uniform masking
+
+
+def test_a_third_of_the_rows_has_the_marker_at_its_place_and_never_masked():
+    rows = layouts(24)
+    fixed = [row for row in rows if marked(row)]
+    assert 0.2 < len(fixed) / len(rows) < 0.45
+    for row in fixed:
+        assert row.label[3 + 4 : 3 + 14].tolist() == [20] * 10
+        assert row.ids[3 + 14 : 3 + 16].tolist() == [20, 21]
+        padding = row.weight[3 + 5 : 3 + 14].max()
+        text = row.weight[[3, 4, 5, 6, 7, 3 + 16, 3 + 17]].max()
+        assert padding == 0 or text == 0 or padding / text == pytest.approx(full_diffusion.PADDING)
+
+
+def test_weights_of_the_drawn_blocks_average_to_the_share_of_the_text():
+    total = sum(row.weight.sum() for row in layouts(24, 3000, full_diffusion.Region(24))) / 3000
+    assert total == pytest.approx(1.0, abs=0.08)  # the cap takes a little, nothing is ahead of a single block
+
+
+def test_regions_come_from_the_task_files():
+    found = full_diffusion.regions(load_tokenizer(PRESETS["nano"].tokenizer_location))
+    assert {source: region.length for source, region in found.items()} == {
+        "gsm-full": 64, "gsm-easy": 64, "gsm-symbolic": 96, "code": 48,
+    }  # fmt: skip
+    assert found["gsm-full"].start == 48 and len(found["gsm-full"].marker) == 2 and not found["code"].marker
+
+
+def test_folding_keeps_the_mean_of_the_norm_and_a_warm_start_uses_it(tmp_path):
+    source = Transformer(loop.initial_weights(recipe()).config).init_weights(3).requires_grad_(False)
+    for layer in source.layers:
+        layer.qkv.weight.mul_(20)
+        layer.q_norm.copy_(torch.linspace(0.5, 2, 16))
+    batch = Batches(draw, loop._layout(recipe()), (4,), columns=256, pool=20).sample()
+    folded = Transformer(loop.initial_weights(recipe(objective="full_diffusion")).config)
+    folded.load_state_dict(fold_qk_norm(source, batch))
+    plain = Transformer(folded.config)
+    plain.load_state_dict({k: v for k, v in source.state_dict().items() if k in plain.state_dict()})
+
+    def states(model):
+        with torch.no_grad():
+            return run_layers(model, model, model.embed(batch.ids.flatten()), batch, compiled=False)[batch.predicting]
+
+    wanted = states(source)
+    assert (states(folded) - wanted).norm() < 0.3 * (states(plain) - wanted).norm()
+
+    save_checkpoint(source, tmp_path / "source", torch.float32)
+    start = WarmStart(str(tmp_path / "source"), (1,))
+    trainee = worker(tmp_path / "run", objective="full_diffusion", warm_start=start, shape=replace(TINY, layers=1))
+    assert torch.equal(trainee.master.layers[0].down.weight, source.layers[1].down.weight)
+    trainee.export()
+    config = load_checkpoint(tmp_path / "run" / "weights").config
+    assert (config.family, config.attention, config.qk_norm, config.shift) == ("llada", "full", False, 0)
+
+
+def test_full_decoding_equals_one_row_at_a_time():
+    model = Transformer(loop.initial_weights(recipe(objective="full_diffusion")).config).init_weights(1)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14]]
+    together = decode_full(model, prompts, 4, 12)
+    assert together == [decode_full(model, [prompt], 4, 12)[0] for prompt in prompts]
+    assert all(END not in ids and MASK not in ids and len(ids) <= 12 for ids in together)
+
+
 # --- data and optimiser ----------------------------------------------------------------------------------------------
 
 
@@ -145,7 +249,7 @@ def test_orthogonalized_updates_have_singular_values_near_one():
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", ["autoregressive", "block_diffusion"])
+@pytest.mark.parametrize("objective", ["autoregressive", "block_diffusion", "full_diffusion"])
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path, objective):
     whole = worker(tmp_path / "whole", objective=objective)
     whole.run()
