@@ -97,6 +97,7 @@ def recipe_files() -> list[Path]:
 def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
     from dlmbench.executors.local import Local
     from dlmbench.executors.sweep import run_sweep
+    from dlmbench.report.curves import groups, matched_markdown
     from dlmbench.report.pareto import plot
     from dlmbench.report.screen import print_sweep
     from dlmbench.report.table import table, write_table
@@ -105,7 +106,8 @@ def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
         swept = run_sweep(spec, cells, Local(progress=bars, traces=traces))
     frame = table(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
-    written = write_table(frame, spec.out, title=spec.name, notes=sentences) + plot(frame, spec.out)
+    tail = matched_markdown(groups(swept.folders))
+    written = write_table(frame, spec.out, spec.name, sentences, tail) + plot(frame, spec.out)
     if json:
         print_json(
             {

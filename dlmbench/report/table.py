@@ -95,6 +95,7 @@ def table(runs: Iterable[RunFolder], samples: bool = True) -> pd.DataFrame:
     rows = [row(run) for run in runs]
     if samples:
         _add_differences(rows, [_accuracies(run) for run in runs])
+        _add_front_shares(rows, runs)
     frame = pd.DataFrame(rows)
     order = sorted(range(len(rows)), key=lambda i: _sort_key(rows[i]))
     return frame.iloc[order].reset_index(drop=True)
@@ -175,6 +176,23 @@ def _accuracies(run: RunFolder) -> dict[str, float]:
 # --- differences to the baselines -----------------------------------------------------------------------------------
 
 
+def circumstances_of(record: dict[str, Any]) -> tuple:
+    """What must be equal for two rows to stand on one curve; rows that differ in it are separate series.
+
+    Block length, cache policy and store are settings of a decoder there, like any other.
+    """
+    return tuple(record[name] for name in PAIRED_ON if name not in ("block_length", "cache", "store"))
+
+
+def _add_front_shares(rows: list[dict[str, Any]], runs: Sequence[RunFolder]) -> None:
+    """Column front_share: how often a row is on the front of its comparable rows when the items are drawn again."""
+    from dlmbench.report.curves import front_shares, groups
+
+    shares = {key: share for group in groups(runs) for key, share in front_shares(group).items()}
+    for record in rows:
+        record["front_share"] = shares.get(record["key"])
+
+
 def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, float]]) -> None:
     """Columns vs_static* and vs_threshold*: paired, same items, same weights; empty where there is no such baseline."""
     for i, record in enumerate(rows):
@@ -222,17 +240,20 @@ def difference(ours: dict[str, float], theirs: dict[str, float]) -> stats.Differ
 
 
 def write_table(
-    frame: pd.DataFrame, folder: str | Path, title: str = "Results", notes: Sequence[str] = ()
+    frame: pd.DataFrame, folder: str | Path, title: str = "Results", notes: Sequence[str] = (), tail: str = ""
 ) -> list[Path]:
-    """table.csv with every column and table.md for readers, in `folder`; notes are sentences below the title."""
+    """table.csv with every column and table.md for readers, in `folder`.
+
+    notes are sentences below the title, `tail` a section at the end (`curves.matched_markdown`).
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "table.csv", index=False, lineterminator="\n")
-    (folder / "table.md").write_text(markdown(frame, title, notes), encoding="utf-8")
+    (folder / "table.md").write_text(markdown(frame, title, notes, tail), encoding="utf-8")
     return [folder / "table.csv", folder / "table.md"]
 
 
-def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
+def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = (), tail: str = "") -> str:
     """A table a task, then the circumstances that hold for its rows."""
     parts = [f"# {title}", "", *(f"{note}\n" for note in notes)]
     for (task, split), group in frame.groupby(["task", "split"], sort=False):
@@ -240,12 +261,14 @@ def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
         parts += [
             f"## {task} ({split}, {_values(group['items'])} items)",
             "",
-            _pipe(columns),
+            pipe(columns),
             "",
             circumstances(group),
             "",
         ]
     parts.append(_LEGEND)
+    if tail:
+        parts += ["", tail]
     return "\n".join(parts) + "\n"
 
 
@@ -253,6 +276,7 @@ _LEGEND = (
     "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items "
     "with its 95 % bootstrap interval; *vs_threshold* in table.csv is against the threshold row at the same or nearest "
     "confidence where the method's knob is one, else against that nearest in cost. "
+    "*front*: in how many of a hundred new draws of the items the row is on the front of accuracy against cost. "
     "NFE: forwards of the target after prefill, an item (of these *stores* only "
     "write keys and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their "
     "measured price; 1 is one denoise forward of the target at this batch. TPF: tokens / NFE. tok/s: median of "
@@ -273,6 +297,8 @@ def _page(group: pd.DataFrame) -> dict[str, list[str]]:
     columns["vs static"] = [
         signed(r.get("vs_static"), r.get("vs_static_low"), r.get("vs_static_high")) for r in records
     ]
+    if "front_share" in group and group["front_share"].notna().any():
+        columns["front"] = [percent(r["front_share"]) for r in records]
     for name in ("strict", "flexible", "unparsed", "cut_off"):
         if group[name].notna().any():
             columns[name.replace("_", " ")] = [percent(r[name]) for r in records]
@@ -330,7 +356,8 @@ def _values(column: pd.Series) -> str:
     return ", ".join(dict.fromkeys("-" if _missing(v) else str(v) for v in column))
 
 
-def _pipe(columns: dict[str, list[str]]) -> str:
+def pipe(columns: dict[str, list[str]]) -> str:
+    """Columns of texts as a Markdown table with aligned bars; the first is left-aligned."""
     widths = {name: max(len(name), *(len(value) for value in values)) for name, values in columns.items()}
     first = next(iter(columns))
     head = "| " + " | ".join(name.ljust(width) for name, width in widths.items()) + " |"

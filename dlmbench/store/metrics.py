@@ -90,13 +90,15 @@ def price(prices: Mapping[str, float], name: str) -> float | None:
 def _cost(samples: Sequence[Mapping[str, Any]], prices: Mapping[str, float] | None) -> float | None:
     if not prices:
         return None
-    widths = Counter()
-    for sample in samples:
-        widths.update(sample["widths"])
-    priced = {name: price(prices, name) for name in widths}
-    if not samples or None in priced.values():
+    return _mean(item_costs(samples, prices) or [])
+
+
+def item_costs(samples: Sequence[Mapping[str, Any]], prices: Mapping[str, float]) -> list[float] | None:
+    """Cost of each sample, in their order; None when a forward has no price."""
+    priced = {name: price(prices, name) for name in sorted({name for sample in samples for name in sample["widths"]})}
+    if None in priced.values():
         return None
-    return sum(number * priced[name] for name, number in sorted(widths.items())) / len(samples)
+    return [sum(n * priced[name] for name, n in sorted(sample["widths"].items())) for sample in samples]
 
 
 def _helpers(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -55,14 +55,17 @@ def make_run(
     label: str | None = None,
     draft: int = 0,
     finished: bool = True,
+    device: str = "a CPU",
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> RunFolder:
     """A run folder below `root` whose items are right with probability `accuracy`."""
     label = label or (method if knob is None else f"{method} {knob:g}")
-    chance = random.Random(f"{task} {label}")
+    chance = random.Random(f"{task} {label}" + (f" {seed}" if seed else ""))
     samples = [
         sample(i, chance.random() < accuracy, max(1, nfe + chance.randint(-3, 3)), draft=draft) for i in range(items)
     ]
-    key = hashlib.sha256(f"{task} {model} {label} {items}".encode()).hexdigest()
+    key = hashlib.sha256(f"{task} {model} {label} {items} {device} {seed} {batch_size}".encode()).hexdigest()
     folder = RunFolder.at(root, task, method, key)
     manifest = {
         "key": key,
@@ -75,7 +78,7 @@ def make_run(
             "method": method,
             "model": model,
             "split": "test",
-            "batch_size": 16,
+            "batch_size": batch_size,
             "cache": "none",
             "store": "fused",
             "temperature": 0.0,
@@ -83,14 +86,14 @@ def make_run(
             "top_p": 1.0,
             "dtype": "float32",
             "device": "cpu",
-            "seed": 0,
+            "seed": seed,
         },
         "task": {"name": task, "version": 1, "content_hash": "c" * 16, "num_fewshot": 0, "chat_template": False},
         "block_length": 8,
         "gen_length": 128,
         "weights": {"target": weights},
         "prompts": "p" * 16,
-        "environment": {"device": "a CPU", "threads": 2, "versions": {"dlmbench": "0.1.0"}},
+        "environment": {"device": device, "threads": 2, "versions": {"dlmbench": "0.1.0"}},
         "calibration": {"prices": PRICES, "seconds_per_denoise": 0.004 if model == "nano" else 0.002},
     }
     rate = 4000 / math.sqrt(nfe)

@@ -1,0 +1,73 @@
+"""Rows as curves: who may be compared, fronts, matched points. Run: pytest tests/unit/test_curves.py"""
+
+import pytest
+from synthetic import PRICES, make_run
+
+from dlmbench.report.curves import groups, matched, matched_markdown
+from dlmbench.report.table import read_results, write_table
+from dlmbench.store import find_runs
+from dlmbench.store.metrics import aggregate, item_costs
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40)
+    make_run(tmp_path, method="static", knob=None, label="static k=2", accuracy=0.6, nfe=21)
+    for knob, accuracy, nfe in ((0.3, 0.5, 10), (0.6, 0.75, 18), (0.9, 0.9, 30)):
+        make_run(tmp_path, knob=knob, accuracy=accuracy, nfe=nfe)
+    make_run(tmp_path, method="mrp", knob=0.6, accuracy=0.93, nfe=15, draft=8)
+    return tmp_path
+
+
+def test_item_costs_add_up_to_the_row(runs):
+    run = find_runs(runs)[0]
+    costs = item_costs(run.samples(), PRICES)
+    assert sum(costs) / len(costs) == pytest.approx(aggregate(run.samples(), PRICES)["cost"])
+    assert item_costs(run.samples(), {"draft/denoise/8": 1.0}) is None
+
+
+def test_other_hardware_weights_and_batches_are_other_groups(runs):
+    make_run(runs, knob=0.7, device="another CPU")
+    make_run(runs, knob=0.7, weights="b" * 16)
+    make_run(runs, knob=0.7, batch_size=1)
+    make_run(runs, knob=0.7, seed=1)
+    found = groups(find_runs(runs))
+    assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 6]
+
+
+def test_a_group_keeps_the_items_that_all_rows_hold(runs):
+    make_run(runs, method="wino", knob=0.5, items=50)
+    (group,) = groups(find_runs(runs))
+    assert group.accuracy.shape == group.cost.shape == (7, 50) and group.unit == "cost"
+
+
+def test_front_shares_are_a_column(runs):
+    frame = read_results(runs).set_index("label")
+    assert frame.loc["threshold 0.3", "front_share"] == 1, "the cheapest stands always"
+    assert frame.loc["mrp 0.6", "front_share"] > 0.9 > 0.1 > frame.loc["static k=2", "front_share"]
+    assert "front_share" not in read_results(runs, samples=False)
+
+
+def test_matched_points(runs):
+    (group,) = groups(find_runs(runs))
+    by_method = {record["method"]: record for record in matched(group)}
+    ours, plain = by_method["mrp"], by_method["threshold"]
+    assert ours["accuracy"].value == pytest.approx(group.rows[0]["accuracy"]), "one setting, within the budget"
+    assert ours["against"].low > 0, "better than threshold at the same cost"
+    assert ours["against"].value == pytest.approx(ours["accuracy"].value - plain["accuracy"].value)
+    assert ours["cost"].value == pytest.approx(group.cost[0].mean() / group.cost[group.reference()].mean(), abs=1e-6)
+    assert plain["against"] is None and 0 < ours["hypervolume"] < 1 and ours["aup"] > 0
+    # static k=2 costs more than half of k=1 (prefill is paid twice): below its cheapest setting there is nothing
+    assert by_method["static"]["accuracy"].value != by_method["static"]["accuracy"].value
+
+
+def test_without_a_reference_there_is_nothing_to_match(tmp_path):
+    make_run(tmp_path, knob=0.3)
+    assert matched(groups(find_runs(tmp_path))[0]) == [] and matched_markdown(groups(find_runs(tmp_path))) == ""
+
+
+def test_the_section_ends_the_table(runs):
+    _, path = write_table(read_results(runs), runs, tail=matched_markdown(groups(find_runs(runs))))
+    text = path.read_text()
+    assert text.index("at equal cost") > text.index("Accuracy in percent") and "AUP = p_1 y_1" in text
+    assert "Reference: static k=1" in text and " better" in text
