@@ -98,8 +98,10 @@ def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
     from dlmbench.executors.local import Local
     from dlmbench.executors.sweep import run_sweep
     from dlmbench.report.curves import groups, matched_markdown
+    from dlmbench.report.html import write_report
     from dlmbench.report.pareto import plot
-    from dlmbench.report.screen import print_sweep
+    from dlmbench.report.screen import print_paragraphs, print_sweep
+    from dlmbench.report.summary import paragraphs
     from dlmbench.report.table import table, write_table
 
     with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars:
@@ -108,12 +110,15 @@ def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
     sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
     tail = matched_markdown(groups(swept.folders))
     written = write_table(frame, spec.out, spec.name, sentences, tail) + plot(frame, spec.out)
+    place = Path(spec.out) / "report.html"
+    written.append(write_report(frame, swept.folders, place, spec.name, spec.description, sentences))
     if json:
         print_json(
             {
                 "name": spec.name,
                 "rows": frame.to_dict("records"),
                 "choices": sentences,
+                "summary": dict(paragraphs(frame)),
                 "files": [str(path) for path in written],
             }
         )
@@ -122,6 +127,7 @@ def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
     print_sweep(console, frame)
     for sentence in sentences:
         console.print(sentence, markup=False, soft_wrap=True)
+    print_paragraphs(console, paragraphs(frame))
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -58,6 +59,14 @@ def print_sweep(console: Console, frame: pd.DataFrame) -> None:
         records = group.to_dict("records")
         console.print(Text(f"{task} ({split}, {records[0]['items']:.0f} items)", style="bold"))
         console.print(rows(records, console.width))
+
+
+def print_paragraphs(console: Console, paragraphs: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """The sentences that matter (`summary.paragraphs`), a paragraph a group."""
+    for title, sentences in paragraphs:
+        console.print(Text(f"\n{title}", style="bold"))
+        for sentence in sentences:
+            console.print(Padding(Text(sentence), (0, 0, 0, 2)))
 
 
 def _header(ours: dict[str, Any], facts: dict[str, Any], width: int) -> Text:

@@ -202,6 +202,7 @@ def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, floa
             record[f"vs_{name}"] = found.mean if found else None
             record[f"vs_{name}_low"] = found.low if found else None
             record[f"vs_{name}_high"] = found.high if found else None
+            record[f"vs_{name}_floor"] = floor(accuracies[i], accuracies[j]) if found else None
             record[f"vs_{name}_p"] = found.p_value if found else None
             record[f"vs_{name}_row"] = rows[j]["label"] if found else None
 
@@ -234,6 +235,12 @@ def difference(ours: dict[str, float], theirs: dict[str, float]) -> stats.Differ
     """Paired difference on the shared items, None when there are none."""
     keys = sorted(ours.keys() & theirs.keys())
     return stats.paired_difference([ours[k] for k in keys], [theirs[k] for k in keys]) if keys else None
+
+
+def floor(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """The largest loss, as a negative number, that the shared items do not rule out: the score interval's lower end."""
+    keys = sorted(ours.keys() & theirs.keys())
+    return stats.paired_score_interval([ours[k] for k in keys], [theirs[k] for k in keys])[0]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""`dlmbench report`: one HTML file about finished runs, for reading and for passing on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlmbench.cli import flags
+from dlmbench.cli.console import print_json, stdout
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", show_default=False)],
+    split: Annotated[str, typer.Option(help="test, dev or all.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write.", show_default="report.html in the first folder")
+    ] = None,
+    json: flags.Json = False,
+) -> None:
+    """Write the report: summary, figures, tables, every item, and recorded decodings to replay."""
+    from dlmbench.errors import RequestError
+    from dlmbench.report.html import write_report
+    from dlmbench.report.summary import paragraphs
+    from dlmbench.report.table import table
+    from dlmbench.store import find_runs
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
+    runs = [run for run in find_runs(*folders) if run.finished]
+    runs = [run for run in runs if split == "all" or run.manifest()["spec"]["split"] == split]
+    if not runs:
+        raise RequestError(
+            f"No finished run on {split} items in {', '.join(map(str, folders))}; make one with dlmbench run or "
+            "dlmbench sweep, or choose another --split (test, dev or all)."
+        )
+    frame = table(runs)
+    title, description = _named(folders[0])
+    path = write_report(frame, runs, out or folders[0] / "report.html", title, description)
+    found = paragraphs(frame)
+    if json:
+        print_json({"file": str(path), "rows": len(frame), "summary": dict(found)})
+        return
+    from dlmbench.report.screen import print_paragraphs
+
+    console = stdout()
+    print_paragraphs(console, found)
+    console.print(f"saved   {path}", style="dim", markup=False, soft_wrap=True)
+
+
+def _named(folder: Path) -> tuple[str, str]:
+    """Name and description of the sweep that filled `folder`, or the folder's own name."""
+    import json as json_module
+
+    place = folder / "sweep.json"
+    record = json_module.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    return record.get("name") or folder.resolve().name, record.get("description") or ""
