@@ -102,7 +102,7 @@ class Local:
         self.progress = progress or Silent()
         self.traces = traces
         self._tasks: dict[str, Any] = {}
-        self._prices: dict[str, dict[str, float]] = {}  # circumstances -> what engine.calibrate returned, merged
+        self.prices: dict[str, dict[str, float]] = {}  # circumstances -> what engine.calibrate returned, merged
 
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells.
@@ -115,25 +115,25 @@ class Local:
     def run_cell(self, cell: Checked) -> RunFolder:
         """Run or resume one cell; nothing happens when it is finished."""
         cell = replace(cell, spec=cell.spec.resolved())
-        job = self._job(cell)
-        if job.folder.finished and self._traced(job):
+        job = self.job(cell)
+        if job.folder.finished and self.traced(job):
             return job.folder
         with job.folder.writing() as writer:
             if not job.folder.finished:  # another process may have finished it meanwhile
                 self._work(job, writer)
-            elif not self._traced(job):
+            elif not self.traced(job):
                 self._trace(job, self.source.build(job.cell), writer)
         return job.folder
 
     def plan(self, cell: Checked) -> tuple[RunFolder, int, int]:
         """(folder, items in the store, items altogether) of a cell, without running anything."""
-        job = self._job(replace(cell, spec=cell.spec.resolved()))
+        job = self.job(replace(cell, spec=cell.spec.resolved()))
         return job.folder, len(job.folder.samples()), len(job.items)
 
     # --- one cell ---------------------------------------------------------------------------------------------------
 
-    def _job(self, cell: Checked) -> Job:
-        """Find out which run this is. Loads the task and hashes the weights; loads no model."""
+    def job(self, cell: Checked) -> Job:
+        """Find out which run a resolved cell is. Loads the task and hashes the weights; loads no model."""
         spec = cell.spec
         task = self._task(cell)
         items = task.items(spec.split, spec.limit)
@@ -153,7 +153,7 @@ class Local:
     def _work(self, job: Job, writer: Writer) -> None:
         """Everything from the first missing item to the aggregates."""
         done = {sample["key"] for sample in job.folder.samples()}
-        manifest = with_history(job.manifest(), job.folder.manifest(), len(done))
+        manifest = with_history(job.manifest(here(job.cell)), job.folder.manifest(), len(done))
         writer.manifest(manifest)
         self.progress.begin(job.cell.label, len(done), len(job.items))
         engine = self.source.build(job.cell)
@@ -163,10 +163,9 @@ class Local:
         if {sample["key"] for sample in samples} != {item.key for item in job.items}:
             raise RunError(f"{job.folder.name} does not hold the items it should; remove the folder and run again.")
         self.progress.stage("timing")
-        speed = self._speed(job, engine, samples)
-        calibration = self._calibration(job, engine, samples)
-        model = {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
-        writer.manifest({**manifest, "model": model, "calibration": calibration})
+        speed = self.speed(job, engine, samples)
+        calibration = self.calibration(job, engine, samples)
+        writer.manifest({**manifest, "model": model_record(job, engine), "calibration": calibration})
         self._trace(job, engine, writer)
         writer.metrics({**aggregate(samples, calibration["prices"]), "speed": speed})
         self.progress.end()
@@ -180,11 +179,11 @@ class Local:
 
         evaluate(job.task, engine, job.items, on_item=keep, done=done, seed=job.cell.spec.seed)
 
-    def _speed(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def speed(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Natural-stop speed over the first items: a warm-up, then repeats; nothing is scored or stored."""
         batch = job.cell.spec.batch_size
         subset = job.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
-        requests = _requests(job, engine, subset)
+        requests = requests_of(job, engine, subset)
         engine.generate(requests[:batch])
         stored = {sample["key"]: sample["ids"] for sample in samples}
         rates: dict[str, list[float]] = {"tps_decode": [], "tps_end_to_end": []}
@@ -205,39 +204,37 @@ class Local:
             record[name], record[f"{name}_low"], record[f"{name}_high"] = spread(values)
         return record
 
-    def _traced(self, job: Job) -> bool:
+    def traced(self, job: Job) -> bool:
+        """Are as many items recorded as are wanted?"""
         return len(job.folder.traces()) >= min(self.traces, len(job.items))
 
     def _trace(self, job: Job, engine: Any, writer: Writer) -> None:
         """What readers of a report ask for beyond scores: the prompts, and the steps of the first items."""
         self.progress.stage("recording")
-        records = ({"key": i.key, "prompt": i.prompt, "target": job.task.target(i)} for i in job.items)
-        keep_prompts(job.folder, job.identity["prompts"], records)
-        if not self._traced(job):
-            stored = {sample["key"]: sample["ids"] for sample in job.folder.samples()}
-            requests = _requests(job, engine, job.items[: self.traces])
-            writer.traces(trace_records(engine, requests, stored))
+        job.keep_prompts()
+        if not self.traced(job):
+            writer.traces(self.record(job, engine, job.folder.samples()))
+
+    def record(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The steps of the first items."""
+        stored = {sample["key"]: sample["ids"] for sample in samples}
+        return trace_records(engine, requests_of(job, engine, job.items[: self.traces]), stored)
 
     # --- prices -----------------------------------------------------------------------------------------------------
 
-    def _calibration(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def calibration(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Prices of every forward in `samples`: those that a run on the same weights and machine has measured already,
         so that rows of a sweep are comparable, and new measurements for the others."""
         circumstances = job.circumstances()
         name = canonical(circumstances)
-        if name not in self._prices:
-            self._prices[name] = _stored_prices(job.folder.path.parent, circumstances)
-        known = self._prices[name]
+        if name not in self.prices:
+            self.prices[name] = stored_prices(job.folder.path.parent).get(name, {})
+        known = self.prices[name]
         needed = {width for sample in samples for width in sample["widths"]}
         if not needed <= known.keys():
             self._meet(job, engine, samples, needed - known.keys())
-            known.update({width: price for width, price in engine.calibrate().items() if width not in known})
-        return {
-            "circumstances": circumstances,
-            "interpolated": sorted(needed - known.keys()),  # met once, by no item that was made again
-            UNIT: known.get(UNIT),
-            "prices": {width: price for width, price in sorted(known.items()) if width != UNIT},
-        }
+            add_prices(known, engine.calibrate())
+        return calibration_record(circumstances, known, needed)
 
     def _meet(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]], needed: set[str]) -> None:
         """Make items again whose forwards this engine has not computed: their samples are from an earlier process."""
@@ -247,7 +244,7 @@ class Local:
                 missing -= sample["widths"].keys()
                 keys.append(sample["key"])
         if keys:
-            engine.generate(_requests(job, engine, [item for item in job.items if item.key in keys]))
+            engine.generate(requests_of(job, engine, [item for item in job.items if item.key in keys]))
 
     # --- loading, once ----------------------------------------------------------------------------------------------
 
@@ -279,8 +276,8 @@ class Job:
     key: str
     folder: RunFolder
 
-    def manifest(self) -> dict[str, Any]:
-        """Everything known before the first forward."""
+    def manifest(self, environment: dict[str, Any]) -> dict[str, Any]:
+        """Everything known before the first forward. `environment`: that of the process which makes it."""
         cell, task = self.cell, self.task
         dial = options.knob(type(cell.config))
         return {
@@ -304,22 +301,32 @@ class Job:
             "weights": self.identity["weights"],
             "prompts": self.identity["prompts"],
             "identity": self.identity,
-            "environment": environment(cell.spec.device),
+            "environment": environment,
         }
+
+    def keep_prompts(self) -> None:
+        """Keep the questions beside the run folders."""
+        records = ({"key": i.key, "prompt": i.prompt, "target": self.task.target(i)} for i in self.items)
+        keep_prompts(self.folder, self.identity["prompts"], records)
 
     def circumstances(self) -> dict[str, Any]:
         """What a price depends on, beside the forward itself."""
-        here = environment(self.cell.spec.device)
+        machine = here(self.cell)
         return {
             "weights": self.identity["weights"],
             "batch_size": self.cell.spec.batch_size,
             "dtype": self.cell.spec.dtype,
             "block_length": self.cell.block_length,
             "task": self.task.name,
-            "device": here["device"],
-            "threads": here["threads"],
-            "torch": here["versions"]["torch"],
+            "device": machine["device"],
+            "threads": machine["threads"],
+            "torch": machine["versions"]["torch"],
         }
+
+
+def here(cell: Checked) -> dict[str, Any]:
+    """The environment of this process, on the cell's device."""
+    return environment(cell.spec.device)
 
 
 def with_history(manifest: dict[str, Any], before: dict[str, Any], done: int) -> dict[str, Any]:
@@ -382,17 +389,38 @@ def portable(record: Any) -> Any:
     return record if isinstance(record, str | int | float | bool) or record is None else str(record)
 
 
-def _stored_prices(root: Path, circumstances: dict[str, Any]) -> dict[str, float]:
-    """Prices that finished runs beside this one have measured in the same circumstances."""
-    prices: dict[str, float] = {}
+def model_record(job: Job, engine: Any) -> dict[str, Any]:
+    """What was loaded, as the manifest keeps it."""
+    return {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
+
+
+def stored_prices(root: Path) -> dict[str, dict[str, float]]:
+    """Prices that finished runs below `root` have measured, by the canonical text of their circumstances."""
+    found: dict[str, dict[str, float]] = {}
     for folder in find_runs(root) if root.is_dir() else []:
         calibration = folder.manifest().get("calibration") or {}
-        if calibration.get("circumstances") == json.loads(json.dumps(circumstances)):
-            prices = {**calibration["prices"], UNIT: calibration[UNIT], **prices}
-    return prices
+        if calibration:
+            known = found.setdefault(canonical(calibration["circumstances"]), {})
+            add_prices(known, {**calibration["prices"], UNIT: calibration[UNIT]})
+    return found
 
 
-def _requests(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:
+def add_prices(known: dict[str, float], more: dict[str, float]) -> None:
+    """Prices that were measured first stay, so that rows which share a forward share its price."""
+    known.update({width: price for width, price in more.items() if width not in known})
+
+
+def calibration_record(circumstances: dict[str, Any], known: dict[str, float], needed: set[str]) -> dict[str, Any]:
+    """What the manifest says about the prices of a run that needs those of the forwards `needed`."""
+    return {
+        "circumstances": circumstances,
+        "interpolated": sorted(needed - known.keys()),  # met once, by no item that was made again
+        UNIT: known.get(UNIT),
+        "prices": {width: price for width, price in sorted(known.items()) if width != UNIT},
+    }
+
+
+def requests_of(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:
     """The engine's requests of some items, exactly as scoring makes them."""
     from dlmbench.tasks.lm import EngineLM
 

@@ -24,14 +24,14 @@ class ToyEngine:
 
 
 def calibration(monkeypatch, tmp_path, samples, shapes_of_items):
-    monkeypatch.setattr(local, "_requests", lambda job, engine, items: [item.key for item in items])
+    monkeypatch.setattr(local, "requests_of", lambda job, engine, items: [item.key for item in items])
     engine = ToyEngine(shapes_of_items)
     job = SimpleNamespace(
         items=[SimpleNamespace(key=sample["key"]) for sample in samples],
         circumstances=lambda: {"batch_size": 2},
         folder=SimpleNamespace(path=tmp_path / "run"),
     )
-    return engine, Local()._calibration(job, engine, samples)
+    return engine, Local().calibration(job, engine, samples)
 
 
 def test_every_shape_of_the_stored_samples_gets_a_price_of_its_own(monkeypatch, tmp_path):
