@@ -75,12 +75,24 @@ class AdjustModule(nn.Module):
 
     def forward(self, ids: Tensor, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids and positions [N], hidden [N,D] -> moved states [N,D]."""
+        x = self.join(ids, hidden)
+        cos, sin = self.backbone._rotation(positions, x.dtype)
+        return self.move(hidden, self.layer(0, x, cos, sin, attend))
+
+    @property
+    def layers(self) -> tuple[Layer]:
+        """As a backbone has them, for training."""
+        return (self.layer,)
+
+    def join(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """The layer's input. ids [N], hidden [N,D] -> [N,D]; embedding half first."""
         shape, eps = hidden.shape[-1:], self.config.rms_norm_eps
         embedded = F.rms_norm(self.backbone.embed(ids), shape, self.norm_embed, eps)
-        x = self.down_project(torch.cat([embedded, F.rms_norm(hidden, shape, self.norm_hidden, eps)], -1))
-        cos, sin = self.backbone._rotation(positions, x.dtype)
-        x = self.layer(0, x, cos, sin, attend)
-        return hidden + F.rms_norm(x, shape, self.norm_postattn, eps)
+        return self.down_project(torch.cat([embedded, F.rms_norm(hidden, shape, self.norm_hidden, eps)], -1))
+
+    def move(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """States [N,D] moved by the layer's output x [N,D]."""
+        return hidden + F.rms_norm(x, x.shape[-1:], self.norm_postattn, self.config.rms_norm_eps)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids)
@@ -88,6 +100,25 @@ class AdjustModule(nn.Module):
     def project(self, states: Tensor) -> Tensor:
         """Logits [..., V] of moved states [..., D], by the backbone's head."""
         return self.backbone.project(states)
+
+    @torch.no_grad()
+    def init_weights(self, start: str = "layer", seed: int = 0) -> AdjustModule:
+        """``card``: torch's own defaults, norms at one; ``layer``: a copy of the backbone's last layer over the sum of
+        both inputs, and the last norm at zero, so that nothing moves until something was learned.
+        """
+        if start == "card":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for part in self.modules():
+                    if isinstance(part, nn.Linear):
+                        part.reset_parameters()
+            return self
+        eye = torch.eye(self.config.hidden_size)
+        self.layer.load_state_dict(self.backbone.layers[-1].state_dict())
+        self.down_project.weight.copy_(torch.cat([eye, eye], 1))
+        self.down_project.bias.zero_()
+        self.norm_postattn.zero_()
+        return self
 
     @torch.no_grad()
     def init_random(self, seed: int = 0) -> AdjustModule:

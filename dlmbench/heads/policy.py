@@ -134,7 +134,7 @@ class PolicyNetwork(nn.Module):
         return waves.bfloat16().to(self.norm.dtype)
 
     @torch.no_grad()
-    def init_weights(self, seed: int = 0) -> PolicyNetwork:
+    def init_weights(self, seed: int = 0, bias: float = -2.0) -> PolicyNetwork:
         """As the authors begin: conditioning zero, output bias -2 (an unmask probability of 0.12)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -144,7 +144,7 @@ class PolicyNetwork(nn.Module):
         for block in self.transformer_blocks:
             block.ada_conditioning.weight.zero_()
             block.ada_conditioning.bias.zero_()
-        self.output_proj.bias.fill_(-2.0)
+        self.output_proj.bias.fill_(bias)
         return self
 
     @torch.no_grad()

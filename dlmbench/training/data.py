@@ -109,6 +109,8 @@ Layout = Callable[[Example, int, np.random.Generator], Row]  # example, block le
 class Batches:
     """Endless batches for one worker; `position` is (pool, batch) of the next one and may be set."""
 
+    collate = staticmethod(collate)  # rows and their length -> batch
+
     def __init__(
         self, draw: Draw, layout: Layout, block_lengths: Sequence[int], columns: int, seed: int = 0, worker: int = 0,
         pool: int = POOL,
@@ -121,20 +123,20 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             pool, index = self.position
-            plan = self._plan(pool)
+            plan = self.plan(pool)
             if index == len(plan):
                 self.position = (pool + 1, 0)
                 continue
             rows, length = plan[index]
             self.position = (pool, index + 1)
-            yield collate(rows, length)
+            yield self.collate(rows, length)
 
     def sample(self) -> Batch:
         """A small batch to measure on, the same for every worker; the position stays."""
         few = Batches(self.draw, self.layout, self.block_lengths[:1], self.columns, self.seed, pool=SAMPLE)
         return next(iter(few))
 
-    def _plan(self, pool: int) -> list[tuple[list[Row], int]]:
+    def plan(self, pool: int) -> list[tuple[list[Row], int]]:
         """The batches of a pool as (rows, length), each batch of one block length."""
         if self._pool is None or self._pool[0] != pool:
             noise = np.random.default_rng((self.seed, self.worker, pool))

@@ -48,6 +48,7 @@ ALLOCATOR = ":".join(
 
 def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None = None) -> None:
     """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`."""
+    _worker(recipe.objective).check(recipe)
     out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():  # one process feeds the device
         recipe = replace(recipe, columns=recipe.columns * recipe.workers, workers=1)
@@ -78,6 +79,14 @@ def _worker(objective: str) -> type[Worker]:
         from dlmbench.training.rcd import RCDWorker
 
         return RCDWorker
+    if objective == "adjust":
+        from dlmbench.training.adjust import AdjustWorker
+
+        return AdjustWorker
+    if objective == "learned_policy":
+        from dlmbench.training.learned_policy import PolicyWorker
+
+        return PolicyWorker
     return Worker
 
 
@@ -102,12 +111,23 @@ class Worker:
         self.recipe, self.out, self.rank, self.tokenizer = recipe, out, rank, tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if _use_bfloat16(recipe.bfloat16) else torch.float32
-        lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
-        self.batches = Batches(draw, self.layout(), lengths, recipe.columns, recipe.seed, rank)
+        self.batches = self.data(draw)
         self.master, self.network = self.networks()
         self.optimizer = Optimizer(self.master, recipe.matrix_lr, recipe.vector_lr, recipe.clip)
         self.step, self.columns, self.seconds = 0, 0, 0.0
         self._copy_weights()
+
+    @staticmethod
+    def check(recipe: Recipe) -> None:
+        """Refuse a recipe that cannot be run here, before a process is started."""
+        if recipe.warm_start:
+            resolve(recipe.warm_start.model)
+
+    def data(self, draw: Draw) -> Batches:
+        """Endless batches whose `position` can be saved and set."""
+        recipe = self.recipe
+        lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
+        return Batches(draw, self.layout(), lengths, recipe.columns, recipe.seed, self.rank)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """The float32 master copy of what is trained, and the copy in the step's dtype."""

@@ -67,7 +67,8 @@ class Optimizer:
     def __init__(self, master: nn.Module, matrix_lr: float, vector_lr: float, clip: float):
         self.master, self.matrix_lr, self.vector_lr, self.clip = master, matrix_lr, vector_lr, clip
         named = dict(master.named_parameters())
-        matrices = {name: weight for name, weight in named.items() if name.startswith("layers.") and weight.dim() == 2}
+        inside = ("layers.", "layer.")
+        matrices = {name: weight for name, weight in named.items() if name.startswith(inside) and weight.dim() == 2}
         parts = {name: 3 if ".qkv." in name else 2 if ".gate_up." in name else 1 for name in matrices}
         self.muon = Muon(matrices, parts)
         self.others = {name: weight for name, weight in named.items() if name not in matrices}

@@ -9,7 +9,8 @@ import yaml
 
 from dlmbench.errors import RequestError
 
-OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd")
+OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd", "adjust", "learned_policy")
+HEADS = {"mrp": "an MRP module", "adjust": "an ADJUST sampler", "learned_policy": "an unmasking policy"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,55 @@ class MRPPlan:
 
 
 @dataclass(frozen=True)
+class AdjustPlan:
+    """How ADJUST's sampler is trained beside the frozen backbone that `warm_start` names (card of ADJUST, section 4).
+
+    unrolled: most calls of the sampler after one state of the backbone. start: ``layer`` (the backbone's last one,
+    moving nothing at first), or ``card``. temperature: of the backbone's trajectories. trajectories: how many a worker
+    keeps at a time; windows: how many steps are taken on them before they are replaced.
+    """
+
+    unrolled: int = 3
+    start: str = "layer"
+    temperature: float = 0.0
+    trajectories: int = 160
+    windows: int = 256
+
+    def __post_init__(self):
+        if self.start not in ("layer", "card"):
+            raise RequestError(f"adjust.start is {self.start!r}; it takes one of layer, card.")
+        if min(self.unrolled, self.trajectories, self.windows) < 1 or self.temperature < 0:
+            raise RequestError(
+                "adjust.unrolled, trajectories and windows are at least 1, and temperature is not negative."
+            )
+
+
+@dataclass(frozen=True)
+class PolicyPlan:
+    """How an unmasking policy is trained beside the frozen backbone that `warm_start` names (card, section 4).
+
+    rollouts: of each prompt; updates: gradients taken on them; alpha: weight of speed in the reward; clip: how far the
+    ratio of a step's action counts; bias: output bias at the start; hidden, intermediate: size of the network.
+    """
+
+    rollouts: int = 8
+    updates: int = 2
+    alpha: float = 1.0
+    clip: float = 0.5
+    bias: float = -2.0
+    hidden: int = 128
+    intermediate: int = 512
+
+    def __post_init__(self):
+        if self.rollouts < 2 or self.updates < 1 or self.alpha < 0 or not 0 < self.clip < 1:
+            raise RequestError(
+                "learned_policy.rollouts is at least 2, updates at least 1, alpha not negative, clip between 0 and 1."
+            )
+        if self.hidden % 4 or self.hidden < 4 or self.intermediate < 1:
+            raise RequestError(f"learned_policy.hidden is {self.hidden}; two heads need a multiple of 4.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One stage of training.
 
@@ -85,6 +135,8 @@ class Recipe:
     workers: int = 2
     seed: int = 0
     mrp: MRPPlan = field(default_factory=MRPPlan)  # mrp only
+    adjust: AdjustPlan = field(default_factory=AdjustPlan)  # adjust only
+    learned_policy: PolicyPlan = field(default_factory=PolicyPlan)  # learned_policy only
     reference: str | None = None  # rcd only: the frozen network whose predictions become residuals
     prompt_weight: float = 0.1  # autoregressive only: loss weight of prompt tokens relative to target tokens
     matrix_lr: float = 0.02
@@ -127,7 +179,11 @@ def read_recipe(path: Path) -> Recipe:
     if start := raw.get("warm_start"):
         layers = start.get("layers")
         raw["warm_start"] = WarmStart(start["model"], tuple(layers) if layers else None)
-    raw["mrp"] = _mrp_plan(path, raw)
+    if raw["objective"] in HEADS and not raw.get("warm_start"):
+        kind = HEADS[raw["objective"]]
+        raise RequestError(f"Recipe {path.name} trains {kind} but names no backbone: add warm_start.model.")
+    for name, plan in (("mrp", MRPPlan), ("adjust", AdjustPlan), ("learned_policy", PolicyPlan)):
+        raw[name] = _plan(path, name, plan, raw.get(name) or {})
     if (raw["objective"] == "rcd") != bool(raw.get("reference")):
         raise RequestError(
             f"Recipe {path.name}: objective rcd and the field reference, a frozen model of the same vocabulary, belong "
@@ -138,13 +194,8 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(**raw)
 
 
-def _mrp_plan(path: Path, raw: dict) -> MRPPlan:
-    values = dict(raw.get("mrp") or {})
-    if raw["objective"] == "mrp" and not raw.get("warm_start"):
-        raise RequestError(f"Recipe {path.name} trains an MRP module but names no backbone: add warm_start.model.")
-    if wrong := sorted(set(values) - {f.name for f in fields(MRPPlan)}):
-        raise RequestError(f"Recipe {path.name}: mrp has no field {', '.join(wrong)}.")
-    for name in ("counts", "thresholds"):
-        if name in values:
-            values[name] = tuple(values[name])
-    return MRPPlan(**values)
+def _plan(path: Path, name: str, plan: type, values: dict):
+    """A head's own fields, lists as tuples."""
+    if wrong := sorted(set(values) - {f.name for f in fields(plan)}):
+        raise RequestError(f"Recipe {path.name}: {name} has no field {', '.join(wrong)}.")
+    return plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -224,7 +224,7 @@ def test_full_decoding_equals_one_row_at_a_time():
 
 def test_batches_hold_every_example_once_within_the_column_budget():
     batches = Batches(draw, loop._layout(recipe()), (4, 8), columns=200, pool=60)
-    plan = batches._plan(0)
+    plan = batches.plan(0)
     assert sum(len(rows) for rows, _ in plan) == 60
     assert all(len(rows) * length <= 200 for rows, length in plan)
     assert {row.positions.max() % 8 for rows, _ in plan for row in rows} == {3, 7}  # both block lengths

@@ -1,0 +1,379 @@
+"""Training of ADJUST's sampler and of the unmasking policy on a tiny full-attention backbone.
+
+Run: pytest tests/unit/test_training_heads.py
+"""
+
+import json
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
+from dlmbench.backbone.bidirectional import Bidirectional
+from dlmbench.backbone.counter import Counter
+from dlmbench.backbone.loading import weights_hash
+from dlmbench.backbone.network import Network
+from dlmbench.decoders.adjust import Adjust, AdjustConfig
+from dlmbench.decoders.learned_policy import LearnedPolicy, LearnedPolicyConfig
+from dlmbench.decoders.predict import Sampling
+from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.engine import Engine, Request
+from dlmbench.errors import RequestError
+from dlmbench.heads.adjust import AdjustModule, load_module
+from dlmbench.heads.adjust_network import AdjustHead
+from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
+from dlmbench.heads.policy_network import PolicyHead
+from dlmbench.presets import PRESETS
+from dlmbench.training import adjust, learned_policy, loop
+from dlmbench.training.data import Example
+from dlmbench.training.recipe import AdjustPlan, PolicyPlan, Recipe, WarmStart, read_recipe
+from dlmbench.training.rollout import Rows, prompt_layout, states
+
+MASK, END, VOCABULARY = 2, 1, 1024  # the nano tokenizer's
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny backbone in LLaDA's layout whose logits are spread out, as a checkpoint."""
+    config = BackboneConfig("llada", VOCABULARY, 32, 2, 2, 2, 16, 48, qk_norm=False, tie_embeddings=True,
+                            attention="full", mask_id=MASK, eos_ids=(END,), pad_id=0, max_positions=256)  # fmt: skip
+    model = Transformer(config).init_weights(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(8.0)
+    return save_checkpoint(model, tmp_path_factory.mktemp("backbone"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    return load_checkpoint(folder)
+
+
+def draw(seed):
+    rng = random.Random(str(seed))
+    while True:
+        yield Example(tuple(rng.choices(range(4, 900), k=rng.randint(3, 9))), tuple(rng.choices(range(4, 12), k=11)))
+
+
+def rows_of(count=5, block_length=4, seed=0):
+    layout, noise = prompt_layout(None, MASK), np.random.default_rng(0)
+    prompts = [layout(example, block_length, noise) for _, example in zip(range(count), draw(seed))]
+    return Rows.of(prompts, max(len(prompt.ids) for prompt in prompts) + 3)
+
+
+def recipe(folder, objective, **changes):
+    fields = dict(name="tiny", objective=objective, mixture={"code": 1.0}, steps=6, workers=1, columns=256)
+    fields |= dict(evaluate_items=0, compile=False, bfloat16=False, warmup=2, block_lengths=(4,))
+    fields |= dict(adjust=AdjustPlan(unrolled=2, trajectories=10, windows=4))
+    fields |= dict(learned_policy=PolicyPlan(rollouts=4, hidden=16, intermediate=32, bias=0.0))
+    return Recipe(warm_start=WarmStart(str(folder)), **(fields | changes))
+
+
+def worker(folder, out, objective, **changes):
+    out.mkdir(exist_ok=True)
+    return loop._worker(objective)(recipe(folder, objective, **changes), out, draw)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_states_are_those_of_each_row_alone(backbone):
+    rows = rows_of()
+    answers = torch.where(rows.offsets % 3 == 0, rows.offsets + 7, MASK)
+    together = states(backbone, rows, answers, False)
+    for i in range(len(rows.ids)):
+        length = int(rows.start[i] + rows.length[i])
+        ids = torch.cat([rows.ids[i, : rows.start[i]], answers[i, : rows.length[i]]])
+        assert torch.allclose(together[i, :length], backbone.hidden(ids[None])[0], atol=1e-5)
+
+
+def test_answers_are_as_long_as_their_task_decodes_with():
+    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    layout, noise = prompt_layout(tokenizer, MASK), np.random.default_rng(0)
+    for source, length in (("gsm-full", 64), ("gsm-symbolic", 96), ("code", 48), ("", 16)):
+        row = layout(Example((5, 6, 7), tuple(range(4, 13)), source), 8, noise)
+        assert len(row.ids) - row.start == length and (row.ids[row.start :] == MASK).all()
+
+
+# --- ADJUST -----------------------------------------------------------------------------------------------------------
+
+
+def test_trajectories_are_what_decoding_by_entropy_does(backbone):
+    """One token a forward, least entropy first, block by block: the engine's own order and tokens."""
+    rows = rows_of(block_length=4)
+    paths = adjust.roll_out(backbone, rows, 0.0, 0, compiled=False)
+    engine = Engine({"target": Bidirectional("target", backbone, 4)}, Static(StaticConfig(k=1, order="entropy")),
+                    sampling=Sampling(confidence="clean"))  # fmt: skip
+    for i in range(len(rows.ids)):
+        prompt = tuple(rows.ids[i, : rows.start[i]].tolist())
+        run = engine.generate([Request("x", prompt, int(rows.length[i]))], trace=True)[0]
+        for step in range(int(paths.steps[i])):
+            (position,) = (paths.order[i] == step).nonzero().squeeze(1).tolist()
+            assert run.trace[step]["positions"] == [position + len(prompt)]
+            assert paths.answers[i, position] == run.raw_ids[position]
+        alone = states(backbone, rows, paths.tokens(torch.full_like(rows.start, 3), MASK), False)
+        assert torch.allclose(paths.states(torch.full_like(rows.start, 3))[i], alone[i], atol=1e-5)
+
+
+def test_windows_stay_in_a_block_that_still_has_a_mask(backbone):
+    paths = adjust.roll_out(backbone, rows_of(), 0.0, 0, compiled=False)
+    generator = torch.Generator().manual_seed(0)
+    for calls in (1, 2, 3):
+        for _ in range(10):
+            window = adjust.draw_window(paths, calls, MASK, generator)
+            assert len(window.answers) == calls
+            counts = (window.answers == MASK).sum(-1)  # [J,N]
+            assert (counts[:-1] - counts[1:] == 1).all()
+            block = adjust._active(window.answers[-1], window.rows, MASK)
+            started = window.rows.offsets // 4 == block.unsqueeze(1)
+            left = ((window.answers[-1] == MASK) & started).sum(1)
+            assert (left >= 1).all() and (left <= 4 - calls).all()
+
+
+def test_a_silent_sampler_has_exactly_the_loss_of_the_parallel_baseline(backbone):
+    paths = adjust.roll_out(backbone, rows_of(), 0.0, 0, compiled=False)
+    window = adjust.draw_window(paths, 2, MASK, torch.Generator().manual_seed(0))
+    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("layer"), window, False)
+    assert facts["kl"] == pytest.approx(facts["kl_parallel"], rel=1e-4) and facts["kl"] > 0
+    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("card"), window, False)
+    assert facts["kl"] != pytest.approx(facts["kl_parallel"], rel=1e-3)
+
+
+def test_training_calls_move_states_as_decoding_calls_do(backbone):
+    """The unrolled states of a window equal those of the head at work on the same tokens."""
+    rows = rows_of(1)
+    rows = replace(rows, ids=rows.ids[:, : int(rows.start + rows.length)])
+    paths = adjust.roll_out(backbone, rows, 0.0, 0, compiled=False)
+    window = adjust.draw_window(paths, 1, MASK, torch.Generator().manual_seed(3))
+    module = AdjustModule(backbone).init_weights("card", 1).requires_grad_(False)
+    ids = rows.filled(window.answers[0])
+    x = adjust.run_layers(module, backbone, module.join(ids.flatten(), window.before.flatten(0, 1)), rows, False)
+    ours = module.move(window.before.flatten(0, 1), x)
+    target = Bidirectional("target", backbone, 4)
+    head = AdjustHead(module, target)
+    head.allocate(1, 64, torch.nn.functional.pad(ids, (0, 64 - ids.shape[1])), Counter(1, torch.device("cpu")))
+    width = ids.shape[1]
+    view = SimpleNamespace(ends=torch.tensor([width]), live=torch.tensor([True]), positions=torch.arange(width)[None],
+                           valid=torch.ones(1, width, dtype=torch.bool))  # fmt: skip
+    theirs, _ = head.step(view, ids, window.before, view.live)
+    assert torch.allclose(ours, theirs[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["layer", "card"])
+def test_a_sampler_learns_and_only_the_sampler(tmp_path, folder, start):
+    plan = AdjustPlan(unrolled=2, trajectories=10, windows=40, start=start)
+    one = worker(folder, tmp_path / "run", "adjust", steps=40, adjust=plan, columns=400)
+    frozen = {name: weight.clone() for name, weight in one.backbone.state_dict().items()}
+    window = next(iter(one.batches))
+    one.batches.position = (0, 0)
+    before = adjust.window_loss(one.network, window, False)[0].item()
+    one.run()
+    after, facts = adjust.window_loss(one.network, window, False)
+    assert after.item() < 0.9 * min(before, facts["kl_parallel"])
+    assert all(torch.equal(weight, one.backbone.state_dict()[name]) for name, weight in frozen.items())
+
+
+def test_an_exported_sampler_loads_and_decodes(tmp_path, folder, backbone):
+    one = worker(folder, tmp_path / "run", "adjust", steps=3)
+    one.run()
+    weights = weights_hash(folder)
+    target = Bidirectional("target", backbone, 4)
+    nets = {"target": target, "head": Adjust.head_network(target, tmp_path / "run" / "weights", weights)}
+    run = Engine(nets, Adjust(AdjustConfig(K=2))).generate([Request("x", (5, 6, 7), 8)])[0]
+    assert len(run.raw_ids) == 8 and run.counts["head"]["denoise"]["calls"] == 4
+    written = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
+    assert written["training"]["steps"] == 3 and written["backbone"]["weights"] == weights
+    with pytest.raises(RequestError, match="was trained on backbone weights"):
+        load_module(tmp_path / "run" / "weights", backbone, "0123456789abcdef")
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+def policy(bias=0.0, seed=0):
+    network = PolicyNetwork(PolicyConfig(16, 32)).init_random(seed)
+    with torch.no_grad():
+        network.output_proj.bias.fill_(bias)
+    return network.requires_grad_(False)
+
+
+def test_a_policy_that_always_fires_needs_one_forward_a_block(backbone):
+    rows = rows_of()
+    draws = torch.Generator().manual_seed(0)
+    answers, used, steps = learned_policy.roll_out(backbone, policy(100.0), rows, draws, False)
+    assert used.tolist() == [int(n) // 4 for n in rows.length] and not (answers == MASK)[rows.valid].any()
+    assert torch.equal(steps.unmasked, steps.eligible)
+    answers, used, _ = learned_policy.roll_out(backbone, policy(-100.0), rows, draws, False)
+    assert used.tolist() == rows.length.tolist() and (answers == MASK)[rows.valid].all()  # no fall-back in training
+
+
+def test_recorded_steps_give_the_likelihoods_of_what_was_done(backbone):
+    rows, network = rows_of(), policy()
+    _, used, steps = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(1), False)
+    logits = learned_policy.policy_logits(network, steps.confidence, steps.masked, steps.time, steps.valid)
+    again = learned_policy.bernoulli_log_likelihood(logits, steps.eligible, steps.unmasked)
+    assert torch.allclose(again, steps.likelihood, atol=1e-4)
+    assert len(steps.time) == used.sum() and steps.time[0] == 0
+    assert torch.allclose(torch.stack([part.sum() for part in steps.share.split(used.tolist())]), torch.tensor(1.0))
+    first = used.cumsum(0) - used
+    assert (steps.time[first] == 0).all() and steps.masked[first].sum(1).tolist() == rows.length.tolist()
+
+
+def test_rollouts_see_what_decoding_sees(backbone):
+    """A policy far from undecided does in training what greedy decoding does, but for the fall-back."""
+    rows, network = rows_of(), policy()
+    network.output_proj.weight.mul_(300.0)
+    _, _, steps = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(0), False)
+    logits = learned_policy.policy_logits(network, steps.confidence, steps.masked, steps.time, steps.valid)
+    network.output_proj.bias.sub_(logits[steps.eligible].median())
+    answers, used, _ = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(0), False)
+    target = Bidirectional("target", backbone, 4)
+    nets: dict[str, Network] = {"target": target, "head": PolicyHead(network, 4)}
+    engine = Engine(nets, LearnedPolicy(LearnedPolicyConfig()), batch_size=3)
+    requests = [Request(str(i), tuple(rows.ids[i, :n].tolist()), int(rows.length[i])) for i, n in enumerate(rows.start)]
+    compared = 0
+    for i, run in enumerate(engine.generate(requests)):
+        if run.guards:
+            continue
+        compared += 1
+        assert run.raw_ids == answers[i, : rows.length[i]].tolist()
+        assert run.counts["target"]["refresh"]["calls"] == used[i]
+    assert compared and used.max() > rows.length.max() // 4
+
+
+class Fast(learned_policy.PolicyWorker):
+    """Every complete answer is right, so only speed is left to learn."""
+
+    def correct(self, rows, answers):
+        return (~((answers == MASK) & rows.valid).any(1)).float().cpu()
+
+
+def test_a_policy_learns_what_is_rewarded(tmp_path, folder):
+    (tmp_path / "run").mkdir()
+    plan = PolicyPlan(rollouts=4, hidden=16, intermediate=32, bias=1.0)
+    wanted = recipe(folder, "learned_policy", steps=12, columns=400, vector_lr=0.02, learned_policy=plan)
+    one = Fast(wanted, tmp_path / "run", draw)
+    batch = next(iter(one.batches))
+    one.batches.position = (0, 0)
+    one._rollouts(batch)
+    before = one.measured()
+    one.run()
+    one.measured()
+    one._rollouts(batch)
+    after = one.measured()
+    assert after["reward"] > before["reward"] + 0.05 and after["forwards"] < before["forwards"]
+
+
+def test_the_surrogate_is_clipped_where_it_would_gain(backbone):
+    rows, network = rows_of(), policy()
+    steps = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(1), False)[2]
+    count = len(steps.time)
+    doubled = replace(steps, likelihood=steps.likelihood - np.log(2.0), share=torch.full((count,), 1 / count))
+    for advantage, ratio in ((1.0, 1.5), (-1.0, 2.0)):
+        given = replace(doubled, advantage=torch.full((count,), advantage))
+        loss = learned_policy.surrogate_loss(network, given, 0.5)
+        assert loss.item() == pytest.approx(-advantage * ratio, rel=1e-4)
+
+
+def test_answers_with_a_mask_before_their_end_are_wrong(tmp_path, folder):
+    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    (tmp_path / "run").mkdir()
+    one = learned_policy.PolicyWorker(recipe(folder, "learned_policy"), tmp_path / "run", draw, tokenizer)
+    target = tuple(tokenizer("3+4=7\n#### 7", add_special_tokens=False)["input_ids"])
+    layout = prompt_layout(None, MASK)
+    rows = Rows.of([layout(Example((5, 6), target), 4, np.random.default_rng(0))] * 3, 32)
+    answers = torch.full_like(rows.offsets, MASK)
+    answers[:, : len(target) + 1] = torch.tensor([*target, END])
+    answers[1, 0] = MASK
+    answers[2, len(target) - 1] += 1
+    assert one.correct(rows, answers).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_batches_without_an_advantage_change_nothing(tmp_path, folder):
+    class Hopeless(learned_policy.PolicyWorker):
+        def correct(self, rows, answers):
+            return torch.zeros(len(rows.ids))
+
+    (tmp_path / "run").mkdir()
+    one = Hopeless(recipe(folder, "learned_policy", steps=2), tmp_path / "run", draw)
+    before = {name: weight.clone() for name, weight in one.master.state_dict().items()}
+    one.run()
+    assert one.step == 2 and one.columns > 0
+    assert all(torch.equal(weight, one.master.state_dict()[name]) for name, weight in before.items())
+
+
+def test_an_exported_policy_loads_and_decodes(tmp_path, folder, backbone):
+    (tmp_path / "run").mkdir()
+    one = Fast(recipe(folder, "learned_policy", steps=2), tmp_path / "run", draw)
+    one.run()
+    again = load_policy(tmp_path / "run" / "weights")
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in one.master.state_dict().items())
+    target = Bidirectional("target", backbone, 4)
+    nets = {"target": target, "head": LearnedPolicy.head_network(target, tmp_path / "run" / "weights")}
+    run = Engine(nets, LearnedPolicy(LearnedPolicyConfig())).generate([Request("x", (5, 6, 7), 8)])[0]
+    assert len(run.raw_ids) == 8 and MASK not in run.raw_ids
+    written = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
+    assert written["backbone"]["weights"] == weights_hash(folder) and written["training"]["alpha"] == 1.0
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["adjust", "learned_policy"])
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path, folder, objective, monkeypatch):
+    monkeypatch.setattr(learned_policy.PolicyWorker, "correct", Fast.correct)
+    whole = worker(folder, tmp_path / "whole", objective)
+    whole.run()
+    part = worker(folder, tmp_path / "parts", objective)
+    for _, batch in zip(range(3), part.batches):
+        part.update(batch, late=False)
+        part.step += 1
+    part.save()
+    rest = worker(folder, tmp_path / "parts", objective)
+    rest.run(resume=True)
+    assert rest.step == whole.step == 6
+    for name, weight in whole.master.state_dict().items():
+        assert torch.equal(weight, rest.master.state_dict()[name]), name
+    assert rest.measured().keys() == whole.measured().keys()
+
+
+@pytest.mark.parametrize("objective", ["adjust", "learned_policy"])
+def test_dev_figures_stand_beside_doing_nothing(tmp_path, folder, objective):
+    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    wanted = recipe(folder, objective, evaluate_items=1, columns=1024, block_lengths=(8,))
+    (tmp_path / "run").mkdir()
+    one = loop._worker(objective)(wanted, tmp_path / "run", draw, tokenizer)
+    one.evaluate()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    if objective == "adjust":
+        held_out = lines[0]["held_out"]
+        assert held_out.keys() == {"1", "2"}
+        assert held_out["1"]["kl"] == pytest.approx(held_out["1"]["kl_parallel"], rel=1e-3)
+        assert lines[1]["accuracy"].keys() == {"K=1", "K=2", "K=4", "K=2 parallel", "K=4 parallel"}
+    else:
+        assert lines[0]["held_out"].keys() == {"accuracy", "forwards", "accuracy_threshold", "forwards_threshold"}
+        assert lines[0]["held_out"]["forwards"] >= 8  # blocks of 8 in answers of 48 to 96
+
+
+def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
+    for objective in ("adjust", "learned_policy"):
+        with pytest.raises(RequestError, match="block_causal"):
+            loop._worker(objective).check(recipe("nano", objective))
+    with pytest.raises(RequestError, match="unrolled calls leave no mask"):
+        adjust.AdjustWorker.check(recipe(folder, "adjust", adjust=AdjustPlan(unrolled=4)))
+    text = "name: x\nmixture: {code: 1}\nsteps: 3\n"
+    for more, words in (
+        ("objective: adjust\n", "an ADJUST sampler but names no backbone"),
+        ("objective: learned_policy\n", "an unmasking policy but names no backbone"),
+        ("objective: adjust\nwarm_start: {model: nano}\nadjust: {depth: 3}\n", "adjust has no field depth"),
+        ("objective: adjust\nwarm_start: {model: nano}\nadjust: {start: deep}\n", "adjust.start"),
+        ("objective: learned_policy\nwarm_start: {model: nano}\nlearned_policy: {rollouts: 1}\n", "rollouts"),
+    ):
+        (tmp_path / "r.yaml").write_text(text + more)
+        with pytest.raises(RequestError, match=words):
+            read_recipe(tmp_path / "r.yaml")
