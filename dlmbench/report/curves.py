@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlmbench import fronts
+from dlmbench.errors import RequestError
 from dlmbench.report.table import circumstances_of, number, percent, pipe, row, signed
 from dlmbench.stats import verdict
-from dlmbench.store import RunFolder
+from dlmbench.store import RunFolder, find_runs
 from dlmbench.store.metrics import calls, item_costs
 
 RESAMPLES = 1_000
@@ -51,6 +53,18 @@ class Group:
         """The row of static decoding with the most forwards, one token a step; None when there is none."""
         static = self.methods().get(REFERENCE, [])
         return max(static, key=lambda i: self.rows[i]["nfe"]) if static else None
+
+
+def finished(*folders: str | Path) -> list[RunFolder]:
+    """Finished runs at or below these folders. Raises RequestError for a missing folder and where there is none."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
+    runs = [run for run in find_runs(*folders) if run.finished]
+    if not runs:
+        names = ", ".join(Path(folder).name or "." for folder in folders)
+        raise RequestError(f"No finished run in {names}; make one with dlmbench run or dlmbench sweep.")
+    return runs
 
 
 def groups(runs: Iterable[RunFolder]) -> list[Group]:
