@@ -13,7 +13,22 @@ import typer
 
 from dlmbench.errors import DlmbenchError
 
-VERBS = ("run", "sweep", "plot", "generate", "score", "verify", "check", "bench", "list", "show", "doctor", "train")
+VERBS = (
+    "run",
+    "sweep",
+    "plot",
+    "report",
+    "compare",
+    "generate",
+    "score",
+    "verify",
+    "check",
+    "bench",
+    "list",
+    "show",
+    "doctor",
+    "train",
+)
 _DEBUG = "--debug"
 _INTERRUPTED = 130
 _STOPPED = "Stopped. Nothing that was finished is lost; the same command goes on from here."
