@@ -32,7 +32,7 @@ class Preset:
     gen_length: dict[str, int] = field(default_factory=dict)  # per task; a task's own default otherwise
     chat_template: bool = False
     revision: str | None = None
-    companions: dict[str, str] = field(default_factory=dict)  # role -> preset name
+    companions: dict[str, str] = field(default_factory=dict)  # role, or role/method where methods differ -> preset name
     settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
@@ -91,8 +91,12 @@ PRESETS: dict[str, Preset] = {
             "nano/nano-llada",
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
-            companions={"guide": "nano-ar"},
+            companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
             **_NANO,
+        ),
+        Preset("nano-adjust", "nano/nano-adjust", "adjust", "shipped ADJUST sampler, a --head of nano-llada", **_NANO),
+        Preset(
+            "nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada", **_NANO
         ),
         Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", **_SDAR),
         Preset(

@@ -125,13 +125,14 @@ def check_sampling(spec: RunSpec, decoder: Any, config: Any) -> None:
 
 def companion_of(spec: RunSpec, preset: Preset, role: str) -> str:
     """The model that plays a role: given, or the preset's."""
-    given = getattr(spec, role, None) or preset.companions.get(role)
+    usual = preset.companions.get(f"{role}/{spec.method}") or preset.companions.get(role)
+    given = getattr(spec, role, None) or usual
     if role == "head":
         given = given or (spec.model if _holds_head(preset) else None)
         if given is None:
             raise RequestError(
                 f"Method {spec.method} needs a trained head and {spec.model} has none: give its folder with --head "
-                f"(dlmbench train recipes/train-{spec.method}-nano.yaml makes one for nano)."
+                f"(docs/methods/{spec.method}.md names the recipe that trains one)."
             )
         resolve(given)
     if given is None:
