@@ -48,3 +48,5 @@ train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano-swaps.yaml
 	$(RUN) train recipes/train-nano-draft.yaml
 	$(RUN) train recipes/train-nano-llada.yaml
+	$(RUN) train recipes/train-nano-adjust.yaml
+	$(RUN) train recipes/train-nano-policy.yaml

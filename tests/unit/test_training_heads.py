@@ -5,7 +5,9 @@ Run: pytest tests/unit/test_training_heads.py
 
 import json
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,12 +30,14 @@ from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
 from dlmbench.heads.policy_network import PolicyHead
 from dlmbench.presets import PRESETS
+from dlmbench.spec import RunSpec
 from dlmbench.training import adjust, learned_policy, loop
 from dlmbench.training.data import Example
 from dlmbench.training.recipe import AdjustPlan, PolicyPlan, Recipe, WarmStart, read_recipe
 from dlmbench.training.rollout import Rows, prompt_layout, states
 
 MASK, END, VOCABULARY = 2, 1, 1024  # the nano tokenizer's
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +381,27 @@ def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
         (tmp_path / "r.yaml").write_text(text + more)
         with pytest.raises(RequestError, match=words):
             read_recipe(tmp_path / "r.yaml")
+
+
+# --- shipped names ----------------------------------------------------------------------------------------------------
+
+
+def test_nano_llada_finds_the_head_of_each_method(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    shutil.copytree(folder, tmp_path / "nano" / "nano-llada")
+    for method, head in (("adjust", "nano-adjust"), ("learned_policy", "nano-policy")):
+        spec = RunSpec(method, "nano-gsm", model="nano-llada")
+        with pytest.raises(RequestError, match=f"{head} is not in this copy"):
+            spec.check()
+        shutil.copytree(folder, tmp_path / "nano" / head)
+        assert spec.check().companions == {"head": head}
+        assert replace(spec, head=str(folder)).check().companions == {"head": str(folder)}
+    with pytest.raises(RequestError, match="docs/methods/learned_policy.md names the recipe"):
+        RunSpec("learned_policy", "nano-gsm", model=str(folder)).check()
+
+
+def test_the_control_of_rcd_differs_by_the_residuals_alone():
+    ours, control = (read_recipe(RECIPES / f"train-nano-{name}.yaml") for name in ("rcd", "seqd"))
+    same = dict(name="", description="", objective="", reference=None)
+    assert replace(ours, **same) == replace(control, **same)
+    assert ours.objective == "rcd" and control.objective == "block_diffusion"
