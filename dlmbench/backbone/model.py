@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,19 @@ from torch import Tensor, nn
 from dlmbench.backbone.config import BackboneConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [N,H,d], k [N,G,d], v [N,G,d] -> [N,H*d]
+
+
+class LayerWeights(NamedTuple):
+    """What a layer's forward reads; `qk_norm` [H+G,d] holds a row a packed head, `out` and `down` are transposed."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    bias: Tensor | None
+    qk_norm: Tensor | None
+    out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
 
 
 class Layer(nn.Module):
@@ -38,40 +52,52 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.intermediate_size, width, bias=False)
         self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+        self._ready: LayerWeights | None = None
 
     def forward(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [N,D]; cos and sin [N,1,d], the sine with its first half negated -> [N,D]."""
-        y = F.rms_norm(x, x.shape[-1:], self.attention_norm, self.eps)
-        qkv = self.qkv(y).view(x.shape[0], -1, self.head_dim)
-        qk, v = qkv[:, : self.heads + self.kv_heads], qkv[:, self.heads + self.kv_heads :]
-        if self.q_norm is not None:
-            qk = F.rms_norm(qk, qk.shape[-1:], None, self.eps) * self._qk_weight()
+        weights, heads = self._weights(), self.heads + self.kv_heads
+        y = F.rms_norm(x, x.shape[-1:], weights.attention_norm, self.eps)
+        qkv = F.linear(y, weights.qkv, weights.bias).view(x.shape[0], -1, self.head_dim)
+        qk, v = qkv[:, :heads], qkv[:, heads:]
+        if weights.qk_norm is not None:
+            qk = F.rms_norm(qk, qk.shape[-1:], None, self.eps) * weights.qk_norm
         # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
         mixed = attend(index, qk[:, : self.heads], qk[:, self.heads :], v)
-        x = torch.addmm(x, mixed, self.out.weight.t())
-        y = F.rms_norm(x, x.shape[-1:], self.mlp_norm, self.eps)
-        gate, up = self.gate_up(y).chunk(2, -1)
-        return torch.addmm(x, F.silu(gate) * up, self.down.weight.t())
+        x = torch.addmm(x, mixed, weights.out)
+        y = F.rms_norm(x, x.shape[-1:], weights.mlp_norm, self.eps)
+        gate, up = F.linear(y, weights.gate_up).chunk(2, -1)
+        return torch.addmm(x, F.silu(gate) * up, weights.down)
 
-    def _qk_weight(self) -> Tensor:
-        """Per-head norm weights of the packed q and k heads, [H+G, d]."""
+    def _weights(self) -> LayerWeights:
+        """Looked up once for inference, where weights are frozen: a module's attributes cost more than small products
+        of few tokens do."""
         if torch.is_grad_enabled():
-            return torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
-        if getattr(self, "_packed", None) is None:  # packed once for inference; weights are frozen there
-            self._packed = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
-        return self._packed
+            return self._look_up()
+        if self._ready is None:
+            self._ready = self._look_up()
+        return self._ready
+
+    def _look_up(self) -> LayerWeights:
+        qk_norm = None
+        if self.q_norm is not None:
+            qk_norm = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
+        return LayerWeights(
+            self.attention_norm, self.qkv.weight, self.qkv.bias, qk_norm, self.out.weight.t(), self.mlp_norm,
+            self.gate_up.weight, self.down.weight.t(),
+        )  # fmt: skip
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._packed = None
+        self._ready = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
-        self._packed = None
+        self._ready = None
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True):
-        self._packed = None
+        self._ready = None
         return super().train(mode)
 
 

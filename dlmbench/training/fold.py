@@ -7,6 +7,7 @@ rows, before the rotary embedding; what is lost is how 1 / rms differs from toke
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dlmbench.backbone import Transformer
@@ -21,17 +22,17 @@ def fold_qk_norm(model: Transformer, batch: Batch) -> dict[str, Tensor]:
     seen = (batch.segment >= 0).flatten()
 
     def measure(index: int):
-        def hook(_, inputs, qkv: Tensor) -> None:
-            layer = model.layers[index]
-            heads = layer.heads + layer.kv_heads
-            qk = qkv[seen].view(-1, heads + layer.kv_heads, layer.head_dim)[:, :heads]
+        def hook(layer, inputs) -> None:
+            heads, x = layer.heads + layer.kv_heads, inputs[1][seen]
+            qkv = layer.qkv(F.rms_norm(x, x.shape[-1:], layer.attention_norm, layer.eps))
+            qk = qkv.view(-1, heads + layer.kv_heads, layer.head_dim)[:, :heads]
             scale = (qk.square().mean(-1) + layer.eps).rsqrt().mean(0)
             gain = torch.cat([layer.q_norm.expand(layer.heads, -1), layer.k_norm.expand(layer.kv_heads, -1)])
             state[f"layers.{index}.qkv.weight"][: heads * layer.head_dim] *= (gain * scale[:, None]).reshape(-1, 1)
 
         return hook
 
-    hooks = [layer.qkv.register_forward_hook(measure(index)) for index, layer in enumerate(model.layers)]
+    hooks = [layer.register_forward_pre_hook(measure(index)) for index, layer in enumerate(model.layers)]
     run_layers(model, model, model.embed(batch.ids.flatten()), batch, compiled=False)
     for hook in hooks:
         hook.remove()
