@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -50,7 +52,8 @@ def sweep(
     traces: flags.Traces = flags.TRACED,
     plugin: flags.Plugin = None,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
-    executor: Annotated[str, typer.Option(help="local: here, one cell after another.")] = "local",
+    executor: Annotated[str, typer.Option(help="local: here, one by one; ray: many at once on a cluster.")] = "local",
+    address: Annotated[Text, typer.Option(help="Ray cluster (host:port, auto); default: one started here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
@@ -59,15 +62,21 @@ def sweep(
     from dlmbench.errors import RequestError
     from dlmbench.spec import SweepSpec
 
-    if executor != "local":
-        raise RequestError(f"--executor is {executor!r}; this version runs sweeps with the executor local.")
+    if executor not in ("local", "ray"):
+        raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
+    if address and executor != "ray":
+        raise RequestError("--address belongs to --executor ray.")
+    if executor == "ray":
+        from dlmbench.executors.pool import require_ray
+
+        require_ray()
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
     cells, notes = spec.checked()
     print_notes([*notes, *_tries(spec, cells)])
     if dry_run:
         _print_plan(spec, cells, json)
         return
-    _execute(spec, cells, traces, json)
+    _execute(spec, cells, _Executor(executor, address, traces), json)
 
 
 def _tries(spec: Any, cells: list[Any]) -> list[str]:
@@ -94,8 +103,32 @@ def recipe_files() -> list[Path]:
     return list(found.values())
 
 
-def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
-    from dlmbench.executors.local import Local
+class _Executor(NamedTuple):
+    """Which executor, as the user asked for it."""
+
+    name: str
+    address: str | None
+    traces: int
+
+    @contextmanager
+    def running(self, bars: Bars) -> Iterator[Any]:
+        """The executor, for as long as it is needed."""
+        if self.name == "local":
+            from dlmbench.executors.local import Local
+
+            yield Local(progress=bars, traces=self.traces)
+            return
+        from dlmbench.executors.cluster import Cluster
+        from dlmbench.executors.pool import Pool
+
+        with Pool(self.address) as pool:
+            cluster = Cluster(pool, bars, self.traces)
+            yield cluster
+        if cluster.lost:
+            print_notes([f"Workers lost at work: {cluster.lost}. What they were at was done by others."])
+
+
+def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> None:
     from dlmbench.executors.sweep import run_sweep
     from dlmbench.report.curves import groups, matched_markdown
     from dlmbench.report.html import write_report
@@ -104,8 +137,8 @@ def _execute(spec: Any, cells: list[Any], traces: int, json: bool) -> None:
     from dlmbench.report.summary import paragraphs
     from dlmbench.report.table import table, write_table
 
-    with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars:
-        swept = run_sweep(spec, cells, Local(progress=bars, traces=traces))
+    with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars, executor.running(bars) as runner:
+        swept = run_sweep(spec, cells, runner)
     frame = table(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
     tail = matched_markdown(groups(swept.folders))

@@ -129,12 +129,13 @@ class RunSpec:
                 values[dial] = self.threshold
         return options.bind(decoder.Config, {**preset.settings.get(self.method, {}), **values}, self.method), notes
 
-    def resolved(self) -> RunSpec:
-        """The same spec with ``auto`` replaced by what this machine offers. Imports torch.
+    def resolved(self, device: str | None = None) -> RunSpec:
+        """The same spec with ``auto`` replaced by what this machine offers (imports torch), or by what another machine
+        with this `device` does.
 
         Raises RequestError for a device that is not here.
         """
-        device = _present(self.device)
+        device = device or _present(self.device)
         dtype = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
         batch_size = _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
         return replace(self, device=device, dtype=dtype, batch_size=batch_size)
