@@ -18,6 +18,7 @@ VERBS = (
     "sweep",
     "plot",
     "report",
+    "recommend",
     "compare",
     "generate",
     "score",
