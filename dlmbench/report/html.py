@@ -54,6 +54,7 @@ def page(
     ]
     folders = [[by_key[row["key"]] for row in rows] for _, rows in sections]
     labels = [_labels(rows) for _, rows in sections]
+    references = {group.reference["key"] for group in summary.groups(frame) if group.reference}
     words = Words()
     data = {
         "sections": item_sections([(name, labels[i], folders[i]) for i, (name, _) in enumerate(sections)]),
@@ -70,7 +71,9 @@ def page(
         data=_embedded(data),
         summary=_summary(frame, notes),
         figures=figures(frame),
-        tables="".join(results(name, frame[_of(frame, rows)], mine) for (name, rows), mine in zip(sections, labels)),
+        tables="".join(
+            results(name, frame[_of(frame, rows)], mine, references) for (name, rows), mine in zip(sections, labels)
+        ),
         legend=escape(LEGEND).replace("*vs static*", "<i>vs static</i>"),
     )
 
@@ -80,7 +83,8 @@ def _of(frame: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> pd.Series:
 
 
 def _facts(frame: pd.DataFrame) -> str:
-    devices = ", ".join(f"{name} ({threads:g} threads)" for name, threads in _pairs(frame, "device", "threads"))
+    machines = _pairs(frame, "device", "threads")
+    devices = ", ".join(f"{name} ({threads:g} thread{'s' * (threads != 1)})" for name, threads in machines)
     tasks = ", ".join(f"{task} ({split})" for task, split in _pairs(frame, "task", "split"))
     return f"{len(frame)} runs on {tasks}; models {', '.join(frame['model'].unique())}; {devices}."
 
@@ -128,27 +132,35 @@ def _summary(frame: pd.DataFrame, notes: Sequence[str]) -> str:
 
 
 def _needs(group: summary.Group) -> str:
+    reference = escape(group.reference["label"]) if group.reference else "reference"
+    heads = ("if you want", "take", "accuracy, %", f"points vs {reference}", "share of its cost", "tok/s", "how sure")
     rows = []
     for need in summary.needs(group):
-        row, share = need.row, None
-        cells = ["-"] * 5
+        row = need.row
+        values = ["-"] * (len(heads) - 2)
         if row:
             share = group.price(row)
-            difference = signed(row.get("vs_static"), row.get("vs_static_low"), row.get("vs_static_high"))
-            cells = [
+            values = [
                 f"<b>{escape(row['label'])}</b>",
                 interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
-                difference,
+                signed(row.get("vs_static"), row.get("vs_static_low"), row.get("vs_static_high")),
                 "-" if share is None else f"{share:.2f}",
                 number(row["tps_decode"], 0),
             ]
-        cells = "".join(f"<td>{cell}</td>" for cell in [*cells, escape(need.remark)])
+        values.append(escape(need.remark) or "-")
+        cells = "".join(_need_cell(name, value) for name, value in zip(heads[1:], values))
         rows.append(f'<tr><th scope="row">{escape(need.need)}</th>{cells}</tr>')
-    reference = escape(group.reference["label"]) if group.reference else "reference"
-    heads = ("if you want", "take", "accuracy, %", f"points vs {reference}", "share of its cost", "tok/s", "how sure")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    head = "".join(f'<th scope="col"{_WORDS if name in _TEXTS else ""}>{name}</th>' for name in heads)
     label = f"Which setting for which need, {escape(group.title)}"
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
         f'<table class="needs"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
+
+
+_TEXTS, _WORDS = ("take", "how sure"), ' class="words"'
+
+
+def _need_cell(name: str, value: str) -> str:
+    """On a phone a row becomes a list, where the column's name stands before the value."""
+    return f'<td data-label="{name}"{_WORDS if name in _TEXTS else ""}><span>{value}</span></td>'

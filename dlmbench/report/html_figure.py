@@ -15,7 +15,7 @@ from dlmbench.report.table import number, percent
 
 _AXES = {"cost": "Cost", "nfe": "Forwards", "tps": "Tokens/s"}
 _PAPER = {"#ffffff": "var(--card)", "#222222": "var(--ink)", "#8a8a8a": "var(--quiet)", "#e6e6e6": "var(--line)"}
-_DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of a figure's colours
+DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of a figure's colours
 _CONTRAST = 4.5
 
 
@@ -77,12 +77,12 @@ def _lighter(colour: str) -> str:
     channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     for share in range(0, 100, 5):
         mixed = [round(value + (255 - value) * share / 100) for value in channels]
-        if (_luminance(mixed) + 0.05) / (_DARK_CARD + 0.05) >= _CONTRAST:
+        if (luminance(mixed) + 0.05) / (DARK_CARD + 0.05) >= _CONTRAST:
             break
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
-def _luminance(channels: Sequence[int]) -> float:
+def luminance(channels: Sequence[int]) -> float:
     """Relative luminance of sRGB channels 0..255, as WCAG defines it."""
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in channels)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -20,6 +20,7 @@ from dlmbench.report.table import PAIRED_ON, percent
 from dlmbench.stats import LEVEL, TOO_FEW, verdict
 
 BETTER, WORSE, CLOSE, EQUAL = "better", "worse", "too close to tell", "equal on every item"  # words of stats.verdict
+ALONE = "not compared"
 ALLOWED = 0.01  # "the same accuracy": at most this far below the reference
 _LEVEL = f"{100 * LEVEL:g} %"
 _TOLD_APART = ("task", "model", "batch_size", "block_length", "cache", "store", "dtype", "seed", "temperature", "split")
@@ -175,7 +176,7 @@ def _promise(row: Row) -> str:
 def row_verdict(row: Row) -> str:
     """`stats.verdict` of the difference to the reference, or that there is none."""
     if _missing(row.get("vs_static")):
-        return "not compared"
+        return ALONE
     return verdict(row["vs_static_low"], row["vs_static_high"])
 
 

@@ -69,7 +69,7 @@
   const quoted = (text) => `“${text.replaceAll("\n", "↵")}”`;
   const visible = (text) => text.replaceAll("\n", "↵\n") || "∅";
 
-  // The state of every position after each step, and the widest text it will hold, so that the layout keeps still.
+  // The state of every position after each step, and the text it will end with: masks are as wide, the layout keeps still.
   function unroll(trace) {
     const length = 1 + Math.max(0, ...trace.steps.flatMap((step) => [...step[1], ...step[3], ...step[4]].map((one) => one[0])));
     const final = Array(length).fill(null);
@@ -136,9 +136,8 @@
           if (state.guess !== undefined) text = word(state.guess);
           else cell.classList.add("unknown");
         }
-        if (position >= trace.end) cell.classList.add("after");
         if (position === cursor) cell.classList.add("here");
-        cell.textContent = visible(text);
+        cell.textContent = position < trace.end ? visible(text) : "·"; // filling behind the end
       });
       tell();
     }
@@ -200,7 +199,8 @@
   function stop() {
     clearInterval(timer);
     timer = null;
-    play.replaceChildren(element("span", { "aria-hidden": "true" }, "▶"), " Play");
+    play.classList.remove("playing");
+    play.lastElementChild.textContent = "Play";
   }
 
   function draw() {
@@ -218,7 +218,8 @@
   function startOrStop() {
     if (timer) return stop();
     if (Number(slider.value) >= Number(slider.max)) go(0);
-    play.replaceChildren(element("span", { "aria-hidden": "true" }, "❚❚"), " Pause");
+    play.classList.add("playing");
+    play.lastElementChild.textContent = "Pause";
     const pace = Math.max(90, Math.min(600, 9000 / Math.max(1, Number(slider.max))));
     timer = setInterval(() => {
       go(Number(slider.value) + 1);

@@ -1,0 +1,231 @@
+"""The report and its sentences, from made-up run folders. Run: pytest tests/unit/test_report_html.py"""
+
+import json
+import re
+
+import pytest
+from synthetic import make_family, make_run
+
+from dlmbench.cli.app import main
+from dlmbench.report import html_figure, html_items, html_trace
+from dlmbench.report.html import page, write_report
+from dlmbench.report.pareto import COLOURS
+from dlmbench.report.summary import groups, needs, paragraphs, within
+from dlmbench.report.table import read_results
+from dlmbench.store import find_runs
+from dlmbench.store.prompts import keep_prompts
+
+STEP = {"block": 0, "remasked": [], "forwards": [{"role": "target", "kind": "denoise"}], "extra": {}, "scores": {}}
+SIMSD = {"verified": True, "window": 4, "draft": [40, 51, 60], "step_map": [-2, 0, 0], "accepted": [True, False, True]}
+NASTY = '</script><script>alert("x")</script><!-- \u2028 $title &amp;'
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40, items=400)
+    make_run(tmp_path, knob=0.4, accuracy=0.5, nfe=10, items=400)
+    make_run(tmp_path, knob=0.9, accuracy=0.9, nfe=24, items=400)
+    make_run(tmp_path, method="ar", knob=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar", items=400)
+    return tmp_path
+
+
+def scored(root, label, right):
+    """Make exactly these items (a set of numbers) right in one run."""
+    (run,) = [run for run in find_runs(root) if run.manifest()["label"] == label]
+    with run.writing() as writer:
+        samples = run.samples()
+        for number, sample in enumerate(samples):
+            sample["scores"]["accuracy"] = float(number in right)
+        writer.samples(samples)
+        metrics = run.metrics()
+        writer.metrics({**metrics, "accuracy": len(right) / len(samples)})
+
+
+# --- the sentences ----------------------------------------------------------------------------------------------------
+
+
+def test_three_sentences_name_the_setting_that_keeps_the_accuracy_and_the_cheapest(runs):
+    everything = set(range(360))
+    for label, right in (("static k=1", everything), ("threshold 0.9", everything), ("threshold 0.4", set(range(200)))):
+        scored(runs, label, right)
+    frame = read_results(runs)
+    ((title, (keep, cheapest, certainty)),) = paragraphs(frame)
+    assert title == "nano-gsm", "ar has other weights and is compared with nothing"
+    cost = frame.set_index("label")["cost"]
+    assert "take threshold 0.9: 90.0 %" in keep and "equal on every item" in keep
+    assert f"at {cost['threshold 0.9'] / cost['static k=1']:.2f} of its cost" in keep
+    assert "too few" not in keep, "400 items without a difference rule out a loss of one point"
+    assert "cheapest of all 3 settings is threshold 0.4" in cheapest and "-40.0 points" in cheapest
+    assert "1 is worse and 1 is equal on every item" in certainty and "400 items" in certainty
+
+
+def test_a_loss_that_the_items_do_not_rule_out_is_said_to_be_open(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40, items=12)
+    make_run(tmp_path, knob=0.9, nfe=20, items=12)
+    for label in ("static k=1", "threshold 0.9"):
+        scored(tmp_path, label, set(range(11)))
+    frame = read_results(tmp_path)
+    ((_, (keep, cheapest, certainty)),) = paragraphs(frame)
+    assert "equal on every item (12 items are too few to rule out a loss of more than 1 point)" in keep
+    assert cheapest == "Nothing is cheaper: threshold 0.9 costs least of all 2 settings."
+    assert "rules out losses of more than 24.2 points" in certainty, "z^2 / (n + z^2), not nothing"
+    (group,) = groups(frame)
+    assert {need.remark for need in needs(group) if "below" in need.need} == {"too few items to tell"}
+
+
+def test_nothing_is_recommended_that_is_worse_or_dearer(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", nfe=20, items=50)
+    make_run(tmp_path, knob=0.5, nfe=10, items=50)
+    make_run(tmp_path, knob=0.9, nfe=40, items=50)
+    for label, right in (("static k=1", 40), ("threshold 0.5", 30), ("threshold 0.9", 45)):
+        scored(tmp_path, label, set(range(right)))
+    (group,) = groups(read_results(tmp_path))
+    assert within(group, 0.01) is None and within(group, 0.3)["label"] == "threshold 0.5"
+    keep = paragraphs(read_results(tmp_path))[0][1][0]
+    assert keep.startswith("No cheaper setting stays within 1 point of static k=1")
+
+
+def test_without_a_reference_nothing_is_claimed_about_it(tmp_path):
+    make_run(tmp_path, knob=0.5, nfe=10)
+    make_run(tmp_path, knob=0.9, nfe=20)
+    lines = paragraphs(read_results(tmp_path))[0][1]
+    assert len(lines) == 3 and "no static row" in lines[2]
+
+
+def test_groups_of_other_circumstances_are_told_apart(runs):
+    make_run(runs, task="nano-code", knob=0.5)
+    make_run(runs, task="nano-code", method="static", knob=None, label="static k=1")
+    make_run(runs, method="static", knob=None, label="static", weights="b" * 16, model="nano-ar", items=400)
+    titles = [title for title, _ in paragraphs(read_results(runs))]
+    assert titles == ["nano-code, nano", "nano-gsm, nano", "nano-gsm, nano-ar"]
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_the_network_for_nothing_and_survives_any_text(runs):
+    for run in find_runs(runs):
+        with run.writing() as writer:
+            samples = run.samples()
+            samples[0]["text"] = NASTY
+            writer.samples(samples)
+    keep_prompts(run, run.manifest()["prompts"], [{"key": "item-0000", "prompt": NASTY, "target": NASTY}])
+    text = page(read_results(runs), find_runs(runs), "A <b>title</b>", NASTY, [NASTY])
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= names
+    assert not re.search(r"<link(?! rel=\"icon\" href=\"data:,\")|\ssrc=|@import|@font-face", text)
+    assert "alert(" not in re.sub(r"&[a-z]+;|\\u003c", "", text).replace('alert(\\"x\\")', "").replace("alert(x)", "")
+    assert text.count("<script") == 2 and text.count("</script>") == 2
+    assert "A &lt;b&gt;title&lt;/b&gt;" in text and "<b>title</b>" not in text
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    (section,) = data["sections"]
+    item = next(item for item in section["items"] if item["key"] == "item-0000")
+    assert item["prompt"] == item["target"] == NASTY and [answer[0] for answer in item["answers"]][0] == NASTY
+
+
+def test_the_report_is_a_file_like_any_other_and_the_same_every_time(runs):
+    frame = read_results(runs)
+    first = write_report(frame, find_runs(runs), runs / "new" / "report.html").read_bytes()
+    assert first == write_report(frame, find_runs(runs), runs / "again.html").read_bytes()
+
+
+def test_a_large_sweep_stays_below_three_megabytes(tmp_path):
+    make_family(tmp_path, 6, 5)
+    for run in find_runs(tmp_path):
+        with run.writing() as writer:
+            samples = run.samples()
+            for sample in samples:
+                sample["text"] = f"{run.name} {sample['key']} " + 10 * "a long answer of its own "
+            writer.samples(samples)
+            positions = list(range(64))
+            scores = {"positions": positions, "tokens": positions, "confidence": 64 * [0.5]}
+            steps = [{**STEP, "positions": [i], "tokens": [i], "scores": scores} for i in positions]
+            words = {str(i): f"word{i}" for i in positions}
+            ids = {"ids": positions, "same_ids": True, "start": 0, "words": words, "steps": steps}
+            writer.traces([{"key": f"item-{n:04d}", **ids} for n in range(8)])
+    frame = read_results(tmp_path)
+    text = page(frame, find_runs(tmp_path), "Large")
+    assert 1_000_000 < len(text.encode()) < 3_000_000
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    (section,) = data["sections"]
+    assert 0 < len(section["items"]) < section["total"] == 250, "the report says how many it left out"
+    shown = [trace["key"] for trace in data["traces"]]
+    assert len(set(shown)) < 8 and len(shown) == len(set(shown)) * len(frame), "an item for every run or for none"
+
+
+def test_figures_follow_the_theme_and_can_be_read_on_dark_paper(runs):
+    svg = html_figure.figure(read_results(runs, samples=False), "cost", "x")
+    assert "<svg role=" in svg and "var(--card)" in svg and "var(--ink)" in svg and "#ffffff" not in svg
+    assert 'width="' not in svg.partition(">")[0]
+    identifiers = re.findall(r' id="([^"]+)"', svg)
+    assert len(identifiers) == len(set(identifiers))
+    card = html_figure.DARK_CARD
+    for colour in COLOURS:
+        lighter = html_figure._lighter(colour)
+        channels = [int(lighter[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (html_figure.luminance(channels) + 0.05) / (card + 0.05) >= 4.5
+
+
+# --- items and traces -------------------------------------------------------------------------------------------------
+
+
+def test_equal_answers_are_kept_once_with_the_settings_that_gave_them(runs):
+    folders = find_runs(runs)
+    (section,) = html_items.item_sections([("task", [run.name for run in folders], folders)])
+    item = section["items"][0]
+    assert sorted(setting for answer in item["answers"] for setting in answer[3]) == list(range(len(folders)))
+    assert len(item["answers"]) <= 2 and {answer[2] for answer in item["answers"]} <= {"right", "wrong"}
+    assert item["prompt"] is None and len(item["nfe"]) == len(folders)
+
+
+def test_verdicts_are_words():
+    assert html_items._word({"accuracy": 0.0, "unparsed": True}) == "no answer found"
+    assert html_items._word({"accuracy": 0.0, "verdict": "timeout"}) == "timeout"
+    assert html_items._word({"accuracy": 1.0, "verdict": "passed"}) == "right"
+    assert html_items._word({"accuracy": 0.25}) == "0.25"
+
+
+@pytest.mark.parametrize(
+    "extra, rejected",
+    [
+        ({"vetoed": [-1, 7]}, [(7, 70)]),
+        ({"drafts": [[5, 50], [6, 61], [-1, -1]], "accepted": 1}, [(6, 61)]),
+        (SIMSD, [(5, 51)]),
+        ({"agreed": 1}, [(6, 60), (7, 70)]),
+        ({}, []),
+    ],
+)
+def test_rejected_drafts_are_read_from_each_method_s_own_record(extra, rejected):
+    scores = {"positions": [5, 6, 7], "tokens": [50, 60, 70], "confidence": [0.9, 0.8, 0.7]}
+    step = {**STEP, "positions": [5], "tokens": [50], "extra": extra, "scores": scores}
+    assert html_trace.rejected(step) == rejected
+
+
+def test_steps_count_from_the_answer_s_first_position():
+    scores = {"positions": [11, 12], "tokens": [1, 2], "confidence": [0.9, None]}
+    step = {**STEP, "positions": [11], "tokens": [1], "remasked": [10], "scores": scores}
+    block, revealed, back, considered, rejected, passes = html_trace._step(step, 10, {1: 4, 2: 5})
+    assert (revealed, back, considered) == ([[1, 4, 900]], [0], [[2, 5, None]]) and passes == "target denoise"
+
+
+# --- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as leaving:
+        main(list(arguments))
+    return leaving.value.code or 0, capsys.readouterr()
+
+
+def test_report_prints_the_sentences_that_open_the_file(runs, capsys):
+    code, streams = call(capsys, "report", str(runs), "--json")
+    record = json.loads(streams.out)
+    assert code == 0 and record["summary"] == dict(map(list, paragraphs(read_results(runs))))
+    text = (runs / "report.html").read_text()
+    assert all(line.split(":")[0] in text for lines in record["summary"].values() for line in lines)
+
+
+def test_report_without_runs_says_what_to_do(tmp_path, capsys):
+    code, streams = call(capsys, "report", str(tmp_path))
+    assert code == 2 and "dlmbench sweep" in streams.err and "--split" in streams.err
+    assert call(capsys, "report", str(tmp_path / "nowhere"))[0] == 2
