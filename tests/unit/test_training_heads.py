@@ -229,25 +229,21 @@ def test_recorded_steps_give_the_likelihoods_of_what_was_done(backbone):
 
 
 def test_rollouts_see_what_decoding_sees(backbone):
-    """A policy far from undecided does in training what greedy decoding does, but for the fall-back."""
-    rows, network = rows_of(), policy()
-    network.output_proj.weight.mul_(300.0)
-    _, _, steps = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(0), False)
+    """A policy that always fires takes the same steps in both: its logits there, answers and forwards are the same."""
+    rows, network = rows_of(), policy(bias=100.0)
+    answers, used, steps = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(0), False)
     logits = learned_policy.policy_logits(network, steps.confidence, steps.masked, steps.time, steps.valid)
-    network.output_proj.bias.sub_(logits[steps.eligible].median())
-    answers, used, _ = learned_policy.roll_out(backbone, network, rows, torch.Generator().manual_seed(0), False)
     target = Bidirectional("target", backbone, 4)
     nets: dict[str, Network] = {"target": target, "head": PolicyHead(network, 4)}
     engine = Engine(nets, LearnedPolicy(LearnedPolicyConfig()), batch_size=3)
     requests = [Request(str(i), tuple(rows.ids[i, :n].tolist()), int(rows.length[i])) for i, n in enumerate(rows.start)]
-    compared = 0
-    for i, run in enumerate(engine.generate(requests)):
-        if run.guards:
-            continue
-        compared += 1
+    runs = engine.generate(requests, trace=True)
+    assert logits.std(0).max() > 1e-2  # they depend on what is seen
+    for i, (run, ours) in enumerate(zip(runs, logits.split(used.tolist()), strict=True)):
         assert run.raw_ids == answers[i, : rows.length[i]].tolist()
-        assert run.counts["target"]["refresh"]["calls"] == used[i]
-    assert compared and used.max() > rows.length.max() // 4
+        assert run.counts["target"]["refresh"]["calls"] == used[i] == len(run.trace)
+        theirs = torch.tensor([step["extra"]["policy"] for step in run.trace])[:, : rows.length[i]]
+        assert torch.allclose(theirs, ours[:, : rows.length[i]], atol=1e-3)
 
 
 class Fast(learned_policy.PolicyWorker):
