@@ -20,6 +20,7 @@ VERBS = (
     "report",
     "recommend",
     "compare",
+    "diff",
     "generate",
     "score",
     "verify",
