@@ -1,4 +1,4 @@
-"""`dlmbench train RECIPE.yaml`: train a nano backbone, resumable."""
+"""`dlmbench train RECIPE.yaml`: train a nano backbone or a head beside one, resumable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint to continue from.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this many minutes.")] = None,
 ) -> None:
-    """Train a model as a recipe says, from the checkpoint in the output folder if there is one."""
+    """Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one."""
     from dlmbench.errors import RequestError
     from dlmbench.training.recipe import read_recipe
 
