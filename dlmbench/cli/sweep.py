@@ -134,6 +134,7 @@ def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> No
     from dlmbench.report.html import write_report
     from dlmbench.report.pareto import plot
     from dlmbench.report.screen import print_paragraphs, print_sweep
+    from dlmbench.report.seeds import over_seeds, seeds_markdown
     from dlmbench.report.summary import paragraphs
     from dlmbench.report.table import table, write_table
 
@@ -141,7 +142,7 @@ def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> No
         swept = run_sweep(spec, cells, runner)
     frame = table(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
-    tail = matched_markdown(groups(swept.folders))
+    tail = "\n".join([matched_markdown(groups(swept.folders)), seeds_markdown(over_seeds(swept.folders))]).strip()
     written = write_table(frame, spec.out, spec.name, sentences, tail) + plot(frame, spec.out)
     place = Path(spec.out) / "report.html"
     written.append(write_report(frame, swept.folders, place, spec.name, spec.description, sentences))
