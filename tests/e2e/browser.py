@@ -11,6 +11,7 @@ Left out: everything but one page at a time.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -44,12 +45,22 @@ class Browser:
             "--host-resolver-rules=MAP * ~NOTFOUND",
         ]
         flags += ["--no-sandbox"] if os.geteuid() == 0 else []
-        self._process = subprocess.Popen(  # Chromium reads descriptor 3 and writes 4
-            ["sh", "-c", f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}', find_chromium(), *flags, "about:blank"],
-            pass_fds=(to_child, from_child),
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_child, from_child)]  # out of the way of 3 and 4
+
+        def connect() -> None:
+            """Chromium reads descriptor 3 and writes 4."""
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        self._process = subprocess.Popen(
+            [find_chromium(), *flags, "about:blank"],
+            preexec_fn=connect,
+            pass_fds=(3, 4),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        for end in ends:
+            os.close(end)
         os.close(to_child)
         os.close(from_child)
         os.set_blocking(self._read, False)
