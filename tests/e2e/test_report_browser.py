@@ -1,12 +1,11 @@
 """The report in a real browser, where one is installed. Run: pytest tests/e2e/test_report_browser.py"""
 
-import json
-
 import pytest
 from browser import Browser, find_chromium
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
+from dlmbench.store import find_runs
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed here")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -97,7 +96,7 @@ def test_the_buttons_choose_one_figure_a_task(page):
 
 
 def test_the_slider_replays_the_recorded_steps(page, report):
-    choose(page, "replay-left", "wino")
+    choose(page, "replay-left", "wino 0.004")
     slide = """(step) => { const s = document.getElementById("replay-step"); s.value = step;
       s.dispatchEvent(new Event("input")); }"""
     masked = "document.querySelectorAll('.panel:first-child .cell.mask').length"
@@ -109,11 +108,11 @@ def test_the_slider_replays_the_recorded_steps(page, report):
         page.run(f"({slide})({step})")
         left.append(page.run(masked))
         taken_back += page.run("document.querySelectorAll('.panel:first-child .cell.back').length")
-    (run,) = [path for path in report.parent.iterdir() if "-wino-" in path.name]
-    steps = json.loads((run / "traces.jsonl").read_text().splitlines()[0])["steps"]
+    (run,) = [run for run in find_runs(report.parent) if run.manifest()["label"] == "wino 0.004"]
+    steps = run.traces()[0]["steps"]
     assert left[-1] == 0 and taken_back == sum(len(step["remasked"]) for step in steps) > 0
     words = "[...document.querySelectorAll('.panel:first-child .cell')].map((cell) => cell.textContent)"
-    text, final = page.run(f"{words}.join('')"), page.run(f"({ANSWER})('wino')")
+    text, final = page.run(f"{words}.join('')"), page.run(f"({ANSWER})('wino 0.004')")
     assert text.replace("↵", "").split("·")[0].startswith(final[:8])
 
 
@@ -167,8 +166,9 @@ def search(page, text):
     )
 
 
-ANSWER = """(name) => { const data = JSON.parse(document.getElementById("data").textContent), section = data.sections[0];
-  const setting = section.settings.findIndex((label) => label.startsWith(name));
+ANSWER = """(name) => {
+  const section = JSON.parse(document.getElementById("data").textContent).sections[0];
+  const setting = section.settings.indexOf(name);
   return section.items[0].answers.find((answer) => answer[3].includes(setting))[0].replaceAll("\\n", ""); }"""
 
 # texts whose contrast with what is behind them is below WCAG's 4.5 (disabled and invisible ones aside)
@@ -177,9 +177,10 @@ CONTRAST = """(() => {
   const light = ([r, g, b]) => {
     const l = [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * l[0] + 0.7152 * l[1] + 0.0722 * l[2]; };
-  const behind = (node) => { for (; node; node = node.parentElement) {
-    const colour = channels(getComputedStyle(node).backgroundColor); if (colour.length < 4 || colour[3] === 1) return colour; }
-    return [255, 255, 255]; };
+  const behind = (node) => {
+    const colour = channels(getComputedStyle(node).backgroundColor);
+    return colour.length < 4 || colour[3] === 1 ? colour : behind(node.parentElement);
+  };
   const poor = new Set();
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
