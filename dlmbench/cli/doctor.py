@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -10,14 +11,28 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
 
 _HUB_SECONDS = 4.0
+_EXTRAS = (  # package, extra, what it is for
+    ("math_verify", "math", "math500"),
+    ("ray", "cluster", "sweep --executor ray"),
+    ("reasoning_gym", "train", "train"),
+)
+_CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe file or name: also check all that its sweep needs.", show_default=False)
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the hub.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Check versions, devices, shipped models, sandbox and hub. Exit code 1 when something needed is missing."""
-    checks = [*_versions(), *_devices(), *_models(), *_sandbox(), *([] if offline else [_hub()])]
+    if offline:
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True
+    checks = [*_versions(), *_extras(), *_devices(), *_models(), *_sandbox(), *([] if offline else [_hub()])]
+    checks += _sweep(recipe) if recipe else []
     broken = [check["what"] for check in checks if check["state"] == "missing"]
     if json:
         print_json({"checks": checks, "ok": not broken})
@@ -43,6 +58,39 @@ def _versions() -> list[dict[str, str]]:
         _check(name, "missing" if found == "missing" else "ok", f"pip install {name}" if found == "missing" else found)
         for name, found in versions(needed).items()
     ]
+
+
+def _extras() -> list[dict[str, str]]:
+    """What some verbs and tasks need besides; the rest works without."""
+    from importlib.util import find_spec
+
+    checks = []
+    for package, extra, purpose in _EXTRAS:
+        there = find_spec(package) is not None
+        detail = "installed" if there else f"pip install 'dlmbench[{extra}]' for {purpose}"
+        checks.append(_check(f"extra {extra}", "ok" if there else "limited", detail))
+    found = next((name for name in _CHROMIUM if shutil.which(name)), None)
+    detail = found or "not installed: screenshots of reports cannot be made (make screenshots)"
+    return [*checks, _check("chromium", "ok" if found else "limited", detail)]
+
+
+def _sweep(recipe: str) -> list[dict[str, str]]:
+    """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
+    from dlmbench.cli.sweep import find_recipe
+    from dlmbench.errors import RequestError
+    from dlmbench.executors.local import installed
+    from dlmbench.executors.needs import Need, Needs, disk, needed_by, worst
+    from dlmbench.spec import SweepSpec
+
+    sweep = SweepSpec.from_recipe(find_recipe(recipe))
+    cells, objections = [], []
+    for spec in sweep.cells:
+        try:
+            cells.append(spec.check())
+        except RequestError as error:
+            objections.append(Need(f"{spec.method} on {spec.task} with {spec.model}", "missing", str(error)))
+    needs = needed_by(cells, Needs(installed()))
+    return [need._asdict() for need in (*worst(objections), *needs, disk(sweep.out, 0))]
 
 
 def _devices() -> list[dict[str, str]]:

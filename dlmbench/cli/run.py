@@ -41,6 +41,7 @@ def run(
     out: flags.Out = None,
     traces: flags.Traces = flags.TRACED,
     plugin: flags.Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
@@ -51,6 +52,11 @@ def run(
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
     cells, notes = cells_with_baselines(spec)
     print_notes(notes)
+    if dry_run:
+        from dlmbench.cli.plan import print_plan
+
+        print_plan(cells[0].label, cells, traces, json)
+        return
     frame, facts = _execute(cells, traces)
     saved = Path(spec.out) / facts["folder"]
     if json:

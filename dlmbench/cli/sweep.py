@@ -54,7 +54,7 @@ def sweep(
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
     executor: Annotated[str, typer.Option(help="local: here, one by one; ray: many at once on a cluster.")] = "local",
     address: Annotated[Text, typer.Option(help="Ray cluster (host:port, auto); default: one started here.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Run many settings, then write table and figure. The same command resumes it."""
@@ -74,7 +74,10 @@ def sweep(
     cells, notes = spec.checked()
     print_notes([*notes, *_tries(spec, cells)])
     if dry_run:
-        _print_plan(spec, cells, json)
+        from dlmbench.cli.plan import print_plan
+        from dlmbench.executors.sweep import planned_cells
+
+        print_plan(spec.name, planned_cells(spec, cells), traces, json, spec.tune_on)
         return
     _execute(spec, cells, _Executor(executor, address, traces), json)
 
@@ -163,46 +166,3 @@ def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> No
         console.print(sentence, markup=False, soft_wrap=True)
     print_paragraphs(console, paragraphs(frame))
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)
-
-
-def _print_plan(spec: Any, cells: list[Any], json: bool) -> None:
-    """What would be done: every cell with the items it has and needs."""
-    from dlmbench.executors.local import Local
-
-    local = Local()
-    plans = [(cell, *local.plan(cell)) for cell in cells]
-    records = [
-        {
-            "task": cell.spec.task,
-            "model": cell.spec.model,
-            "method": cell.label,
-            "batch_size": cell.spec.batch_size,
-            "folder": folder.name,
-            "done": done,
-            "items": items,
-            "finished": folder.finished,
-        }
-        for cell, folder, done, items in plans
-    ]
-    todo = sum(record["items"] - record["done"] for record in records)
-    if json:
-        print_json({"name": spec.name, "out": spec.out, "tune_on": spec.tune_on, "cells": records, "items_to_do": todo})
-        return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    columns = ("task", "model", "method", "batch_size", "done", "items")
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="left" if name in columns[:3] else "right")
-    for record in records:
-        table.add_row(*(str(record[name]) for name in columns))
-    console = stdout()
-    console.print(table)
-    finished = sum(record["finished"] for record in records)
-    tuned = "; each is first run on dev items, then the chosen ones on test items" if spec.tune_on else ""
-    console.print(
-        f"{spec.name}: {len(records)} cells, {finished} finished, {todo} items to generate, into {spec.out}"
-        f"{tuned}. Nothing was run.",
-        markup=False,
-        soft_wrap=True,
-    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ NEEDS = {"cpu": {"num_cpus": 1, "num_gpus": 0}, "cuda": {"num_cpus": 0, "num_gpu
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
 _STORE_BYTES = 256 << 20  # of a local cluster's object store; samples are small
 _STILLBORN = 3  # workers in a row that did not come up, after which the reason is told
+_KNOCK = 5.0  # seconds for a cluster to answer at all
 _PATIENCE = 30.0  # seconds without any room for work before giving up
 
 
@@ -65,7 +67,7 @@ class Pool:
         self.address = address
         self.seats: list[Seat] = []
         self._stillborn = 0
-        self._hopeful = time.monotonic()  # when there was last something to hope for
+        self._hopeful: dict[str, float] = {}  # kind -> when there was last room for it
 
     def __enter__(self) -> Pool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -76,13 +78,16 @@ class Pool:
         given = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self.address:
+                _knock(self.address)
                 ray.init(address=self.address, **given)
             else:
                 ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **given)
-        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise RequestError(
-                f"No Ray cluster answers at {self.address or 'this machine'} ({_short(error)}): start one with "
-                "ray start --head, or leave --address out."
+                f"No Ray cluster answers at {self.address} ({_short(error)}): start one with ray start --head, or "
+                "leave --address out."
+                if self.address
+                else f"Ray does not start on this machine ({_short(error)}); try ray start --head to see why."
             ) from error
         return self
 
@@ -107,9 +112,9 @@ class Pool:
         """
         room = self.capacity(kind)
         seats = [seat for seat in self.seats if seat.kind == kind]
-        if room or seats or not wanted:
-            self._hopeful = time.monotonic()
-        elif time.monotonic() - self._hopeful > _PATIENCE:
+        if room or seats:
+            self._hopeful[kind] = time.monotonic()
+        elif time.monotonic() - self._hopeful.setdefault(kind, time.monotonic()) > _PATIENCE:
             raise RunError(
                 f"The cluster has no {_COUNTED[kind]} left. Nothing that was finished is lost; the same command goes "
                 "on from here."
@@ -179,6 +184,13 @@ class _Actor(Worker):
         import ray
 
         return ray.get_runtime_context().get_node_id()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
 
 
 def _short(error: BaseException) -> str:

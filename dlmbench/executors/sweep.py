@@ -7,14 +7,20 @@ the one with fewer forwards. How many settings were tried is kept and printed, b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dlmbench.executors.local import Local
 from dlmbench.spec import Checked, SweepSpec
 from dlmbench.store import RunFolder
+
+
+class Executor(Protocol):
+    """Who runs cells: `dlmbench.executors.local.Local` here, `dlmbench.executors.cluster.Cluster` on many machines."""
+
+    def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
+        """Run or resume every cell; the finished folders, in the order of the cells."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,12 @@ class Swept:
     choices: list[Choice]
 
 
-def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> Swept:
+def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], executor: Executor) -> Swept:
     """Run, resume or find finished every cell; writes sweep.json into the sweep's folder."""
     choices: list[Choice] = []
     if sweep.tune_on:
-        cells, choices = _tuned(sweep, cells, local)
-    folders = local.run(cells)
+        cells, choices = _tuned(sweep, cells, executor)
+    folders = executor.run(cells)
     record = {
         "name": sweep.name,
         "description": sweep.description,
@@ -77,17 +83,34 @@ def tries(cells: Sequence[Checked]) -> list[str]:
     ]
 
 
-def _tuned(sweep: SweepSpec, cells: Sequence[Checked], local: Local) -> tuple[list[Checked], list[Choice]]:
-    """The cells whose settings won on dev, one a method, task and set of weights; dev runs are kept below dev/."""
+def planned_cells(sweep: SweepSpec, cells: Sequence[Checked]) -> list[Checked]:
+    """What will run, as far as it is known before: with ``tune_on`` every setting on dev items and, for the setting of
+    each contest that will be chosen, the first one on test items."""
+    if not sweep.tune_on:
+        return list(cells)
+    return [*(on_dev(cell) for cell in cells), *(group[0] for group in contests(cells))]
+
+
+def contests(cells: Sequence[Checked]) -> list[list[Checked]]:
+    """Cells in groups that compete: one a method, task and set of weights."""
     groups: dict[str, list[Checked]] = {}
     for cell in cells:
         groups.setdefault(_contest(cell), []).append(cell)
+    return list(groups.values())
+
+
+def on_dev(cell: Checked) -> Checked:
+    """The same setting on dev items, kept below dev/."""
+    return replace(cell, spec=replace(cell.spec, split="dev", out=str(Path(cell.spec.out) / "dev")))
+
+
+def _tuned(sweep: SweepSpec, cells: Sequence[Checked], executor: Executor) -> tuple[list[Checked], list[Choice]]:
+    """The cells whose settings won on dev, one a contest."""
+    groups = contests(cells)
+    folders = iter(executor.run([on_dev(cell) for group in groups for cell in group]))
     winners, choices = [], []
-    for group in groups.values():
-        dev = [
-            replace(cell, spec=replace(cell.spec, split="dev", out=str(Path(cell.spec.out) / "dev"))) for cell in group
-        ]
-        metrics = [folder.metrics() for folder in local.run(dev)]
+    for group in groups:
+        metrics = [next(folders).metrics() for _ in group]
         best = max(range(len(group)), key=lambda i: (metrics[i]["accuracy"], -metrics[i]["nfe"]))
         tried = [
             {"label": cell.label, "accuracy": one["accuracy"], "nfe": one["nfe"]} for cell, one in zip(group, metrics)

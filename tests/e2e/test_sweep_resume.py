@@ -219,7 +219,7 @@ def test_settings_are_chosen_on_dev_and_reported_on_test(place, capsys):
     (place / "dev" / "train.jsonl").write_text("\n".join(rows[4:12]) + "\n")
     arguments = command(place, "tuned", "--data-dir", str(place / "dev"), "--tune-on", "dev", "--json", gen_length=8)
     planned = json.loads(call(capsys, "sweep", *SWEEP, *arguments, "--dry-run")[1])
-    assert planned["tune_on"] == "dev" and planned["items_to_do"] == 4 * 4
+    assert planned["tune_on"] == "dev" and planned["items_to_do"] == 4 * 8 + 2 * 4
     code, out = call(capsys, "sweep", *SWEEP, *arguments)
     record = json.loads(out)
     assert code == 0 and len(record["rows"]) == 2, "one setting a method"

@@ -1,0 +1,142 @@
+"""What ``--dry-run`` prints: the cells, what they will take here, and what is missing for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dlmbench.cli.console import print_json, stderr, stdout
+
+_COLUMNS = ("task", "model", "method", "batch_size", "done", "items", "forwards", "minutes")
+_TEXT = 3  # leading columns that are words
+
+
+def print_plan(name: str, cells: Sequence[Any], traces: int, json: bool, tune_on: str | None = None) -> None:
+    """Plan `cells`, try them on a few items, print. Leaves no file."""
+    from dlmbench.executors.estimate import estimate, plan
+    from dlmbench.executors.local import Local, installed
+    from dlmbench.executors.needs import Needs, disk, needed_by
+
+    source = installed()
+    local, needs = Local(source, traces=traces), Needs(source)
+    with stderr().status("trying a few items of every run ..."):
+        planned = plan(cells, local, needs)
+        cost = estimate(planned, local)
+    found = needed_by(cells, needs)
+    found.append(disk(cells[-1].spec.out, cost.results_bytes))
+    missing = [need for need in found if need.state == "missing"]
+    if json:
+        print_json(_record(name, planned, cost, missing, tune_on))
+        return
+    console = stdout()
+    console.print(_table(planned))
+    finished = sum(one.finished for one in planned)
+    todo = sum(one.todo for one in planned)
+    tuned = f"; every setting on {tune_on} items, then the chosen ones on test items" if tune_on else ""
+    lines = [
+        f"{name}: {_count(len(planned), 'run')}, {finished} finished, {todo:,} items to generate, into "
+        f"{cells[-1].spec.out}{tuned}."
+    ]
+    lines += [f"missing {need.what}: {need.detail}" for need in missing]
+    lines.append(sentence(cost, planned))
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def sentence(cost: Any, planned: Sequence[Any]) -> str:
+    """The estimate in words."""
+    open_runs = sum(not one.finished for one in planned)
+    if not open_runs:
+        return "Everything is finished: the same command without --dry-run prints its table."
+    if not cost.tried:
+        return "Nothing can be tried before what is missing is here, so there is no estimate. Nothing was run."
+    most = "At most" if cost.bound else "About"
+    words = [
+        f"{most} {_rounded(cost.forwards)} forwards",
+        f"{_size(cost.memory_bytes)} of memory for the model",
+        f"{_size(cost.results_bytes)} of results",
+        f"{_duration(cost.seconds)} here",
+    ]
+    tried = f"{cost.tried} of {_count(cost.runs, 'run')} were tried on a few items, in {cost.spent:.0f} s"
+    rest = f"; the other {cost.runs - cost.tried} are taken like their neighbours" if cost.tried < cost.runs else ""
+    without = open_runs - cost.runs
+    left_out = f" Not counted: {_count(without, 'run')} that something is missing for." if without else ""
+    cut = " Answers were cut in the trials and are taken to reach their full length." if cost.bound else ""
+    return f"{', '.join(words[:-1])} and {words[-1]} ({tried}{rest}).{cut}{left_out} Nothing was run."
+
+
+def _rounded(number: float) -> str:
+    """Three digits are all that a trial can tell."""
+    whole = round(number)
+    return f"{round(whole, min(3 - len(str(whole)), 0)):,}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.2g} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _row(one: Any) -> dict[str, Any]:
+    spec = one.cell.spec
+    return {
+        "task": spec.task,
+        "model": spec.portable()["model"],
+        "method": one.cell.label,
+        "split": spec.split,
+        "batch_size": spec.batch_size,
+        "folder": one.folder,
+        "done": one.done,
+        "items": one.items,
+        "finished": one.finished,
+        "missing": [need.what for need in one.missing],
+        "forwards": one.todo * one.trial.forwards if one.trial else None,
+        "minutes": one.seconds / 60 if one.trial else None,
+    }
+
+
+def _record(name: str, planned: Sequence[Any], cost: Any, missing: Sequence[Any], tune_on: str | None) -> dict:
+    estimate = {
+        "runs": cost.runs,
+        "tried": cost.tried,
+        "forwards": cost.forwards,
+        "memory_gb": cost.memory_bytes / 1e9,
+        "results_gb": cost.results_bytes / 1e9,
+        "minutes": cost.seconds / 60,
+        "upper_limit": cost.bound,
+        "trial_seconds": cost.spent,
+    }
+    return {
+        "name": name,
+        "out": planned[-1].cell.spec.out,
+        "tune_on": tune_on,
+        "cells": [_row(one) for one in planned],
+        "items_to_do": sum(one.todo for one in planned),
+        "estimate": estimate if cost.tried else None,
+        "missing": [need._asdict() for need in missing],
+    }
+
+
+def _table(planned: Sequence[Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for number, column in enumerate(_COLUMNS):
+        table.add_column(column.replace("_", " "), justify="left" if number < _TEXT else "right")
+    for one in planned:
+        row = _row(one)
+        row["forwards"] = "" if row["forwards"] is None else f"{row['forwards']:,.0f}"
+        row["minutes"] = "" if row["minutes"] is None else f"{row['minutes']:.2f}"
+        row["items"] = "?" if row["items"] is None else row["items"]
+        table.add_row(*(str(row[column]) for column in _COLUMNS))
+    return table

@@ -1,0 +1,218 @@
+"""What a list of cells needs on this machine, and whether it is here: weights, data, extras, device, memory, disk.
+
+Looks without fetching: weights are looked for in folders and in the hub's cache, data are loaded (the hub's client may
+fetch a data set, which is small). Sizes of weights that are not here are known for the shapes that `bench` knows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dlmbench.errors import RequestError
+from dlmbench.presets import Preset, resolve
+from dlmbench.spec import Checked, RunSpec
+
+GIB = 1 << 30
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_LETTERS_A_TOKEN = 3  # how a prompt's tokens are guessed before its tokenizer is loaded
+_LOGITS = 3  # copies of a block's float32 logits that a decision keeps
+
+
+class Need(NamedTuple):
+    """One thing that is needed: state is "ok", "limited" (works, worse) or "missing"."""
+
+    what: str
+    state: str
+    detail: str
+
+
+class Needs:
+    """Looks each thing up once."""
+
+    def __init__(self, source: Any):
+        self.source = source
+        self._weights: dict[str, Need] = {}
+        self._tasks: dict[str, tuple[Any, Need]] = {}
+
+    def of(self, cell: Checked) -> list[Need]:
+        """Everything that this cell needs, in the order in which one would get it."""
+        names = [cell.spec.model, *cell.companions.values()]
+        needs = [self._weights_of(name) for name in dict.fromkeys(names)]
+        needs.append(self.task(cell)[1])
+        needs.append(_device(cell.spec))
+        if needs[-1].state == "ok":
+            needs.append(self._memory(cell))
+        return needs
+
+    def missing(self, cell: Checked) -> list[Need]:
+        """What is not here and keeps the cell from running."""
+        return [need for need in self.of(cell) if need.state == "missing"]
+
+    def task(self, cell: Checked) -> tuple[Any, Need]:
+        """The cell's task without chat markup (None when it cannot be had), and what is to be said about its data."""
+        spec = cell.spec
+        name = json.dumps([spec.task, spec.data_dir, spec.num_fewshot, cell.gen_length])
+        if name not in self._tasks:
+            self._tasks[name] = _load(cell)
+        return self._tasks[name]
+
+    def items(self, cell: Checked) -> int | None:
+        """Number of items that the cell asks for, None when its data are not here."""
+        task = self.task(cell)[0]
+        if task is None:
+            return None
+        size = task.size(cell.spec.split)
+        return size if cell.spec.limit is None else min(cell.spec.limit, size)
+
+    def _weights_of(self, name: str) -> Need:
+        if name not in self._weights:
+            self._weights[name] = _weights(name)
+        return self._weights[name]
+
+    def _memory(self, cell: Checked) -> Need:
+        task = self.task(cell)[0]
+        need = memory_bytes(cell, task)
+        room = _room(cell.spec.device)
+        where = "device memory" if cell.spec.device.startswith("cuda") else "memory"
+        if need is None or room is None:
+            return Need(where, "ok", "not known before the weights are here")
+        state = "ok" if need <= room else "missing"
+        remedy = "" if state == "ok" else ": lower --batch-size, or take a smaller model"
+        return Need(where, state, f"about {need / GIB:.2g} GiB of {room / GIB:.3g} GiB that are free{remedy}")
+
+
+def disk(out: str, results: float) -> Need:
+    """Room for `results` bytes of run folders below `out`."""
+    place = next(folder for folder in (Path(out).absolute(), *Path(out).absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    wanted = f"about {results / 1e6:.3g} MB of results, " if results else ""
+    return Need("disk", "ok" if results < free else "missing", f"{wanted}{free / 1e9:.3g} GB free")
+
+
+def worst(needs: Iterable[Need]) -> list[Need]:
+    """Each thing once, in order; of several verdicts on one thing the worst."""
+    rank = ("ok", "limited", "missing")
+    found: dict[str, Need] = {}
+    for need in needs:
+        if need.what not in found or rank.index(need.state) > rank.index(found[need.what].state):
+            found[need.what] = need
+    return list(found.values())
+
+
+def checkpoint_here(preset: Preset) -> Path | None:
+    """Folder of a checkpoint with all its weight files, in place or in the hub's cache; None when it is not here."""
+    folder = Path(preset.location).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(preset.source, revision=preset.revision, local_files_only=True))
+        except Exception:  # whatever the hub's client calls it: it is not here
+            return None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        return folder if all((folder / shard).is_file() for shard in shards) else None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def memory_bytes(cell: Checked, task: Any) -> int | None:
+    """Weights, keys and values and logits of all networks of a cell, as far as their configurations are here."""
+    spec = cell.spec
+    width = _BYTES.get(spec.dtype) or (4 if spec.device == "cpu" else 2)
+    rows = spec.batch_size if isinstance(spec.batch_size, int) else spec.resolved("cpu").batch_size
+    answer = cell.gen_length or getattr(task, "max_tokens", 0)
+    prompt = 0
+    if task is not None:
+        few = task.items(spec.split, min(spec.limit or 16, 16))
+        prompt = max(len(item.prompt) for item in few) // _LETTERS_A_TOKEN
+    total = 0
+    for name in [spec.model, *cell.companions.values()]:
+        config = _config(resolve(name))
+        if config is None:
+            return None
+        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + answer + cell.block_length)
+        logits = _LOGITS * 4 * cell.block_length * config.vocab_size
+        total += config.parameters * width + rows * (keys * width + logits)
+    return total
+
+
+def _config(preset: Preset) -> Any:
+    """Backbone configuration of a checkpoint, by its files or by its name; None when neither says."""
+    from dlmbench.backbone.loading import read_config
+    from dlmbench.bench.shapes import SHAPES
+
+    folder = checkpoint_here(preset)
+    if folder is None:
+        return SHAPES.get(preset.name)
+    try:
+        return read_config(folder)[0]
+    except RequestError:  # a head, whose size does not matter
+        return SHAPES["nano"]
+
+
+def _weights(name: str) -> Need:
+    try:
+        preset = resolve(name)
+    except RequestError as error:
+        return Need(f"weights of {name}", "missing", str(error))
+    folder = checkpoint_here(preset)
+    what = f"weights of {preset.name}"
+    if folder:
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return Need(what, "ok", f"{size / 1e9:.3g} GB")
+    config = _config(preset)
+    size = f", about {2 * config.parameters / 1e9:.3g} GB" if config else ""
+    return Need(
+        what,
+        "missing",
+        f"{preset.source}{size} is neither a folder here nor in the hub's cache: a run fetches it from the hub, "
+        "or give a folder with --model",
+    )
+
+
+def _load(cell: Checked) -> tuple[Any, Need]:
+    from dlmbench.tasks import load_task
+
+    spec, what = cell.spec, f"data of {cell.spec.task}"
+    try:
+        task = load_task(spec.task, data_dir=spec.data_dir, num_fewshot=spec.num_fewshot, gen_length=cell.gen_length)
+        task.size(spec.split)
+    except RequestError as error:
+        return None, Need(what, "missing", str(error))
+    if task.is_code:
+        from dlmbench.scoring import capabilities
+
+        (wall, (holds, remark)), *_ = capabilities().items()
+        if not holds:
+            return task, Need(f"{wall} for {spec.task}", "missing", remark)
+    return task, Need(what, "ok", f"{task.size(spec.split)} {spec.split} items")
+
+
+def _device(spec: RunSpec) -> Need:
+    try:
+        return Need("device", "ok", spec.resolved().device)
+    except RequestError as error:
+        return Need("device", "missing", str(error))
+
+
+def _room(device: str) -> int | None:
+    """Free bytes of the memory that a device works in."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def needed_by(cells: Sequence[Checked], needs: Needs) -> list[Need]:
+    """Everything that some cells need, each thing once."""
+    return worst(need for cell in cells for need in needs.of(cell))
