@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -27,12 +28,8 @@ def doctor(
     json: flags.Json = False,
 ) -> None:
     """Check versions, devices, shipped models, sandbox and hub. Exit code 1 when something needed is missing."""
-    if offline:
-        from huggingface_hub import constants
-
-        constants.HF_HUB_OFFLINE = True
     checks = [*_versions(), *_extras(), *_devices(), *_models(), *_sandbox(), *([] if offline else [_hub()])]
-    checks += _sweep(recipe) if recipe else []
+    checks += _sweep(recipe, offline) if recipe else []
     broken = [check["what"] for check in checks if check["state"] == "missing"]
     if json:
         print_json({"checks": checks, "ok": not broken})
@@ -74,13 +71,14 @@ def _extras() -> list[dict[str, str]]:
     return [*checks, _check("chromium", "ok" if found else "limited", detail)]
 
 
-def _sweep(recipe: str) -> list[dict[str, str]]:
+def _sweep(recipe: str, offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.cli.sweep import find_recipe
     from dlmbench.errors import RequestError
     from dlmbench.executors.local import installed
     from dlmbench.executors.needs import Need, Needs, disk, needed_by, worst
     from dlmbench.spec import SweepSpec
+    from dlmbench.tasks import data
 
     sweep = SweepSpec.from_recipe(find_recipe(recipe))
     cells, objections = [], []
@@ -89,7 +87,8 @@ def _sweep(recipe: str) -> list[dict[str, str]]:
             cells.append(spec.check())
         except RequestError as error:
             objections.append(Need(f"{spec.method} on {spec.task} with {spec.model}", "missing", str(error)))
-    needs = needed_by(cells, Needs(installed()))
+    with data.offline() if offline else nullcontext():
+        needs = needed_by(cells, Needs(installed()))
     return [need._asdict() for need in (*worst(objections), *needs, disk(sweep.out, 0))]
 
 

@@ -100,7 +100,7 @@ def hub(task: str, what: str, files: str) -> Iterator[None]:
         if online:
             yield
         else:
-            with _offline():
+            with offline():
                 yield
     except RequestError:
         raise
@@ -151,7 +151,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """The hub's clients read their switches when they are called, so they can be turned for the time of one call."""
     import datasets
     from huggingface_hub import constants
