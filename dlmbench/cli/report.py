@@ -17,6 +17,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The file to write.", show_default="report.html in the first folder")
     ] = None,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Also write tables and settings for a paper, as .tex.")
+    ] = False,
     json: flags.Json = False,
 ) -> None:
     """Write the report: summary, figures, tables, every item, and recorded decodings to replay."""
@@ -40,14 +43,25 @@ def report(
     title, description = _named(folders[0])
     path = write_report(frame, runs, out or folders[0] / "report.html", title, description)
     found = paragraphs(frame)
+    tex = _latex(runs, folders, path) if latex else None
     if json:
-        print_json({"file": str(path), "rows": len(frame), "summary": dict(found)})
+        print_json({"file": str(path), "latex": tex and str(tex), "rows": len(frame), "summary": dict(found)})
         return
     from dlmbench.report.screen import print_paragraphs
 
     console = stdout()
     print_paragraphs(console, found)
-    console.print(f"saved   {path}", style="dim", markup=False, soft_wrap=True)
+    names = " and ".join(str(one) for one in (path, tex) if one)
+    console.print(f"saved   {names}", style="dim", markup=False, soft_wrap=True)
+
+
+def _latex(runs: list, folders: list[Path], report: Path) -> Path:
+    """Write the tables for a paper beside the report; the path is returned."""
+    from dlmbench.report.latex import choices_of, latex
+
+    path = report.with_suffix(".tex")
+    path.write_text(latex(runs, [choice for folder in folders for choice in choices_of(folder)]), encoding="utf-8")
+    return path
 
 
 def _named(folder: Path) -> tuple[str, str]:

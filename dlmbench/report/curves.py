@@ -18,7 +18,7 @@ import numpy as np
 
 from dlmbench import fronts
 from dlmbench.errors import RequestError
-from dlmbench.report.table import circumstances_of, number, percent, pipe, row, signed
+from dlmbench.report.table import circumstances_of, number, percent, pipe, row, signed, sort_key
 from dlmbench.stats import verdict
 from dlmbench.store import RunFolder, find_runs
 from dlmbench.store.metrics import calls, item_costs
@@ -68,10 +68,9 @@ def finished(*folders: str | Path) -> list[RunFolder]:
 
 
 def groups(runs: Iterable[RunFolder]) -> list[Group]:
-    """The comparable groups among finished runs, on the items that all of a group's rows hold."""
+    """The comparable groups among finished runs, on the items that all of a group's rows hold, in the table's order."""
     members: dict[tuple, list[tuple[dict[str, Any], RunFolder]]] = {}
-    for run in runs:
-        record = row(run)
+    for record, run in sorted(((row(run), run) for run in runs), key=lambda pair: sort_key(pair[0])):
         members.setdefault(circumstances_of(record), []).append((record, run))
     made = (_group([record for record, _ in group], [run for _, run in group]) for group in members.values())
     return [group for group in made if group.accuracy.shape[1]]

@@ -97,7 +97,7 @@ def table(runs: Iterable[RunFolder], samples: bool = True) -> pd.DataFrame:
         _add_differences(rows, [_accuracies(run) for run in runs])
         _add_front_shares(rows, runs)
     frame = pd.DataFrame(rows)
-    order = sorted(range(len(rows)), key=lambda i: _sort_key(rows[i]))
+    order = sorted(range(len(rows)), key=lambda i: sort_key(rows[i]))
     return frame.iloc[order].reset_index(drop=True)
 
 
@@ -155,7 +155,8 @@ def _compact(record: Any) -> str:
     return json.dumps(record, sort_keys=True)
 
 
-def _sort_key(record: dict[str, Any]) -> tuple:
+def sort_key(record: dict[str, Any]) -> tuple:
+    """The order of rows everywhere: task, model, method, batch, then the knob."""
     knob = record["knob"]
     return (
         record["task"],
