@@ -81,7 +81,7 @@ PRESETS: dict[str, Preset] = {
             "nano/nano",
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
-            companions={"draft": "nano-draft", "guide": "nano-ar"},
+            companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
             **_NANO,
         ),
         Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
@@ -94,6 +94,9 @@ PRESETS: dict[str, Preset] = {
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
             **_NANO,
         ),
+        Preset("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano", **_NANO),
+        Preset("nano-mrp-naive", "nano/nano-mrp-naive", "mrp", "the same without residuals, for mrp.mix=none", **_NANO),
+        Preset("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp trained at revealed tokens too", **_NANO),
         Preset("nano-adjust", "nano/nano-adjust", "adjust", "shipped ADJUST sampler, a --head of nano-llada", **_NANO),
         Preset(
             "nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada", **_NANO

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,13 +29,13 @@ from torch import Tensor
 
 from dlmbench.backbone import Transformer, load_checkpoint, weights_hash
 from dlmbench.backbone.loading import checkpoint_folder
-from dlmbench.heads.mrp import MRPModule, save_module
+from dlmbench.heads.mrp import MRPModule, load_module, save_module
 from dlmbench.presets import resolve
 from dlmbench.training import block_diffusion
 from dlmbench.training.data import Batch, Example, collate, cut
 from dlmbench.training.evaluate import dev_items
 from dlmbench.training.loop import END, Worker
-from dlmbench.training.recipe import MRPPlan
+from dlmbench.training.recipe import STARTS, MRPPlan
 from dlmbench.training.step import run_layers
 
 LEAST_LEFT = 0.05  # of the loss weight after the reveals: a batch of nearly full blocks must not dominate
@@ -49,7 +50,11 @@ class MRPWorker(Worker):
         self.backbone_weights = weights_hash(folder)
         precise = load_checkpoint(folder, self.device)
         backbone = precise if self.dtype == torch.float32 else load_checkpoint(folder, self.device, self.dtype)
-        master = MRPModule(precise, plan.layers, plan.residual).init_weights(plan.start, self.recipe.seed)
+        master = MRPModule(precise, plan.layers, plan.residual)
+        if plan.start in STARTS:
+            master.init_weights(plan.start, self.recipe.seed)
+        else:
+            master.load_state_dict(load_module(Path(plan.module_folder), precise, self.backbone_weights).state_dict())
         network = MRPModule(backbone, plan.layers, plan.residual)
         self.sums: dict[str, float] = defaultdict(float)
         return master.to(self.device).requires_grad_(True).train(), network.to(self.device, self.dtype)
@@ -74,8 +79,8 @@ class MRPWorker(Worker):
         plan = self.recipe.mrp
         training = {
             "recipe": self.recipe.name, "steps": self.step, "columns": self.columns, "seconds": round(self.seconds),
-            "start": plan.start, "reveal": plan.reveal, "counts": list(plan.counts), "unrolled": plan.unrolled,
-            "leave_one_out": plan.leave_one_out, "block_lengths": list(self.recipe.block_lengths),
+            "start": Path(plan.start).name, "reveal": plan.reveal, "counts": list(plan.counts),
+            "unrolled": plan.unrolled, "leave_one_out": plan.leave_one_out, "block_lengths": list(self.recipe.block_lengths),
         }  # fmt: skip
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 

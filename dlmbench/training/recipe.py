@@ -8,8 +8,11 @@ from pathlib import Path
 import yaml
 
 from dlmbench.errors import RequestError
+from dlmbench.presets import PRESETS
 
 OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd", "adjust", "learned_policy")
+STARTS = ("layers", "random", "card")  # of an MRP module
+REVEALS = ("gt", "gt_random", "model")
 HEADS = {"mrp": "an MRP module", "adjust": "an ADJUST sampler", "learned_policy": "an unmasking policy"}
 
 
@@ -37,7 +40,8 @@ class WarmStart:
 class MRPPlan:
     """How an MRP module is trained beside the frozen backbone that `warm_start` names (card of MRP, section 3).
 
-    start: ``layers`` (the backbone's last ones), ``random``, or ``card``. reveal: ``gt`` shows `counts[0]` true tokens
+    start: ``layers`` (the backbone's last ones), ``random``, ``card``, or a trained module, preset or folder, to go on
+    from. reveal: ``gt`` shows `counts[0]` true tokens
     of every block, ``gt_random`` a number drawn from `counts`, ``model`` the backbone's own choices above a threshold
     drawn from `thresholds` (what remasking meets). unrolled: reveals in a row, each with its pass. leave_one_out:
     weight of the loss at revealed positions, whose teacher is the backbone with that one position masked again.
@@ -54,16 +58,22 @@ class MRPPlan:
     residual: bool = True
 
     def __post_init__(self):
-        for name, value, known in (
-            ("start", self.start, ("layers", "random", "card")),
-            ("reveal", self.reveal, ("gt", "gt_random", "model")),
-        ):
-            if value not in known:
-                raise RequestError(f"mrp.{name} is {value!r}; it takes one of {', '.join(known)}.")
+        if self.reveal not in REVEALS:
+            raise RequestError(f"mrp.reveal is {self.reveal!r}; it takes one of {', '.join(REVEALS)}.")
+        if self.start not in STARTS and not Path(self.module_folder).is_dir():
+            raise RequestError(
+                f"mrp.start is {self.start!r}; it takes one of {', '.join(STARTS)}, or a trained module: a preset or "
+                "a folder."
+            )
         if self.layers < 1 or self.unrolled < 1 or not self.counts or min(self.counts) < 1 or self.leave_one_out < 0:
             raise RequestError("mrp.layers, unrolled and counts are at least 1, and leave_one_out is not negative.")
         if self.leave_one_out and not self.residual:
             raise RequestError("mrp.leave_one_out needs residual: true; a replaced distribution has no old logits.")
+
+    @property
+    def module_folder(self) -> str:
+        """Where the module to go on from lies, if `start` names one."""
+        return PRESETS[self.start].location if self.start in PRESETS else self.start
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,16 @@ def test_every_start_and_the_naive_head_take_a_step(tmp_path, folder, start):
         assert trainee.step == 2 and all(torch.isfinite(p).all() for p in trainee.master.parameters())
 
 
+def test_a_trained_module_may_be_the_start_of_the_next_stage(tmp_path, folder):
+    first = worker(folder, tmp_path / "first", steps=3)
+    first.run()
+    later = worker(folder, tmp_path / "later", mrp=dict(start=str(tmp_path / "first" / "weights"), unrolled=2))
+    for name, weight in first.master.state_dict().items():
+        assert torch.equal(weight.bfloat16(), later.master.state_dict()[name].bfloat16()), name
+    later.export()
+    assert json.loads((tmp_path / "later/weights/config.json").read_text())["training"]["start"] == "weights"
+
+
 # --- recipes and the command line -------------------------------------------------------------------------------------
 
 
@@ -261,6 +271,7 @@ def test_wrong_plans_are_refused_by_name(tmp_path):
         ("", "names no backbone"),
         ("warm_start: {model: nano}\nmrp: {depth: 3}\n", "no field depth"),
         ("warm_start: {model: nano}\nmrp: {reveal: all}\n", "mrp.reveal"),
+        ("warm_start: {model: nano}\nmrp: {start: nowhere}\n", "mrp.start"),
     ):
         (tmp_path / "r.yaml").write_text(text + more)
         with pytest.raises(RequestError, match=words):
