@@ -28,9 +28,7 @@ def prices(engine, repeats: int) -> dict[str, float]:
     plain, base = _plain(engine, repeats)
     result = {"seconds_per_denoise": base}
     for name in sorted(engine.shapes):
-        rows = 1 if "/prefill/" in name else batch
-        share = batch / rows  # a batch's denoise serves `batch` rows, a prefill of one row only that row
-        result[name] = 1.0 if name == plain else round(_seconds(engine, name, rows, repeats) * share / base, 4)
+        result[name] = 1.0 if name == plain else round(_seconds(engine, name, batch, repeats) / base, 4)
     return result
 
 

@@ -211,8 +211,8 @@ class Engine:
     def calibrate(self, repeats: int = 5) -> dict[str, float]:
         """Price of every "role/kind/shape" met so far: its time over that of one plain denoise of the target.
 
-        Measured at this engine's batch size and at the mean numbers of queries and keys seen, median of `repeats`. A
-        prefill is priced for one row.
+        Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
+        of `repeats`.
         """
         from dlmbench.engine.calibrate import prices
 

@@ -80,7 +80,8 @@ class MRPWorker(Worker):
         training = {
             "recipe": self.recipe.name, "steps": self.step, "columns": self.columns, "seconds": round(self.seconds),
             "start": Path(plan.start).name, "reveal": plan.reveal, "counts": list(plan.counts),
-            "unrolled": plan.unrolled, "leave_one_out": plan.leave_one_out, "block_lengths": list(self.recipe.block_lengths),
+            "unrolled": plan.unrolled, "leave_one_out": plan.leave_one_out,
+            "block_lengths": list(self.recipe.block_lengths),
         }  # fmt: skip
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 
