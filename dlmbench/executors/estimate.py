@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dlmbench.executors.local import (
     SPEED_LEAST,
@@ -154,37 +155,52 @@ def _nearest(cells: Sequence[Planned], number: int) -> Trial | None:
 
 def _try(job: Job, local: Local, allowed: float, loads: dict[str, float]) -> Trial:
     """Decode a few items within about `allowed` seconds; loading is measured apart, in `loads`."""
-    name = canonical(job.identity["weights"])
-    began = time.monotonic()
-    engine = local.source.build(job.cell)
-    batch, whole = job.cell.spec.batch_size, job.task.max_tokens
-    items = job.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
-    loads.setdefault(name, time.monotonic() - began)
-    peek = [replace(one, max_tokens=min(_PEEK, whole)) for one in requests_of(job, engine, items[:batch])]
-    engine.generate(peek)
-    forward = engine.timing.decode / max(engine.launched, 1)
-    if forward * whole * len(items) / min(batch, len(items)) > allowed:
-        items = items[:batch]
-    tokens = min(whole, max(int(allowed / max(forward, 1e-9)), _PEEK))
     from dlmbench.tasks.lm import evaluate
 
-    engine.shapes.clear()
-    cut = [replace(item, max_tokens=tokens) for item in items] if tokens < whole else items
     began = time.monotonic()
-    found = evaluate(job.task, engine, cut, seed=job.cell.spec.seed)
+    engine = local.source.build(job.cell)
+    loads.setdefault(canonical(job.identity["weights"]), time.monotonic() - began)
+    items, tokens = _affordable(job, engine, allowed)
+    engine.shapes.clear()
+    began = time.monotonic()
+    found = evaluate(job.task, engine, [replace(item, max_tokens=tokens) for item in items], seed=job.cell.spec.seed)
     seconds = time.monotonic() - began
-    reached = [whole / tokens if g.stop_reason == "length" and tokens < whole else 1.0 for _, g, _ in found]
-    growth = sum(reached) / len(reached)
-    calls = sum(kind["calls"] for _, g, _ in found for kinds in g.counts.values() for kind in kinds.values())
+    more, slower = _growth(job, engine, tokens, [generation for _, generation, _ in found])
+    calls = sum(sum(generation.widths.values()) for _, generation, _ in found)
     return Trial(
         items=len(items),
-        seconds=growth * seconds / len(items),
-        forwards=growth * calls / len(items),
-        bytes=growth * sum(len(json.dumps(sample_record(*one))) for one in found) / len(items),
+        seconds=more * slower * seconds / len(items),
+        forwards=more * calls / len(items),
+        bytes=more * sum(len(json.dumps(sample_record(*one))) for one in found) / len(items),
         shapes=frozenset(engine.shapes),
         forward=engine.timing.decode / max(engine.launched, 1),
-        bound=growth > 1,
+        bound=more > 1,
     )
+
+
+def _affordable(job: Job, engine: Any, allowed: float) -> tuple[list[Any], int]:
+    """The items to try and the tokens of their answers, after a look at what the first few tokens cost."""
+    batch, whole = job.cell.spec.batch_size, job.task.max_tokens
+    least = max(_PEEK, job.cell.fixed["window"] + 1) if job.cell.fixed else _PEEK  # the marker must fit in
+    items = job.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
+    peek = requests_of(job, engine, [replace(item, max_tokens=min(least, whole)) for item in items[:batch]])
+    engine.generate(peek)
+    forward = engine.timing.decode / max(engine.launched, 1)
+    if forward * whole * len(items) / batch > allowed:
+        items = items[:batch]
+    return items, min(whole, max(int(allowed / max(forward, 1e-9)), least))
+
+
+def _growth(job: Job, engine: Any, tokens: int, found: Sequence[Any]) -> tuple[float, float]:
+    """(How many times more forwards whole answers take at most, how many times longer each takes.)"""
+    whole = job.task.max_tokens
+    if tokens == whole:
+        return 1.0, 1.0
+    if engine.target.config.attention != "full":
+        return sum(whole / tokens if one.stop_reason == "length" else 1.0 for one in found) / len(found), 1.0
+    # a forward covers the whole row, and the row is filled whatever stands in it
+    prompt = len(requests_of(job, engine, job.items[:1])[0].prompt_ids)
+    return whole / tokens, (prompt + whole) / (prompt + tokens)
 
 
 def _add_up(cells: Sequence[Planned], local: Local, loads: dict[str, float]) -> None:
@@ -196,7 +212,7 @@ def _add_up(cells: Sequence[Planned], local: Local, loads: dict[str, float]) -> 
             continue
         batch = job.cell.spec.batch_size
         timed = SPEED_REPEATS * min(max(SPEED_LEAST, SPEED_ROUNDS * batch), one.items) + min(batch, one.items)
-        recorded = 0 if local.traced(job) else min(local.traces, one.items) * batch  # rows of the batch stay empty
+        recorded = 0 if local.traced(job) else min(batch, one.items)  # few items, in about the time of a full batch
         circumstances = canonical(job.circumstances())
         if circumstances not in priced:
             priced[circumstances] = set(stored_prices(job.folder.path.parent).get(circumstances, {UNIT: 0.0}))
@@ -204,6 +220,6 @@ def _add_up(cells: Sequence[Planned], local: Local, loads: dict[str, float]) -> 
         priced[circumstances] |= trial.shapes
         one.seconds = (
             loads.pop(canonical(job.identity["weights"]), 0.0)
-            + (one.todo + timed + recorded / max(batch, 1)) * trial.seconds
+            + (one.todo + timed + recorded) * trial.seconds
             + len(new) * max(_PRICE_CALLS * trial.forward, _PRICE_LEAST)
         )

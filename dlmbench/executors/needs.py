@@ -164,7 +164,7 @@ def _weights(name: str) -> Need:
     what = f"weights of {preset.name}"
     if folder:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return Need(what, "ok", f"{size / 1e9:.3g} GB")
+        return Need(what, "ok", f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB")
     config = _config(preset)
     size = f", about {2 * config.parameters / 1e9:.3g} GB" if config else ""
     return Need(
