@@ -33,8 +33,10 @@ def print_plan(name: str, cells: Sequence[Any], traces: int, json: bool, tune_on
     finished = sum(one.finished for one in planned)
     todo = sum(one.todo for one in planned)
     tuned = f"; every setting on {tune_on} items, then the chosen ones on test items" if tune_on else ""
+    unknown = any(one.items is None for one in planned)
+    items = "an unknown number of" if unknown else f"{todo:,}"
     lines = [
-        f"{name}: {_count(len(planned), 'run')}, {finished} finished, {todo:,} items to generate, into "
+        f"{name}: {_count(len(planned), 'run')}, {finished} finished, {items} items to generate, into "
         f"{cells[-1].spec.out}{tuned}."
     ]
     lines += [f"missing {need.what}: {need.detail}" for need in missing]

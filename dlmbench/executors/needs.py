@@ -76,8 +76,8 @@ class Needs:
     def _memory(self, cell: Checked) -> Need:
         task = self.task(cell)[0]
         need = memory_bytes(cell, task)
-        room = _room(cell.spec.device)
-        where = "device memory" if cell.spec.device.startswith("cuda") else "memory"
+        device = cell.spec.resolved().device
+        room, where = _room(device), "memory" if device == "cpu" else "device memory"
         if need is None or room is None:
             return Need(where, "ok", "not known before the weights are here")
         state = "ok" if need <= room else "missing"
@@ -121,10 +121,11 @@ def checkpoint_here(preset: Preset) -> Path | None:
 
 
 def memory_bytes(cell: Checked, task: Any) -> int | None:
-    """Weights, keys and values and logits of all networks of a cell, as far as their configurations are here."""
-    spec = cell.spec
-    width = _BYTES.get(spec.dtype) or (4 if spec.device == "cpu" else 2)
-    rows = spec.batch_size if isinstance(spec.batch_size, int) else spec.resolved("cpu").batch_size
+    """Weights, keys and values and logits of all networks of a cell, None when a configuration is not here.
+
+    Raises RequestError when the cell's device is not here.
+    """
+    spec = cell.spec.resolved()
     answer = cell.gen_length or getattr(task, "max_tokens", 0)
     prompt = 0
     if task is not None:
@@ -137,7 +138,8 @@ def memory_bytes(cell: Checked, task: Any) -> int | None:
             return None
         keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + answer + cell.block_length)
         logits = _LOGITS * 4 * cell.block_length * config.vocab_size
-        total += config.parameters * width + rows * (keys * width + logits)
+        width = _BYTES[spec.dtype]
+        total += config.parameters * width + spec.batch_size * (keys * width + logits)
     return total
 
 
