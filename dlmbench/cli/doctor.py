@@ -75,7 +75,6 @@ def _sweep(recipe: str, offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.cli.sweep import find_recipe
     from dlmbench.errors import RequestError
-    from dlmbench.executors.local import installed
     from dlmbench.executors.needs import Need, Needs, disk, needed_by, worst
     from dlmbench.spec import SweepSpec
     from dlmbench.tasks import data
@@ -88,7 +87,7 @@ def _sweep(recipe: str, offline: bool) -> list[dict[str, str]]:
         except RequestError as error:
             objections.append(Need(f"{spec.method} on {spec.task} with {spec.model}", "missing", str(error)))
     with data.offline() if offline else nullcontext():
-        needs = needed_by(cells, Needs(installed()))
+        needs = needed_by(cells, Needs())
     return [need._asdict() for need in (*worst(objections), *needs, disk(sweep.out, 0))]
 
 

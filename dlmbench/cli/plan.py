@@ -14,11 +14,10 @@ _TEXT = 3  # leading columns that are words
 def print_plan(name: str, cells: Sequence[Any], traces: int, json: bool, tune_on: str | None = None) -> None:
     """Plan `cells`, try them on a few items, print. Leaves no file."""
     from dlmbench.executors.estimate import estimate, plan
-    from dlmbench.executors.local import Local, installed
+    from dlmbench.executors.local import Local
     from dlmbench.executors.needs import Needs, disk, needed_by
 
-    source = installed()
-    local, needs = Local(source, traces=traces), Needs(source)
+    local, needs = Local(traces=traces), Needs()
     with stderr().status("trying a few items of every run ..."):
         planned = plan(cells, local, needs)
         cost = estimate(planned, local)

@@ -33,8 +33,7 @@ class Need(NamedTuple):
 class Needs:
     """Looks each thing up once."""
 
-    def __init__(self, source: Any):
-        self.source = source
+    def __init__(self):
         self._weights: dict[str, Need] = {}
         self._tasks: dict[str, tuple[Any, Need]] = {}
 
