@@ -76,7 +76,7 @@ class Needs:
         task = self.task(cell)[0]
         need = memory_bytes(cell, task)
         device = cell.spec.resolved().device
-        room, where = _room(device), "memory" if device == "cpu" else "device memory"
+        room, where = _room(device), f"memory for {cell.preset.name}"
         if need is None or room is None:
             return Need(where, "ok", "not known before the weights are here")
         state = "ok" if need <= room else "missing"
