@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.network import Network
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.shapes import SHAPES, random_model
@@ -34,6 +35,7 @@ class Settings:
     new_tokens: int = 64
     repeats: int = 5
     plain: bool = True
+    lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
 
 
 def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -66,6 +68,20 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
             config.flops(queries, queries * keys) / rates["matmul_gflop_per_s"] / 1e9,
         )
         rows.append({"batch": batch, "ms": seconds * 1e3, "roofline_share": floor / seconds})
+    return rows
+
+
+def cached_rows(model, settings: Settings) -> list[dict]:
+    """Full attention: milliseconds of a forward of the whole row, and of what the cache policies recompute instead,
+    for one row of each length. prefix and freecache are shown half-way, where half of the row is left."""
+    net, rows = Bidirectional("target", model, settings.block_length), []
+    for length in settings.lengths:
+        block = min(settings.block_length, length)
+        ms = {
+            policy: 1e3 * forward_seconds(net, 1, width, length, block, settings.repeats)
+            for policy, width in (("none", length), ("prefix", max(length // 2, block)), ("dual", block))
+        }
+        rows.append({"length": length, **{f"{name}_ms": value for name, value in ms.items()}})
     return rows
 
 
@@ -128,9 +144,6 @@ def run(settings: Settings) -> dict:
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     model = random_model(settings.shape, settings.device, dtype)
     rates = device_rates(device, dtype)
-    contenders = [_Ours(model, settings, batch) for batch in settings.batch_sizes]
-    rows = decode_rows([*contenders, *([_Plain(model, settings)] if settings.plain else [])], settings.repeats)
-    decoded = rows[: len(contenders)]
     record = {
         "shape": settings.shape,
         "parameters": SHAPES[settings.shape].parameters,
@@ -139,22 +152,43 @@ def run(settings: Settings) -> dict:
         "dtype": settings.dtype,
         "torch": torch.__version__,
         "block_length": settings.block_length,
-        "prompt_tokens": settings.prompt_tokens,
-        "new_tokens": settings.new_tokens,
         "repeats": settings.repeats,
         **rates,
-        "forwards": forward_rows(model, settings, rates),
-        "decoding": rows,
     }
+    if model.config.attention == "full":
+        return record | _full_attention(model, settings)
+    return record | _block_causal(model, settings, rates)
+
+
+def _full_attention(model, settings: Settings) -> dict:
+    rows = cached_rows(model, settings)
+    ratios = {
+        f"whole row over {name}, length {row['length']}": row["none_ms"] / row[f"{name}_ms"]
+        for row in rows
+        for name in ("prefix", "dual")
+    }
+    return {"cached": rows, "ratios": ratios}
+
+
+def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
+    contenders = [_Ours(model, settings, batch) for batch in settings.batch_sizes]
+    rows = decode_rows([*contenders, *([_Plain(model, settings)] if settings.plain else [])], settings.repeats)
+    decoded = rows[: len(contenders)]
     first = decoded[0]["tokens_per_s"]
-    record["ratios"] = {
+    ratios = {
         f"batch {row['batch']} over batch {decoded[0]['batch']}": row["tokens_per_s"] / first for row in decoded[1:]
     }
     for plain in rows[len(contenders) :]:
-        record["ratios"] |= {
+        ratios |= {
             f"batch {row['batch']} over transformers": row["tokens_per_s"] / plain["tokens_per_s"] for row in decoded
         }
-    return record
+    return {
+        "prompt_tokens": settings.prompt_tokens,
+        "new_tokens": settings.new_tokens,
+        "forwards": forward_rows(model, settings, rates),
+        "decoding": rows,
+        "ratios": ratios,
+    }
 
 
 class _ClockedNetwork(Network):

@@ -8,6 +8,7 @@ from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.model import Transformer
 from dlmbench.errors import RequestError
 
+_LLADA = dict(qk_norm=False, attention="full")
 _QWEN = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
 
 SHAPES: dict[str, BackboneConfig] = {
@@ -15,15 +16,24 @@ SHAPES: dict[str, BackboneConfig] = {
     "sdar-1.7b": BackboneConfig("sdar", hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144, **_QWEN),
     "sdar-4b": BackboneConfig("sdar", hidden_size=2560, num_layers=36, num_heads=32, intermediate_size=9728, **_QWEN),
     "sdar-8b": BackboneConfig("sdar", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288, **_QWEN),
+    "llada-20m": BackboneConfig("llada", 4096, 384, 10, 6, 6, 64, 1024, mask_id=2, max_positions=4096, **_LLADA),
+    "llada-8b": BackboneConfig(
+        "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096, **_LLADA
+    ),
 }
+
+
+def shape_of(name: str) -> BackboneConfig:
+    """The shape of that name. Raises RequestError for an unknown one."""
+    if name not in SHAPES:
+        raise RequestError(f"Unknown shape {name!r}; bench knows {', '.join(SHAPES)}.")
+    return SHAPES[name]
 
 
 def random_model(name: str, device: str, dtype: torch.dtype) -> Transformer:
     """A network of that shape with small normal weights. Raises RequestError for an unknown shape."""
-    if name not in SHAPES:
-        raise RequestError(f"Unknown shape {name!r}; bench knows {', '.join(SHAPES)}.")
     with torch.device("meta"):
-        model = Transformer(SHAPES[name])
+        model = Transformer(shape_of(name))
     model = model.to_empty(device=device).to(dtype)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 from synthetic import make_family, make_run
+from typer.testing import CliRunner
 
-from dlmbench.cli.app import VERBS, main
+from dlmbench.cli.app import VERBS, app, main
 from dlmbench.presets import PRESETS
 from dlmbench.registry import DECODERS
 
@@ -211,3 +212,11 @@ def test_plot_says_when_there_is_nothing(call, tmp_path):
     make_run(tmp_path, finished=False)
     code, _, err = call("plot", tmp_path)
     assert code == 2 and "No finished run" in err
+
+
+def test_bench_compares_cached_forwards_of_full_attention():
+    short = ["--lengths", "16,64", "--repeats", "1", "--json"]
+    record = json.loads(CliRunner().invoke(app, ["bench", "--shape", "llada-20m", *short]).stdout)
+    assert [row["length"] for row in record["cached"]] == [16, 64]
+    assert all(row["dual_ms"] > 0 for row in record["cached"]) and record["block_length"] == 32
+    assert "whole row over dual, length 64" in record["ratios"]
