@@ -102,7 +102,7 @@ class AdjustModule(nn.Module):
         return self.backbone.project(states)
 
     @torch.no_grad()
-    def init_weights(self, start: str = "layer", seed: int = 0) -> AdjustModule:
+    def init_weights(self, start: str = "card", seed: int = 0) -> AdjustModule:
         """``card``: torch's own defaults, norms at one; ``layer``: a copy of the backbone's last layer over the sum of
         both inputs, and the last norm at zero, so that nothing moves until something was learned.
         """

@@ -80,20 +80,20 @@ class MRPPlan:
 class AdjustPlan:
     """How ADJUST's sampler is trained beside the frozen backbone that `warm_start` names (card of ADJUST, section 4).
 
-    unrolled: most calls of the sampler after one state of the backbone. start: ``layer`` (the backbone's last one,
-    moving nothing at first), or ``card``. temperature: of the backbone's trajectories. trajectories: how many a worker
-    keeps at a time; windows: how many steps are taken on them before they are replaced.
+    unrolled: most calls of the sampler after one state of the backbone. start: ``card`` (random, as the authors do), or
+    ``layer`` (the backbone's last one, moving nothing at first). temperature: of the backbone's trajectories.
+    trajectories: how many a worker keeps at a time; windows: steps taken on them before they are replaced.
     """
 
     unrolled: int = 3
-    start: str = "layer"
+    start: str = "card"
     temperature: float = 0.0
     trajectories: int = 160
     windows: int = 256
 
     def __post_init__(self):
-        if self.start not in ("layer", "card"):
-            raise RequestError(f"adjust.start is {self.start!r}; it takes one of layer, card.")
+        if self.start not in ("card", "layer"):
+            raise RequestError(f"adjust.start is {self.start!r}; it takes one of card, layer.")
         if min(self.unrolled, self.trajectories, self.windows) < 1 or self.temperature < 0:
             raise RequestError(
                 "adjust.unrolled, trajectories and windows are at least 1, and temperature is not negative."

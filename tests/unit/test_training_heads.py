@@ -73,7 +73,7 @@ def rows_of(count=5, block_length=4, seed=0):
 def recipe(folder, objective, **changes):
     fields = dict(name="tiny", objective=objective, mixture={"code": 1.0}, steps=6, workers=1, columns=256)
     fields |= dict(evaluate_items=0, compile=False, bfloat16=False, warmup=2, block_lengths=(4,))
-    fields |= dict(adjust=AdjustPlan(unrolled=2, trajectories=10, windows=4))
+    fields |= dict(adjust=AdjustPlan(unrolled=2, start="layer", trajectories=10, windows=4))
     fields |= dict(learned_policy=PolicyPlan(rollouts=4, hidden=16, intermediate=32, bias=0.0))
     return Recipe(warm_start=WarmStart(str(folder)), **(fields | changes))
 
