@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full test test-all lint bench bench-gpu train-nano
+.PHONY: setup reproduce reproduce-full screenshots test test-all lint bench bench-gpu train-nano
 
 setup: $(VENV)/.runtime
 
@@ -26,6 +26,9 @@ reproduce: $(VENV)/.runtime
 
 reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce-full.yaml
+
+screenshots: reproduce
+	$(BIN)/python tests/e2e/screenshots.py results/reproduce results/screenshots
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
