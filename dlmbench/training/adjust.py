@@ -12,8 +12,9 @@ Logged beside the loss, always against doing nothing: the same KL and agreement 
 step, which is what drawing all tokens from one forward's marginals assumes (kl_parallel); the same on dev items, and
 what both are worth there in decoding. A sampler is worth something only where it beats the parallel numbers.
 
-Apart from the card: Muon for the layer's matrices, greedy trajectories unless `adjust.temperature` says otherwise, and
-a start at doing nothing as an option (`adjust.start`). Left out: losses on hidden states (weight 0 in the authors' runs).
+Apart from the card: Muon for the layer's matrices, greedy trajectories unless `adjust.temperature` says otherwise,
+and a start at doing nothing as an option (`adjust.start`). Left out: losses on hidden states, which have weight 0 in
+the authors' runs.
 
 Axes: N rows, R columns, A answer positions, K chosen positions, D width, V vocabulary.
 """
