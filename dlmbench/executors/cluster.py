@@ -23,18 +23,15 @@ from typing import Any
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.executors.local import (
-    UNIT,
     Job,
     Local,
     Progress,
     Silent,
     Source,
-    add_prices,
-    calibration_record,
-    stored_prices,
     with_history,
 )
 from dlmbench.executors.pool import Lost, Pool, Seat
+from dlmbench.executors.prices import Prices
 from dlmbench.executors.traces import TRACED
 from dlmbench.executors.worker import Piece
 from dlmbench.presets import PRESETS
@@ -74,7 +71,7 @@ class Cluster:
         self.local = Local(source, traces=traces)
         self.told = _InOrder(progress or Silent())
         self.lost = 0
-        self.prices: dict[str, dict[str, float]] = {}
+        self.prices = Prices()
 
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells.
@@ -126,8 +123,7 @@ class Cluster:
             timed = not job.folder.finished
             cell = _Open(job, _portable(job.cell.spec), stack.pop_all(), writer, done, len(done), timed=timed)
         self.open[job.key] = cell
-        for name, known in stored_prices(job.folder.path.parent).items():
-            add_prices(self.prices.setdefault(name, {}), known)
+        self.prices.read(job.folder.path.parent)
         missing = [item.key for item in job.items if item.key not in done]
         size = max(SHARD_LEAST, SHARD_ROUNDS * job.cell.spec.batch_size)
         for start in range(0, len(missing), size):
@@ -201,10 +197,8 @@ class Cluster:
 
     def _calibration(self, found: Mapping[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A worker's calibration with the prices that were measured first in its circumstances."""
-        known = self.prices.setdefault(canonical(found["circumstances"]), {})
-        add_prices(known, {**found["prices"], UNIT: found[UNIT]})
-        needed = {width for sample in samples for width in sample["widths"]}
-        return calibration_record(found["circumstances"], known, needed)
+        self.prices.learn(found)
+        return self.prices.record(found["circumstances"], {width for sample in samples for width in sample["widths"]})
 
     # --- who does what ----------------------------------------------------------------------------------------------
 

@@ -22,14 +22,13 @@ from dlmbench.executors.local import (
     SPEED_LEAST,
     SPEED_REPEATS,
     SPEED_ROUNDS,
-    UNIT,
     Job,
     Local,
     requests_of,
     sample_record,
-    stored_prices,
 )
 from dlmbench.executors.needs import Need, Needs, memory_bytes
+from dlmbench.executors.prices import Prices
 from dlmbench.spec import Checked, canonical
 
 BUDGET = 30.0  # seconds of trials for a whole plan
@@ -205,7 +204,7 @@ def _growth(job: Job, engine: Any, tokens: int, found: Sequence[Any]) -> tuple[f
 
 def _add_up(cells: Sequence[Planned], local: Local, loads: dict[str, float]) -> None:
     """Seconds of each cell; what a cell leaves for the next ones (loaded weights, prices) is paid once."""
-    loads, priced = dict(loads), {}
+    loads, prices, roots = dict(loads), Prices(), set()
     for one in cells:
         trial, job = one.trial, one.job
         if trial is None:
@@ -213,11 +212,11 @@ def _add_up(cells: Sequence[Planned], local: Local, loads: dict[str, float]) -> 
         batch = job.cell.spec.batch_size
         timed = SPEED_REPEATS * min(max(SPEED_LEAST, SPEED_ROUNDS * batch), one.items) + min(batch, one.items)
         recorded = 0 if local.traced(job) else min(batch, one.items)  # few items, in about the time of a full batch
-        circumstances = canonical(job.circumstances())
-        if circumstances not in priced:
-            priced[circumstances] = set(stored_prices(job.folder.path.parent).get(circumstances, {UNIT: 0.0}))
-        new = trial.shapes - priced[circumstances]
-        priced[circumstances] |= trial.shapes
+        if job.folder.path.parent not in roots:
+            prices.read(job.folder.path.parent)
+            roots.add(job.folder.path.parent)
+        new = trial.shapes - prices.of(job.circumstances()).keys()
+        prices.add(job.circumstances(), dict.fromkeys(new, 1.0))
         one.seconds = (
             loads.pop(canonical(job.identity["weights"]), 0.0)
             + (one.todo + timed + recorded) * trial.seconds

@@ -21,10 +21,11 @@ from typing import Any, Protocol
 
 from dlmbench import options
 from dlmbench.errors import RunError
+from dlmbench.executors.prices import Prices
 from dlmbench.executors.traces import TRACED, trace_records
 from dlmbench.spec import Checked, RunSpec, canonical, digest, identity
 from dlmbench.stats import spread
-from dlmbench.store import RunFolder, find_runs, prompt_hash
+from dlmbench.store import RunFolder, prompt_hash
 from dlmbench.store.environment import environment
 from dlmbench.store.folder import Writer, find_by_key
 from dlmbench.store.metrics import aggregate
@@ -34,7 +35,6 @@ SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
-UNIT = "seconds_per_denoise"  # what a price of 1 was, among the prices that an engine measures
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
 
 
@@ -102,7 +102,7 @@ class Local:
         self.progress = progress or Silent()
         self.traces = traces
         self._tasks: dict[str, Any] = {}
-        self.prices: dict[str, dict[str, float]] = {}  # circumstances -> what engine.calibrate returned, merged
+        self.prices, self._priced = Prices(), set()  # the roots whose runs' prices are known
 
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells.
@@ -225,16 +225,15 @@ class Local:
     def calibration(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Prices of every forward in `samples`: those that a run on the same weights and machine has measured already,
         so that rows of a sweep are comparable, and new measurements for the others."""
-        circumstances = job.circumstances()
-        name = canonical(circumstances)
-        if name not in self.prices:
-            self.prices[name] = stored_prices(job.folder.path.parent).get(name, {})
-        known = self.prices[name]
+        circumstances, root = job.circumstances(), job.folder.path.parent
+        if root not in self._priced:
+            self.prices.read(root)
+            self._priced.add(root)
         needed = {width for sample in samples for width in sample["widths"]}
-        if not needed <= known.keys():
-            self._meet(job, engine, samples, needed - known.keys())
-            add_prices(known, engine.calibrate())
-        return calibration_record(circumstances, known, needed)
+        if new := needed - self.prices.of(circumstances).keys():
+            self._meet(job, engine, samples, new)
+            self.prices.add(circumstances, engine.calibrate())
+        return self.prices.record(circumstances, needed)
 
     def _meet(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]], needed: set[str]) -> None:
         """Make items again whose forwards this engine has not computed: their samples are from an earlier process."""
@@ -392,32 +391,6 @@ def portable(record: Any) -> Any:
 def model_record(job: Job, engine: Any) -> dict[str, Any]:
     """What was loaded, as the manifest keeps it."""
     return {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
-
-
-def stored_prices(root: Path) -> dict[str, dict[str, float]]:
-    """Prices that finished runs below `root` have measured, by the canonical text of their circumstances."""
-    found: dict[str, dict[str, float]] = {}
-    for folder in find_runs(root) if root.is_dir() else []:
-        calibration = folder.manifest().get("calibration") or {}
-        if calibration:
-            known = found.setdefault(canonical(calibration["circumstances"]), {})
-            add_prices(known, {**calibration["prices"], UNIT: calibration[UNIT]})
-    return found
-
-
-def add_prices(known: dict[str, float], more: dict[str, float]) -> None:
-    """Prices that were measured first stay, so that rows which share a forward share its price."""
-    known.update({width: price for width, price in more.items() if width not in known})
-
-
-def calibration_record(circumstances: dict[str, Any], known: dict[str, float], needed: set[str]) -> dict[str, Any]:
-    """What the manifest says about the prices of a run that needs those of the forwards `needed`."""
-    return {
-        "circumstances": circumstances,
-        "interpolated": sorted(needed - known.keys()),  # met once, by no item that was made again
-        UNIT: known.get(UNIT),
-        "prices": {width: price for width, price in sorted(known.items()) if width != UNIT},
-    }
 
 
 def requests_of(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:

@@ -8,12 +8,12 @@ machines. Models and tasks stay loaded between pieces. Imports no Ray, so that i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dlmbench.errors import RunError
 from dlmbench.executors.local import Job, Local, Source, here, model_record, sample_record
+from dlmbench.executors.prices import Prices
 from dlmbench.spec import RunSpec
 
 
@@ -25,7 +25,7 @@ class Piece:
     key: str  # of the run, as the driver found it
     items: tuple[str, ...] = ()  # keys of the items to make; none: measure
     samples: tuple[dict[str, Any], ...] = field(default=(), repr=False)  # all of the run, for measuring
-    prices: Mapping[str, dict[str, float]] = field(default_factory=dict, repr=False)  # circumstances -> known prices
+    prices: Prices = field(default_factory=Prices, repr=False)  # known so far
     timed: bool = True  # False: the run is finished and only lacks recorded steps
     traces: int = 0  # items to record
     threads: int = 1  # of torch on the CPU
@@ -78,7 +78,7 @@ class Worker:
     def _measured(self, piece: Piece, job: Job) -> dict[str, Any]:
         engine, answer = self._engine[1], {}
         if piece.timed:
-            self.local.prices = {name: dict(known) for name, known in piece.prices.items()}
+            self.local.prices = piece.prices
             answer["speed"] = self.local.speed(job, engine, piece.samples)
             answer["calibration"] = self.local.calibration(job, engine, piece.samples)
             answer["model"] = model_record(job, engine)

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from dlmbench.executors import local
-from dlmbench.executors.local import UNIT, Local, files_hash, with_history
+from dlmbench.executors.local import Local, files_hash, with_history
+from dlmbench.executors.prices import UNIT, Prices
 
 HERE, THERE = {"device": "a CPU", "commit": "1"}, {"device": "a CPU", "commit": "2"}
 
@@ -52,6 +53,22 @@ def test_a_price_that_had_to_be_interpolated_is_named(monkeypatch, tmp_path):
     samples = [{"key": "a", "widths": {"target/denoise/8": 4, "target/verify/40": 1}}]
     engine, found = calibration(monkeypatch, tmp_path, samples, {})
     assert engine.made == ["a"] and found["interpolated"] == ["target/verify/40"]
+
+
+def test_a_forward_of_the_target_has_one_price_whatever_stands_beside_it():
+    prices = Prices()
+    alone, first, second = ({"batch_size": 2, "weights": {"target": "t", **more}} for more in (
+        {}, {"draft": "a"}, {"draft": "b"}))  # fmt: skip
+    prices.add(first, {UNIT: 0.1, "target/denoise/8": 1.0, "target/verify/40": 2.0, "draft/denoise/8": 0.3})
+    prices.add(second, {UNIT: 0.2, "target/verify/40": 3.0, "draft/denoise/8": 0.6})
+    assert prices.of(alone) == {UNIT: 0.1, "target/denoise/8": 1.0, "target/verify/40": 2.0}
+    assert prices.of(second) == {**prices.of(alone), "draft/denoise/8": 0.6}
+    assert prices.of(first)["draft/denoise/8"] == 0.3
+    assert prices.of({"batch_size": 4, "weights": {"target": "t"}}) == {}
+    copy = Prices()
+    copy.learn(prices.record(second, {"target/verify/40", "target/verify/48"}))
+    assert copy.of(second) == prices.of(second)
+    assert prices.record(second, {"target/verify/48"})["interpolated"] == ["target/verify/48"]
 
 
 def test_environments_are_kept_when_they_differ():
