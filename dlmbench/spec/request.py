@@ -193,7 +193,15 @@ class Checked:
     def label(self) -> str:
         words = [f"{name.partition('.')[2]}={value}" for name, value in self.axes.chosen().items()]
         cache = [self.spec.cache] if self.spec.cache != "none" else []
-        return " ".join([options.label(self.spec.method, self.config), *cache, *words])
+        helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
+        return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
+
+    def _unusual(self, role: str, name: str) -> bool:
+        usual = replace(self.spec, **{role: None})
+        try:
+            return companion_of(usual, self.preset, role) != name
+        except RequestError:
+            return False  # the model names none, so there is no other to tell it from
 
     @property
     def parameters(self) -> dict[str, Any]:

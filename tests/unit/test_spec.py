@@ -436,3 +436,8 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
     assert found == [
         (method, n) for n in (0, 1, 2) for method in ("threshold", "static")
     ]
+
+
+def test_a_label_names_a_helper_that_the_model_does_not_bring():
+    labels = [RunSpec("simsd", "nano-gsm", draft=draft).check().label for draft in (None, "nano-draft", "nano")]
+    assert labels == ["simsd verify=packed", "simsd verify=packed", "simsd verify=packed draft=nano"]
