@@ -1,17 +1,16 @@
 """The picture: accuracy against cost, one panel a task, the front drawn and everything named where it stands.
 
 A method is a colour, a marker and a direct label; points that another setting beats are faded. Fronts are computed a
-set of weights: rows whose target has other weights than most of a panel get hollow markers and the words *other
-weights*. Labels are placed by a small search that avoids markers, bars, front lines and each other, with a thin leader
-where the place is not beside its point. Colours follow Okabe and Ito and differ in lightness; markers differ too, so
-the figure survives grey printing.
-
-Left out: threshold curves, acceptance histograms and speed against batch size.
+series: rows whose target has other weights, or that ran on other hardware, than most of a panel get hollow markers and
+the words *other weights* or the name of the device. Published figures are grey diamonds, tied to our point of the same
+setting by a dotted line. Labels are placed by a small search that avoids markers, bars, front lines and each other,
+with a thin leader where the place is not beside its point. Colours follow Okabe and Ito and differ in lightness;
+markers differ too, so the figure survives grey printing. figures.py has the other pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,8 @@ COLOURS = (
     "#6B6B6B",
 )
 MARKERS = "osD^vP*Xp<>hd8"
+FORMATS = ("png", "svg", "pdf")
+COLUMN_WIDTH = 3.4  # inches: one column of a two-column page, at the size it is printed in
 _INK, _GREY = "#222222", "#8A8A8A"
 
 
@@ -61,21 +62,28 @@ def plot(
     x: str = "cost",
     y: str = "accuracy",
     name: str = "pareto",
-    formats: Sequence[str] = ("png", "svg", "pdf"),
+    formats: Sequence[str] = FORMATS,
+    published: Sequence[Any] = (),
+    column: bool = False,
 ) -> list[Path]:
     """Write the figure of these rows as ``folder/name.{png,svg,pdf}``; the paths are returned.
 
+    published: pairs (`published.Pair`) to overlay; column: sized for one column of a page, panels below each other.
     Raises RequestError when an axis is unknown or no row has a value on it.
     """
     if x not in AXES or y not in SCORES:
         wrong, known = (x, AXES) if x not in AXES else (y, SCORES)
         raise RequestError(f"Axis {wrong!r} is unknown; choose one of {', '.join(known)}.")
-    column = AXES[x][0]
-    shown = frame[frame[column].notna() & frame[y].notna()]
+    shown = frame[frame[AXES[x][0]].notna() & frame[y].notna()]
     if shown.empty:
         raise RequestError(f"No row has a value for {x}; choose another --x or finish the runs first.")
+    return save(lambda: draw(shown, x, y, published, column), folder, name, formats)
+
+
+def save(make: Callable[[], Any], folder: str | Path, name: str, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Draw a figure in the house style and write it in these formats; the paths are returned."""
     with plt.rc_context({"font.size": 8.5, "axes.edgecolor": _GREY, "svg.hashsalt": "dlmbench", "pdf.fonttype": 42}):
-        figure = draw(shown, x, y)
+        figure = make()
         paths = []
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,18 +95,20 @@ def plot(
     return paths
 
 
-def draw(frame: pd.DataFrame, x: str, y: str) -> Any:
-    """The matplotlib figure: panels side by side, at most three a line."""
+def draw(frame: pd.DataFrame, x: str, y: str, published: Sequence[Any] = (), column: bool = False) -> Any:
+    """The matplotlib figure: panels side by side, at most three a line; one below the other in a column."""
     panels = list(frame.groupby(["task", "split"], sort=False))
-    across = min(3, len(panels))
+    across = 1 if column else min(3, len(panels))
     down = -(-len(panels) // across)
-    figure, axes = plt.subplots(
-        down, across, figsize=(max(4.6 * across, 5.2), 3.9 * down), squeeze=False, layout="constrained"
-    )
-    style = _styles(frame["method"].unique())
+    size = (COLUMN_WIDTH, 3.1 * down) if column else (max(4.6 * across, 5.2), 3.9 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    style = styles(frame["method"].unique())
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    drawn = [(ax, _panel(ax, task, split, group, x, y, style)) for ax, ((task, split), group) in zip(axes.flat, panels)]
+    drawn = [
+        (ax, _panel(ax, task, split, group, x, y, style, published))
+        for ax, ((task, split), group) in zip(axes.flat, panels)
+    ]
     figure.canvas.draw()  # fixes the layout: labels are placed in final pixels
     figure.set_layout_engine("none")
     for ax, wishes in drawn:
@@ -106,7 +116,7 @@ def draw(frame: pd.DataFrame, x: str, y: str) -> Any:
     return figure
 
 
-def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker a method; the two baselines and ar always look the same."""
     fixed = [name for name in ("static", "threshold", "entropy", "ar") if name in methods]
     order = fixed + sorted(set(methods) - set(fixed))
@@ -114,18 +124,25 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _panel(
-    ax: Any, task: str, split: str, group: pd.DataFrame, x: str, y: str, style: dict[str, tuple[str, str]]
+    ax: Any,
+    task: str,
+    split: str,
+    group: pd.DataFrame,
+    x: str,
+    y: str,
+    style: dict[str, tuple[str, str]],
+    published: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Draw one panel; what the labels need is returned."""
     column, title, larger = AXES[x]
-    main = group["weights"].mode()[0]
-    own = (group["weights"] == main).to_numpy()
+    series = group["weights"] + " " + group["device"].astype(str)
+    own = (series == series.mode()[0]).to_numpy()
     xs, ys = group[column].to_numpy(float), 100 * group[y].to_numpy(float)
     if x == "cost":
         xs = xs * _exchange(group, own)
     front = np.zeros(len(group), dtype=bool)
-    for weights in group["weights"].unique():
-        chosen = (group["weights"] == weights).to_numpy()
+    for one in series.unique():
+        chosen = (series == one).to_numpy()
         front[chosen] = pareto_front(xs[chosen], ys[chosen], larger)
     logarithmic = xs.min() > 0 and xs.max() / xs.min() > 8
     if logarithmic:
@@ -164,7 +181,8 @@ def _panel(
             markeredgewidth=1.0,
             zorder=4,
         )
-    _limits(ax, xs, ys, bars, logarithmic)
+    marks = _overlay(ax, group, xs, ys, x, published) if y == "accuracy" else np.empty((0, 2))
+    _limits(ax, xs, np.concatenate([ys, marks[:, 1]]), bars, logarithmic)
     _dress(ax, task, split, group, title, larger, y)
     return {
         "x": xs,
@@ -173,10 +191,48 @@ def _panel(
         "curve": curve,
         "front": front,
         "own": own,
+        "elsewhere": _elsewhere(group),
+        "marks": marks,
         "style": style,
         "rows": _with_batch(group.to_dict("records")),
         "larger": larger,
     }
+
+
+def _elsewhere(group: pd.DataFrame) -> list[str]:
+    """What is different about each row that is not of the panel's main series."""
+    weights = group["weights"].mode()[0]
+    return ["other weights" if row["weights"] != weights else f"on {row['device']}" for row in group.to_dict("records")]
+
+
+def _overlay(
+    ax: Any, group: pd.DataFrame, xs: np.ndarray, ys: np.ndarray, x: str, published: Sequence[Any]
+) -> np.ndarray:
+    """Published accuracies of the settings in a panel, at our point's x or at their own NFE; places [M,2] drawn."""
+    places, keys = [], list(group["key"])
+    for pair in published:
+        if pair.ours["key"] not in keys or pair.published.accuracy is None:
+            continue
+        i = keys.index(pair.ours["key"])
+        theirs, ours = pair.forwards
+        comparable = x == "nfe" and theirs is not None and abs(ours - xs[i]) < 1e-9
+        places.append((theirs if comparable else xs[i], 100 * pair.published.accuracy))
+        ax.plot([xs[i], places[-1][0]], [ys[i], places[-1][1]], ":", color=_GREY, linewidth=0.9, zorder=1)
+    if not places:
+        return np.empty((0, 2))
+    found = np.array(places)
+    ax.plot(
+        *found.T,
+        "D",
+        color=_INK,
+        markerfacecolor="white",
+        markersize=4.6,
+        markeredgewidth=0.8,
+        zorder=5,
+        label="published",
+    )
+    ax.legend(loc="lower right", frameon=False, fontsize=7, handletextpad=0.2, borderaxespad=0.1)
+    return found
 
 
 def _exchange(group: pd.DataFrame, own: np.ndarray) -> np.ndarray:
@@ -213,7 +269,8 @@ def _error_bars(group: pd.DataFrame, y: str, ys: np.ndarray) -> np.ndarray | Non
 
 def _limits(ax: Any, xs: np.ndarray, ys: np.ndarray, bars: np.ndarray | None, logarithmic: bool) -> None:
     """Room for labels on all sides, whether there is one point or a hundred."""
-    low, high = (ys - bars[0], ys + bars[1]) if bars is not None else (ys, ys)
+    below, above = bars if bars is not None else (np.zeros(0), np.zeros(0))
+    low, high = (np.concatenate([sign * end + ys[: len(end)], ys]) for sign, end in ((-1, below), (1, above)))
     height = max(high.max() - low.min(), 6.0)
     ax.set_ylim(low.min() - 0.10 * height, high.max() + 0.14 * height)
     if logarithmic:
@@ -229,7 +286,9 @@ def _dress(ax: Any, task: str, split: str, group: pd.DataFrame, title: str, larg
     count = f"{items[0]:.0f}" if len(items) == 1 else f"{items[0]:.0f} to {items[-1]:.0f}"
     batches = ", ".join(str(b) for b in sorted(set(group["batch_size"])))
     ax.set_title(f"{task} ({split}, {count} items)", loc="left", fontsize=9.5, color=_INK)
-    ax.set_xlabel(f"{title} (batch {batches}; {'right' if larger else 'left'} is better)", color=_INK)
+    wide = ax.figure.get_figwidth() > COLUMN_WIDTH
+    remark = f"(batch {batches}; {'right' if larger else 'left'} is better)"
+    ax.set_xlabel(f"{title}{' ' if wide else chr(10)}{remark}", color=_INK)
     ax.set_ylabel(f"{y} (%)" + (", 95 % interval" if y == "accuracy" else ""), color=_INK)
     ax.tick_params(color=_GREY, labelcolor=_INK)
     ax.grid(color="#E6E6E6", linewidth=0.6)
@@ -247,10 +306,13 @@ _LEADER_FROM = 14  # a label farther than this from its point gets a line
 
 
 def _place_labels(ax: Any, panel: dict[str, Any]) -> None:
-    """Name every method once, at its most telling point, then the settings on the front while there is room."""
+    """Name every series of a method once, at its most telling point, then settings on the front while there is room."""
     scale = ax.figure.dpi / 72
     points = ax.transData.transform(np.column_stack([panel["x"], panel["y"]]))
-    taken = [Bbox.from_extents(*(p - 4 * scale), *(p + 4 * scale)) for p in points]
+    marks = ax.transData.transform(panel["marks"]) if len(panel["marks"]) else panel["marks"]
+    taken = [Bbox.from_extents(*(p - 4 * scale), *(p + 4 * scale)) for p in (*points, *marks)]
+    if ax.get_legend():
+        taken.append(ax.get_legend().get_window_extent())
     soft = _soft_obstacles(ax, panel, scale)
     area = ax.get_window_extent()
     for i, text, size, needed in _wishes(panel):
@@ -283,13 +345,17 @@ def _place_labels(ax: Any, panel: dict[str, Any]) -> None:
 def _wishes(panel: dict[str, Any]) -> list[tuple[int, str, float, bool]]:
     """(point, text, size, whether it must be shown): methods first, then settings along the front."""
     rows, wishes = panel["rows"], []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [i for i, row in enumerate(rows) if row["method"] == method]
+    for method, weights, device in dict.fromkeys((row["method"], row["weights"], row["device"]) for row in rows):
+        mine = [
+            i
+            for i, row in enumerate(rows)
+            if (row["method"], row["weights"], row["device"]) == (method, weights, device)
+        ]
         chosen = max(mine, key=lambda i: (panel["front"][i], panel["y"][i]))
         single = len(mine) == 1
         text = rows[chosen]["label"] if single else f"{method} {_setting(rows[chosen])}".strip()
         if not panel["own"][chosen]:
-            text += "\n(other weights)"
+            text += f"\n({panel['elsewhere'][chosen]})"
         wishes.append((chosen, text, 8.0, True))
     named = {wish[0] for wish in wishes}
     rest = [i for i in np.argsort(panel["x"]) if i not in named and panel["front"][i]]

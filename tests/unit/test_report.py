@@ -211,3 +211,75 @@ def test_unknown_axes_and_empty_columns_are_refused(tmp_path):
         plot(frame, tmp_path, x="speed")
     with pytest.raises(RequestError, match="No row has a value for tps"):
         plot(frame.assign(tps_decode=None), tmp_path, x="tps")
+
+
+def test_other_hardware_is_a_series_of_its_own(tmp_path):
+    from dlmbench.report.pareto import draw
+
+    for device in ("a CPU", "a GPU"):
+        for knob in (0.6, 0.9):
+            make_run(tmp_path, knob=knob, nfe=int(20 * knob), device=device)
+    frame = read_results(tmp_path, samples=False)
+    assert len(frame) == 4, "nothing was averaged"
+    ax = draw(frame, "nfe", "accuracy").axes[0]
+    words = " ".join(text.get_text() for text in ax.texts)
+    assert "(on a CPU)" in words or "(on a GPU)" in words
+    joined = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"]
+    assert all(len(set(line.get_ydata())) <= 2 for line in joined)
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and line.get_marker() != "None"]
+    assert len(hollow) == 2
+
+
+def test_published_points_are_drawn_beside_ours_and_stay_out_of_the_rows(tmp_path):
+    from dlmbench.report import published
+    from dlmbench.report.pareto import draw
+
+    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", knob=0.6, accuracy=0.8)
+    frame = read_results(tmp_path, samples=False)
+    pairs = published.pairs(frame.to_dict("records"), published.read())
+    ax = draw(frame, "cost", "accuracy", pairs).axes[0]
+    (marks,) = [line for line in ax.lines if line.get_label() == "published"]
+    assert marks.get_ydata().tolist() == [pytest.approx(79.6)]
+    assert marks.get_xdata().tolist() == [frame["cost"].iloc[0]]
+    assert not [line for line in draw(frame, "cost", "accuracy").axes[0].lines if line.get_label() == "published"]
+
+
+def test_threshold_curves(tmp_path):
+    from dlmbench.report import figures
+
+    make_family(tmp_path, 4, 4)
+    frame = read_results(tmp_path, samples=False)
+    panels = []
+    figures.save, kept = (lambda make, *_: panels.append(make())), figures.save
+    try:
+        figures.threshold_curves(frame, tmp_path, "threshold")
+    finally:
+        figures.save = kept
+    upper = [ax for ax in panels[0].axes if ax.get_ylabel().startswith("accuracy")]
+    texts = [text.get_text() for ax in upper for text in ax.texts if text.get_text()]
+    assert sorted(texts) == ["entropy", "mrp", "static", "threshold"], "confidences share a panel, other knobs do not"
+    assert len(upper) == 3
+    with pytest.raises(RequestError, match="several values"):
+        figures.threshold_curves(frame[frame["knob"] == 0.3], tmp_path, "threshold")
+
+
+def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
+    from dlmbench.report import figures
+    from dlmbench.store import find_runs
+
+    make_run(tmp_path, knob=0.6)
+    frame = read_results(tmp_path, samples=False)
+    with pytest.raises(RequestError, match="several batch sizes"):
+        figures.batch_curves(frame, tmp_path, "batch")
+    with pytest.raises(RequestError, match="No run drafted"):
+        figures.acceptance(find_runs(tmp_path), tmp_path, "acceptance")
+    make_run(tmp_path, knob=0.6, batch_size=1)
+    written = figures.batch_curves(read_results(tmp_path, samples=False), tmp_path, "batch", column=True)
+    assert [path.name for path in written] == ["batch.png", "batch.svg", "batch.pdf"]
+
+
+def test_names_at_line_ends_are_kept_apart():
+    from dlmbench.report.figures import _apart
+
+    places = _apart([10.0, 11.0, 12.0, 80.0], [10.0] * 4)
+    assert all(b - a >= 10 for a, b in zip(places, places[1:])) and places[3] == 80.0
