@@ -1,0 +1,73 @@
+"""Recipes of papers bind, cover what was published, print their plan. Run: pytest tests/unit/test_paper_recipes.py"""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dlmbench.report import published
+from dlmbench.spec import SweepSpec
+from dlmbench.tasks import catalogue
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "papers").glob("*.yaml"))
+PAPERS = {"mrp", "prophet", "rcd", "simsd", "fastdllm", "adjust", "freecache_guided"}
+
+
+def test_every_paper_has_one():
+    assert {path.stem for path in RECIPES} == PAPERS
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_option_binds(path):
+    sweep = SweepSpec.from_recipe(path)
+    cells, _ = sweep.checked()
+    assert sweep.description and sweep.out == f"results/papers/{path.stem}"
+    assert all(cell.gen_length and cell.block_length for cell in cells)
+    assert len({cell.same_cell() for cell in cells}) == len(cells)
+
+
+def as_row(cell):
+    """A checked cell as the row of the table that it would make."""
+    spec = cell.spec
+    shared = ("task", "method", "model", "cache", "num_fewshot", "batch_size", "temperature", "top_k", "top_p")
+    made_up = {"tps_decode": 1.0, "nfe": 1.0, "tokens": 1.0, "store_forwards": 0.0, "accuracy": 0.5}
+    circumstances = dict.fromkeys(("split", "weights", "prompt_hash", "dtype", "seed", "device"))
+    return {
+        **{name: getattr(spec, name) for name in shared},
+        **made_up,
+        **circumstances,
+        "parameters": json.dumps(cell.parameters),
+        "block_length": cell.block_length,
+        "gen_length": cell.gen_length,
+        "items": spec.limit,
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_published_settings_are_in_it(path):
+    cells, _ = SweepSpec.from_recipe(path).checked()
+    rows = [as_row(cell) for cell in cells]
+    ours = {row.name for row in catalogue()}
+    every = [one for one in published.read() if one.task in ours]
+    file = path.parent.parent / "published" / f"{path.stem}.csv"
+    papers = {line.split('"')[1] for line in file.read_text().splitlines()[1:]}
+    wanted = [one for one in published.known_for(rows, every) if one.paper in papers]
+    found = [pair.published for pair in published.pairs(rows, wanted)]
+    missing = [(one.label, one.model, one.task) for one in wanted if one not in found]
+    assert wanted and not missing
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_plan_needs_no_network(path, monkeypatch):
+    from dlmbench.cli.app import app
+    from dlmbench.tasks import data
+
+    monkeypatch.setattr(data, "_hub_answers", lambda: False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = CliRunner().invoke(app, ["sweep", str(path), "--dry-run", "--json"])
+    assert result.exit_code == 0, result.exception
+    plan = json.loads(result.stdout)
+    cells, _ = SweepSpec.from_recipe(path).checked()
+    assert len(plan["cells"]) == len(cells)
+    assert {cell["method"] for cell in plan["cells"]} == {cell.label for cell in cells}
