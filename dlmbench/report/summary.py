@@ -23,7 +23,21 @@ BETTER, WORSE, CLOSE, EQUAL = "better", "worse", "too close to tell", "equal on 
 ALONE = "not compared"
 ALLOWED = 0.01  # "the same accuracy": at most this far below the reference
 _LEVEL = f"{100 * LEVEL:g} %"
-_TOLD_APART = ("task", "model", "batch_size", "block_length", "cache", "store", "dtype", "seed", "temperature", "split")
+_TOLD_APART = {  # what tells two groups of a task apart, in words
+    "split": "{}",
+    "model": "{}",
+    "items": "{} items",
+    "batch_size": "batch {}",
+    "block_length": "block {}",
+    "cache": "cache {}",
+    "store": "store {}",
+    "dtype": "{}",
+    "device": "{}",
+    "seed": "seed {}",
+    "temperature": "temperature {}",
+    "top_k": "top-k {}",
+    "top_p": "top-p {}",
+}
 
 Row = dict[str, Any]
 
@@ -64,22 +78,25 @@ def groups(frame: pd.DataFrame) -> list[Group]:
     found = []
     for _, part in frame.groupby(list(PAIRED_ON), sort=False, dropna=False):
         rows = part.to_dict("records")
-        static = [row for row in rows if row["method"] == "static"]
         if len(rows) > 1:
-            found.append(Group("", rows, max(static, key=lambda row: row["nfe"]) if static else None))
+            found.append(Group("", rows, _reference(rows)))
     return [Group(title, group.rows, group.reference) for group, title in zip(found, _titles(found))]
+
+
+def _reference(rows: Sequence[Row]) -> Row | None:
+    """The static row with the most forwards, if the others have been paired with it (their samples may be missing)."""
+    static = max((row for row in rows if row["method"] == "static"), key=lambda row: row["nfe"], default=None)
+    unpaired = [row for row in rows if row is not static and _missing(row.get("vs_static"))]
+    return None if unpaired else static
 
 
 def _titles(found: Sequence[Group]) -> list[str]:
     """The task, and whatever else is needed to tell the groups apart."""
     firsts = [group.rows[0] for group in found]
-    differing = [name for name in _TOLD_APART[1:] if len({str(first[name]) for first in firsts}) > 1]
-    words = {"batch_size": "batch {}", "block_length": "block {}", "cache": "cache {}", "store": "store {}"}
-    words |= {"seed": "seed {}", "temperature": "temperature {}"}
-    return [
-        ", ".join([first["task"], *(words.get(name, "{}").format(first[name]) for name in differing)])
-        for first in firsts
-    ]
+    differing = [name for name in _TOLD_APART if len({str(first[name]) for first in firsts}) > 1]
+    titles = [", ".join([one["task"], *(_TOLD_APART[name].format(one[name]) for name in differing)]) for one in firsts]
+    hashes = [f" (weights {one['weights'][:8]}, prompts {one['prompt_hash'][:8]})" for one in firsts]
+    return [title + more if titles.count(title) > 1 else title for title, more in zip(titles, hashes)]
 
 
 def sentences(group: Group) -> list[str]:
@@ -154,7 +171,8 @@ def _without_reference(group: Group) -> list[str]:
     return [
         f"Most accurate is {best['label']} with {_accuracy(best)}, at {group.spent(best):.1f} plain forwards an item.",
         f"Cheapest is {cheapest['label']} with {_accuracy(cheapest)}, at {group.spent(cheapest):.1f}.",
-        "There is no static row on these weights, so nothing says what either costs in accuracy.",
+        "Nothing says what either costs in accuracy: there is no static row on these weights, or the samples of some "
+        "rows are missing.",
     ]
 
 

@@ -92,12 +92,22 @@ def test_without_a_reference_nothing_is_claimed_about_it(tmp_path):
     assert len(lines) == 3 and "no static row" in lines[2]
 
 
+def test_missing_samples_leave_differences_open(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", nfe=40)
+    make_run(tmp_path, knob=0.9, nfe=20)
+    for run in find_runs(tmp_path):
+        (run.path / "samples.jsonl").unlink()
+    ((_, lines),) = paragraphs(read_results(tmp_path))
+    assert "samples of some rows are missing" in lines[2]
+    assert "Summary" in page(read_results(tmp_path), find_runs(tmp_path), "Bare")
+
+
 def test_groups_of_other_circumstances_are_told_apart(runs):
     make_run(runs, task="nano-code", knob=0.5)
     make_run(runs, task="nano-code", method="static", knob=None, label="static k=1")
     make_run(runs, method="static", knob=None, label="static", weights="b" * 16, model="nano-ar", items=400)
     titles = [title for title, _ in paragraphs(read_results(runs))]
-    assert titles == ["nano-code, nano", "nano-gsm, nano", "nano-gsm, nano-ar"]
+    assert titles == ["nano-code, nano, 120 items", "nano-gsm, nano, 400 items", "nano-gsm, nano-ar, 400 items"]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@
 
   // The state of every position after each step, and the text it will end with: masks are as wide, the layout keeps still.
   function unroll(trace) {
-    const length = 1 + Math.max(0, ...trace.steps.flatMap((step) => [...step[1], ...step[3], ...step[4]].map((one) => one[0])));
+    let length = 1;
+    for (const step of trace.steps) for (const some of [step[1], step[3], step[4]]) for (const [at] of some) length = Math.max(length, at + 1);
     const final = Array(length).fill(null);
     const frames = [Array.from({ length }, () => ({}))];
     trace.steps.forEach(([, revealed, back, considered, rejected], number) => {
