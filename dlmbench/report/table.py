@@ -18,6 +18,7 @@ import pandas as pd
 
 from dlmbench import stats
 from dlmbench.errors import RequestError
+from dlmbench.report.projection import SHARES, projected_cost
 from dlmbench.store import RunFolder, find_runs
 from dlmbench.store.metrics import HELPER_ROLES
 
@@ -106,7 +107,7 @@ def row(run: RunFolder) -> dict[str, Any]:
     manifest, metrics = run.manifest(), run.metrics()
     spec, speed = manifest["spec"], metrics.get("speed") or {}
     helpers = metrics.get("helpers", {})
-    return {
+    record = {
         "task": manifest["task"]["name"],
         "split": spec["split"],
         "model": spec["model"],
@@ -149,6 +150,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         "key": manifest["key"],
         "folder": run.name,
     }
+    return {**record, "projected_cost": projected_cost(record)}
 
 
 def _compact(record: Any) -> str:
@@ -287,7 +289,9 @@ _LEGEND = (
     "*front*: in how many of a hundred new draws of the items the row is on the front of accuracy against cost. "
     "NFE: forwards of the target after prefill, an item (of these *stores* only "
     "write keys and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their "
-    "measured price; 1 is one denoise forward of the target at this batch. TPF: tokens / NFE. tok/s: median of "
+    "measured price; 1 is one denoise forward of the target at this batch. *8B cost*: the same forwards and passes "
+    "where each costs the weights it reads, SDAR-8B with SDAR-1.7B as the draft or a module of three layers, prefill "
+    "left out. TPF: tokens / NFE. tok/s: median of "
     "repeated natural-stop passes over a subset (column *speed items*), decoding only and with prefill."
 )
 
@@ -313,8 +317,10 @@ def _page(group: pd.DataFrame) -> dict[str, list[str]]:
     columns |= {"NFE": [number(r["nfe"]) for r in records], "stores": [number(r["store_forwards"]) for r in records]}
     if group[list(HELPER_ROLES)].to_numpy().any():
         columns["helpers"] = [helpers(r) for r in records]
+    columns["cost"] = [number(r["cost"]) for r in records]
+    if group[list(SHARES)].to_numpy().any():
+        columns["8B cost"] = [number(r["projected_cost"]) for r in records]
     columns |= {
-        "cost": [number(r["cost"]) for r in records],
         "MFLOPs": [number(_scaled(r["flops"], 1e-6), 0) for r in records],
         "query tokens": [number(r["query_tokens"], 0) for r in records],
         "tokens": [number(r["tokens"]) for r in records],

@@ -8,6 +8,7 @@ from rich.console import Console
 from synthetic import make_family, make_run
 
 from dlmbench.errors import RequestError
+from dlmbench.report.projection import SHARES, projected_cost
 from dlmbench.report.screen import print_run
 from dlmbench.report.table import TIMING, markdown, read_results, write_table
 
@@ -283,3 +284,19 @@ def test_names_at_line_ends_are_kept_apart():
 
     places = _apart([10.0, 11.0, 12.0, 80.0], [10.0] * 4)
     assert all(b - a >= 10 for a, b in zip(places, places[1:])) and places[3] == 80.0
+
+
+def test_projection_follows_from_the_shapes_of_the_large_models():
+    from dlmbench.bench.shapes import SHAPES
+
+    def read(config):
+        return config.num_layers * config.layer_parameters + config.vocab_size * config.hidden_size
+
+    large = SHAPES["sdar-8b"]
+    module = 3 * large.layer_parameters + 2 * large.hidden_size**2 + large.vocab_size * large.hidden_size
+    assert SHARES["draft"] == pytest.approx(read(SHAPES["sdar-1.7b"]) / read(large), abs=5e-4)
+    assert SHARES["head"] == pytest.approx(module / read(large), abs=5e-4)
+    assert projected_cost({"method": "static", "nfe": 40.0}) == 40.0
+    assert projected_cost({"method": "simsd", "nfe": 20.0, "draft": 10.0}) == pytest.approx(22.27)
+    assert projected_cost({"method": "guided", "nfe": 20.0, "guide": 10.0}) is None
+    assert projected_cost({"method": "adjust", "nfe": 20.0, "head": 10.0}) is None
