@@ -32,6 +32,8 @@ def report(
     for folder in folders:
         if not folder.is_dir():
             raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
+    if out and out.is_dir():
+        raise RequestError(f"--out {str(out)!r} is a folder; name the file, for example {out / 'report.html'}.")
     runs = [run for run in find_runs(*folders) if run.finished]
     runs = [run for run in runs if split == "all" or run.manifest()["spec"]["split"] == split]
     if not runs:

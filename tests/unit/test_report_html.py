@@ -239,3 +239,4 @@ def test_report_without_runs_says_what_to_do(tmp_path, capsys):
     code, streams = call(capsys, "report", str(tmp_path))
     assert code == 2 and "dlmbench sweep" in streams.err and "--split" in streams.err
     assert call(capsys, "report", str(tmp_path / "nowhere"))[0] == 2
+    assert call(capsys, "report", str(tmp_path), "--out", str(tmp_path))[0] == 2
