@@ -145,7 +145,7 @@ def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> No
         swept = run_sweep(spec, cells, runner)
     frame = table(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *_tries(spec, cells)]
-    tail = "\n".join([matched_markdown(groups(swept.folders)), seeds_markdown(over_seeds(swept.folders))]).strip()
+    tail = "\n\n".join([matched_markdown(groups(swept.folders)), seeds_markdown(over_seeds(swept.folders))]).strip()
     written = write_table(frame, spec.out, spec.name, sentences, tail) + plot(frame, spec.out)
     place = Path(spec.out) / "report.html"
     written.append(write_report(frame, swept.folders, place, spec.name, spec.description, sentences))

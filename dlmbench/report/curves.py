@@ -10,7 +10,7 @@ Left out: runs without samples (the committed manifests), which have no items to
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from dlmbench import fronts
 from dlmbench.errors import RequestError
 from dlmbench.report.table import circumstances_of, number, percent, pipe, row, signed, sort_key
-from dlmbench.stats import verdict
+from dlmbench.stats import verdict, wilson
 from dlmbench.store import RunFolder, find_runs
 from dlmbench.store.metrics import calls, item_costs
 
@@ -118,12 +118,20 @@ def matched(group: Group) -> list[dict[str, Any]]:
                 "settings": len(mine),
                 "aup": fronts.aup([r["tpf"] or np.nan for r in rows], [100 * r["accuracy"] for r in rows], best),
                 "hypervolume": fronts.hypervolume(cost, accuracy, group.cost[base].mean()),
-                "accuracy": fronts.estimate([curve, reference], _at_budget, resamples=RESAMPLES),
+                "accuracy": _widened(fronts.estimate([curve, reference], _at_budget, resamples=RESAMPLES), group),
                 "against": rival and fronts.estimate([curve, reference, rival], _gap_at_budget, resamples=RESAMPLES),
                 "cost": fronts.estimate([curve, reference], _cost_needed, resamples=RESAMPLES),
             }
         )
     return records
+
+
+def _widened(found: fronts.Estimate, group: Group) -> fronts.Estimate:
+    """An accuracy that no draw moves (all items right) is as unsure as its Wilson interval says."""
+    if not found.sure or found.high - found.low > 1e-9:
+        return found
+    items = group.accuracy.shape[1]
+    return replace(found, **dict(zip(("low", "high"), wilson(round(found.value * items, 6), items))))
 
 
 def _at_budget(means: list) -> float:
@@ -157,7 +165,7 @@ def matched_markdown(found: Sequence[Group]) -> str:
             pipe(_columns(records)),
             "",
             f"Reference: {base['label']} ({percent(base['accuracy'])} % for {number(paid)} {unit}) with model "
-            f"{base['model']}, batch {base['batch_size']}, {base['dtype']} on {base['device']}.",
+            f"{base['model']}, batch {base['batch_size']}, seed {base['seed']}, {base['dtype']} on {base['device']}.",
             "",
         ]
     return "\n".join([*parts, _LEGEND]) if parts else ""

@@ -48,7 +48,8 @@ class Advice:
     def sentences(self) -> list[str]:
         """The advice in words."""
         points, base = f"{100 * self.drop:g} point{'s' if self.drop != 0.01 else ''}", self.reference
-        place = f"{base['task']}, {base['model']}, batch {base['batch_size']}, {base['device']}"
+        seed = f", seed {base['seed']}" if base["seed"] else ""
+        place = f"{base['task']}, {base['model']}, batch {base['batch_size']}{seed}, {base['device']}"
         if self.choice:
             found = [f"{place}: take {self.choice.row['label']}; {_facts(self.choice, base)}."]
         elif self.unsure:

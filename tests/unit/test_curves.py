@@ -61,6 +61,14 @@ def test_matched_points(runs):
     assert by_method["static"]["accuracy"].value != by_method["static"]["accuracy"].value
 
 
+def test_all_right_on_a_few_items_is_not_certain(tmp_path):
+    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=1.0, nfe=40, items=12)
+    make_run(tmp_path, knob=0.6, accuracy=1.0, nfe=10, items=12)
+    by_method = {record["method"]: record for record in matched(groups(find_runs(tmp_path))[0])}
+    found = by_method["threshold"]["accuracy"]
+    assert found.value == found.high == pytest.approx(1) and found.low == pytest.approx(0.7575, abs=1e-3)
+
+
 def test_without_a_reference_there_is_nothing_to_match(tmp_path):
     make_run(tmp_path, knob=0.3)
     assert matched(groups(find_runs(tmp_path))[0]) == [] and matched_markdown(groups(find_runs(tmp_path))) == ""
