@@ -81,7 +81,7 @@ def _threshold_panel(upper: Any, lower: Any, title: str, word: str, group: pd.Da
         labels.append((upper, series["knob"].iloc[-1], y[-1], _name(key, group), colour))
     _dress(upper, title, "", "accuracy (%)")
     _dress(lower, "", word, "cost, forwards" if priced else "NFE")
-    lower.set_ylim(0)
+    lower.set_ylim(0, 1.06 * lower.get_ylim()[1])
     low, high = group["knob"].min(), group["knob"].max()
     for ax in (upper, lower):
         ax.set_xlim(low - 0.05 * (high - low), high + 0.42 * (high - low))
