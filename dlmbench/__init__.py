@@ -4,8 +4,8 @@ From Python::
 
     import dlmbench
     model = dlmbench.load("nano", method="threshold", threshold=0.8)
-    question = "Tom has 12 apples. Tom buys 3 bags of 8 apples. Tom loses 7 apples. How many apples does Tom have?<|sep|>"
-    print(dlmbench.decode(model, [question])[0].text)
+    question = "Tom has 12 apples. Tom buys 3 bags of 8 apples. Tom loses 7 apples. How many apples does Tom have?"
+    print(dlmbench.decode(model, [question + "<|sep|>"])[0].text)
     folder = dlmbench.run(dlmbench.RunSpec(method="threshold", task="nano-gsm", limit=20))
     table = dlmbench.read_results(folder)
 
