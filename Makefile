@@ -26,6 +26,9 @@ reproduce: $(VENV)/.runtime
 
 reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce-full.yaml
+	$(RUN) sweep recipes/simsd-nano.yaml
+	$(RUN) sweep recipes/mrp-nano.yaml
+	$(RUN) sweep recipes/full-attention.yaml
 
 screenshots: reproduce
 	$(BIN)/python tests/e2e/screenshots.py results/reproduce results/screenshots
@@ -50,6 +53,8 @@ train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano.yaml
 	$(RUN) train recipes/train-nano-swaps.yaml
 	$(RUN) train recipes/train-nano-draft.yaml
+	$(RUN) train recipes/train-mrp-nano.yaml
+	$(RUN) train recipes/train-mrp-nano-naive.yaml
 	$(RUN) train recipes/train-nano-llada.yaml
 	$(RUN) train recipes/train-nano-adjust.yaml
 	$(RUN) train recipes/train-nano-policy.yaml

@@ -161,8 +161,8 @@ def cost_at_accuracy(ours: Curve, theirs: Curve, drop: float = 0.0, **options: f
 def aup(tpf: Sequence[float], accuracy: Sequence[float], best: float, penalty: float = 3.0, drop: float = 5.0) -> float:
     """Accuracy under parallelism of one method; see `AUP`. Accuracies and `best` are in percent.
 
-    The formula follows the paper; neither its text nor its code was at hand to check it. It rewards tokens a forward and knows no helper:
-    a draft is free to it. nan when there is no point.
+    The formula follows the paper; neither its text nor its code was at hand to check it. It rewards tokens a forward
+    and knows no helper: a draft is free to it. nan when there is no point.
     """
     points = sorted((p, y) for p, y in zip(tpf, accuracy) if not (math.isnan(p) or math.isnan(y)))
     if not points:
