@@ -234,7 +234,8 @@ class Checked:
 
     def same_cell(self) -> str:
         """Equal strings are the same run on this machine (used to drop duplicates before anything is loaded)."""
-        record = dataclasses.asdict(replace(self.spec, threshold=None, settings={}, against=()))
+        used = {role: self.companions.get(role) for role in HELPERS}  # a helper may be named for the method beside it
+        record = dataclasses.asdict(replace(self.spec, threshold=None, settings={}, against=(), **used))
         return json.dumps([record, self.parameters, self.axes.chosen()], sort_keys=True, default=str)
 
 

@@ -441,3 +441,10 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
 def test_a_label_names_a_helper_that_the_model_does_not_bring():
     labels = [RunSpec("simsd", "nano-gsm", draft=draft).check().label for draft in (None, "nano-draft", "nano")]
     assert labels == ["simsd verify=packed", "simsd verify=packed", "simsd verify=packed draft=nano"]
+
+
+def test_baselines_of_a_method_with_a_helper_are_the_same_cells_as_those_without():
+    beside = {cell.same_cell() for cell in SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm"}).checked()[0]}
+    named = SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm", "draft": "nano-draft"}).checked()[0]
+    assert beside == {cell.same_cell() for cell in named}
+    assert RunSpec("static", "nano-gsm", guide="nano-ar").check().same_cell() in beside
