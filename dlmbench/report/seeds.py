@@ -20,7 +20,11 @@ from dlmbench.errors import RequestError
 from dlmbench.report.table import PAIRED_ON, interval, number, percent, pipe, row
 from dlmbench.store import RunFolder
 
-_SAME = (*(name for name in PAIRED_ON if name != "seed"), "method", "parameters", "method_version", "helper_weights")
+_SAME = (
+    *(name for name in PAIRED_ON if name != "seed"),
+    *("method", "parameters", "method_version", "helper_weights"),
+    "label",  # names the options of cache and sampling too
+)
 
 
 @dataclass(frozen=True)
