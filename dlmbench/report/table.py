@@ -96,6 +96,7 @@ def table(runs: Iterable[RunFolder], samples: bool = True) -> pd.DataFrame:
     rows = [row(run) for run in runs]
     if samples:
         _add_differences(rows, [_accuracies(run) for run in runs])
+        _add_changes(rows, runs)
         _add_front_shares(rows, runs)
     frame = pd.DataFrame(rows)
     order = sorted(range(len(rows)), key=lambda i: sort_key(rows[i]))
@@ -210,6 +211,16 @@ def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, floa
             record[f"vs_{name}_row"] = rows[j]["label"] if found else None
 
 
+def _add_changes(rows: list[dict[str, Any]], runs: Sequence[RunFolder]) -> None:
+    """Column changed: share of the items whose tokens are not those of the static row; 0 for a lossless method."""
+    answers = [{sample["key"]: sample["ids"] for sample in run.samples()} for run in runs]
+    for i, record in enumerate(rows):
+        j = baseline_of(rows, i, "static")
+        common = answers[i].keys() & answers[j].keys() if j is not None else ()
+        differing = sum(answers[i][key] != answers[j][key] for key in common)
+        record["changed"] = differing / len(common) if common else None
+
+
 def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None:
     """Index of the row that row `i` is compared with, None for none.
 
@@ -286,6 +297,7 @@ _LEGEND = (
     "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items "
     "with its 95 % bootstrap interval; *vs_threshold* in table.csv is against the threshold row at the same or nearest "
     "confidence where the method's knob is one, else against that nearest in cost. "
+    "*changed*: items whose tokens are not those of static, in percent, 0 for a lossless method. "
     "*front*: in how many of a hundred new draws of the items the row is on the front of accuracy against cost. "
     "NFE: forwards of the target after prefill, an item (of these *stores* only "
     "write keys and values). *helpers*: passes of other networks. Cost: all forwards and passes, prefill too, at their "
@@ -309,6 +321,8 @@ def _page(group: pd.DataFrame) -> dict[str, list[str]]:
     columns["vs static"] = [
         signed(r.get("vs_static"), r.get("vs_static_low"), r.get("vs_static_high")) for r in records
     ]
+    if "changed" in group and group["changed"].notna().any():
+        columns["changed"] = [percent(r["changed"]) for r in records]
     if "front_share" in group and group["front_share"].notna().any():
         columns["front"] = [percent(r["front_share"]) for r in records]
     for name in ("strict", "flexible", "unparsed", "cut_off"):

@@ -77,6 +77,18 @@ def test_baselines_are_paired_on_the_same_weights(runs):
     assert pd.isna(frame.loc["ar", "vs_static"]), "other weights are never paired"
 
 
+def test_changed_is_the_share_of_items_with_other_tokens_than_static(tmp_path):
+    static = make_run(tmp_path, method="static", knob=None, label="static k=1", nfe=40)
+    other = make_run(tmp_path, method="simsd", knob=None, draft=5)
+    file = other.path / "samples.jsonl"
+    lines = file.read_text().splitlines()
+    lines[:30] = [line.replace("[5, 6, 1]", "[5, 7, 1]") for line in lines[:30]]
+    file.write_text("\n".join(lines) + "\n")
+    frame = read_results(tmp_path).set_index("label")
+    assert frame.loc["simsd", "changed"] == 30 / len(static.samples())
+    assert pd.isna(frame.loc["static k=1", "changed"])
+
+
 def test_a_knob_of_another_unit_is_compared_at_the_same_cost(runs):
     make_run(runs, method="entropy", knob=0.6, accuracy=0.9, nfe=29)
     frame = read_results(runs).set_index("label")
