@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
@@ -23,6 +24,14 @@ from dlmbench.spec import SweepSpec
 from dlmbench.store import find_runs
 
 ITEMS = 20
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A worker sets the number of torch's threads, here in the process of the tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
