@@ -21,7 +21,6 @@ Axes: N rows, R columns, A answer positions, K chosen positions, D width, V voca
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -235,31 +234,18 @@ class AdjustWorker(Worker):
     def networks(self) -> tuple[AdjustModule, AdjustModule]:
         precise = self.backbone if self.dtype == torch.float32 else load_backbone(self.recipe, "cpu", torch.float32)[0]
         master = AdjustModule(precise).init_weights(self.recipe.adjust.start, self.recipe.seed)
-        self.sums: dict[str, float] = defaultdict(float)
         self.seen: dict = {}  # what dev items give without the sampler
         network = AdjustModule(self.backbone).to(self.device, self.dtype)
         return master.to(self.device).requires_grad_(True).train(), network
 
     def loss(self, window: Window) -> Tensor:
         loss, facts = window_loss(self.network, window, self.recipe.compile)
-        for name, value in facts.items():
-            self.sums[name] += value
-        self.sums["windows"] += 1
+        self.notes.append(facts)
         return loss
-
-    def measured(self) -> dict:
-        windows = self.sums.pop("windows", 0)
-        facts = {name: value / windows for name, value in self.sums.items()}
-        self.sums.clear()
-        return facts
 
     def export(self) -> None:
         plan = self.recipe.adjust
-        training = {
-            "recipe": self.recipe.name, "steps": self.step, "columns": self.columns, "seconds": round(self.seconds),
-            "start": plan.start, "unrolled": plan.unrolled, "temperature": plan.temperature,
-            "block_lengths": list(self.recipe.block_lengths),
-        }  # fmt: skip
+        training = self.budget(start=plan.start, unrolled=plan.unrolled, temperature=plan.temperature)
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 
     @torch.no_grad()

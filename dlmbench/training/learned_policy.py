@@ -206,7 +206,6 @@ class PolicyWorker(Worker):
         plan = self.recipe.learned_policy
         config = PolicyConfig(plan.hidden, plan.intermediate)
         master = PolicyNetwork(config).init_weights(self.recipe.seed, plan.bias)
-        self.sums: dict[str, float] = defaultdict(float)
         self.seen: dict[str, float] = {}  # what dev items give without the policy
         return master.to(self.device).train(), PolicyNetwork(config).to(self.device)
 
@@ -235,9 +234,8 @@ class PolicyWorker(Worker):
         right = self.correct(rows, answers).to(self.device)
         gained = torch.stack([reward(r, u, int(n), plan.alpha) for r, u, n in zip(right, used, rows.length)])
         better = advantages(gained.view(-1, plan.rollouts)).flatten()
-        for name, value in (("reward", gained), ("accuracy", right), ("forwards", used.float())):
-            self.sums[name] += value.mean().item()
-        self.sums["batches"] += 1
+        measures = {"reward": gained, "accuracy": right, "forwards": used.float()}
+        self.notes.append({name: value.mean().item() for name, value in measures.items()})
         advantage = better.repeat_interleave(used)
         kept = {"advantage": advantage, "share": steps.share / len(used)}
         chosen = advantage != 0
@@ -259,17 +257,8 @@ class PolicyWorker(Worker):
         ]
         return torch.tensor(right, dtype=torch.float32)
 
-    def measured(self) -> dict:
-        batches = self.sums.pop("batches", 0)
-        facts = {name: value / batches for name, value in self.sums.items()}
-        self.sums.clear()
-        return facts
-
     def export(self) -> None:
-        training = {
-            "recipe": self.recipe.name, "steps": self.step, "columns": self.columns, "seconds": round(self.seconds),
-            **asdict(self.recipe.learned_policy), "block_lengths": list(self.recipe.block_lengths),
-        }  # fmt: skip
+        training = self.budget(**asdict(self.recipe.learned_policy))
         save_policy(self.master, self.out / "weights", self.backbone_weights, training=training)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -38,6 +39,13 @@ from dlmbench.training.step import batch_loss
 
 PAD, END, MASK, SEPARATOR = 0, 1, 2, 3
 FAMILIES = {"autoregressive": ("qwen3", "causal"), "full_diffusion": ("llada", "full")}  # others: SDAR's
+WORKERS = {  # other objectives: the plain one below
+    "full_diffusion": ("dlmbench.training.full_diffusion", "FullDiffusionWorker"),
+    "mrp": ("dlmbench.training.mrp", "MRPWorker"),
+    "rcd": ("dlmbench.training.rcd", "RCDWorker"),
+    "adjust": ("dlmbench.training.adjust", "AdjustWorker"),
+    "learned_policy": ("dlmbench.training.learned_policy", "PolicyWorker"),
+}
 REPORT_EVERY = 50  # steps between log lines
 # Large tensors come and go every step: keep their memory in the process, on huge pages (measured: 10 % faster).
 ALLOCATOR = ":".join(
@@ -67,27 +75,9 @@ def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | 
 
 
 def _worker(objective: str) -> type[Worker]:
-    if objective == "full_diffusion":
-        from dlmbench.training.full_diffusion import FullDiffusionWorker
-
-        return FullDiffusionWorker
-    if objective == "mrp":
-        from dlmbench.training.mrp import MRPWorker
-
-        return MRPWorker
-    if objective == "rcd":
-        from dlmbench.training.rcd import RCDWorker
-
-        return RCDWorker
-    if objective == "adjust":
-        from dlmbench.training.adjust import AdjustWorker
-
-        return AdjustWorker
-    if objective == "learned_policy":
-        from dlmbench.training.learned_policy import PolicyWorker
-
-        return PolicyWorker
-    return Worker
+    """The class that trains for an objective; only its own module is imported."""
+    module, name = WORKERS.get(objective, (__name__, "Worker"))
+    return getattr(import_module(module), name)
 
 
 def example_stream(mixture: dict[str, float], tokenizer) -> Draw:
@@ -115,6 +105,7 @@ class Worker:
         self.master, self.network = self.networks()
         self.optimizer = Optimizer(self.master, recipe.matrix_lr, recipe.vector_lr, recipe.clip)
         self.step, self.columns, self.seconds = 0, 0, 0.0
+        self.notes: list[dict[str, float]] = []  # measures of the batches since the last log line
         self._copy_weights()
 
     @staticmethod
@@ -147,12 +138,21 @@ class Worker:
         """Loss of one batch, a scalar to descend."""
         return batch_loss(self.network, batch, self.recipe.compile)
 
-    def measured(self) -> dict:
-        """What else to log since it was last asked for."""
-        return {}
+    def measured(self) -> dict[str, float]:
+        """Means of the `notes` since it was last asked for; a batch without a measure counts as zero."""
+        notes, self.notes = self.notes, []
+        names = dict.fromkeys(name for note in notes for name in note)
+        return {name: sum(note.get(name, 0.0) for note in notes) / len(notes) for name in names}
 
     def export(self) -> None:
         save_checkpoint(self.master, self.out / "weights")
+
+    def budget(self, **plan) -> dict:
+        """What made the weights, for the config file of a head."""
+        return {
+            "recipe": self.recipe.name, "steps": self.step, "columns": self.columns, "seconds": round(self.seconds),
+            **plan, "block_lengths": list(self.recipe.block_lengths),
+        }  # fmt: skip
 
     def run(self, resume: bool = False, minutes: float | None = None) -> None:
         if resume:

@@ -56,7 +56,6 @@ class MRPWorker(Worker):
         else:
             master.load_state_dict(load_module(Path(plan.module_folder), precise, self.backbone_weights).state_dict())
         network = MRPModule(backbone, plan.layers, plan.residual)
-        self.sums: dict[str, float] = defaultdict(float)
         return master.to(self.device).requires_grad_(True).train(), network.to(self.device, self.dtype)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -64,25 +63,15 @@ class MRPWorker(Worker):
         generator = torch.Generator().manual_seed(int(state[0]))
         objective = Objective(self.network, self.recipe.mrp, generator, self.recipe.compile)
         loss = objective(batch)
-        for name, value in objective.facts.items():
-            self.sums[name] += value
-        self.sums["batches"] += 1
+        self.notes.append(objective.facts)
         return loss
-
-    def measured(self) -> dict:
-        batches = self.sums.pop("batches", 0)
-        facts = {name: value / batches for name, value in self.sums.items()}
-        self.sums.clear()
-        return facts
 
     def export(self) -> None:
         plan = self.recipe.mrp
-        training = {
-            "recipe": self.recipe.name, "steps": self.step, "columns": self.columns, "seconds": round(self.seconds),
-            "start": Path(plan.start).name, "reveal": plan.reveal, "counts": list(plan.counts),
-            "unrolled": plan.unrolled, "leave_one_out": plan.leave_one_out,
-            "block_lengths": list(self.recipe.block_lengths),
-        }  # fmt: skip
+        training = self.budget(
+            start=Path(plan.start).name, reveal=plan.reveal, counts=list(plan.counts), unrolled=plan.unrolled,
+            leave_one_out=plan.leave_one_out,
+        )  # fmt: skip
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 
     @torch.no_grad()
