@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -91,48 +92,52 @@ def _threshold_panel(upper: Any, lower: Any, title: str, word: str, group: pd.Da
 
 
 def acceptance(runs: Sequence[RunFolder], folder: Path, name: str, column: bool = False) -> list[Path]:
-    """How many drafted tokens a verification accepts: a histogram a run, at most twelve, the mean marked.
+    """How many drafted tokens a verification accepts: a histogram a run, at most twelve a task, the mean marked.
 
     Raises RequestError when no run drafted anything.
     """
-    found = [(run.manifest(), run.metrics()) for run in runs]
-    drafting = [(manifest, metrics) for manifest, metrics in found if metrics.get("accepted_lengths")]
-    if not drafting:
+    tasks: dict[str, list[tuple[str, dict]]] = {}
+    for run in runs:
+        metrics = run.metrics()
+        if metrics.get("accepted_lengths"):
+            manifest = run.manifest()
+            tasks.setdefault(manifest["task"]["name"], []).append((manifest["label"], metrics))
+    if not tasks:
         raise RequestError("No run drafted tokens, so nothing was accepted; simsd and mrp (mode=speculative) draft.")
-    if len(drafting) > 12:
-        raise RequestError(f"{len(drafting)} runs drafted and a figure shows twelve: name the run folders to show.")
-    return save(lambda: _draw_acceptance(drafting, column), folder, name)
+    for task, drafting in tasks.items():
+        drafting.sort(key=lambda pair: pair[0])
+        if len(drafting) > 12:
+            raise RequestError(
+                f"{len(drafting)} runs drafted on {task} and a figure shows twelve: name the run folders to show."
+            )
+    return save(lambda: _draw_acceptance(tasks, column), folder, name)
 
 
-def _draw_acceptance(drafting: Sequence[tuple[dict, dict]], column: bool) -> Any:
-    across = min(2 if column else 4, len(drafting))
-    down = -(-len(drafting) // across)
-    size = (COLUMN_WIDTH, 1.8 * down) if column else (max(2.5 * across, 3.4), 2.3 * down)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
-    for ax in axes.flat[len(drafting) :]:
-        ax.set_visible(False)
-    longest = max(int(length) for _, metrics in drafting for length in metrics["accepted_lengths"])
-    for ax, (manifest, metrics) in zip(axes.flat, drafting):
-        lengths = {int(length): count for length, count in metrics["accepted_lengths"].items()}
-        total = sum(lengths.values())
-        share = 100 * metrics["acceptance"]
-        mean = sum(length * count for length, count in lengths.items()) / total
-        ax.bar(
-            range(longest + 1),
-            [100 * lengths.get(n, 0) / total for n in range(longest + 1)],
-            color="#0072B2",
-            width=0.8,
-        )
-        ax.axvline(mean, color=_INK, linewidth=1, linestyle="--")
-        _dress(
-            ax,
-            f"{manifest['label']}, {manifest['task']['name']}\nmean {mean:.1f}, {share:.0f} % of drafts",
-            "accepted tokens",
-            "verifications (%)",
-            size=8,
-        )
-        ax.xaxis.get_major_locator().set_params(integer=True)
+def _draw_acceptance(tasks: dict[str, list[tuple[str, dict]]], column: bool) -> Any:
+    most = max(map(len, tasks.values()))
+    across = min(2 if column else 4, most)
+    rows = [(task, row[i : i + across]) for task, row in tasks.items() for i in range(0, len(row), across)]
+    size = (COLUMN_WIDTH, 2.0 * len(rows)) if column else (max(2.5 * across, 3.4), 2.5 * len(rows))
+    figure, axes = plt.subplots(len(rows), across, figsize=size, squeeze=False, layout="constrained")
+    longest = max(int(length) for row in tasks.values() for _, metrics in row for length in metrics["accepted_lengths"])
+    for (task, row), line in zip(rows, axes):
+        for ax, (label, metrics) in zip(line, row):
+            _histogram(ax, f"{label}, {task}", metrics, longest)
+        for ax in line[len(row) :]:
+            ax.set_visible(False)
     return figure
+
+
+def _histogram(ax, title: str, metrics: dict, longest: int) -> None:
+    lengths = {int(length): count for length, count in metrics["accepted_lengths"].items()}
+    total = sum(lengths.values())
+    mean = sum(length * count for length, count in lengths.items()) / total
+    bars = range(longest + 1)
+    ax.bar(bars, [100 * lengths.get(n, 0) / total for n in bars], color="#0072B2", width=0.8)
+    ax.axvline(mean, color=_INK, linewidth=1, linestyle="--")
+    facts = f"mean {mean:.1f}, {100 * metrics['acceptance']:.0f} % of drafts"
+    _dress(ax, "\n".join([*wrap(title, 27, break_on_hyphens=False), facts]), "accepted tokens", "verifications (%)", size=8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def batch_curves(frame: pd.DataFrame, folder: Path, name: str, column: bool = False) -> list[Path]:

@@ -1,6 +1,7 @@
 """Tables, the figure and the screen, from made-up run folders. Run: pytest tests/unit/test_report.py"""
 
 import io
+import json
 
 import pandas as pd
 import pytest
@@ -289,6 +290,22 @@ def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
     make_run(tmp_path, knob=0.6, batch_size=1)
     written = figures.batch_curves(read_results(tmp_path, samples=False), tmp_path, "batch", column=True)
     assert [path.name for path in written] == ["batch.png", "batch.svg", "batch.pdf"]
+
+
+def test_accepted_lengths_show_twelve_runs_a_task(tmp_path):
+    from dlmbench.report import figures
+    from dlmbench.store import RunFolder
+
+    for number in range(14):
+        run = tmp_path / f"run-{number}"
+        run.mkdir()
+        task = "nano-gsm" if number < 12 else "nano-code"
+        (run / "manifest.json").write_text(json.dumps({"label": f"simsd steps={number}", "task": {"name": task}}))
+        (run / "metrics.json").write_text(json.dumps({"acceptance": 0.5, "accepted_lengths": {"0": 1, "2": 1}}))
+    drafting = [RunFolder(tmp_path / f"run-{number}") for number in range(14)]
+    assert len(figures.acceptance(drafting, tmp_path, "acceptance")) == 3
+    with pytest.raises(RequestError, match="13 runs drafted on nano-gsm"):
+        figures.acceptance([*drafting, drafting[0]], tmp_path, "acceptance")
 
 
 def test_names_at_line_ends_are_kept_apart():
