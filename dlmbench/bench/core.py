@@ -15,6 +15,7 @@ import torch
 
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.network import Network
+from dlmbench.bench.clock import Clock
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.shapes import SHAPES, random_model
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
@@ -93,8 +94,8 @@ class _Ours:
 
     def __init__(self, model, settings: Settings, batch: int):
         self.row = {"loop": "dlmbench static", "batch": batch}
-        self.clock = _ForwardClock(model)
-        net = _ClockedNetwork("target", self.clock, settings.block_length)
+        net = Network("target", model, settings.block_length)
+        self.clock = Clock(net)
         self.on_cpu = net.device.type == "cpu"  # elsewhere the host runs ahead of the device: no outside share
         self.engine = Engine({"target": net}, DECODERS.get("static")(), batch_size=batch)
         self.requests = _requests(model, settings, max(2, batch))
@@ -189,43 +190,6 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
         "decoding": rows,
         "ratios": ratios,
     }
-
-
-class _ClockedNetwork(Network):
-    """A network whose clock does not run while keys and values are written."""
-
-    def allocate(self, *args) -> None:
-        super().allocate(*args)
-        write, clock = self.cache.write, self.model
-
-        def timed(*arguments) -> None:
-            began = time.perf_counter()
-            write(*arguments)
-            clock.seconds -= time.perf_counter() - began
-
-        self.cache.write = timed
-
-
-class _ForwardClock:
-    """A model that adds up the seconds spent in its layers and head."""
-
-    def __init__(self, model):
-        self._model, self.seconds = model, 0.0
-
-    def __call__(self, *args):
-        return self._timed(self._model, *args)
-
-    def project(self, hidden):
-        return self._timed(self._model.project, hidden)
-
-    def _timed(self, function, *args):
-        began = time.perf_counter()
-        result = function(*args)
-        self.seconds += time.perf_counter() - began
-        return result
-
-    def __getattr__(self, name):
-        return getattr(self._model, name)
 
 
 def _requests(model, settings: Settings, count: int) -> list[Request]:

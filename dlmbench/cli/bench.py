@@ -22,6 +22,9 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16")] = "auto",
     plain: Annotated[bool, typer.Option(help="time the plain transformers loop too")] = True,
+    decoders: Annotated[
+        bool, typer.Option("--decoders", help="instead: what every decoder adds to its forwards, shipped models")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print the JSON line only")] = False,
 ) -> None:
     """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
@@ -43,6 +46,14 @@ def bench(
     )
     if min(*sizes, *rows, repeats, new_tokens, prompt_tokens, block) < 1:
         raise RequestError("Batch sizes, lengths and repeats of a bench must be at least 1.")
+    if decoders:
+        from dlmbench.bench.decoders import run_decoders
+
+        record = run_decoders(max(sizes), repeats)
+        if not json:
+            _show_decoders(record)
+        print(json_module.dumps(record))
+        return
     record = run(Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, repeats, plain, rows))
     if not json:
         _show(record)
@@ -92,3 +103,20 @@ def _show_decoding(record: dict, table_class):
         spread = f"{row['tokens_per_s_min']:.0f}-{row['tokens_per_s_max']:.0f}"
         table.add_row(row["loop"], str(row["batch"]), f"{row['tokens_per_s']:.0f}", spread, outside)
     return table
+
+
+def _show_decoders(record: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"every decoder on {record['task']} dev items, batch {record['batch']}, milliseconds a step")
+    for name in ("model", "decoder"):
+        table.add_column(name)
+    for name in ("tok/s", "step", "outside forwards", "outside the backbone"):
+        table.add_column(name, justify="right")
+    for row in record["decoders"]:
+        shares = (f"{row[f'{name}_ms']:.2f} ({row[f'{name}_share']:.1%})" for name in ("outside", "outside_backbone"))
+        table.add_row(
+            row["model"], row["decoder"], f"{row['tokens_per_s']:.0f}", f"{row['ms_per_step']:.2f}", *shares
+        )
+    Console().print(table)

@@ -135,8 +135,9 @@ def _histogram(ax, title: str, metrics: dict, longest: int) -> None:
     bars = range(longest + 1)
     ax.bar(bars, [100 * lengths.get(n, 0) / total for n in bars], color="#0072B2", width=0.8)
     ax.axvline(mean, color=_INK, linewidth=1, linestyle="--")
-    facts = f"mean {mean:.1f}, {100 * metrics['acceptance']:.0f} % of drafts"
-    _dress(ax, "\n".join([*wrap(title, 27, break_on_hyphens=False), facts]), "accepted tokens", "verifications (%)", size=8)
+    lines = wrap(title, 27, break_on_hyphens=False)
+    lines.append(f"mean {mean:.1f}, {100 * metrics['acceptance']:.0f} % of drafts")
+    _dress(ax, "\n".join(lines), "accepted tokens", "verifications (%)", size=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -1,0 +1,106 @@
+"""What every decoder adds to its forwards: milliseconds a step outside them, on the shipped models and real prompts.
+
+Inside is what the layers and heads of networks take; selection, the canvas, refills and the writing of keys and values
+are outside. A decoder's second network (a draft, an MRP module, a sampler) counts as a forward in `outside` and as
+overhead in `outside_backbone`. On CPU only: elsewhere the host runs ahead of the device.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dlmbench.bench.clock import Clock
+from dlmbench.engine.build import build, tokenizer_of
+from dlmbench.engine.loop import Engine, Request
+from dlmbench.presets import PRESETS
+from dlmbench.spec import RunSpec
+from dlmbench.tasks import cards
+from dlmbench.training.evaluate import dev_items
+
+TASK = "nano-gsm"
+CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
+    ("nano", "static", {}),
+    ("nano", "sequential", {}),
+    ("nano", "threshold", {}),
+    ("nano", "entropy", {}),
+    ("nano", "rcd", {}),
+    ("nano", "mrp", {"mode": "remask"}),
+    ("nano", "mrp", {"mode": "direct"}),
+    ("nano", "mrp", {"mode": "speculative"}),
+    ("nano", "simsd", {"verify": "packed"}),
+    ("nano", "simsd", {"verify": "replicated"}),
+    ("nano-llada", "static", {}),
+    ("nano-llada", "threshold", {}),
+    ("nano-llada", "entropy", {}),
+    ("nano-llada", "klass", {}),
+    ("nano-llada", "wino", {}),
+    ("nano-llada", "prophet", {}),
+    ("nano-llada", "guided", {}),
+    ("nano-llada", "adjust", {"K": 2}),
+    ("nano-llada", "adjust", {"K": 4}),
+    ("nano-llada", "learned_policy", {}),
+    ("nano-ar", "ar", {}),
+)
+
+
+@dataclass
+class _Case:
+    """One decoder at its setting, ready to run over the same prompts as the others."""
+
+    row: dict
+    engine: Engine
+    clocks: dict[str, Clock]
+    requests: list[Request]
+
+    def once(self) -> dict[str, float]:
+        for clock in self.clocks.values():
+            clock.seconds = 0.0
+        began = time.perf_counter()
+        tokens = sum(generation.tokens for generation in self.engine.generate(self.requests))
+        wall, steps = time.perf_counter() - began, self.engine.launched
+        outside = wall - sum(clock.seconds for clock in self.clocks.values())
+        beside = wall - self.clocks["target"].seconds
+        return {
+            "tokens_per_s": tokens / wall, "ms_per_step": 1e3 * wall / steps,
+            "outside_ms": 1e3 * outside / steps, "outside_share": outside / wall,
+            "outside_backbone_ms": 1e3 * beside / steps, "outside_backbone_share": beside / wall,
+        }  # fmt: skip
+
+
+def _cases(batch: int) -> Iterator[_Case]:
+    items, budget = dev_items(2 * batch)["full"], cards.find(TASK).metadata["gen_length"]
+    for model, method, setting in CASES:
+        head = PRESETS[model].companions.get(f"head/{method}")
+        if head and PRESETS[head].absent:
+            continue
+        settings = {method: setting} | ({"sampling": {"constraint": True}} if method == "prophet" else {})
+        spec = RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
+        engine, tokenizer = build(spec), tokenizer_of(model)
+        prompts = tokenizer([item["prompt"] for item in items], add_special_tokens=False)["input_ids"]
+        requests = [Request(str(i), tuple(ids), budget) for i, ids in enumerate(prompts)]
+        label = " ".join([method, *(f"{name}={value}" for name, value in setting.items())])
+        row = {"model": model, "decoder": label, "batch": batch}
+        yield _Case(row, engine, {role: Clock(net) for role, net in engine.nets.items()}, requests)
+
+
+def decoder_rows(batch: int, repeats: int) -> list[dict]:
+    """Medians of `repeats` rounds over all decoders, after one that warms up."""
+    cases = list(_cases(batch))
+    samples = [[case.once() for case in cases] for _ in range(repeats + 1)][1:]
+    return [
+        case.row | {name: statistics.median(one[name] for one in kept) for name in kept[0]}
+        for case, kept in zip(cases, zip(*samples))
+    ]
+
+
+def run_decoders(batch: int, repeats: int) -> dict:
+    """The same as a record, with what it was measured on."""
+    return {
+        "task": TASK, "device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "dtype": "float32", "batch": batch, "repeats": repeats, "decoders": decoder_rows(batch, repeats),
+    }  # fmt: skip
