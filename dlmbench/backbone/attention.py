@@ -75,12 +75,15 @@ class CachedAttention:
 
 
 def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """torch's own fused attention. q [n*T,H,d], keys and values [n,G,S,d] -> [n*T, H*d]."""
+    """torch's own fused attention. q [n*T,H,d], keys and values [n,G,S,d] -> [n*T, H*d].
+
+    Query heads that share keys are stacked as queries: with a mask, torch's fast kernels know no grouped heads.
+    """
     n, queries = group.positions.shape
-    q = q.view(n, queries, q.shape[1], q.shape[2]).transpose(1, 2)
-    grouped = q.shape[1] != keys.shape[1]
-    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=group.bias, enable_gqa=grouped)
-    return out.transpose(1, 2).reshape(n * queries, -1)
+    kv_heads, share = keys.shape[1], q.shape[1] // keys.shape[1]
+    bias = group.bias if group.bias.shape[2] == 1 else group.bias.repeat(1, 1, share, 1)
+    out = F.scaled_dot_product_attention(_stacked(q, n, queries, kv_heads), keys, values, attn_mask=bias)
+    return out.view(n, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 
 def products(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -88,11 +91,16 @@ def products(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     n, queries = group.positions.shape
     kv_heads, seen, size = keys.shape[1:]
     share = q.shape[1] // kv_heads
-    q = q.view(n, queries, kv_heads, share, size).permute(0, 2, 3, 1, 4).reshape(n * kv_heads, share * queries, size)
+    q = _stacked(q, n, queries, kv_heads).flatten(0, 1)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     scores = torch.baddbmm(group.flat_bias(kv_heads, share), q, keys.transpose(1, 2), alpha=size**-0.5)
     out = torch.bmm(scores.softmax(-1), values)
     return out.view(n, kv_heads, share, queries, size).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
+
+
+def _stacked(q: Tensor, n: int, queries: int, kv_heads: int) -> Tensor:
+    """[n*T,H,d] -> [n,G,H/G*T,d]"""
+    return q.view(n, queries, kv_heads, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).reshape(n, kv_heads, -1, q.shape[-1])
 
 
 def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:

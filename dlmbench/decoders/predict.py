@@ -72,7 +72,7 @@ class Candidates:
         if mask_id >= self.logits.shape[-1]:  # a causal network without a mask token
             return self.logits.argmax(-1)
         kept = self.logits[..., mask_id].clone()
-        self.logits[..., mask_id] = float("-inf")
+        self.logits.select(-1, mask_id).fill_(float("-inf"))
         tokens = self.logits.argmax(-1)
         self.logits[..., mask_id] = kept
         return tokens

@@ -24,9 +24,11 @@ from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, WAITED, Canvas
+from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs
 from dlmbench.engine.recorder import Recorder
 from dlmbench.errors import RequestError, RunError
 
+GRAPH_BUCKET = 128  # keys in sight are padded to multiples of this where steps are recorded, so that they are few
 REPORTED = ("proposed", "accepted")  # state of a decoder that the engine reads when a row ends
 
 
@@ -125,6 +127,8 @@ class Engine:
         batch_size: slots.
         lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere unless the decoder's
             launches depend on them.
+        graphs: record steps and replay them; default: on CUDA where no launch depends on the host. A callable makes the
+            recordings (tests).
         fill_after_eos: full attention only: after every step, whatever lies right of the first EOS becomes EOS.
         fixed: (offset, token) pairs given in advance in every answer whose request names none.
         stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
@@ -139,6 +143,7 @@ class Engine:
         batch_size: int = 1,
         sampling: Sampling | None = None,
         lag: int | None = None,
+        graphs: Callable[[], Recording] | bool | None = None,
         stall_limit: int = 64,
         fill_after_eos: bool = False,
         fixed: tuple[tuple[int, int], ...] = (),
@@ -153,6 +158,10 @@ class Engine:
         if lag is None:
             now = self.device.type == "cpu" or decoder.lag == 0 or any(net.reads_host for net in nets.values())
             self.lag = 0 if now else 1
+        wanted = self.device.type == "cuda" if graphs is None else bool(graphs)
+        recording = graphs if callable(graphs) else CUDARecording
+        self.graphs = StepGraphs(self._kept, recording) if wanted and self.lag else None
+        self._buffers: tuple | None = None  # what they were made for
         self.fill_after_eos, self.fixed = fill_after_eos, fixed
         decoder.attach(nets)
         self.stall_limit = stall_limit
@@ -205,7 +214,8 @@ class Engine:
 
     def describe(self) -> dict:
         """What was loaded and how: enough to tell two runs apart."""
-        return dict(self._description)
+        graphs = {"graphs": self.graphs.refused or "recorded"} if self.graphs else {}
+        return {**self._description, **graphs}
 
     @torch.inference_mode()
     def calibrate(self, repeats: int = 5) -> dict[str, float]:
@@ -229,17 +239,31 @@ class Engine:
         block = self.target.block_length
         rows = min(self.batch_size, len(requests))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
-        capacity = bucket(longest + block + 1 + self.decoder.extra_slots(block))
+        capacity = bucket(self._padded(longest) + block + 1 + self.decoder.extra_slots(block))
         limit = self.target.config.max_positions
         if longest > limit:
             raise RequestError(
                 f"The longest prompt and its token budget need {longest} positions, the model has {limit}; "
                 "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
             )
-        config = self.target.config
         answer = 0
         if self.decoder.scope == "answer":
             answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
+        self._allocate(rows, capacity, answer)
+        self.slots: list[_Slot | None] = [None] * rows
+        self.idle_steps = [0] * rows
+        self.launched = 0
+        self.recorder = Recorder(rows, on_step) if tracing else None
+
+    def _allocate(self, rows: int, capacity: int, answer: int) -> None:
+        """Buffers for a run; recorded steps belong to theirs, so with graphs those that are large enough are kept."""
+        if self.graphs and self._buffers:
+            known = self._buffers
+            if known[0] == rows and known[1] >= capacity and known[2] == answer:
+                self.canvas.live.zero_()
+                return
+            self.graphs.steps.clear()
+        config, block = self.target.config, self.target.block_length
         self.canvas = Canvas(
             rows, capacity, block, self._mask_id, () if self.decoder.ends_rows else config.eos_ids, config.attention,
             answer, self.device, self.fill_after_eos,
@@ -252,15 +276,17 @@ class Engine:
         self.fresh_state = {
             name: tensor.clone() for name, tensor in self.decoder.init_state(1, capacity, self.device).items()
         }
-        self.slots: list[_Slot | None] = [None] * rows
-        self.idle_steps = [0] * rows
-        self.launched = 0
-        self.recorder = Recorder(rows, on_step) if tracing else None
+        self._buffers = rows, capacity, answer
 
     def _end(self, length: int) -> int:
         """End of a row's canvas: on the absolute grid it is filled up to a whole block."""
         block = self.target.block_length
         return length if self.target.config.attention == "full" else -(-length // block) * block
+
+    def _padded(self, longest: int) -> int:
+        """The length that whole rows are padded to, no longer than the model allows."""
+        limit = max(self.target.config.max_positions, longest)
+        return min(bucket(longest, GRAPH_BUCKET), limit) if self.graphs else longest
 
     def _refill(self, queue: deque) -> None:
         """Give free slots the next requests; their prompts are encoded in one batch."""
@@ -299,7 +325,23 @@ class Engine:
         busy = [slot for slot in self.slots if slot]
         seen = min(bucket(max(slot.start for slot in busy) + block + ahead), capacity)
         longest = min(max(slot.end for slot in busy), capacity)
-        host = None if self.lag else [slot.row if slot else None for slot in self.slots]
+        if self.graphs and self.recorder is None:
+            seen, longest = min(bucket(seen, GRAPH_BUCKET), capacity), self._padded(longest)
+            flags, noted = self.graphs.run((seen, longest), lambda: self._round(seen, longest, None))
+        else:
+            host = None if self.lag else [slot.row if slot else None for slot in self.slots]
+            flags, noted = self._round(seen, longest, host)
+        flags, copied = self._to_host(flags)
+        totals = self.counter.totals.clone() if self.lag else None
+        report = {name: self.state[name].clone() for name in REPORTED if name in self.state} if self.lag else None
+        self.launched += 1
+        return _Launched(self.launched - 1, flags, totals, report, noted, copied)
+
+    def _round(self, seen: int, longest: int, host: list[HostRow | None] | None) -> tuple[Tensor, bool]:
+        """One round of the decoder for all rows and its consequences -> flags, and whether they carry notes.
+
+        Without `host` nothing in here depends on a tensor's value, so it can be recorded.
+        """
         tracing = self.recorder is not None
         view = self.canvas.view(self.state, self.sampling, seen, longest, host, tracing)
         self.counter.log = [] if tracing else None
@@ -308,16 +350,16 @@ class Engine:
         self._blocks_finished(view, flags)
         if tracing:
             self.recorder.step(view, decision, self.counter.log, self.canvas.filled)
-        flags, copied = self._to_host(flags)
-        totals = self.counter.totals.clone() if self.lag else None
-        report = {name: self.state[name].clone() for name in REPORTED if name in self.state} if self.lag else None
-        self.launched += 1
-        return _Launched(self.launched - 1, flags, totals, report, decision.note is not None, copied)
+        return flags, decision.note is not None
+
+    def _kept(self) -> list[dict[str, Any]]:
+        """Where tensors are bound that live from step to step."""
+        return [vars(self.canvas), self.state, vars(self.counter), *(vars(net) for net in self.nets.values())]
 
     def _to_host(self, flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Start copying a step's flags to the host, without waiting; (flags, event of their arrival)."""
         if self.device.type == "cpu":
-            return flags, None
+            return flags.clone() if self.graphs else flags, None  # a replay writes over them
         pinned = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         pinned.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
@@ -450,8 +492,8 @@ class Engine:
     def _shrink(self, flight: deque) -> None:
         """When the queue is empty, halve the batch as rows run out, so that the last items do not carry dead rows."""
         busy = [row for row, slot in enumerate(self.slots) if slot]
-        if flight or not busy or len(busy) > len(self.slots) // 2:
-            return
+        if self.graphs or flight or not busy or len(busy) > len(self.slots) // 2:
+            return  # recorded steps are bound to their buffers
         kept = torch.tensor(busy, device=self.device)
         self.canvas.keep_rows(kept)
         self.counter.keep_rows(kept)
