@@ -100,6 +100,16 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada", **_NANO
         ),
+        Preset(
+            "nano-rcd",
+            "nano/nano-rcd",
+            "sdar",
+            "nano, trained on with residuals for --method rcd",
+            companions={"reference": "nano-rcd-ref"},
+            **_NANO,
+        ),
+        Preset("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals", **_NANO),
+        Preset("nano-seqd", "nano/nano-seqd", "sdar", "nano, trained on as long without residuals", **_NANO),
         Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", **_SDAR),
         Preset(
             "sdar-4b",
