@@ -6,11 +6,13 @@ figures are medians of repeats with their spread, synchronised, and state thread
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from dlmbench.backbone.bidirectional import Bidirectional
@@ -18,6 +20,7 @@ from dlmbench.backbone.network import Network
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.shapes import SHAPES, random_model
+from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
 from dlmbench.engine.loop import Engine, Request
 from dlmbench.registry import DECODERS
@@ -34,6 +37,7 @@ class Settings:
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     prompt_tokens: int = 40
     new_tokens: int = 64
+    contexts: tuple[int, ...] = ()  # keys that timed forwards see; default: prompt and answer
     repeats: int = 5
     plain: bool = True
     lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
@@ -52,24 +56,47 @@ def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dict]:
-    """Milliseconds of one block forward (head included) for each batch size, and its share of the roofline."""
-    rows = []
-    config = model.config
-    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    keys = settings.prompt_tokens + settings.new_tokens
-    for batch in settings.batch_sizes:
-        net = Network("target", model, settings.block_length)
-        seconds = forward_seconds(net, batch, settings.block_length, keys, settings.block_length, settings.repeats)
-        kv_bytes = (
-            2 * config.num_layers * config.num_kv_heads * config.head_dim * keys * batch * model.norm.element_size()
-        )
-        queries = batch * settings.block_length
-        floor = max(
-            (weight_bytes + kv_bytes) / rates["copy_gb_per_s"] / 1e9,
-            config.flops(queries, queries * keys) / rates["matmul_gflop_per_s"] / 1e9,
-        )
-        rows.append({"batch": batch, "ms": seconds * 1e3, "roofline_share": floor / seconds})
+    """Milliseconds of one block forward (head included) for each batch size and context, its share of the roofline,
+    and what the growth law (`fit_growth`) makes of it."""
+    rows, config, block = [], model.config, settings.block_length
+    net = Network("target", model, block)
+    read = [p for name, p in model.named_parameters() if config.tie_embeddings or name != "embedding.weight"]
+    weight_bytes = sum(p.numel() * p.element_size() for p in read)
+    key_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.norm.element_size()
+    for context in settings.contexts or (settings.prompt_tokens + settings.new_tokens,):
+        for batch in settings.batch_sizes:
+            ms = [1e3 * forward_seconds(net, batch, block, context, block, 1) for _ in range(settings.repeats)]
+            floor = max(
+                (weight_bytes + key_bytes * context * batch) / rates["copy_gb_per_s"] / 1e6,
+                config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6,
+            )
+            row = {"batch": batch, "context": context, **_spread("ms", ms)}
+            rows.append({**row, "roofline_share": floor / row["ms"]})
     return rows
+
+
+def fit_growth(rows: list[dict]) -> dict:
+    """ms = constant + a * batch + b * batch * context, the weights' work and the keys' beside what any step costs.
+
+    Coefficients are not negative and minimise relative errors. Also the largest relative error; rows get `fitted_ms`.
+    """
+    terms = np.array([[1.0, row["batch"], row["batch"] * row["context"]] for row in rows])
+    measured = np.array([row["ms"] for row in rows])
+    best = None
+    for kept in itertools.product((True, False), repeat=3):  # least squares on every face of the positive orthant
+        if any(kept):
+            scaled = (terms / measured[:, None])[:, kept]
+            solution = np.zeros(3)
+            solution[list(kept)] = np.linalg.lstsq(scaled, np.ones(len(rows)), rcond=None)[0]
+            error = float(np.square(terms @ solution / measured - 1).sum())
+            if solution.min() >= 0 and (best is None or error < best[0]):
+                best = error, solution
+    fitted = terms @ best[1]
+    for row, ms in zip(rows, fitted):
+        row["fitted_ms"] = float(ms)
+    constant, by_row, by_key = map(float, best[1])
+    worst = float(np.abs(fitted / measured - 1).max())
+    return {"constant_ms": constant, "ms_a_row": by_row, "ms_a_row_and_key": by_key, "largest_error": worst}
 
 
 def cached_rows(model, settings: Settings) -> list[dict]:
@@ -87,34 +114,49 @@ def cached_rows(model, settings: Settings) -> list[dict]:
 
 
 class _Ours:
-    """`static` (k = 1) through the engine at one batch size, with the share of time spent outside forwards.
+    """`static` (k = 1) through the engine at one batch size.
 
-    Outside is everything but layers and head: selection, the canvas, refills, and the writing of keys and values.
+    On CPU with the share of time spent outside forwards (everything but layers and head: selection, the canvas,
+    refills, the writing of keys and values); elsewhere the host runs ahead of the device, and the wall time of the
+    steps stands over what replaying them takes the device instead.
     """
 
-    def __init__(self, model, settings: Settings, batch: int):
-        self.row = {"loop": "dlmbench static", "batch": batch}
-        net = Network("target", model, settings.block_length)
-        self.clock = Clock(net)
-        self.on_cpu = net.device.type == "cpu"  # elsewhere the host runs ahead of the device: no outside share
-        self.engine = Engine({"target": net}, DECODERS.get("static")(), batch_size=batch)
+    def __init__(self, model, settings: Settings, batch: int, store: str = "fused", steps: int = 1):
+        variant = (f", {steps} a step" if steps > 1 else "") + (", separate stores" if store == "separate" else "")
+        self.row = {"loop": f"static{variant}", "batch": batch}
+        net = Network("target", model, settings.block_length, store)
+        self.on_cpu = net.device.type == "cpu"
+        self.clock = Clock(net) if self.on_cpu else None
+        self.engine = Engine({"target": net}, DECODERS.get("static")(StaticConfig(k=steps)), batch_size=batch)
         self.requests = _requests(model, settings, max(2, batch))
 
     def once(self) -> dict[str, float]:
-        self.clock.seconds = 0.0
+        if self.clock:
+            self.clock.seconds = 0.0
         began = time.perf_counter()
-        tokens = sum(g.tokens for g in self.engine.generate(self.requests))
+        generations = self.engine.generate(self.requests)
         wall = time.perf_counter() - began
-        outside = {"outside_share": 1 - self.clock.seconds / wall} if self.on_cpu else {}
-        return {"tokens_per_s": tokens / wall, **outside}
+        sample = {
+            "tokens_per_s": sum(g.tokens for g in generations) / wall,
+            "ms_per_step": 1e3 * self.engine.timing.decode / self.engine.launched,
+            "first_block_ms": 1e3 * statistics.median(g.first_block for g in generations),
+            **_percentiles([1e3 * g.seconds for g in generations]),
+        }
+        if self.clock:
+            return sample | {"outside_share": 1 - self.clock.seconds / wall}
+        device = self.engine.replay_seconds()
+        if device is None:
+            return sample
+        recorded = {"recording_seconds": self.engine.graphs.seconds, "device_ms_per_step": 1e3 * device}
+        return sample | recorded | {"wall_over_device": sample["ms_per_step"] / 1e3 / device}
 
 
 class _Plain:
     """The transformers loop on the same prompts, one at a time."""
 
-    def __init__(self, model, settings: Settings):
-        self.row = {"loop": "transformers, DynamicCache", "batch": 1}
-        self.loop, self.tokens = PlainLoop(model, settings.block_length), settings.new_tokens
+    def __init__(self, model, settings: Settings, static: bool = False):
+        self.row = {"loop": "transformers, compiled" if static else "transformers", "batch": 1}
+        self.loop, self.tokens = PlainLoop(model, settings.block_length, static), settings.new_tokens
         self.requests = _requests(model, settings, 2)
 
     def once(self) -> dict[str, float]:
@@ -133,10 +175,8 @@ def decode_rows(contenders: list, repeats: int) -> list[dict]:
                 kept.append(measured)
     rows = []
     for contender, kept in zip(contenders, samples):
-        row = {**contender.row, **_spread("tokens_per_s", [one["tokens_per_s"] for one in kept])}
-        if "outside_share" in kept[0]:
-            row["outside_share"] = statistics.median(one["outside_share"] for one in kept)
-        rows.append(row)
+        medians = {name: statistics.median(one[name] for one in kept) for name in kept[0]}
+        rows.append(contender.row | medians | _spread("tokens_per_s", [one["tokens_per_s"] for one in kept]))
     return rows
 
 
@@ -156,9 +196,11 @@ def run(settings: Settings) -> dict:
         "repeats": settings.repeats,
         **rates,
     }
-    if model.config.attention == "full":
-        return record | _full_attention(model, settings)
-    return record | _block_causal(model, settings, rates)
+    full = model.config.attention == "full"
+    record |= _full_attention(model, settings) if full else _block_causal(model, settings, rates)
+    if device.type == "cuda":
+        record["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return record
 
 
 def _full_attention(model, settings: Settings) -> dict:
@@ -172,21 +214,30 @@ def _full_attention(model, settings: Settings) -> dict:
 
 
 def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
-    contenders = [_Ours(model, settings, batch) for batch in settings.batch_sizes]
-    rows = decode_rows([*contenders, *([_Plain(model, settings)] if settings.plain else [])], settings.repeats)
-    decoded = rows[: len(contenders)]
-    first = decoded[0]["tokens_per_s"]
+    most = max(settings.batch_sizes)
+    ours = [_Ours(model, settings, batch) for batch in settings.batch_sizes]
+    variants = [_Ours(model, settings, most, store="separate"), _Ours(model, settings, most, steps=2)]
+    plain = [_Plain(model, settings)] if settings.plain else []
+    if settings.plain and settings.device != "cpu":
+        plain.append(_Plain(model, settings, static=True))
+    rows = decode_rows([*ours, *variants, *plain], settings.repeats)
+    decoded, rest = rows[: len(ours)], rows[len(ours) :]
+    first, last = decoded[0]["tokens_per_s"], decoded[settings.batch_sizes.index(most)]["tokens_per_s"]
     ratios = {
         f"batch {row['batch']} over batch {decoded[0]['batch']}": row["tokens_per_s"] / first for row in decoded[1:]
     }
-    for plain in rows[len(contenders) :]:
+    ratios[f"fused over separate stores, batch {most}"] = last / rest[0]["tokens_per_s"]
+    for other in rest[len(variants) :]:
         ratios |= {
-            f"batch {row['batch']} over transformers": row["tokens_per_s"] / plain["tokens_per_s"] for row in decoded
+            f"batch {row['batch']} over {other['loop']}": row["tokens_per_s"] / other["tokens_per_s"] for row in decoded
         }
+    forwards = forward_rows(model, settings, rates)
+    grid = len(settings.contexts) > 1 and len(settings.batch_sizes) > 1
     return {
         "prompt_tokens": settings.prompt_tokens,
         "new_tokens": settings.new_tokens,
-        "forwards": forward_rows(model, settings, rates),
+        "forwards": forwards,
+        **({"growth": fit_growth(forwards)} if grid else {}),
         "decoding": rows,
         "ratios": ratios,
     }
@@ -199,6 +250,12 @@ def _requests(model, settings: Settings, count: int) -> list[Request]:
     return [
         Request(str(i), tuple(rng.choices(ids, k=settings.prompt_tokens)), settings.new_tokens) for i in range(count)
     ]
+
+
+def _percentiles(latencies: list[float]) -> dict[str, float]:
+    """Of a request's milliseconds from admission to its last token."""
+    ordered = sorted(latencies)
+    return {f"latency_p{p}_ms": ordered[min(len(ordered) * p // 100, len(ordered) - 1)] for p in (50, 95)}
 
 
 def _spread(name: str, samples: list[float]) -> dict[str, float]:

@@ -16,6 +16,10 @@ SHAPES: dict[str, BackboneConfig] = {
     "sdar-1.7b": BackboneConfig("sdar", hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144, **_QWEN),
     "sdar-4b": BackboneConfig("sdar", hidden_size=2560, num_layers=36, num_heads=32, intermediate_size=9728, **_QWEN),
     "sdar-8b": BackboneConfig("sdar", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288, **_QWEN),
+    "dream-7b": BackboneConfig(
+        "dream", 152_064, 3584, 28, 28, 4, 128, 18944, 1e6, qkv_bias=True, qk_norm=False, attention="full", shift=1,
+        mask_id=151_666, max_positions=4096,
+    ),
     "llada-20m": BackboneConfig("llada", 4096, 384, 10, 6, 6, 64, 1024, mask_id=2, max_positions=4096, **_LLADA),
     "llada-8b": BackboneConfig(
         "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096, **_LLADA

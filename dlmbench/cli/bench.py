@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,9 @@ def bench(
     lengths: Annotated[
         str, typer.Option(help="full attention: row lengths whose cached and whole forwards are compared")
     ] = "256,512,1024",
+    contexts: Annotated[
+        str, typer.Option(help="keys that timed forwards see, as 128,512,2048; several also fit how time grows")
+    ] = "",
     repeats: Annotated[int, typer.Option(help="timed repeats; medians are shown")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16")] = "auto",
@@ -25,6 +29,7 @@ def bench(
     decoders: Annotated[
         bool, typer.Option("--decoders", help="instead: what every decoder adds to its forwards, shipped models")
     ] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the JSON, and for the growth picture")] = None,
     json: Annotated[bool, typer.Option("--json", help="print the JSON line only")] = False,
 ) -> None:
     """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
@@ -40,24 +45,39 @@ def bench(
     place = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     kind = dtype if dtype != "auto" else ("float32" if place == "cpu" else "bfloat16")
     block = block_length or (32 if shape_of(shape).attention == "full" else 8)
-    sizes, rows = (
-        tuple(options.convert(part, int, flag) for part in text.split(","))
-        for text, flag in ((batch_size, "--batch-size"), (lengths, "--lengths"))
+    sizes, rows, keys = (
+        tuple(options.convert(part, int, flag) for part in text.split(",") if text)
+        for text, flag in ((batch_size, "--batch-size"), (lengths, "--lengths"), (contexts, "--contexts"))
     )
-    if min(*sizes, *rows, repeats, new_tokens, prompt_tokens, block) < 1:
+    if min(*sizes, *rows, *keys, repeats, new_tokens, prompt_tokens, block) < 1:
         raise RequestError("Batch sizes, lengths and repeats of a bench must be at least 1.")
     if decoders:
         from dlmbench.bench.decoders import run_decoders
 
-        record = run_decoders(max(sizes), repeats)
-        if not json:
-            _show_decoders(record)
-        print(json_module.dumps(record))
-        return
-    record = run(Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, repeats, plain, rows))
+        record, show = run_decoders(max(sizes), repeats), _show_decoders
+    else:
+        asked = Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, rows)
+        record, show = run(asked), _show
     if not json:
-        _show(record)
+        show(record)
+    if out:
+        _save(record, out)
     print(json_module.dumps(record))
+
+
+def _save(record: dict, folder: Path) -> None:
+    import json
+    import re
+
+    name = "decoders" if "decoders" in record else record["shape"]
+    machine = "cpu" if record["device"] == "cpu" else re.sub(r"\W+", "-", record["device"]).strip("-").lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{machine}-{name}"
+    stem.with_suffix(".json").write_text(json.dumps(record) + "\n")
+    if "growth" in record:
+        from dlmbench.bench.growth import draw_growth
+
+        draw_growth(record, stem.with_name(f"{stem.name}-growth.png"))
 
 
 def _show(record: dict) -> None:
@@ -74,14 +94,23 @@ def _show(record: dict) -> None:
         console.print(show(record, Table))
     for name, value in record["ratios"].items():
         console.print(f"{name}: {value:.2f}x")
+    if "growth" in record:
+        law = record["growth"]
+        console.print(
+            f"a forward grows as {law['constant_ms']:.2f} ms + {law['ms_a_row']:.3f} ms a row + "
+            f"{1e6 * law['ms_a_row_and_key']:.1f} ns a row and key, at most {law['largest_error']:.0%} off"
+        )
 
 
 def _show_forwards(record: dict, table_class):
     table = table_class(title=f"one forward of a block of {record['block_length']}, head included")
-    for name in ("batch", "ms", "of the roofline"):
+    for name in ("batch", "keys", "ms", "range", "of the roofline", "growth law"):
         table.add_column(name, justify="right")
     for row in record["forwards"]:
-        table.add_row(str(row["batch"]), f"{row['ms']:.2f}", f"{row['roofline_share']:.0%}")
+        law = f"{row['fitted_ms']:.2f}" if "fitted_ms" in row else "-"
+        spread = f"{row['ms_min']:.2f}-{row['ms_max']:.2f}"
+        share = f"{row['roofline_share']:.0%}"
+        table.add_row(str(row["batch"]), str(row["context"]), f"{row['ms']:.2f}", spread, share, law)
     return table
 
 
@@ -95,13 +124,19 @@ def _show_cached(record: dict, table_class):
 
 
 def _show_decoding(record: dict, table_class):
-    table = table_class(title=f"static, one token a step, {record['new_tokens']} new tokens, end tokens ignored")
-    for name in ("loop", "batch", "tokens/s", "range", "outside forwards"):
+    title = f"one token a step, {record['new_tokens']} new tokens, end tokens ignored; first block and requests in ms"
+    table = table_class(title=title)
+    forms = {
+        "outside forwards": ("outside_share", ".1%"), "wall / device": ("wall_over_device", ".3f"),
+        "first block": ("first_block_ms", ".0f"), "p50": ("latency_p50_ms", ".0f"), "p95": ("latency_p95_ms", ".0f"),
+    }  # fmt: skip
+    forms = {name: form for name, form in forms.items() if any(form[0] in row for row in record["decoding"])}
+    for name in ("loop", "batch", "tok/s", "range", *forms):
         table.add_column(name, justify="left" if name == "loop" else "right")
     for row in record["decoding"]:
-        outside = f"{row['outside_share']:.1%}" if "outside_share" in row else "-"
         spread = f"{row['tokens_per_s_min']:.0f}-{row['tokens_per_s_max']:.0f}"
-        table.add_row(row["loop"], str(row["batch"]), f"{row['tokens_per_s']:.0f}", spread, outside)
+        cells = (format(row[key], form) if key in row else "-" for key, form in forms.values())
+        table.add_row(row["loop"], str(row["batch"]), f"{row['tokens_per_s']:.0f}", spread, *cells)
     return table
 
 

@@ -15,6 +15,7 @@ Left out: decoders and cache policies whose launches depend on what the host has
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -73,6 +74,7 @@ class StepGraphs:
         self.owners, self.recording = owners, recording
         self.steps: dict[Hashable, _Step] = {}
         self.refused: str | None = None  # why steps are not replayed
+        self.seconds = 0.0  # spent on recording
 
     def run(self, key: Hashable, body: Callable[[], Any]) -> Any:
         """What `body` returns and does: replayed if a step of this key was recorded, recorded first if not.
@@ -83,7 +85,10 @@ class StepGraphs:
             return body()
         step = self.steps.get(key)
         if step is None:
-            return self._record(key, body)
+            began = time.perf_counter()
+            result = self._record(key, body)
+            self.seconds += time.perf_counter() - began
+            return result
         step.recording.replay()
         return step.result
 

@@ -10,6 +10,7 @@ Timing is done here and nowhere else.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -53,7 +54,8 @@ class Generation:
     up to and including it), not `ids`. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
     {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by "role/kind/shape" (for a block's forward
     the shape is its query tokens); `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
-    of them were kept, one number a verification.
+    of them were kept, one number a verification; `first_block` seconds from admission until the host knew of a finished
+    block.
     """
 
     key: str
@@ -68,6 +70,7 @@ class Generation:
     guards: int = 0
     proposed: int = 0
     accepted: list[int] = field(default_factory=list)
+    first_block: float = 0.0
     trace: list[dict] | None = None
 
 
@@ -96,6 +99,7 @@ class _Slot:
     note: int | None = None  # the last decision's, as far as it has been read
     step: int = 0  # steps read so far, on this block and on the row
     total_steps: int = 0
+    first_block: float | None = None  # when the host heard of the first finished block
 
     @property
     def row(self) -> HostRow:
@@ -216,6 +220,21 @@ class Engine:
         """What was loaded and how: enough to tell two runs apart."""
         graphs = {"graphs": self.graphs.refused or "recorded"} if self.graphs else {}
         return {**self._description, **graphs}
+
+    def replay_seconds(self, repeats: int = 20) -> float | None:
+        """Median seconds that the device takes for the last recorded step by itself; None where none was recorded.
+
+        Spends the buffers: what was decoded last is no longer there.
+        """
+        if not (self.graphs and self.graphs.steps):
+            return None
+        recording = list(self.graphs.steps.values())[-1].recording
+        samples = []
+        for _ in range(repeats):
+            began = self._now()
+            recording.replay()
+            samples.append(self._now() - began)
+        return statistics.median(samples)
 
     @torch.inference_mode()
     def calibrate(self, repeats: int = 5) -> dict[str, float]:
@@ -408,6 +427,8 @@ class Engine:
             if not flag:
                 self.idle_steps[row] = 0
                 continue
+            if flag & (BLOCK_DONE | ROW_DONE) and slot.first_block is None:
+                slot.first_block = time.perf_counter() - slot.admitted
             if flag & ROW_DONE:
                 finished.append((slot.index, self._finish(row, slot, slot.start, step)))
                 continue
@@ -460,7 +481,8 @@ class Engine:
             key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,
             widths={name: work[0] for name, work in counts.shapes.items()},
             seconds=self._now() - slot.admitted, stop_reason=reason, guards=int(self.canvas.guards[row]),
-            proposed=proposed, accepted=accepted, trace=self.recorder.finish(row) if self.recorder else None,
+            proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
+            trace=self.recorder.finish(row) if self.recorder else None,
         )  # fmt: skip
         self.slots[row] = None
         for net in self.nets.values():
