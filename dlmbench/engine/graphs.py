@@ -107,7 +107,7 @@ class StepGraphs:
             result = recording.record(lambda: (body(), self._settle(cells, static))[0])
             _copy(beginning, static)
         except (RuntimeError, NotImplementedError) as error:
-            self._give_up(f"a step cannot be recorded here ({_first_line(error)})", cells, static, expected)
+            self._give_up(f"a step cannot be recorded here ({first_line(error)})", cells, static, expected)
             return plain
         recording.replay()
         if not all(_same(a, b) for a, b in zip(static, expected)):
@@ -164,5 +164,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.is_floating_point() or torch.equal(a, b)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, without what libraries write below it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

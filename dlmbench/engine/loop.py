@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, WAITED, Canvas
-from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs
+from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line
 from dlmbench.engine.recorder import Recorder
 from dlmbench.errors import RequestError, RunError
 
@@ -191,7 +192,7 @@ class Engine:
 
         Raises:
             RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
-            RunError: the decoder made no progress for `stall_limit` steps.
+            RunError: the decoder made no progress for `stall_limit` steps, or memory ends with a single row.
         """
         requests = list(requests)
         if not requests:
@@ -200,8 +201,17 @@ class Engine:
         began = self._now()
         self.timing = Timing()
         results: list[Generation | None] = [None] * len(requests)
-        self._prepare(requests, trace or on_step is not None, on_step)
-        queue = deque(enumerate(requests))
+        while left := [(i, request) for i, request in enumerate(requests) if results[i] is None]:
+            try:
+                self._prepare([request for _, request in left], trace or on_step is not None, on_step)
+                self._serve(deque(left), results, on_finish)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+        self.timing.total = self._now() - began
+        return results  # every slot has been filled
+
+    def _serve(self, queue: deque, results: list, on_finish: Callable[[Generation], None] | None) -> None:
+        """Decode what is in the queue, (index, request) pairs, into `results`."""
         flight: deque[_Launched] = deque()
         while queue or any(self.slots):
             self._refill(queue)
@@ -213,13 +223,32 @@ class Engine:
                         on_finish(generation)
             if not queue:
                 self._shrink(flight)
-        self.timing.total = self._now() - began
-        return results  # every slot has been filled
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        """Go on with half as many rows; those under way begin again.
+
+        Results do not depend on it in float32; in half precision near ties may fall otherwise.
+        """
+        if self.batch_size == 1:
+            raise RunError(
+                f"Memory on {self.device} ends with a single row ({first_line(error)}): "
+                "shorten prompts (--num-fewshot) or answers (--gen-length), or take a smaller model."
+            ) from error
+        self.batch_size //= 2
+        self._buffers = None
+        for net in self.nets.values():
+            net.cache = None
+        if self.graphs:
+            self.graphs.steps.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(f"Out of memory: going on with --batch-size {self.batch_size}.", RuntimeWarning, stacklevel=3)
 
     def describe(self) -> dict:
         """What was loaded and how: enough to tell two runs apart."""
         graphs = {"graphs": self.graphs.refused or "recorded"} if self.graphs else {}
-        return {**self._description, **graphs}
+        halved = {"batch_size": self.batch_size} if "batch_size" in self._description else {}
+        return {**self._description, **halved, **graphs}
 
     def replay_seconds(self, repeats: int = 20) -> float | None:
         """Median seconds that the device takes for the last recorded step by itself; None where none was recorded.

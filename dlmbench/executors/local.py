@@ -110,12 +110,11 @@ class Local:
         Raises RequestError for a device that is not here, and RunError when a folder is being written by another
         process or an engine breaks its promise.
         """
-        return [self.run_cell(cell) for cell in [replace(cell, spec=cell.spec.resolved()) for cell in cells]]
+        return [self.run_cell(cell) for cell in [self.here(cell) for cell in cells]]
 
     def run_cell(self, cell: Checked) -> RunFolder:
         """Run or resume one cell; nothing happens when it is finished."""
-        cell = replace(cell, spec=cell.spec.resolved())
-        job = self.job(cell)
+        job = self.job(self.here(cell))
         if job.folder.finished and self.traced(job):
             return job.folder
         with job.folder.writing() as writer:
@@ -127,8 +126,21 @@ class Local:
 
     def plan(self, cell: Checked) -> tuple[RunFolder, int, int]:
         """(folder, items in the store, items altogether) of a cell, without running anything."""
-        job = self.job(replace(cell, spec=cell.spec.resolved()))
+        job = self.job(self.here(cell))
         return job.folder, len(job.folder.samples()), len(job.items)
+
+    def here(self, cell: Checked) -> Checked:
+        """The cell with ``auto`` replaced by what this machine offers. On a GPU as many rows as its whole memory holds,
+        so that the same command finds the same runs; those that do not fit after all are halved by the engine."""
+        spec = cell.spec.resolved()
+        if cell.spec.batch_size == "auto" and spec.device.startswith("cuda"):
+            import torch
+
+            from dlmbench.executors.needs import fitting_batch
+
+            room = torch.cuda.mem_get_info(spec.device)[1]
+            spec = replace(spec, batch_size=fitting_batch(replace(cell, spec=spec), self._task(cell), room))
+        return replace(cell, spec=spec)
 
     # --- one cell ---------------------------------------------------------------------------------------------------
 

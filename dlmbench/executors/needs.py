@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +141,20 @@ def memory_bytes(cell: Checked, task: Any) -> int | None:
         width = _BYTES[spec.dtype]
         total += config.parameters * width + spec.batch_size * (keys * width + logits)
     return total
+
+
+def fitting_batch(cell: Checked, task: Any, room: int, most: int = 256) -> int:
+    """The most rows, a power of two, that `memory_bytes` says fit into four fifths of `room` bytes; 16 when the model's
+    configuration is not here."""
+    size = most
+    while size > 1:
+        need = memory_bytes(replace(cell, spec=replace(cell.spec, batch_size=size)), task)
+        if need is None:
+            return 16
+        if need <= 0.8 * room:
+            return size
+        size //= 2
+    return 1
 
 
 def _config(preset: Preset) -> Any:

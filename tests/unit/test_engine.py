@@ -13,7 +13,7 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
-from dlmbench.errors import RequestError
+from dlmbench.errors import RequestError, RunError
 from dlmbench.verify.conformance import EOS, MASK, VOCABULARY, _model
 
 BLOCK = 4
@@ -189,3 +189,35 @@ def test_a_causal_network_without_a_mask_token_works_in_batches(sampling):
     assert [len(g.ids) for g in results] == [item.max_tokens for item in items]
     if sampling.greedy and MASK not in {token for g in results for token in g.ids}:  # all that may differ
         assert [g.ids for g in results] == [g.ids for g in plain]
+
+
+@pytest.mark.filterwarnings("ignore:Out of memory")
+def test_out_of_memory_halves_the_batch_and_changes_nothing():
+    items, finished = requests(9), []
+    expected = engine(batch_size=8).generate(items)
+    tight = engine(batch_size=8)
+    step = tight._step
+
+    def limited():
+        if tight.canvas.rows > 3 and len(finished) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+        return step()
+
+    tight._step = limited
+    results = tight.generate(items, on_finish=lambda g: finished.append(g.key))
+    assert [g.raw_ids for g in results] == [g.raw_ids for g in expected]
+    assert [g.counts for g in results] == [g.counts for g in expected]
+    assert sorted(finished) == sorted(item.key for item in items)  # each once
+    assert tight.batch_size == 2
+
+
+@pytest.mark.filterwarnings("ignore:Out of memory")
+def test_memory_that_holds_no_single_row_is_said():
+    tight = engine(batch_size=4)
+
+    def never():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+    tight._step = never
+    with pytest.raises(RunError, match="single row .CUDA out of memory. Tried to allocate 2 GiB.: shorten"):
+        tight.generate(requests(4))

@@ -1,10 +1,12 @@
 """What the local executor does around the engine. Run: pytest tests/unit/test_local.py"""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from dlmbench.executors import local
 from dlmbench.executors.local import Local, files_hash, with_history
 from dlmbench.executors.prices import UNIT, Prices
+from dlmbench.spec import RunSpec
 
 HERE, THERE = {"device": "a CPU", "commit": "1"}, {"device": "a CPU", "commit": "2"}
 
@@ -89,3 +91,15 @@ def test_hash_of_files_is_that_of_names_and_contents(tmp_path):
     assert before == files_hash([two, one]) != files_hash([one])
     two.write_text("z")
     assert files_hash([one, two]) != before
+
+
+def test_batch_size_fits_into_memory():
+    from dlmbench.executors.needs import fitting_batch, memory_bytes
+
+    cell = RunSpec(method="static", task="nano-gsm", device="cpu", gen_length=64).check()
+    one, two = (memory_bytes(replace(cell, spec=replace(cell.spec, batch_size=n)), None) for n in (1, 2))
+    by_row, room = two - one, 0.8
+    assert by_row > 0 and one > by_row  # the weights are the same whatever the batch
+    assert fitting_batch(cell, None, (one + 7 * by_row) / room) == 8
+    assert fitting_batch(cell, None, (one + 7 * by_row) / room - 1) == 4
+    assert fitting_batch(cell, None, 1) == 1 and fitting_batch(cell, None, 1e15) == 256
