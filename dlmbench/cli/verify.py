@@ -10,6 +10,7 @@ import typer
 
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="folders of golden cases", show_default=False)],
+    device: Annotated[str, typer.Option(help="where the networks run: cpu, cuda")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Replay golden traces; exit code 1 when any case fails."""
@@ -24,7 +25,7 @@ def verify(
     outcomes = []
     for folder in folders:
         area = folder.name
-        for outcome in run_folder(folder):
+        for outcome in run_folder(folder, device):
             outcomes.append((area, outcome))
             if not json:
                 detail = f"  {outcome.detail}" if outcome.detail else ""

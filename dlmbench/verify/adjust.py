@@ -36,7 +36,7 @@ EXPECTED = {"ids", "nfe", "sampler_nfe_official", "sampler_nfe_needed", "steps"}
 ROUNDING = 2e-6  # beyond the stated tolerance: expected values are written with six digits
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str = "cpu") -> None:
     """Run a trace or a fixture. Raises Mismatch."""
     match case.raw["method"]:
         case "adjust_sampler_forward":
@@ -44,20 +44,20 @@ def check(case: Case) -> None:
         case "adjust_training_loss":
             _check_loss(case)
         case _:
-            _check_trace(case)
+            _check_trace(case, device)
 
 
 # --- traces -----------------------------------------------------------------------------------------------------------
 
 
-def _check_trace(case: Case) -> None:
+def _check_trace(case: Case, device: str) -> None:
     case.know(FIELDS, PARAMS, EXPECTED)
     params, expected = case.params, case.expected
     for name, only in (("alg", "entropy"), ("decoding_strategy", "fixed")):
         equal(f"params.{name}", params[name], only)
     several = isinstance(case.raw["prompt_ids"][0], list)
     rows = range(len(case.raw["prompt_ids"])) if several else [None]
-    runs = _run(case)
+    runs = _run(case, device)
     for row, run in zip(rows, runs):
         pick = (lambda value: value) if row is None else (lambda value, row=row: value[row])
         equal("ids", run.raw_ids, pick(expected["ids"]))
@@ -70,9 +70,9 @@ def _check_trace(case: Case) -> None:
         equal("sampler_nfe_official", needed + thrown_away, expected["sampler_nfe_official"])
 
 
-def _run(case: Case) -> list[Generation]:
+def _run(case: Case, device: str) -> list[Generation]:
     params = case.params
-    backbone = _backbone(case, params["mask_token_id"])
+    backbone = _backbone(case, params["mask_token_id"], device)
     length = params["max_new_tokens"]
     target = Bidirectional("target", backbone, length)
     nets = {"target": target, "head": AdjustHead(load_module(case.weights("sampler_weights"), backbone), target)}
@@ -86,8 +86,8 @@ def _run(case: Case) -> list[Generation]:
     return Engine(nets, Adjust(config), sampling=sampling, batch_size=len(prompts)).generate(requests, trace=True)
 
 
-def _backbone(case: Case, mask_id: int | None = None) -> Transformer:
-    backbone = load_checkpoint(case.weights())
+def _backbone(case: Case, mask_id: int | None = None, device: str = "cpu") -> Transformer:
+    backbone = load_checkpoint(case.weights(), device)
     backbone.config = replace(backbone.config, eos_ids=(), mask_id=mask_id or backbone.config.mask_id)
     return backbone
 

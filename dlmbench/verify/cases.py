@@ -139,8 +139,11 @@ def know_equation(case: Case, inputs: set[str], expected: set[str], fields: set[
             raise Mismatch(f"unknown field {name}{stranger}")
 
 
-def run_folder(folder: str | Path) -> Iterator[Outcome]:
-    """Run every case of a folder. Raises RequestError when the folder holds none."""
+def run_folder(folder: str | Path, device: str = "cpu") -> Iterator[Outcome]:
+    """Run every case of a folder, its networks on `device`; fixtures of equations stay where they are.
+
+    Raises RequestError when the folder holds none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise RequestError(f"Golden folder {str(folder)!r} does not exist; give a folder with case files (*.json).")
@@ -148,7 +151,7 @@ def run_folder(folder: str | Path) -> Iterator[Outcome]:
     areas = [area for area in sorted(folder.iterdir()) if area.is_dir() and list(area.glob("*.json"))]
     if not cases and not forwards and areas:  # a folder of areas
         for area in areas:
-            yield from run_folder(area)
+            yield from run_folder(area, device)
         return
     if not cases and not forwards:
         raise RequestError(f"Golden folder {str(folder)!r} holds no case files (*.json).")
@@ -162,7 +165,7 @@ def run_folder(folder: str | Path) -> Iterator[Outcome]:
         if name in SKIPPED:
             yield Outcome(name, origin, "skipped", SKIPPED[name])
             continue
-        yield _outcome(name, origin, _case_check(Case(folder, raw)))
+        yield _outcome(name, origin, _case_check(Case(folder, raw), device))
 
 
 def _cases_of(file: Path) -> Iterator[dict[str, Any]]:
@@ -176,14 +179,14 @@ def _cases_of(file: Path) -> Iterator[dict[str, Any]]:
         yield {"id": unit["name"], "method": UNITS[listed], "source": raw.get("source", ""), **unit}
 
 
-def _case_check(case: Case):
+def _case_check(case: Case, device: str):
     def check() -> None:
         method = case.raw.get("method")
         if "thres" in case.raw.get("params", {}):  # the policy's official code has a baseline of that name too
             method = f"{method}(thres)"
         if method not in ADAPTERS:
             raise Mismatch(f"no adapter knows the method {method!r}")
-        importlib.import_module(ADAPTERS[method]).check(case)
+        importlib.import_module(ADAPTERS[method]).check(case, device)
 
     return check
 

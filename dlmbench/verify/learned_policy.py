@@ -32,7 +32,7 @@ PARAMS = {
 }  # fmt: skip
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str = "cpu") -> None:
     """Run a trace or a fixture. Raises Mismatch."""
     match case.raw["method"]:
         case "policy_forward":
@@ -42,14 +42,14 @@ def check(case: Case) -> None:
         case "reward":
             _check_reward(case)
         case _:
-            _check_trace(case)
+            _check_trace(case, device)
 
 
-def _check_trace(case: Case) -> None:
+def _check_trace(case: Case, device: str) -> None:
     case.know(FIELDS, PARAMS, {"ids", "nfe", "steps_taken", "steps"})
     expected, prompts = case.expected, case.raw["prompt_ids"]
     several = isinstance(prompts[0], list)
-    runs = _run(case, prompts if several else [prompts])
+    runs = _run(case, prompts if several else [prompts], device)
     for row, run in enumerate(runs):
         pick = (lambda value, row=row: value[row]) if several else (lambda value: value)
         equal("ids", run.raw_ids, pick(expected["ids"]))
@@ -63,9 +63,9 @@ def _forwards(run: Generation) -> int:
     return sum(n["calls"] for n in run.counts["target"].values())
 
 
-def _run(case: Case, prompts: list[list[int]]) -> list[Generation]:
+def _run(case: Case, prompts: list[list[int]], device: str) -> list[Generation]:
     params = case.params
-    backbone = load_checkpoint(case.weights())
+    backbone = load_checkpoint(case.weights(), device)
     backbone.config = replace(backbone.config, mask_id=params["mask_token_id"], eos_ids=())
     nets = {"target": Bidirectional("target", backbone, params["block_length"])}
     decoder = _decoder(params)

@@ -48,12 +48,12 @@ SINGLE = 1e-4  # allowed difference of a fixture in float32
 WEIGHT = 1e-6  # of the weights of a trace, which are written with seven digits
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str = "cpu") -> None:
     """Run a fixture or a trace. Raises Mismatch."""
     if case.raw.get("kind") == "equation":
         (_check_loss if case.raw["method"] == "rcd_training_loss" else _check_equation)(case)
     else:
-        _check_trace(case)
+        _check_trace(case, device)
 
 
 # --- equations --------------------------------------------------------------------------------------------------------
@@ -101,10 +101,10 @@ def _check_loss(case: Case) -> None:
 # --- traces -----------------------------------------------------------------------------------------------------------
 
 
-def _check_trace(case: Case) -> None:
+def _check_trace(case: Case, device: str) -> None:
     case.know(FIELDS, PARAMS, EXPECTED)
     config, expected = _config(case), case.expected
-    run = _run(case, RCD(config), "separate")
+    run = _run(case, RCD(config), "separate", device)
     _compare(case, run)
     target = {kind: n["calls"] for kind, n in run.counts["target"].items()}
     equal("nfe", sum(target.values()), expected["nfe"])
@@ -112,12 +112,12 @@ def _check_trace(case: Case) -> None:
         if f"nfe_{kind}" in expected:
             equal(f"nfe_{kind}", target.get(kind, 0), expected[f"nfe_{kind}"])
     equal("ref_nfe", sum(n["calls"] for n in run.counts.get("reference", {}).values()), expected["ref_nfe"])
-    plain = _run(case, config.plain(_full(case)), "separate")
+    plain = _run(case, config.plain(_full(case)), "separate", device)
     equal("residual_off_ids", plain.raw_ids, expected["residual_off_ids"])
     equal("residual_off_nfe", sum(n["calls"] for n in plain.counts["target"].values()), expected["residual_off_nfe"])
-    _same_as_plain(_run(case, RCD(replace(config, alpha=0.0)), "separate"), plain)
+    _same_as_plain(_run(case, RCD(replace(config, alpha=0.0)), "separate", device), plain)
     if not _full(case):
-        _compare(case, _run(case, RCD(config), "fused"))
+        _compare(case, _run(case, RCD(config), "fused", device))
 
 
 def _compare(case: Case, run: Generation) -> None:
@@ -174,14 +174,14 @@ def _config(case: Case) -> RCDConfig:
     raise Mismatch(f"unknown sampling rule {rule!r}")
 
 
-def _run(case: Case, decoder: Decoder, store: str) -> Generation:
+def _run(case: Case, decoder: Decoder, store: str, device: str) -> Generation:
     params = case.params
     folders = {"target": "weights"}
     if isinstance(decoder, RCD) and "reference" in decoder.needs(decoder.config, "full" if _full(case) else None):
         folders["reference"] = "reference_weights"
     nets = {}
     for role, field in folders.items():
-        model = load_checkpoint(case.weights(field), dtype=torch.float64)
+        model = load_checkpoint(case.weights(field), device, torch.float64)
         model.config = replace(model.config, mask_id=params["mask_token_id"], eos_ids=())
         if _full(case):
             nets[role] = Bidirectional(role, model, params["block_length"])

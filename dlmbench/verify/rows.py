@@ -138,16 +138,16 @@ def blocks_and_steps(params: dict, block_length: int) -> int:
     return params["steps"] // blocks
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str = "cpu") -> None:
     """Best ids, their logits and the log-sum-exp at the listed positions; Dream's are those before the shift."""
     case.know(FIELDS, {"shifted"}, {"vocab", "rows"})
-    model = load_checkpoint(case.weights())
+    model = load_checkpoint(case.weights(), device)
     equal("vocab", model.config.vocab_size, case.expected["vocab"])
     if case.params.get("shifted"):
         raise Mismatch("forwards are compared before the shift, this case holds shifted ones")
     (ids,), (pad,) = prompts(case)
     with torch.inference_mode():
-        logits = model.project(model.hidden(torch.tensor([ids])))[0]
+        logits = model.project(model.hidden(torch.tensor([ids], device=device)))[0].cpu()
     for row in case.expected["rows"]:
         ours = logits[row["position"] - pad]
         top = ours.topk(len(row["top_ids"]))

@@ -1,0 +1,142 @@
+"""The same on a GPU: golden traces, recorded steps, late flags, memory. pytest -m cuda
+
+Needs nothing but torch, transformers, safetensors, numpy and pyyaml beside pytest.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlmbench.backbone.loading import load_checkpoint
+from dlmbench.backbone.network import Network
+from dlmbench.decoders.predict import Sampling
+from dlmbench.decoders.threshold import Threshold, ThresholdConfig
+from dlmbench.engine import Engine
+from dlmbench.engine.build import tokenizer_of
+from dlmbench.engine.loop import Request
+from dlmbench.presets import PRESETS
+from dlmbench.registry import DECODERS
+from dlmbench.tasks import cards
+from dlmbench.training.evaluate import dev_items
+from dlmbench.verify import conformance, run_folder
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+AREAS = sorted(p.parent for p in (Path(__file__).parents[1] / "golden").glob("*/README.md"))
+CASES = [(name, kind) for name in DECODERS.names() for kind in DECODERS.get(name).attention]
+SAMPLED = [("threshold", "block_causal"), ("static", "block_causal"), ("static", "full"), ("sequential", "full")]
+
+
+def requests(count: int) -> list[Request]:
+    """The first dev word problems for nano."""
+    tokenizer, budget = tokenizer_of("nano"), cards.find("nano-gsm").metadata["gen_length"]
+    prompts = [item["prompt"] for item in dev_items(count)["full"]]
+    ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return [Request(str(i), tuple(prompt), budget, seed=i) for i, prompt in enumerate(ids)]
+
+
+def nano(dtype=torch.float32, decoder=None, **options) -> Engine:
+    model = load_checkpoint(PRESETS["nano"].location, "cuda", dtype)
+    net = Network("target", model, 8)
+    return Engine({"target": net}, decoder or Threshold(ThresholdConfig(tau=0.9)), **options)
+
+
+def ids(generations):
+    return [generation.ids for generation in generations]
+
+
+def tiny(name, attention, requests, **options):
+    decoder = DECODERS.get(name)()
+    engine = Engine(conformance._networks(decoder, attention, "cuda"), decoder, batch_size=3, **options)
+    return engine, engine.generate(requests)
+
+
+@pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
+def test_golden_cases_in_float32(area):
+    failed = [outcome for outcome in run_folder(area, device="cuda") if outcome.status == "failed"]
+    assert failed == []
+
+
+@pytest.mark.parametrize("name, attention", CASES)
+def test_recorded_steps_equal_plain_ones(name, attention):
+    items = conformance._requests(3)
+    _, plain = tiny(name, attention, items, graphs=False)
+    engine, replayed = tiny(name, attention, items)
+    assert ids(replayed) == ids(plain) and [g.counts for g in replayed] == [g.counts for g in plain]
+    if engine.graphs:
+        assert engine.graphs.refused is None and engine.graphs.steps
+
+
+@pytest.mark.parametrize("name, attention", SAMPLED)
+def test_recorded_steps_draw_what_plain_ones_draw(name, attention):
+    items, sampling = conformance._requests(3), Sampling(temperature=1.0, top_k=20)
+    _, plain = tiny(name, attention, items, graphs=False, sampling=sampling)
+    _, replayed = tiny(name, attention, items, sampling=sampling)
+    assert ids(replayed) == ids(plain) and len(set(map(tuple, ids(plain)))) > 1
+
+
+def test_a_gpu_gives_the_ids_of_a_cpu_and_batches_do_not_matter():
+    items = requests(64)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    batched = nano(batch_size=16).generate(items)
+    single = nano(batch_size=1).generate(items[:16])
+    model = load_checkpoint(PRESETS["nano"].location, "cpu", torch.float32)
+    here = Engine({"target": Network("target", model, 8)}, Threshold(ThresholdConfig(tau=0.9)), batch_size=16)
+    assert ids(single) == ids(batched)[:16]
+    assert ids(here.generate(items)) == ids(batched)
+
+
+def test_bfloat16_agrees_mostly(record_property):
+    items = requests(64)
+    exact, rounded = (nano(dtype, batch_size=16).generate(items) for dtype in (torch.float32, torch.bfloat16))
+    rate = sum(a == b for a, b in zip(ids(exact), ids(rounded))) / len(items)
+    record_property("bfloat16_agreement", rate)
+    print(f"bfloat16 gives the ids of float32 on {rate:.1%} of {len(items)} items")
+    assert rate > 0.5
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["recorded", "plain"])
+def test_nothing_inside_a_step_waits_for_the_device(graphs):
+    engine = nano(batch_size=8, graphs=graphs)
+    engine.generate(requests(16))  # whatever is set up once
+    step = engine._step
+
+    def strict():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    engine._step = strict
+    assert all(generation.ids for generation in engine.generate(requests(16)))
+
+
+def test_memory_returns_to_where_it_was():
+    def spend():
+        nano(batch_size=16).generate(requests(32))
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+    spend()  # libraries keep what they allocate first
+    before = torch.cuda.memory_allocated()
+    spend()
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+
+
+def test_out_of_memory_on_the_device_halves_the_batch():
+    engine = nano(batch_size=16, graphs=False)
+    step, hoard = engine._step, []
+
+    def greedy():
+        if engine.canvas.rows > 4:
+            hoard.append(torch.empty(1 << 42, dtype=torch.uint8, device="cuda"))  # 4 TiB
+        return step()
+
+    engine._step = greedy
+    with pytest.warns(RuntimeWarning, match="Out of memory: going on with --batch-size 4"):
+        generations = engine.generate(requests(24))
+    assert ids(generations) == ids(nano(batch_size=4).generate(requests(24)))
