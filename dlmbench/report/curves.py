@@ -157,21 +157,29 @@ def matched_markdown(found: Sequence[Group]) -> str:
         records = matched(group)
         if not records:
             continue
-        base, paid = group.rows[group.reference()], group.cost[group.reference()].mean()
-        unit = "plain forwards" if group.unit == "cost" else "forwards (NFE), for want of prices"
+        base = group.rows[group.reference()]
         parts += [
             f"## {base['task']} ({base['split']}) at equal cost and at equal accuracy",
             "",
-            pipe(_columns(records)),
+            pipe(columns(records)),
             "",
-            f"Reference: {base['label']} ({percent(base['accuracy'])} % for {number(paid)} {unit}) with model "
-            f"{base['model']}, batch {base['batch_size']}, seed {base['seed']}, {base['dtype']} on {base['device']}.",
+            reference_sentence(group),
             "",
         ]
-    return "\n".join([*parts, _LEGEND]) if parts else ""
+    return "\n".join([*parts, LEGEND]) if parts else ""
 
 
-_LEGEND = (
+def reference_sentence(group: Group) -> str:
+    """What a group's methods are compared with, and where it was measured."""
+    base, paid = group.rows[group.reference()], group.cost[group.reference()].mean()
+    unit = "plain forwards" if group.unit == "cost" else "forwards (NFE), for want of prices"
+    return (
+        f"Reference: {base['label']} ({percent(base['accuracy'])} % for {number(paid)} {unit}) with model "
+        f"{base['model']}, batch {base['batch_size']}, seed {base['seed']}, {base['dtype']} on {base['device']}."
+    )
+
+
+LEGEND = (
     f"*At {BUDGET:g} of the cost*: what the method reaches when an item may cost that share of the reference row's, on "
     "the straight lines between the settings of its front; *vs threshold* is the paired difference to plain threshold "
     f"decoding there. *Cost at accuracy*: what it must pay for the reference's accuracy less {100 * DROP:g} point, as "
@@ -181,7 +189,8 @@ _LEGEND = (
 )
 
 
-def _columns(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def columns(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """What `matched` found, as the columns of a table in text."""
     return {
         "method": [r["method"] for r in records],
         "settings": [str(r["settings"]) for r in records],

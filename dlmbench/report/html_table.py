@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from dlmbench.report import summary
+from dlmbench.report import curves, summary
 from dlmbench.report.table import circumstances, helpers, interval, number, percent, signed
 
 Row = dict[str, Any]
@@ -44,6 +44,34 @@ def results(name: str, frame: pd.DataFrame, labels: Sequence[str], references: C
         f'<table class="sortable"><thead><tr>{_head("method")}{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         f"<details><summary>Circumstances</summary><p>{escape(_readable(circumstances(frame)))}</p></details>"
+    )
+
+
+def equal_cost(found: Sequence[curves.Group]) -> str:
+    """What methods reach at one cost and what they pay for one accuracy, a table a comparable group."""
+    parts = []
+    for group in found:
+        records = curves.matched(group)
+        if not records:
+            continue
+        table = curves.columns(records)
+        title = f"{group.rows[0]['task']}, {group.rows[0]['model']}, batch {group.rows[0]['batch_size']}"
+        heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in table)
+        body = "".join(
+            f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+            for first, *rest in zip(*table.values())
+        )
+        parts.append(
+            f'<div class="scroll card" tabindex="0" role="region" aria-label="{escape(title)} at equal cost">'
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<p>{escape(title)}. {escape(curves.reference_sentence(group))}</p>"
+        )
+    if not parts:
+        return ""
+    legend = re.sub(r"\*([^*]+)\*", r"<i>\1</i>", escape(curves.LEGEND))
+    return (
+        f"<h3>At equal cost and at equal accuracy</h3>{''.join(parts)}"
+        f"<details><summary>How to read it</summary><p>{legend}</p></details>"
     )
 
 

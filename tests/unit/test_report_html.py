@@ -102,6 +102,13 @@ def test_missing_samples_leave_differences_open(tmp_path):
     assert "Summary" in page(read_results(tmp_path), find_runs(tmp_path), "Bare")
 
 
+def test_methods_are_compared_at_equal_cost_too(runs):
+    text = page(read_results(runs), find_runs(runs), "T")
+    section = text[text.index("At equal cost and at equal accuracy") :]
+    assert "Reference: static k=1" in section and '<th scope="row">threshold</th>' in section
+    assert "<i>Cost at accuracy</i>" in section
+
+
 def test_groups_of_other_circumstances_are_told_apart(runs):
     make_run(runs, task="nano-code", knob=0.5)
     make_run(runs, task="nano-code", method="static", knob=None, label="static k=1")
