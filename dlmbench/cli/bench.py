@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def _save(record: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{machine}-{name}"
     stem.with_suffix(".json").write_text(json.dumps(record) + "\n")
-    if "growth" in record:
+    if "growth" in record and find_spec("matplotlib"):  # a bare machine keeps the numbers
         from dlmbench.bench.growth import draw_growth
 
         draw_growth(record, stem.with_name(f"{stem.name}-growth.png"))
