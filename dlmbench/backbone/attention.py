@@ -50,7 +50,7 @@ class Group:
 class CachedAttention:
     """Write the fresh keys and values, then let every group attend over its rows of the cache."""
 
-    def __init__(self, cache: KVCache, places: tuple[Tensor, Tensor], groups: list[Group]):
+    def __init__(self, cache: KVCache, places: Tensor, groups: list[Group]):
         self.cache, self.places, self.groups = cache, places, groups
         self.on_cpu = cache.keys[0].device.type == "cpu"
 

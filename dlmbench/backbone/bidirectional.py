@@ -236,7 +236,7 @@ class Bidirectional(Network):
             x.append(tokens.flatten(0, 1))
             places.append(self.cache.places(index, positions, valid))
             groups.append(Group(positions, keys_before(view.ends[index], seen, self.dtype), rows))
-        return self._forward(torch.cat(x), tuple(torch.cat(p) for p in zip(*places)), groups)
+        return self._forward(torch.cat(x), torch.cat(places), groups)
 
     def _at_view(self, view, states: Tensor, parts) -> Tensor:
         """Hidden states that predict the view's positions [R,W,D]; zero where nothing was recomputed."""

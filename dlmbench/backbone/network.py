@@ -205,7 +205,7 @@ class Network:
         prefix, inside = (offset < 0).unsqueeze(1), (offset < width).unsqueeze(1)
         return visible(prefix | (among & inside), self.dtype).unsqueeze(1)
 
-    def _with_stores(self, view, x: Tensor, places: tuple[Tensor, Tensor], group: Group) -> Tensor:
+    def _with_stores(self, view, x: Tensor, places: Tensor, group: Group) -> Tensor:
         """Forward of one group, finished blocks riding along -> the group's hidden states [n,D].
 
         The stored blocks' own states are left in `stored`: (rows [E] or None for all, states [E,B,D]).
@@ -216,7 +216,7 @@ class Network:
             return self._forward(x, places, [group])
         tokens = x.shape[0]
         extra, extra_places, extra_group = self._store_group(view.start, self._riding, view.seen)
-        places = tuple(torch.cat(pair) for pair in zip(places, extra_places))
+        places = torch.cat([places, extra_places])
         states = self._forward(torch.cat([x, extra]), places, [group, extra_group])
         self.stored = (self._riding, states[tokens:].view(-1, self.block_length, states.shape[-1]))
         return states[:tokens]
@@ -233,7 +233,7 @@ class Network:
         self.waiting.clear()
         return torch.tensor(rows, device=self.device)
 
-    def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, tuple, Group]:
+    def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
@@ -242,10 +242,10 @@ class Network:
         group = Group(positions, keys_before(ends, seen, self.dtype), None if everyone else rows)
         return self.model.embed(ids.view(-1)), places, group
 
-    def _places(self, positions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _places(self, positions: Tensor, valid: Tensor) -> Tensor:
         return self.cache.places(torch.arange(positions.shape[0], device=self.device), positions, valid)
 
-    def _forward(self, x: Tensor, places: tuple[Tensor, Tensor], groups: list[Group]) -> Tensor:
+    def _forward(self, x: Tensor, places: Tensor, groups: list[Group]) -> Tensor:
         positions = groups[0].positions.reshape(-1)
         if len(groups) > 1:
             positions = torch.cat([group.positions.reshape(-1) for group in groups])

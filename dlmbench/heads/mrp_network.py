@@ -72,7 +72,7 @@ class MRPHead(Network):
             stored_ids, stored_places, group = self._finished(view.start, stored_rows, view.seen)
             ids = torch.cat([ids.reshape(-1), stored_ids.reshape(-1)])
             hidden = torch.cat([hidden.flatten(0, 1), stored_states.flatten(0, 1)])
-            places = tuple(torch.cat(pair) for pair in zip(places, stored_places))
+            places = torch.cat([places, stored_places])
             groups.append(group)
         states = self._pass(ids, hidden, places, groups)[: rows * width].view(rows, width, -1)
         self._count_pass(view, active, riding is not None)
@@ -110,7 +110,7 @@ class MRPHead(Network):
         stored, self.target.stored = self.target.stored, None
         return stored if self.keeps_prefix and self.store_mode == "fused" else None
 
-    def _finished(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, tuple[Tensor, Tensor], Group]:
+    def _finished(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
         """Tokens [E,B] of the blocks just left of `start`, where their keys go, and what they see."""
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
@@ -118,7 +118,7 @@ class MRPHead(Network):
         places = self.cache.places(rows, positions, self.pending.index_select(0, rows))
         return ids, places, Group(positions, keys_before(ends, seen, self.dtype), rows)
 
-    def _pass(self, ids: Tensor, hidden: Tensor, places: tuple[Tensor, Tensor], groups: list[Group]) -> Tensor:
+    def _pass(self, ids: Tensor, hidden: Tensor, places: Tensor, groups: list[Group]) -> Tensor:
         positions = torch.cat([group.positions.reshape(-1) for group in groups])
         hidden = hidden.reshape(-1, hidden.shape[-1])
         return self.model(ids.reshape(-1), hidden, positions, CachedAttention(self.cache, places, groups))
