@@ -43,7 +43,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.runtime
-	$(RUN) bench --out results/bench
+	$(RUN) bench --batch-size 1,4,16,32 --contexts 128,512,2048 --out results/bench
+	$(RUN) bench --decoders --batch-size 16 --repeats 3 --out results/bench
 
 # On a machine whose own Python has torch with CUDA (and transformers, safetensors, numpy, typer, rich, pyyaml): no .venv.
 bench-gpu:

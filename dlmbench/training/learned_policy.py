@@ -210,6 +210,8 @@ class PolicyWorker(Worker):
         return master.to(self.device).train(), PolicyNetwork(config).to(self.device)
 
     def loss(self, steps: Steps) -> Tensor:
+        if not len(steps.time):  # all rollouts of this worker's prompts went alike; the other's may not have
+            return sum(parameter.sum() * 0 for parameter in self.network.parameters())
         return surrogate_loss(self.network, steps, self.recipe.learned_policy.clip)
 
     def update(self, batch: Rows, late: bool) -> tuple[float, float, int, bool]:

@@ -307,6 +307,14 @@ def test_batches_without_an_advantage_change_nothing(tmp_path, folder):
     assert all(torch.equal(weight, one.master.state_dict()[name]) for name, weight in before.items())
 
 
+def test_a_worker_without_an_advantage_adds_nothing_to_the_other_s_gradient(tmp_path, folder):
+    one = Fast(recipe(folder, "learned_policy"), tmp_path / "run", draw)
+    steps = one._rollouts(next(iter(one.batches)))
+    none = replace(steps, **{k: v[:0] for k, v in vars(steps).items() if isinstance(v, torch.Tensor)})
+    one.loss(none).backward()
+    assert all(parameter.grad.abs().max() == 0 for parameter in one.network.parameters())
+
+
 def test_an_exported_policy_loads_and_decodes(tmp_path, folder, backbone):
     (tmp_path / "run").mkdir()
     one = Fast(recipe(folder, "learned_policy", steps=2), tmp_path / "run", draw)
