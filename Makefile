@@ -28,6 +28,7 @@ reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce-full.yaml
 	$(RUN) sweep recipes/simsd-nano.yaml
 	$(RUN) sweep recipes/mrp-nano.yaml
+	$(RUN) sweep recipes/trained-nano.yaml
 	$(RUN) sweep recipes/full-attention.yaml
 
 screenshots: reproduce
@@ -66,5 +67,8 @@ train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-mrp-nano.yaml
 	$(RUN) train recipes/train-mrp-nano-naive.yaml
 	$(RUN) train recipes/train-nano-llada.yaml
+	$(RUN) train recipes/train-nano-rcd-ref.yaml
+	$(RUN) train recipes/train-nano-rcd.yaml
+	$(RUN) train recipes/train-nano-seqd.yaml
 	$(RUN) train recipes/train-nano-adjust.yaml
 	$(RUN) train recipes/train-nano-policy.yaml

@@ -82,6 +82,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
+            settings={"mrp": {"tau": 0.7}},  # the least that lost nothing to static on 120 dev items
             **_NANO,
         ),
         Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),

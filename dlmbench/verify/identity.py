@@ -27,13 +27,18 @@ class Difference:
 
 
 def differences(
-    first: Engine, second: Engine, requests: Sequence[Request], tau: float | None = None
+    first: Engine,
+    second: Engine,
+    requests: Sequence[Request],
+    tau: float | None = None,
+    ours: list[Generation] | None = None,
 ) -> tuple[list[Difference], list[Generation], list[Generation]]:
     """Run both engines on the same requests; items whose ids differ are run again with traces to measure the gap.
 
-    `tau` is the threshold of a threshold decoder: the distance to it is a gap too.
+    `tau` is the threshold of a threshold decoder: the distance to it is a gap too; `ours` what the first engine gave
+    when it was run before.
     """
-    ours, theirs = first.generate(requests), second.generate(requests)
+    ours, theirs = ours or first.generate(requests), second.generate(requests)
     different = [i for i, (a, b) in enumerate(zip(ours, theirs)) if a.ids != b.ids]
     found = []
     for index in different:
