@@ -97,6 +97,9 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano", **_NANO),
         Preset("nano-mrp-naive", "nano/nano-mrp-naive", "mrp", "the same without residuals, for mrp.mix=none", **_NANO),
+        Preset(
+            "nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too", **_NANO
+        ),
         Preset("nano-adjust", "nano/nano-adjust", "adjust", "shipped ADJUST sampler, a --head of nano-llada", **_NANO),
         Preset(
             "nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada", **_NANO
