@@ -152,10 +152,13 @@ def _panel(
         ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
     curve = _draw_front(ax, xs[own & front], ys[own & front], larger)
     bars = _error_bars(group, y, ys)
-    for method in group["method"].unique():  # a faint line holds the settings of a method together
-        mine = np.flatnonzero((group["method"] == method).to_numpy() & own)
+    kinds = group["label"].str.replace(r"\d+(\.\d+)?", "#", regex=True).to_numpy()
+    for kind in dict.fromkeys(kinds):  # a faint line holds settings together that differ in numbers only
+        mine = np.flatnonzero((kinds == kind) & own)
         mine = mine[np.argsort(xs[mine])]
-        ax.plot(xs[mine], ys[mine], color=style[method][0], linewidth=0.8, alpha=0.3, zorder=1)
+        if mine.size:
+            colour = style[group["method"].iloc[mine[0]]][0]
+            ax.plot(xs[mine], ys[mine], color=colour, linewidth=0.8, alpha=0.3, zorder=1)
     for i, method in enumerate(group["method"]):
         colour, marker = style[method]
         strength = 1.0 if front[i] and own[i] else 0.45 if own[i] else 0.85
