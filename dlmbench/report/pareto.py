@@ -52,6 +52,7 @@ COLOURS = (
 )
 MARKERS = "osD^vP*Xp<>hd8"
 FORMATS = ("png", "svg", "pdf")
+OWN_PANEL = 3  # settings from which on weights get a panel of their own
 COLUMN_WIDTH = 3.4  # inches: one column of a two-column page, at the size it is printed in
 _INK, _GREY = "#222222", "#8A8A8A"
 
@@ -96,8 +97,12 @@ def save(make: Callable[[], Any], folder: str | Path, name: str, formats: Sequen
 
 
 def draw(frame: pd.DataFrame, x: str, y: str, published: Sequence[Any] = (), column: bool = False) -> Any:
-    """The matplotlib figure: panels side by side, at most three a line; one below the other in a column."""
-    panels = list(frame.groupby(["task", "split"], sort=False))
+    """The matplotlib figure: a panel a task and weights, at most three a line; one below the other in a column."""
+    panels = [
+        (where, part)
+        for where, group in frame.groupby(["task", "split"], sort=False)
+        for part in _by_weights(group)
+    ]
     across = 1 if column else min(3, len(panels))
     down = -(-len(panels) // across)
     size = (COLUMN_WIDTH, 3.1 * down) if column else (max(4.6 * across, 5.2), 3.9 * down)
@@ -121,6 +126,13 @@ def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     fixed = [name for name in ("static", "threshold", "entropy", "ar") if name in methods]
     order = fixed + sorted(set(methods) - set(fixed))
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
+
+
+def _by_weights(group: pd.DataFrame) -> list[pd.DataFrame]:
+    """Weights with several settings get a panel of their own, the others ride along with those that have most."""
+    counts = group["weights"].value_counts()
+    own = [one for one in group["weights"].unique() if counts[one] >= OWN_PANEL and one != counts.index[0]]
+    return [group[~group["weights"].isin(own)], *(group[group["weights"] == one] for one in own)]
 
 
 def _panel(
@@ -288,7 +300,8 @@ def _dress(ax: Any, task: str, split: str, group: pd.DataFrame, title: str, larg
     items = sorted(set(group["items"]))
     count = f"{items[0]:.0f}" if len(items) == 1 else f"{items[0]:.0f} to {items[-1]:.0f}"
     batches = ", ".join(str(b) for b in sorted(set(group["batch_size"])))
-    ax.set_title(f"{task} ({split}, {count} items)", loc="left", fontsize=9.5, color=_INK)
+    model = group["model"][group["weights"] == group["weights"].mode()[0]].iloc[0]
+    ax.set_title(f"{task} ({split}, {count} items), {model}", loc="left", fontsize=9.5, color=_INK)
     wide = ax.figure.get_figwidth() > COLUMN_WIDTH
     remark = f"(batch {batches}; {'right' if larger else 'left'} is better)"
     ax.set_xlabel(f"{title}{' ' if wide else chr(10)}{remark}", color=_INK)

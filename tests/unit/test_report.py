@@ -208,8 +208,8 @@ def test_one_panel_a_task_and_three_formats(tmp_path):
         make_run(tmp_path, task=task)
     frame = read_results(tmp_path, samples=False)
     assert [ax.get_title(loc="left") for ax in draw(frame, "nfe", "accuracy").axes] == [
-        "nano-code (test, 120 items)",
-        "nano-gsm (test, 120 items)",
+        "nano-code (test, 120 items), nano",
+        "nano-gsm (test, 120 items), nano",
     ]
     written = plot(frame, tmp_path, x="nfe")
     assert [path.name for path in written] == ["pareto.png", "pareto.svg", "pareto.pdf"]
@@ -329,3 +329,15 @@ def test_projection_follows_from_the_shapes_of_the_large_models():
     assert projected_cost({"method": "simsd", "nfe": 20.0, "draft": 10.0}) == pytest.approx(22.27)
     assert projected_cost({"method": "guided", "nfe": 20.0, "guide": 10.0}) is None
     assert projected_cost({"method": "adjust", "nfe": 20.0, "head": 10.0}) is None
+
+
+def test_weights_with_several_settings_get_their_own_panel(tmp_path):
+    from dlmbench.report.pareto import draw
+
+    for knob in (0.4, 0.6, 0.8):
+        make_run(tmp_path, knob=knob)
+        make_run(tmp_path, knob=knob, weights="b" * 16, model="sibling")
+    make_run(tmp_path, method="static", knob=None)
+    make_run(tmp_path, method="ar", knob=None, weights="c" * 16, model="parent")  # one row rides along
+    axes = [ax for ax in draw(read_results(tmp_path, samples=False), "cost", "accuracy").axes if ax.get_visible()]
+    assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
