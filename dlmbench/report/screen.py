@@ -54,10 +54,10 @@ def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path
 
 
 def print_sweep(console: Console, frame: pd.DataFrame) -> None:
-    """All rows of a sweep, a table a task."""
-    for (task, split), group in frame.groupby(["task", "split"], sort=False):
+    """All rows of a sweep, a table a task and model."""
+    for (task, split, model), group in frame.groupby(["task", "split", "model"], sort=False):
         records = group.to_dict("records")
-        console.print(Text(f"{task} ({split}, {records[0]['items']:.0f} items)", style="bold"))
+        console.print(Text(f"{task} ({split}, {records[0]['items']:.0f} items), {model}", style="bold"))
         console.print(rows(records, console.width))
 
 
