@@ -54,9 +54,9 @@ class CachedAttention:
         self.cache, self.places, self.groups = cache, places, groups
         self.on_cpu = cache.keys[0].device.type == "cpu"
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [N,H,d], k and v [N,G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
-        self.cache.write(layer, self.places, k, v)
+    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """q [N,H,d], kv [N,2*G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
+        self.cache.write(layer, self.places, kv)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         if len(self.groups) == 1:
             return self._group(self.groups[0], q, keys, values)

@@ -4,7 +4,8 @@ Because a key's slot is its position, "which keys may this query see" is a compa
 and a block that is denoised again simply overwrites its own slots: what masks left there is gone before any later
 block looks (exact block-causal caching, card of SDAR, section 3). Rows that must not write go to one spare slot.
 
-Axes: R rows, G key/value heads, S slots, d head size; a layer's buffer is [R,G,S,d], so that (R,G) is one batch axis.
+Axes: R rows, G key/value heads, S slots, d head size; a layer's buffer is [2,R,G,S,d], so that (R,G) is one batch axis
+and a forward's keys and values go in by one write.
 """
 
 from __future__ import annotations
@@ -20,28 +21,31 @@ class KVCache:
 
     def __init__(self, config: BackboneConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
         self.capacity, self.kv_heads = capacity, config.num_kv_heads  # one slot more takes what nobody may read
-        self.heads = torch.arange(config.num_kv_heads, device=device)
-        shape = (rows, config.num_kv_heads, capacity + 1, config.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        shape = (2, rows, config.num_kv_heads, capacity + 1, config.head_dim)
+        self._bind([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)])
+
+    def _bind(self, layers: list[Tensor]) -> None:
+        self._layers = layers
+        self._slots = [layer.view(-1, layer.shape[-1]) for layer in layers]
+        rows, device = layers[0].shape[1], layers[0].device
+        self._heads = torch.arange(2, device=device).unsqueeze(1) * rows * self.kv_heads  # values lie behind all keys
+        self._heads = ((self._heads + torch.arange(self.kv_heads, device=device)) * (self.capacity + 1)).view(-1)
+        self.keys, self.values = ([layer[part] for layer in layers] for part in (0, 1))  # [R,G,S,d] each
 
     def places(self, rows: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """Where fresh keys go, in a layer's buffer seen as [R*G*S,d].
+        """Where fresh keys and values go, in a layer's buffer seen as [2*R*G*S,d].
 
-        rows [n], positions [n,T], valid [n] or [n,T] -> [n*T*G]
+        rows [n], positions [n,T], valid [n] or [n,T] -> [n*T,2*G]
         """
         valid = valid if valid.dim() == 2 else valid.unsqueeze(1)
         slots = torch.where(valid, positions, self.capacity)
-        heads = rows.unsqueeze(1) * self.kv_heads + self.heads  # [n,G]
-        return (heads.unsqueeze(1) * (self.capacity + 1) + slots.unsqueeze(-1)).view(-1)
+        first = rows.unsqueeze(1) * (self.kv_heads * (self.capacity + 1)) + slots  # of head 0's key, [n,T]
+        return first.view(-1, 1) + self._heads
 
-    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put k, v [n,G,d] into `places` of one layer."""
-        size = k.shape[-1]
-        self.keys[layer].view(-1, size).index_copy_(0, places, k.reshape(-1, size))
-        self.values[layer].view(-1, size).index_copy_(0, places, v.reshape(-1, size))
+    def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
+        """Put kv [N,2*G,d], keys and then values, into `places` [N,2*G] of one layer."""
+        self._slots[layer].index_put_((places,), kv)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Shrink to the given rows, in their order."""
-        self.keys = [k.index_select(0, rows) for k in self.keys]
-        self.values = [v.index_select(0, rows) for v in self.values]
+        self._bind([layer.index_select(1, rows) for layer in self._layers])

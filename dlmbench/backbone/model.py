@@ -18,19 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.ops import Norm, add_linear, linear, norm_of, rms_norm
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [N,H,d], k [N,G,d], v [N,G,d] -> [N,H*d]
+Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,d], keys then values -> [N,H*d]
 
 
 class LayerWeights(NamedTuple):
     """What a layer's forward reads; `qk_norm` [H+G,d] holds a row a packed head, `out` and `down` are transposed."""
 
-    attention_norm: Tensor
+    attention_norm: Norm
     qkv: Tensor
     bias: Tensor | None
-    qk_norm: Tensor | None
+    qk_norm: Norm | None
     out: Tensor
-    mlp_norm: Tensor
+    mlp_norm: Norm
     gate_up: Tensor
     down: Tensor
 
@@ -57,18 +58,22 @@ class Layer(nn.Module):
     def forward(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [N,D]; cos and sin [N,1,d], the sine with its first half negated -> [N,D]."""
         weights, heads = self._weights(), self.heads + self.kv_heads
-        y = F.rms_norm(x, x.shape[-1:], weights.attention_norm, self.eps)
-        qkv = F.linear(y, weights.qkv, weights.bias).view(x.shape[0], -1, self.head_dim)
-        qk, v = qkv[:, :heads], qkv[:, heads:]
+        y = rms_norm(x, weights.attention_norm)
+        qkv = linear(y, weights.qkv, weights.bias).view(x.shape[0], -1, self.head_dim)
+        qk = qkv[:, :heads]
         if weights.qk_norm is not None:
-            qk = F.rms_norm(qk, qk.shape[-1:], None, self.eps) * weights.qk_norm
+            qk = rms_norm(qk, weights.qk_norm)
         # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
-        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
-        mixed = attend(index, qk[:, : self.heads], qk[:, self.heads :], v)
-        x = torch.addmm(x, mixed, weights.out)
-        y = F.rms_norm(x, x.shape[-1:], weights.mlp_norm, self.eps)
-        gate, up = F.linear(y, weights.gate_up).chunk(2, -1)
-        return torch.addmm(x, F.silu(gate) * up, weights.down)
+        straight, rolled = qk * cos, qk.roll(self.head_dim // 2, -1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
+        else:
+            torch.addcmul(straight, rolled, sin, out=qkv[:, :heads])
+        mixed = attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
+        x = add_linear(x, mixed, weights.out)
+        y = rms_norm(x, weights.mlp_norm)
+        gate, up = linear(y, weights.gate_up).chunk(2, -1)
+        return add_linear(x, F.silu(gate) * up, weights.down)
 
     def _weights(self) -> LayerWeights:
         """Looked up once for inference, where weights are frozen: a module's attributes cost more than small products
@@ -82,10 +87,11 @@ class Layer(nn.Module):
     def _look_up(self) -> LayerWeights:
         qk_norm = None
         if self.q_norm is not None:
-            qk_norm = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
+            both = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
+            qk_norm = norm_of(both, self.eps)
         return LayerWeights(
-            self.attention_norm, self.qkv.weight, self.qkv.bias, qk_norm, self.out.weight.t(), self.mlp_norm,
-            self.gate_up.weight, self.down.weight.t(),
+            norm_of(self.attention_norm, self.eps), self.qkv.weight, self.qkv.bias, qk_norm, self.out.weight.t(),
+            norm_of(self.mlp_norm, self.eps), self.gate_up.weight, self.down.weight.t(),
         )  # fmt: skip
 
     def _load_from_state_dict(self, *args, **kwargs):
@@ -127,7 +133,7 @@ class Transformer(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
-        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        return linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
 
     def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Uncached forward of whole rows, for training and as an oracle.
@@ -139,8 +145,9 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(length, device=ids.device).expand(rows, length)
 
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (t.reshape(rows, length, -1, t.shape[-1]).transpose(1, 2) for t in (q, k, v))
+        def attend(_: int, q: Tensor, kv: Tensor) -> Tensor:
+            q, kv = (t.reshape(rows, length, -1, t.shape[-1]).transpose(1, 2) for t in (q, kv))
+            k, v = kv.chunk(2, 1)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
             return out.transpose(1, 2).reshape(rows * length, -1)
 

@@ -82,7 +82,8 @@ class Block(nn.Module):
         g1, b1, a1, g2, b2, a2 = self.ada_conditioning(condition).chunk(6, -1)
         h = self.norm1(x) * (1 + g1) + b1
         q, k, v = (part(h).view(x.shape[0], self.heads, -1) for part in (self.q_proj, self.k_proj, self.v_proj))
-        x = x + self.out_proj(attend(index, self._rotate(q, positions), self._rotate(k, positions), v)) * (1 + a1)
+        kv = torch.cat([self._rotate(k, positions), v], 1)
+        x = x + self.out_proj(attend(index, self._rotate(q, positions), kv)) * (1 + a1)
         h = self.norm2(x) * (1 + g2) + b2
         return x + self.linear2(F.gelu(self.linear1(h))) * (1 + a2)
 

@@ -166,8 +166,9 @@ def policy_logits(policy: PolicyNetwork, confidence: Tensor, masked: Tensor, tim
     """Logits [M,A] of unmasking now; confidence, masked, valid [M,A], time [M]."""
     rows, width = confidence.shape
 
-    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.view(rows, width, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
+    def attend(_: int, q: Tensor, kv: Tensor) -> Tensor:
+        q, kv = (t.view(rows, width, *t.shape[1:]).transpose(1, 2) for t in (q, kv))
+        k, v = kv.chunk(2, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None])
         return out.transpose(1, 2).reshape(rows * width, -1)
 

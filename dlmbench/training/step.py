@@ -38,8 +38,9 @@ def _layer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) 
     """x [N*R,D], bias [N,1,R,R] -> [N*R,D]."""
     rows, length = bias.shape[0], bias.shape[2]
 
-    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.reshape(rows, length, -1, t.shape[-1]).transpose(1, 2) for t in (q, k, v))
+    def attend(_: int, q: Tensor, kv: Tensor) -> Tensor:
+        q, kv = (t.reshape(rows, length, -1, t.shape[-1]).transpose(1, 2) for t in (q, kv))
+        k, v = kv.chunk(2, 1)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias
         mixed = torch.softmax(scores.float(), -1).to(v.dtype) @ v
         return mixed.transpose(1, 2).reshape(rows * length, -1)

@@ -109,8 +109,8 @@ def _check_network(case: Case) -> None:
 def _logits(policy: PolicyNetwork, confidence: list[float], mask: list[int], time: float) -> torch.Tensor:
     """The network on one row, with plain attention."""
 
-    def attend(_: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    def attend(_: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.transpose(0, 1) for t in (q, *kv.chunk(2, 1)))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
 
     length = len(confidence)

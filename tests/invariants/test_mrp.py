@@ -273,8 +273,8 @@ def test_a_pass_over_the_cached_prefix_equals_one_over_the_whole_row():
         mask = (blocks[None] <= blocks[:, None])[None, None]
         states = torch.cat([model.hidden(canvas[:, :start], mask=mask[..., :start, :start]), hidden], 1)
 
-        def attend(_, q, k, v, mask=mask):
-            q, k, v = (t.unsqueeze(0).transpose(1, 2) for t in (q, k, v))
+        def attend(_, q, kv, mask=mask):
+            q, k, v = (t.unsqueeze(0).transpose(1, 2) for t in (q, *kv.chunk(2, 1)))
             mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
             return mixed.transpose(1, 2).flatten(0, 1).flatten(1)
 
