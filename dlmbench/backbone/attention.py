@@ -110,8 +110,9 @@ def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 def keys_before(end: Tensor, seen: int, dtype: torch.dtype) -> Tensor:
     """All queries of a row see the slots below `end` [n] -> bias [n,1,1,seen]."""
-    allowed = torch.arange(seen, device=end.device) < end.unsqueeze(1)
-    return visible(allowed, dtype).view(-1, 1, 1, seen)
+    beyond = torch.arange(seen, device=end.device) >= end.unsqueeze(1)
+    bias = torch.zeros(beyond.shape, dtype=dtype, device=end.device).masked_fill_(beyond, float("-inf"))
+    return bias.view(-1, 1, 1, seen)
 
 
 def block_causal(positions: Tensor, block_length: int, dtype: torch.dtype, seen: int | None = None) -> Tensor:

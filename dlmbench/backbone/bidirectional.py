@@ -188,7 +188,7 @@ class Bidirectional(Network):
         of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra.unsqueeze(1)
         bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
         x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
-        places = self._places(slots, valid & view.live.unsqueeze(1))
+        places = self.cache.places(None, slots, valid & view.live.unsqueeze(1))
         states = self._forward(x, places, [Group(rotated, bias)]).view(rows, seen, -1)
         at = (view.positions - self.config.shift).clamp(0, width - 1)
         shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))

@@ -27,20 +27,20 @@ class KVCache:
     def _bind(self, layers: list[Tensor]) -> None:
         self._layers = layers
         self._slots = [layer.view(-1, layer.shape[-1]) for layer in layers]
-        rows, device = layers[0].shape[1], layers[0].device
-        self._heads = torch.arange(2, device=device).unsqueeze(1) * rows * self.kv_heads  # values lie behind all keys
-        self._heads = ((self._heads + torch.arange(self.kv_heads, device=device)) * (self.capacity + 1)).view(-1)
         self.keys, self.values = ([layer[part] for layer in layers] for part in (0, 1))  # [R,G,S,d] each
+        heads = torch.arange(layers[0][..., 0, 0].numel(), device=layers[0].device) * (self.capacity + 1)
+        heads = heads.view(2, -1, self.kv_heads)  # the first slot of every head
+        self._rows, self._heads = heads[0, :, :1], heads[:, 0].reshape(-1)
 
-    def places(self, rows: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+    def places(self, rows: Tensor | None, positions: Tensor, valid: Tensor) -> Tensor:
         """Where fresh keys and values go, in a layer's buffer seen as [2*R*G*S,d].
 
-        rows [n], positions [n,T], valid [n] or [n,T] -> [n*T,2*G]
+        rows [n] (None for all in order), positions [n,T], valid [n] or [n,T] -> [n*T,2*G]
         """
         valid = valid if valid.dim() == 2 else valid.unsqueeze(1)
         slots = torch.where(valid, positions, self.capacity)
-        first = rows.unsqueeze(1) * (self.kv_heads * (self.capacity + 1)) + slots  # of head 0's key, [n,T]
-        return first.view(-1, 1) + self._heads
+        slots = slots + (self._rows if rows is None else self._rows.index_select(0, rows))
+        return slots.view(-1, 1) + self._heads
 
     def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
         """Put kv [N,2*G,d], keys and then values, into `places` [N,2*G] of one layer."""

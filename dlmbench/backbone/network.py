@@ -105,7 +105,7 @@ class Network:
         positions = ((start - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.gather(1, positions)
         group = Group(positions, keys_before(start, seen, self.dtype))
-        states = self._forward(self.model.embed(ids.view(-1)), self._places(positions, self.pending), [group])
+        states = self._forward(self.model.embed(ids.view(-1)), self.cache.places(None, positions, self.pending), [group])
         self.stored = (None, states.view(*positions.shape, -1))
         self._count("store", str(self.block_length), self.pending, start, self.block_length, 0)
         self.pending.zero_()
@@ -141,11 +141,11 @@ class Network:
         rows that need this forward (default: all), the others ride along uncounted. Returns logits [R,W,V] that
         predict the view's positions, or (logits, hidden states after the final norm [R,W,D]).
         """
-        queries = view.positions - self.config.shift
+        queries = view.positions - self.config.shift if self.config.shift else view.positions
         ends = queries[:, -1] + 1
         x = self.model.embed(self.canvas.gather(1, queries)) if embeds is None else embeds
         group = Group(queries, keys_before(ends, view.seen, self.dtype))
-        states = self._with_stores(view, x.flatten(0, 1), self._places(queries, view.live), group)
+        states = self._with_stores(view, x.flatten(0, 1), self.cache.places(None, queries, view.live), group)
         self._count_with_stores(view, kind, ends, self.block_length, self.block_length, active)
         logits = self.model.project(states).view(*queries.shape, -1)
         return (logits, states.view(*queries.shape, -1)) if hidden else logits
@@ -181,7 +181,7 @@ class Network:
         seen = min(bucket(seen), self.cache.capacity)
         valid = view.live.unsqueeze(1) & (slots < self.cache.capacity)  # a pack may overhang a short row
         bias = self._pack_bias(start, allowed, seen)
-        places = self.cache.places(torch.arange(rows, device=self.device), slots, valid)
+        places = self.cache.places(None, slots, valid)
         group = Group(positions, bias)
         states = self._with_stores(view, self.model.embed(ids.reshape(-1)), places, group).view(rows, width, -1)
         chosen = states[:, project]
@@ -241,9 +241,6 @@ class Network:
         everyone = rows.shape[0] == start.shape[0]
         group = Group(positions, keys_before(ends, seen, self.dtype), None if everyone else rows)
         return self.model.embed(ids.view(-1)), places, group
-
-    def _places(self, positions: Tensor, valid: Tensor) -> Tensor:
-        return self.cache.places(torch.arange(positions.shape[0], device=self.device), positions, valid)
 
     def _forward(self, x: Tensor, places: Tensor, groups: list[Group]) -> Tensor:
         positions = groups[0].positions.reshape(-1)

@@ -84,8 +84,7 @@ class Candidates:
             return self._truncated.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
         if self.sampling.confidence == "truncated":  # one token is left after top-k = 1
             return torch.ones_like(self.tokens, dtype=torch.float32)
-        chosen, others = self._mass
-        return chosen / (chosen + others)
+        return self._mass[0]
 
     @cached_property
     def log_odds(self) -> Tensor:
@@ -97,16 +96,14 @@ class Candidates:
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Entropy of the scored distribution in nats, as log-sum-exp minus the mean logit (no 0 log 0)."""
-        mass, total = self._exp, self._exp.sum(-1)
-        shifted = self._scored - self._scored.amax(-1, keepdim=True)
-        mean = (mass * shifted.clamp_min(-1e30)).sum(-1) / total
-        return total.log() - mean
+        """Entropy of the scored distribution in nats; what is impossible adds nothing (no 0 log 0)."""
+        logs = self._scored.log_softmax(-1)
+        return -(logs.exp() * logs.clamp_min(-1e30)).sum(-1)
 
     @cached_property
     def margin(self) -> Tensor:
         """Largest minus second largest probability."""
-        top = self._exp.topk(2, -1).values / self._exp.sum(-1, keepdim=True)
+        top = self._probability.topk(2, -1).values
         return top[..., 0] - top[..., 1]
 
     @cached_property
@@ -125,19 +122,18 @@ class Candidates:
         return _without(logits, self.sampling.last) if self.sampling.last else logits
 
     @cached_property
-    def _exp(self) -> Tensor:
-        """exp(logit - largest logit), [R,W,V]"""
-        logits = self._scored
-        return (logits - logits.amax(-1, keepdim=True)).exp_()
+    def _probability(self) -> Tensor:
+        """[R,W,V]"""
+        return self._scored.softmax(-1)
 
     @cached_property
     def _mass(self) -> tuple[Tensor, Tensor]:
-        """exp(logit - max) of the proposed token, and the sum over all others without cancellation."""
-        index = self.tokens.unsqueeze(-1)
-        chosen = self._exp.gather(-1, index)
-        self._exp.scatter_(-1, index, 0.0)  # in place and back again: a copy would cost more than the sum
-        others = self._exp.sum(-1)
-        self._exp.scatter_(-1, index, chosen)
+        """Probability of the proposed token, and of all others together, without cancellation."""
+        index, probability = self.tokens.unsqueeze(-1), self._probability
+        chosen = probability.gather(-1, index)
+        probability.scatter_(-1, index, 0.0)  # in place and back again: a copy would cost more than the sum
+        others = probability.sum(-1)
+        probability.scatter_(-1, index, chosen)
         return chosen.squeeze(-1), others
 
     @cached_property

@@ -112,27 +112,28 @@ class Canvas:
             tokens = torch.where(decision.remask & ~view.masked & own & live, self.mask_id, tokens)
         self._write(view, tokens)
         masked = (tokens == self.mask_id) & view.valid
-        idle = self.live & (masked.sum(1) >= view.masked.sum(1))
+        progress = reveal.any(1) if decision.remask is None else masked.sum(1) < view.masked.sum(1)
+        idle = _but_not(self.live, progress)
         if decision.idle is not None:
-            idle = idle & ~decision.idle
+            idle = _but_not(idle, decision.idle)
         block_done, row_done = self._done(view, decision, tokens, masked)
         if self.fill_after_eos:
             row_done = row_done | (self._fill(view) & self.live)
         if decision.guard is not None:
             self.guards += decision.guard & self.live
-        self.moved = block_done & ~row_done
-        stepped = self.live if decision.waits is None else self.live & ~decision.waits
+        self.moved = _but_not(block_done, row_done)
+        stepped = self.live if decision.waits is None else _but_not(self.live, decision.waits)
         self.step = torch.where(block_done, 0, self.step + stepped)
         self.total_steps = self.total_steps + stepped
-        self.start = self.start + self.moved * self.block_length
+        self.start = torch.add(self.start, self.moved, alpha=self.block_length)
         if self.fixed:
             self.block_masks = torch.where(self.moved, self._masks_in_block(), self.block_masks)
         else:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
-        self.live = self.live & ~row_done
-        flags = block_done.byte() | (row_done.byte() << 1) | (idle.byte() << 2)
+        self.live = _but_not(self.live, row_done)
+        flags = block_done.byte().add_(row_done, alpha=ROW_DONE).add_(idle, alpha=IDLE)
         if decision.waits is not None:
-            flags = flags | ((self.live & decision.waits).byte() << 3)
+            flags.add_(self.live & decision.waits, alpha=WAITED)
         return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
 
     def _write(self, view: View, tokens: Tensor) -> None:
@@ -148,13 +149,13 @@ class Canvas:
         inside = masked
         if self.answer:
             inside = masked & (view.positions < (self.start + self.block_length).unsqueeze(1))
-        block_done = self.live & ~inside.any(1)
+        block_done = _but_not(self.live, inside.any(1))
         if decision.hold is not None:
-            block_done = block_done & ~decision.hold
+            block_done = _but_not(block_done, decision.hold)
         ended = self.start + self.block_length >= self.ends
         if self.attention != "full":
             answer = view.positions >= self.prompt_length.unsqueeze(1)
-            ended = ended | (torch.isin(tokens, self.eos) & answer).any(1)
+            ended = ended | (self._is_eos(tokens) & answer).any(1)
         row_done = block_done & ended
         if decision.finish is not None:
             row_done = row_done | (decision.finish & self.live)
@@ -164,13 +165,16 @@ class Canvas:
         """Everything right of the first EOS of an answer becomes that EOS; returns the rows [R] without a mask left."""
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         answer = (positions >= self.prompt_length.unsqueeze(1)) & (positions < self.ends.unsqueeze(1))
-        eos = torch.isin(self.tokens, self.eos) & answer
+        eos = self._is_eos(self.tokens) & answer
         first = torch.where(eos, positions, self.tokens.shape[1]).amin(1, keepdim=True)
         token = self.tokens.gather(1, first.clamp_max(self.tokens.shape[1] - 1))
         filled = answer & (positions > first) & (self.tokens != token) & self.live.unsqueeze(1)
         self.filled = torch.where(filled, token, -1)
         self.tokens.copy_(torch.where(filled, token, self.tokens))
         return ~((self.tokens == self.mask_id) & answer).any(1) & (first < self.tokens.shape[1]).squeeze(1)
+
+    def _is_eos(self, tokens: Tensor) -> Tensor:
+        return tokens == self.eos if len(self.eos) == 1 else torch.isin(tokens, self.eos)
 
     def _masks_in_block(self) -> Tensor:
         positions = self.start.unsqueeze(1) + self.block
@@ -181,3 +185,8 @@ class Canvas:
     def keep_rows(self, rows: Tensor) -> None:
         for name in _PER_ROW:
             setattr(self, name, getattr(self, name).index_select(0, rows))
+
+
+def _but_not(yes: Tensor, no: Tensor) -> Tensor:
+    """``yes & ~no`` of booleans, in one call."""
+    return yes > no

@@ -304,12 +304,13 @@ class Engine:
         self.recorder = Recorder(rows, on_step) if tracing else None
 
     def _allocate(self, rows: int, capacity: int, answer: int) -> None:
-        """Buffers for a run; recorded steps belong to theirs, so with graphs those that are large enough are kept."""
-        if self.graphs and self._buffers:
-            known = self._buffers
-            if known[0] == rows and known[1] >= capacity and known[2] == answer:
-                self.canvas.live.zero_()
-                return
+        """Buffers for a run; those of the last one are kept where they fit, and with them recorded steps."""
+        known = self._buffers
+        ours = known and all(net.canvas is self.canvas.tokens for net in self.nets.values())
+        if ours and known[0] == rows and known[1] >= capacity and known[2] == answer:
+            self.canvas.live.zero_()
+            return
+        if self.graphs:
             self.graphs.steps.clear()
         config, block = self.target.config, self.target.block_length
         self.canvas = Canvas(
@@ -546,6 +547,7 @@ class Engine:
         if self.graphs or flight or not busy or len(busy) > len(self.slots) // 2:
             return  # recorded steps are bound to their buffers
         kept = torch.tensor(busy, device=self.device)
+        self._buffers = None
         self.canvas.keep_rows(kept)
         self.counter.keep_rows(kept)
         for net in self.nets.values():

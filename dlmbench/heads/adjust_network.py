@@ -41,7 +41,7 @@ class AdjustHead(Network):
         valid = (positions < view.ends.unsqueeze(1)) & view.live.unsqueeze(1)
         seen = min(bucket(width), self.cache.capacity)
         group = Group(positions, keys_before(view.ends, seen, self.dtype))
-        attend = CachedAttention(self.cache, self._places(positions, valid), [group])
+        attend = CachedAttention(self.cache, self.cache.places(None, positions, valid), [group])
         ids = self._row(view, tokens, width)
         moved = self.model(ids.reshape(-1), states.flatten(0, 1), positions.reshape(-1), attend).view_as(states)
         at = view.positions.clamp_max(width - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1])

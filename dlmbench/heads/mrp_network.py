@@ -63,8 +63,7 @@ class MRPHead(Network):
         the target has just stored. Returns residual logits [R,B,V] and the states they come from [R,B,D].
         """
         rows, width = ids.shape
-        everyone = torch.arange(rows, device=self.device)
-        places = self.cache.places(everyone, view.positions, view.live)
+        places = self.cache.places(None, view.positions, view.live)
         groups = [Group(view.positions, self._bias(view))]
         riding = self._take_stored()
         if riding is not None:

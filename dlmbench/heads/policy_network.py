@@ -36,7 +36,7 @@ class PolicyHead(Network):
         rows, width = confidence.shape
         positions = torch.arange(width, device=self.device).expand(rows, width)
         length = length.clamp_min(1)  # a finished row may be shown nothing
-        places = self._places(positions, (positions < length.unsqueeze(1)) & view.live.unsqueeze(1))
+        places = self.cache.places(None, positions, (positions < length.unsqueeze(1)) & view.live.unsqueeze(1))
         seen = min(bucket(width), self.cache.capacity)
         group = Group(positions, keys_before(length, seen, self.dtype))
         states = self.model(
