@@ -24,7 +24,7 @@ class Group:
     """Queries that see the same stretch of the cache.
 
     positions [n,T] long; bias [n,1,1 or T,S] added to the scores (0 or -inf), S being the number of leading slots
-    that any of the rows can see; `rows` [n] names the cache rows, None when they are 0..n-1 in order.
+    that any of the rows can see; `rows` [n] names the cache rows, None when they are all in order.
     """
 
     positions: Tensor
@@ -52,26 +52,28 @@ class CachedAttention:
 
     def __init__(self, cache: KVCache, places: Tensor, groups: list[Group]):
         self.cache, self.places, self.groups = cache, places, groups
-        self.on_cpu = cache.keys[0].device.type == "cpu"
+        self.on_cpu = places.device.type == "cpu"
 
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """q [N,H,d], kv [N,2*G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
         self.cache.write(layer, self.places, kv)
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
         if len(self.groups) == 1:
-            return self._group(self.groups[0], q, keys, values)
+            return self._group(layer, self.groups[0], q)
         parts = q.split([group.tokens for group in self.groups])
-        return torch.cat([self._group(group, part, keys, values) for group, part in zip(self.groups, parts)])
+        return torch.cat([self._group(layer, group, part) for group, part in zip(self.groups, parts)])
 
-    def _group(self, group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        n, seen = group.positions.shape[0], group.bias.shape[-1]
-        keys, values = keys[:, :, :seen], values[:, :, :seen]
-        if group.rows is not None:
-            keys, values = keys.index_select(0, group.rows), values.index_select(0, group.rows)
+    def _group(self, layer: int, group: Group, q: Tensor) -> Tensor:
         # SDPA's CPU kernel is slow for a handful of queries a row, where plain products are up to twice as fast; for
         # many queries it is the faster one, and does not hold all scores in memory
         few = self.on_cpu and group.positions.shape[1] <= FEW
-        return (products if few else fused)(group, q, keys[:n], values[:n])
+        seen = group.bias.shape[-1]
+        if group.rows is None:
+            keys, values = self.cache.leading(seen, flat=few)[layer]
+        else:
+            keys, values = (part.index_select(0, group.rows) for part in self.cache.leading(seen)[layer])
+            if few:
+                keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+        return (products if few else fused)(group, q, keys, values)
 
 
 def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -82,25 +84,25 @@ def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     n, queries = group.positions.shape
     kv_heads, share = keys.shape[1], q.shape[1] // keys.shape[1]
     bias = group.bias if group.bias.shape[2] == 1 else group.bias.repeat(1, 1, share, 1)
-    out = F.scaled_dot_product_attention(_stacked(q, n, queries, kv_heads), keys, values, attn_mask=bias)
+    out = F.scaled_dot_product_attention(_stacked(q, n, queries, kv_heads, 2), keys, values, attn_mask=bias)
     return out.view(n, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 
 def products(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same in three products over (row, key/value head); query heads that share keys are stacked as queries."""
+    """The same in three products batched over (row, key/value head). keys [n*G,d,S], values [n*G,S,d]."""
     n, queries = group.positions.shape
-    kv_heads, seen, size = keys.shape[1:]
+    kv_heads, size = values.shape[0] // n, values.shape[2]
     share = q.shape[1] // kv_heads
-    q = _stacked(q, n, queries, kv_heads).flatten(0, 1)
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    scores = torch.baddbmm(group.flat_bias(kv_heads, share), q, keys.transpose(1, 2), alpha=size**-0.5)
+    q = _stacked(q, n, queries, kv_heads, 1)
+    scores = torch.baddbmm(group.flat_bias(kv_heads, share), q, keys, alpha=size**-0.5)
     out = torch.bmm(scores.softmax(-1), values)
     return out.view(n, kv_heads, share, queries, size).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 
-def _stacked(q: Tensor, n: int, queries: int, kv_heads: int) -> Tensor:
-    """[n*T,H,d] -> [n,G,H/G*T,d]"""
-    return q.view(n, queries, kv_heads, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).reshape(n, kv_heads, -1, q.shape[-1])
+def _stacked(q: Tensor, n: int, queries: int, kv_heads: int, axes: int) -> Tensor:
+    """[n*T,H,d] -> [n,G,H/G*T,d], or with one batch axis [n*G,H/G*T,d]; query heads that share keys become queries."""
+    batch = (n, kv_heads) if axes == 2 else (n * kv_heads,)
+    return q.view(n, queries, kv_heads, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).reshape(*batch, -1, q.shape[-1])
 
 
 def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:

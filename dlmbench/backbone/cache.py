@@ -27,7 +27,7 @@ class KVCache:
     def _bind(self, layers: list[Tensor]) -> None:
         self._layers = layers
         self._slots = [layer.view(-1, layer.shape[-1]) for layer in layers]
-        self.keys, self.values = ([layer[part] for layer in layers] for part in (0, 1))  # [R,G,S,d] each
+        self._views: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
         heads = torch.arange(layers[0][..., 0, 0].numel(), device=layers[0].device) * (self.capacity + 1)
         heads = heads.view(2, -1, self.kv_heads)  # the first slot of every head
         self._rows, self._heads = heads[0, :, :1], heads[:, 0].reshape(-1)
@@ -45,6 +45,19 @@ class KVCache:
     def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
         """Put kv [N,2*G,d], keys and then values, into `places` [N,2*G] of one layer."""
         self._slots[layer].index_put_((places,), kv)
+
+    def leading(self, seen: int, flat: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first `seen` slots in every layer: views [R,G,seen,d], made once.
+
+        `flat`: as products batched over (row, head) take them, keys [R*G,d,seen] and values [R*G,seen,d].
+        """
+        views = self._views.get((seen, flat))
+        if views is None:
+            views = [(layer[0, :, :, :seen], layer[1, :, :, :seen]) for layer in self._layers]
+            if flat:
+                views = [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in views]
+            self._views[seen, flat] = views
+        return views
 
     def keep_rows(self, rows: Tensor) -> None:
         """Shrink to the given rows, in their order."""

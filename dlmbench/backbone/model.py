@@ -24,7 +24,7 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,
 
 
 class LayerWeights(NamedTuple):
-    """What a layer's forward reads; `qk_norm` [H+G,d] holds a row a packed head, `out` and `down` are transposed."""
+    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d], matrices are [in,out]."""
 
     attention_norm: Norm
     qkv: Tensor
@@ -60,7 +60,7 @@ class Layer(nn.Module):
         weights, heads = self._weights(), self.heads + self.kv_heads
         y = rms_norm(x, weights.attention_norm)
         qkv = linear(y, weights.qkv, weights.bias).view(x.shape[0], -1, self.head_dim)
-        qk = qkv[:, :heads]
+        qk = rotated = qkv[:, :heads]
         if weights.qk_norm is not None:
             qk = rms_norm(qk, weights.qk_norm)
         # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
@@ -68,7 +68,7 @@ class Layer(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
         else:
-            torch.addcmul(straight, rolled, sin, out=qkv[:, :heads])
+            torch.addcmul(straight, rolled, sin, out=rotated)
         mixed = attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
         x = add_linear(x, mixed, weights.out)
         y = rms_norm(x, weights.mlp_norm)
@@ -90,8 +90,8 @@ class Layer(nn.Module):
             both = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
             qk_norm = norm_of(both, self.eps)
         return LayerWeights(
-            norm_of(self.attention_norm, self.eps), self.qkv.weight, self.qkv.bias, qk_norm, self.out.weight.t(),
-            norm_of(self.mlp_norm, self.eps), self.gate_up.weight, self.down.weight.t(),
+            norm_of(self.attention_norm, self.eps), self.qkv.weight.t(), self.qkv.bias, qk_norm, self.out.weight.t(),
+            norm_of(self.mlp_norm, self.eps), self.gate_up.weight.t(), self.down.weight.t(),
         )  # fmt: skip
 
     def _load_from_state_dict(self, *args, **kwargs):
@@ -133,7 +133,8 @@ class Transformer(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
-        return linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return linear(hidden.flatten(0, -2), weight.t()).view(*hidden.shape[:-1], -1)
 
     def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Uncached forward of whole rows, for training and as an oracle.

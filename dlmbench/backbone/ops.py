@@ -22,21 +22,29 @@ _ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_line
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [...,K] times weight [M,K], transposed, plus bias [M] -> [...,M]."""
-    if _ONEDNN and x.numel() >= MANY * x.shape[-1] and _plain(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
-    return F.linear(x, weight, bias)
+    """x [N,K] times weight [K,M], plus bias [M] -> [N,M]."""
+    if x.shape[0] >= MANY and _onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], None)
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """residual [N,M] plus x [N,K] times weight [K,M] -> [N,M]."""
-    if _ONEDNN and x.shape[0] >= MANY and _plain(x):
+    if x.shape[0] >= MANY and _onednn(x):
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight.t(), None, "add")
     return torch.addmm(residual, x, weight)
 
 
+def _onednn(x: Tensor) -> bool:
+    return _ONEDNN and _plain(x) and not torch.is_grad_enabled()
+
+
+def _plain(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
 class Norm(NamedTuple):
-    """Weight of a norm [...,D], broadcast over what it scales, and what can be computed of it in advance."""
+    """Weight of a norm [...,D], which broadcasts to what it scales, and what can be computed of it in advance."""
 
     weight: Tensor
     eps: float
@@ -45,23 +53,18 @@ class Norm(NamedTuple):
 
 
 def norm_of(weight: Tensor, eps: float) -> Norm:
-    """Ready for `rms_norm`; with gradients nothing is computed in advance."""
-    if torch.is_grad_enabled():
+    """Ready for `rms_norm`; in its shorter form where there is one."""
+    if torch.is_grad_enabled() or not _plain(weight):
         return Norm(weight, eps)
     size = weight.shape[-1]
-    return Norm(weight, eps, weight * size**0.5, torch.tensor((size * eps) ** 0.5, device=weight.device))
+    return Norm(weight, eps, weight * size**0.5, torch.tensor((size * eps) ** 0.5))
 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """x [...,D] over its root mean square, times the weight."""
-    if norm.scaled is not None and _plain(x):
+    if norm.scaled is not None:
         length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), norm.least)
         return x.div(length).mul_(norm.scaled)
     if norm.weight.dim() == 1:
         return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
     return F.rms_norm(x, x.shape[-1:], None, norm.eps) * norm.weight
-
-
-def _plain(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-

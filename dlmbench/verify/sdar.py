@@ -113,7 +113,7 @@ def check_forward(file: Path) -> None:
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))
         _close("prefill_logits", prefill, tensors["prefill_logits"])
-        keys = cache.keys[0][:, :, :prefix]
+        keys = cache.leading(prefix)[0][0]
         _close("layer0_key_cache", keys, tensors["layer0_key_cache"])
         whole = ids.shape[1]
         last = cached(prefix, whole, keys_before(torch.tensor([whole]), whole, torch.float32))
