@@ -35,6 +35,16 @@ class Group:
     def tokens(self) -> int:
         return self.positions.numel()
 
+    def followed_by(self, other: Group) -> Group:
+        """Both groups' queries of every row as one group."""
+        seen = max(self.bias.shape[-1], other.bias.shape[-1])
+        biases = [
+            F.pad(group.bias, (0, seen - group.bias.shape[-1]), value=float("-inf"))
+            .expand(-1, -1, group.positions.shape[1], -1)
+            for group in (self, other)
+        ]  # fmt: skip
+        return Group(torch.cat([self.positions, other.positions], 1), torch.cat(biases, 2), self.rows)
+
     def flat_bias(self, kv_heads: int, share: int) -> Tensor:
         """The bias for products batched over (row, key/value head): [n*G, 1 or share*T, S]; made once a forward."""
         if self._flat is None:

@@ -23,7 +23,7 @@ from dlmbench.backbone.model import Attend, Transformer
 
 PREFILL_CHUNK = 512  # prompt tokens encoded at once
 PREFILL_BUCKET = 16  # prompt widths are padded to multiples of this, so their shapes are few
-KEY_BUCKET = 32  # the same for the number of keys a forward looks at
+KEY_BUCKET = 16  # the same for the number of keys a forward looks at
 
 
 def bucket(n: int, size: int = KEY_BUCKET) -> int:
@@ -214,12 +214,18 @@ class Network:
         if self._riding is None:
             self.stored = None
             return self._forward(x, places, [group])
-        tokens = x.shape[0]
         extra, extra_places, extra_group = self._store_group(view.start, self._riding, view.seen)
-        places = torch.cat([places, extra_places])
-        states = self._forward(torch.cat([x, extra]), places, [group, extra_group])
-        self.stored = (self._riding, states[tokens:].view(-1, self.block_length, states.shape[-1]))
-        return states[:tokens]
+        if extra_group.rows is None:  # all rows: each attends once, with both blocks
+            rows, block = group.positions.shape[0], self.block_length
+            states = self._forward(
+                _rowwise(extra, x, rows), _rowwise(extra_places, places, rows), [extra_group.followed_by(group)]
+            ).view(rows, -1, x.shape[-1])
+            stored, states = states[:, :block], states[:, block:].flatten(0, 1)
+        else:
+            states = self._forward(torch.cat([x, extra]), torch.cat([places, extra_places]), [group, extra_group])
+            states, stored = states[: x.shape[0]], states[x.shape[0] :].view(-1, self.block_length, x.shape[-1])
+        self.stored = (self._riding, stored)
+        return states
 
     def _waiting(self, view) -> Tensor | None:
         """Rows [E] whose finished block rides along; None when there are none or stores are separate."""
@@ -281,3 +287,8 @@ class Network:
         both = needed & self.pending
         self.pending &= ~needed
         return needed, both
+
+
+def _rowwise(first: Tensor, second: Tensor, rows: int) -> Tensor:
+    """[R*T,...] and [R*U,...] -> [R*(T+U),...], each row's parts side by side."""
+    return torch.cat([first.unflatten(0, (rows, -1)), second.unflatten(0, (rows, -1))], 1).flatten(0, 1)
