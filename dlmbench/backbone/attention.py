@@ -49,8 +49,8 @@ class Group:
         """The bias for products batched over (row, key/value head): [n*G, 1 or share*T, S]; made once a forward."""
         if self._flat is None:
             n, _, queries, seen = self.bias.shape
-            repeat = 1 if queries == 1 else share
-            self._flat = self.bias.repeat(1, kv_heads, repeat, 1).view(n * kv_heads, repeat * queries, seen)
+            each = self.bias.unsqueeze(2).expand(n, kv_heads, 1 if queries == 1 else share, queries, seen)
+            self._flat = each.reshape(n * kv_heads, -1, seen)
         return self._flat
 
     def __post_init__(self):

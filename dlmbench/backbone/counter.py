@@ -78,10 +78,11 @@ class Counter:
             queries, projected = (torch.as_tensor(x, device=keys.device).expand_as(keys) for x in (queries, projected))
             work = torch.stack([torch.ones_like(keys), queries, queries * keys, projected], 1)
         work = work * active.unsqueeze(1)
+        total = self.totals.select(1, index)
         if rows is None:
-            self.totals[:, index] += work
+            total.add_(work)
         else:
-            self.totals[:, index].index_add_(0, rows, work)
+            total.index_add_(0, rows, work)
         if self.log is not None:
             self.log.append(self._logged(column, active, work[:, 1], rows))
 

@@ -65,7 +65,7 @@ class Layer(nn.Module):
             qk = rms_norm(qk, weights.qk_norm)
         # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
         straight, rolled = qk * cos, qk.roll(self.head_dim // 2, -1)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled():
             qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
         else:
             torch.addcmul(straight, rolled, sin, out=rotated)
@@ -118,18 +118,18 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self._rope: Tensor | None = None
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Run the layers. x [N,D] embeddings, positions [N] -> hidden states after the final norm [N,D]."""
         cos, sin = self._rotation(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, cos, sin, attend)
-        return F.rms_norm(x, x.shape[-1:], self.norm, self.config.rms_norm_eps)
+        return rms_norm(x, norm_of(self.norm, self.config.rms_norm_eps))
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., D]"""
-        return self.embedding(ids)
+        return F.embedding(ids, self.embedding.weight)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
@@ -169,14 +169,14 @@ class Transformer(nn.Module):
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine for positions [N] -> two [N,1,d]; tables grow on demand, angles in float32."""
-        if self._rope is None or self._rope[0].device != positions.device or self._rope[0].dtype != dtype:
-            self._rope = _rope_tables(self.config, positions.device, dtype)
-        cos, sin = self._rope
-        return F.embedding(positions, cos).unsqueeze(1), F.embedding(positions, sin).unsqueeze(1)
+        if self._rope is None or self._rope.device != positions.device or self._rope.dtype != dtype:
+            self._rope = _rope_table(self.config, positions.device, dtype)
+        return F.embedding(positions, self._rope).unsqueeze(1).chunk(2, -1)
 
 
-def _rope_tables(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Half-split rotary tables [max_positions, d] with Llama-3 frequency scaling where the config asks for it."""
+def _rope_table(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Half-split cosines and signed sines side by side [max_positions, 2*d], with Llama-3 frequency scaling where the
+    config asks for it."""
     exact = torch.promote_types(dtype, torch.float32)
     half = torch.arange(0, config.head_dim, 2, dtype=exact) / config.head_dim
     frequency = 1.0 / config.rope_theta**half
@@ -185,8 +185,7 @@ def _rope_tables(config: BackboneConfig, device: torch.device, dtype: torch.dtyp
         frequency = _llama3_frequencies(frequency, scaling)
     angles = torch.outer(torch.arange(config.max_positions, dtype=exact), frequency)
     cos, sin = angles.cos(), angles.sin()
-    tables = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    return tuple(t.to(device=device, dtype=dtype) for t in tables)
+    return torch.cat([cos, cos, -sin, sin], -1).to(device=device, dtype=dtype)
 
 
 def _llama3_frequencies(frequency: Tensor, scaling: dict) -> Tensor:

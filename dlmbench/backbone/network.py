@@ -11,7 +11,7 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -66,17 +66,25 @@ class Network:
         return [n // self.block_length * self.block_length for n in prompt_lengths]
 
     def prefill(self, rows: Tensor, lengths: list[int]) -> None:
-        """Encode the first `lengths[i]` tokens of the canvas of rows[i] and keep their keys and values.
+        """Encode the first `lengths[i]` tokens of the canvas of rows[i] and keep their keys and values."""
+        for _ in self.prefill_chunks(rows, lengths):
+            pass
 
-        Long prompts go through in chunks of whole blocks, which gives the same keys and values in less memory. The
-        final hidden states are left in `prefill_states` [n,T,D].
+    def prefill_chunks(self, rows: Tensor, lengths: list[int]) -> Iterator[None]:
+        """`prefill` in chunks of whole blocks, which gives the same keys and values; yields between them.
+
+        The final hidden states are left in `prefill_states` [n,T,D].
         """
         if max(lengths) == 0:
             return
         width = min(bucket(max(lengths), PREFILL_BUCKET), self.cache.capacity)
         ends = torch.tensor(lengths, device=self.device)
         chunk = max(PREFILL_CHUNK // self.block_length, 1) * self.block_length
-        states = [self._prefill_chunk(rows, ends, at, min(at + chunk, width)) for at in range(0, width, chunk)]
+        states = []
+        for at in range(0, width, chunk):
+            if at:
+                yield
+            states.append(self._prefill_chunk(rows, ends, at, min(at + chunk, width)))
         self.prefill_states = states[0] if len(states) == 1 else torch.cat(states, 1)
         unit = 1 if self.config.attention == "causal" else self.block_length
         self._count("prefill", "prompt", ends > 0, (ends + unit) // 2, ends, 0, rows)  # a query sees half on average
@@ -105,7 +113,8 @@ class Network:
         positions = ((start - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.gather(1, positions)
         group = Group(positions, keys_before(start, seen, self.dtype))
-        states = self._forward(self.model.embed(ids.view(-1)), self.cache.places(None, positions, self.pending), [group])
+        places = self.cache.places(None, positions, self.pending)
+        states = self._forward(self.model.embed(ids.view(-1)), places, [group])
         self.stored = (None, states.view(*positions.shape, -1))
         self._count("store", str(self.block_length), self.pending, start, self.block_length, 0)
         self.pending.zero_()

@@ -4,7 +4,7 @@ On CUDA these are torch's own. On CPU, in float32 and without gradients, two of 
 value up to rounding:
 
 Matrix products go to MKL by default, which uses half of the vector width of other makers' processors; oneDNN, which
-comes with torch as well, uses all of it and is up to 2.2 times as fast from some 30 rows on (docs/performance.md).
+comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
 """
@@ -17,20 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MANY = 32  # rows from which oneDNN is faster than MKL
+LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster than MKL
 _ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [N,K] times weight [K,M], plus bias [M] -> [N,M]."""
-    if x.shape[0] >= MANY and _onednn(x):
+    if x.numel() * weight.shape[1] >= LARGE and _onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], None)
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """residual [N,M] plus x [N,K] times weight [K,M] -> [N,M]."""
-    if x.shape[0] >= MANY and _onednn(x):
+    if x.numel() * weight.shape[1] >= LARGE and _onednn(x):
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight.t(), None, "add")
     return torch.addmm(residual, x, weight)
 
@@ -57,7 +57,7 @@ def norm_of(weight: Tensor, eps: float) -> Norm:
     if torch.is_grad_enabled() or not _plain(weight):
         return Norm(weight, eps)
     size = weight.shape[-1]
-    return Norm(weight, eps, weight * size**0.5, torch.tensor((size * eps) ** 0.5))
+    return Norm(weight, eps, weight * size**0.5, weight.new_full((), (size * eps) ** 0.5))
 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:

@@ -21,8 +21,8 @@ from dlmbench.bench.clock import Clock
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.shapes import SHAPES, random_model
 from dlmbench.decoders.static import StaticConfig
+from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
-from dlmbench.engine.loop import Engine, Request
 from dlmbench.registry import DECODERS
 
 
@@ -124,15 +124,15 @@ class _Ours:
     def __init__(self, model, settings: Settings, batch: int, store: str = "fused", steps: int = 1):
         variant = (f", {steps} a step" if steps > 1 else "") + (", separate stores" if store == "separate" else "")
         self.row = {"loop": f"static{variant}", "batch": batch}
-        net = Network("target", model, settings.block_length, store)
-        self.on_cpu = net.device.type == "cpu"
-        self.clock = Clock(net) if self.on_cpu else None
-        self.engine = Engine({"target": net}, DECODERS.get("static")(StaticConfig(k=steps)), batch_size=batch)
+        net, clocked = (Network("target", model, settings.block_length, store) for _ in range(2))
+        self.clock = Clock(clocked) if clocked.device.type == "cpu" else None
+        self.engine, self.clocked = (
+            Engine({"target": one}, DECODERS.get("static")(StaticConfig(k=steps)), batch_size=batch)
+            for one in (net, clocked)
+        )
         self.requests = _requests(model, settings, max(2, batch))
 
     def once(self) -> dict[str, float]:
-        if self.clock:
-            self.clock.seconds = 0.0
         began = time.perf_counter()
         generations = self.engine.generate(self.requests)
         wall = time.perf_counter() - began
@@ -143,12 +143,19 @@ class _Ours:
             **_percentiles([1e3 * g.seconds for g in generations]),
         }
         if self.clock:
-            return sample | {"outside_share": 1 - self.clock.seconds / wall}
+            return sample | {"outside_share": self._outside()}
         device = self.engine.replay_seconds()
         if device is None:
             return sample
         recorded = {"recording_seconds": self.engine.graphs.seconds, "device_ms_per_step": 1e3 * device}
         return sample | recorded | {"wall_over_device": sample["ms_per_step"] / 1e3 / device}
+
+    def _outside(self) -> float:
+        """Share of another run's wall time, which does not slow the timed one by looking at the clock."""
+        self.clock.seconds = 0.0
+        began = time.perf_counter()
+        self.clocked.generate(self.requests)
+        return 1 - self.clock.seconds / (time.perf_counter() - began)
 
 
 class _Plain:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from dlmbench.bench.clock import Clock
-from dlmbench.engine.build import build, tokenizer_of
-from dlmbench.engine.loop import Engine, Request
+from dlmbench.engine import Engine, Request, build, tokenizer_of
 from dlmbench.presets import PRESETS
 from dlmbench.spec import RunSpec
 from dlmbench.tasks import cards

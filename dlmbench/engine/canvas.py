@@ -61,7 +61,7 @@ class Canvas:
     def admit(
         self, row: int, prompt: list[int], max_tokens: int, seed: int, fixed: Sequence[tuple[int, int]] = ()
     ) -> int:
-        """Put a prompt into a slot; returns the start of its first active block.
+        """Put a prompt into a slot that is not live yet; returns the start of its first active block.
 
         On the absolute grid the prompt's tail stands, unmasked, in the first active block. `fixed` are (offset, token)
         pairs of the answer that are given in advance; those beyond the budget are left out.
@@ -79,7 +79,7 @@ class Canvas:
         first_end = min(start + block, end)
         masks = first_end - length - len({o for o, _ in fixed if length + o < first_end})
         values = {"prompt_length": length, "start": start, "ends": end, "seed": seed, "block_masks": masks}
-        for name, value in {**values, "step": 0, "total_steps": 0, "guards": 0, "live": True}.items():
+        for name, value in {**values, "step": 0, "total_steps": 0, "guards": 0}.items():
             getattr(self, name)[row] = value
         return start
 

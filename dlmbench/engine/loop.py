@@ -14,8 +14,8 @@ import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,63 +28,12 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, WAITED, Canvas
 from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line
 from dlmbench.engine.recorder import Recorder
+from dlmbench.engine.request import Generation, Request, Timing, validate
+from dlmbench.engine.text import Text
 from dlmbench.errors import RequestError, RunError
 
 GRAPH_BUCKET = 128  # keys in sight are padded to multiples of this where steps are recorded, so that they are few
 REPORTED = ("proposed", "accepted")  # state of a decoder that the engine reads when a row ends
-
-
-@dataclass(frozen=True)
-class Request:
-    """One item to generate: prompt ids, token budget, stop strings, the seed of its own draws, and tokens of the answer
-    that are given in advance as (offset behind the prompt, token) pairs."""
-
-    key: str
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    fixed: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass
-class Generation:
-    """What came out for one request.
-
-    `ids` end with the first EOS (included) or at the budget; a stop string cuts `text` and `tokens` (generated tokens
-    up to and including it), not `ids`. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
-    {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by "role/kind/shape" (for a block's forward
-    the shape is its query tokens); `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
-    of them were kept, one number a verification; `first_block` seconds from admission until the host knew of a finished
-    block.
-    """
-
-    key: str
-    ids: list[int]
-    raw_ids: list[int]
-    text: str
-    tokens: int
-    counts: dict[str, dict[str, dict[str, float]]]
-    widths: dict[str, int]
-    seconds: float
-    stop_reason: str  # "eos" | "stop" | "length"
-    guards: int = 0
-    proposed: int = 0
-    accepted: list[int] = field(default_factory=list)
-    first_block: float = 0.0
-    trace: list[dict] | None = None
-
-
-@dataclass
-class Timing:
-    """Synchronised seconds of one `generate` call."""
-
-    total: float = 0.0
-    prefill: float = 0.0
-
-    @property
-    def decode(self) -> float:
-        return self.total - self.prefill
 
 
 @dataclass
@@ -96,7 +45,7 @@ class _Slot:
     admitted: float
     start: int
     end: int  # of its canvas
-    first_step: int  # number of the first step that was launched with this request in the slot
+    first_step: int | None = None  # number of the first step that was launched with its prompt encoded
     note: int | None = None  # the last decision's, as far as it has been read
     step: int = 0  # steps read so far, on this block and on the row
     total_steps: int = 0
@@ -154,7 +103,7 @@ class Engine:
         fixed: tuple[tuple[int, int], ...] = (),
         description: dict | None = None,
     ):
-        self.nets, self.decoder, self.tokenizer = nets, decoder, tokenizer
+        self.nets, self.decoder, self.tokenizer, self.text = nets, decoder, tokenizer, Text(tokenizer)
         self.target = nets["target"]
         self.batch_size = batch_size
         self.sampling = sampling or Sampling()
@@ -197,7 +146,7 @@ class Engine:
         requests = list(requests)
         if not requests:
             return []
-        _validate(requests, self._mask_id, self.target.config.vocab_size)
+        validate(requests, self._mask_id, self.target.config.vocab_size)
         began = self._now()
         self.timing = Timing()
         results: list[Generation | None] = [None] * len(requests)
@@ -300,6 +249,7 @@ class Engine:
         self._allocate(rows, capacity, answer)
         self.slots: list[_Slot | None] = [None] * rows
         self.idle_steps = [0] * rows
+        self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
         self.launched = 0
         self.recorder = Recorder(rows, on_step) if tracing else None
 
@@ -338,33 +288,48 @@ class Engine:
         return min(bucket(longest, GRAPH_BUCKET), limit) if self.graphs else longest
 
     def _refill(self, queue: deque) -> None:
-        """Give free slots the next requests; their prompts are encoded in one batch."""
-        free = [row for row, slot in enumerate(self.slots) if slot is None]
-        if not free or not queue:
+        """Give free slots the next requests and encode their prompts, in one batch.
+
+        Long prompts go in by chunks, a chunk a step, so that rows under way need not wait for the whole of them.
+        """
+        if self.encoding is None and queue and None in self.slots:
+            self.encoding = self._encode(queue)
+        if self.encoding is None:
             return
         began = self._now()
-        rows = []
-        for row in free[: len(queue)]:
+        under_way = any(slot and slot.first_step is not None for slot in self.slots)
+        for _ in self.encoding:
+            if under_way:
+                break
+        else:
+            self.encoding = None
+        self.timing.prefill += self._now() - began
+
+    def _encode(self, queue: deque) -> Iterator[None]:
+        """Admit what fits into the free slots; yields between chunks of the prompts."""
+        admitted, rows = time.perf_counter(), []
+        for row in [row for row, slot in enumerate(self.slots) if slot is None][: len(queue)]:
             index, request = queue.popleft()
             fixed = request.fixed or self.fixed
             start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed, fixed)
             end = len(request.prompt_ids) + request.max_tokens
-            self.slots[row] = _Slot(request, index, began, start, end, self.launched)
-            self.idle_steps[row] = 0
-            if self.recorder:
-                self.recorder.begin(row)
+            self.slots[row] = _Slot(request, index, admitted, start, end)
             rows.append(row)
         chosen = torch.tensor(rows, device=self.device)
-        for name, tensor in self.state.items():
-            tensor[chosen] = self.fresh_state[name]
-        self.counter.reset(chosen)
         lengths = [len(self.slots[row].request.prompt_ids) for row in rows]
+        self.counter.reset(chosen)
         self.counter.log = None
         for net in self.nets.values():
             net.reset(chosen)
             if self.decoder.cached:
-                net.prefill(chosen, net.prefill_lengths(lengths))
-        self.timing.prefill += self._now() - began
+                yield from net.prefill_chunks(chosen, net.prefill_lengths(lengths))
+        for name, tensor in self.state.items():
+            tensor[chosen] = self.fresh_state[name]
+        self.canvas.live.index_fill_(0, chosen, True)
+        for row in rows:
+            self.slots[row].first_step, self.idle_steps[row] = self.launched, 0
+            if self.recorder:
+                self.recorder.begin(row)
 
     def _step(self) -> _Launched:
         """Launch one round for all rows; its flags stay on the device until they are read."""
@@ -378,7 +343,8 @@ class Engine:
             seen, longest = min(bucket(seen, GRAPH_BUCKET), capacity), self._padded(longest)
             flags, noted = self.graphs.run((seen, longest), lambda: self._round(seen, longest, None))
         else:
-            host = None if self.lag else [slot.row if slot else None for slot in self.slots]
+            started = [slot if slot and slot.first_step is not None else None for slot in self.slots]
+            host = None if self.lag else [slot.row if slot else None for slot in started]
             flags, noted = self._round(seen, longest, host)
         flags, copied = self._to_host(flags)
         totals = self.counter.totals.clone() if self.lag else None
@@ -445,7 +411,7 @@ class Engine:
         finished = []
         for row, flag in enumerate(step.flags.tolist()):
             slot = self.slots[row]
-            if slot is None or step.number < slot.first_step:
+            if slot is None or slot.first_step is None or step.number < slot.first_step:
                 self.idle_steps[row] = 0
                 continue
             if step.noted:
@@ -482,8 +448,7 @@ class Engine:
     def _stopped(self, row: int, slot: _Slot) -> bool:
         """Does the text so far contain a stop string? Looked at once a block, for tasks that have any."""
         ids = self.canvas.tokens[row, len(slot.request.prompt_ids) : slot.start].tolist()
-        text = self._decode(ids)
-        return any(stop in text for stop in slot.request.stop)
+        return self.text.stops(ids, slot.request.stop)
 
     def _finish(self, row: int, slot: _Slot, last_block: int, step: _Launched) -> Generation:
         """Free the slot and read its row."""
@@ -496,12 +461,8 @@ class Engine:
         end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)
         if end is not None:
             ids, reason = ids[: end + 1] if self.decoder.cuts_at_eos else ids, "eos"
-        text = self._decode(ids)
-        cut = min((at for at in (text.find(stop) for stop in request.stop) if at >= 0), default=None)
-        tokens = len(ids)
-        if cut is not None:
-            text, reason = text[:cut], "stop"
-            tokens = self._tokens_until(ids, request.stop)
+        text, tokens, stopped = self.text.cut(ids, request.stop)
+        reason = "stop" if stopped else reason
         counts = self.counter.read(row, step.totals)
         for name, work in counts.shapes.items():
             known = self.shapes.get(name, (0, 0, 0, 0))
@@ -527,25 +488,11 @@ class Engine:
         histogram = report["accepted"][row].tolist()
         return int(report["proposed"][row]), [length for length, times in enumerate(histogram) for _ in range(times)]
 
-    def _tokens_until(self, ids: list[int], stop: tuple[str, ...]) -> int:
-        """Generated tokens up to and including the first stop string."""
-        low, high = 0, len(ids)
-        while low + 1 < high:  # the text of a prefix only grows
-            middle = (low + high) // 2
-            if any(s in self._decode(ids[:middle]) for s in stop):
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def _decode(self, ids: list[int]) -> str:
-        return "" if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
-
     def _shrink(self, flight: deque) -> None:
         """When the queue is empty, halve the batch as rows run out, so that the last items do not carry dead rows."""
         busy = [row for row, slot in enumerate(self.slots) if slot]
-        if self.graphs or flight or not busy or len(busy) > len(self.slots) // 2:
-            return  # recorded steps are bound to their buffers
+        if self.graphs or self.encoding or flight or not busy or len(busy) > len(self.slots) // 2:
+            return  # recorded steps are bound to their buffers, prompts on their way to their rows
         kept = torch.tensor(busy, device=self.device)
         self._buffers = None
         self.canvas.keep_rows(kept)
@@ -563,20 +510,3 @@ class Engine:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-
-def _validate(requests: list[Request], mask_id: int, vocabulary: int) -> None:
-    for request in requests:
-        if not request.prompt_ids:
-            raise RequestError(
-                f"Item {request.key!r} has an empty prompt; a decoder needs at least one token to start from."
-            )
-        if request.max_tokens < 1:
-            raise RequestError(
-                f"Item {request.key!r} may generate {request.max_tokens} tokens; --gen-length must be at least 1."
-            )
-        if mask_id in request.prompt_ids:
-            raise RequestError(f"The prompt of item {request.key!r} contains the mask token {mask_id}; remove it.")
-        if max(request.prompt_ids) >= vocabulary or min(request.prompt_ids) < 0:
-            raise RequestError(
-                f"The prompt of item {request.key!r} has ids outside the model's vocabulary of {vocabulary}."
-            )

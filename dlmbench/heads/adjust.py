@@ -20,13 +20,13 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.loading import _packed_sizes, _Tensors
 from dlmbench.backbone.model import Attend, Layer, Transformer
+from dlmbench.backbone.ops import linear, norm_of, rms_norm
 from dlmbench.errors import RequestError
 from dlmbench.heads.mrp import HeadConfig
 from dlmbench.registry import BACKBONES
@@ -86,13 +86,14 @@ class AdjustModule(nn.Module):
 
     def join(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """The layer's input. ids [N], hidden [N,D] -> [N,D]; embedding half first."""
-        shape, eps = hidden.shape[-1:], self.config.rms_norm_eps
-        embedded = F.rms_norm(self.backbone.embed(ids), shape, self.norm_embed, eps)
-        return self.down_project(torch.cat([embedded, F.rms_norm(hidden, shape, self.norm_hidden, eps)], -1))
+        eps = self.config.rms_norm_eps
+        embedded = rms_norm(self.backbone.embed(ids), norm_of(self.norm_embed, eps))
+        both = torch.cat([embedded, rms_norm(hidden, norm_of(self.norm_hidden, eps))], -1)
+        return linear(both, self.down_project.weight.t(), self.down_project.bias)
 
     def move(self, hidden: Tensor, x: Tensor) -> Tensor:
         """States [N,D] moved by the layer's output x [N,D]."""
-        return hidden + F.rms_norm(x, x.shape[-1:], self.norm_postattn, self.config.rms_norm_eps)
+        return hidden + rms_norm(x, norm_of(self.norm_postattn, self.config.rms_norm_eps))
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids)

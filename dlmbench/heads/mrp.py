@@ -20,13 +20,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.loading import _packed_sizes, _Tensors
 from dlmbench.backbone.model import Attend, Layer, Transformer
+from dlmbench.backbone.ops import linear, norm_of, rms_norm
 from dlmbench.errors import RequestError
 from dlmbench.registry import BACKBONES
 
@@ -76,8 +76,9 @@ class MRPModule(nn.Module):
     def join(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """The layers' input. ids [N] after the reveal, hidden [N,D] from before it -> [N,D]; embedding half first."""
         eps = self.config.rms_norm_eps
-        embedded = F.rms_norm(self.backbone.embed(ids), hidden.shape[-1:], self.enorm, eps)
-        return self.eh_proj(torch.cat([embedded, F.rms_norm(hidden, hidden.shape[-1:], self.hnorm, eps)], -1))
+        embedded = rms_norm(self.backbone.embed(ids), norm_of(self.enorm, eps))
+        both = torch.cat([embedded, rms_norm(hidden, norm_of(self.hnorm, eps))], -1)
+        return linear(both, self.eh_proj.weight.t(), self.eh_proj.bias)
 
     def forward(self, ids: Tensor, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids and positions [N], hidden [N,D] -> the module's state after its final norm [N,D]."""
@@ -85,7 +86,7 @@ class MRPModule(nn.Module):
         cos, sin = self.backbone._rotation(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, cos, sin, attend)
-        return F.rms_norm(x, x.shape[-1:], self.norm, self.config.rms_norm_eps)
+        return rms_norm(x, norm_of(self.norm, self.config.rms_norm_eps))
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids)

@@ -23,8 +23,8 @@ from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
+from dlmbench.engine import Engine, Request
 from dlmbench.engine.canvas import Canvas
-from dlmbench.engine.loop import Engine, Request
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
 

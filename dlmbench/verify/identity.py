@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from dlmbench.engine.loop import Engine, Generation, Request
+from dlmbench.engine import Engine, Generation, Request
 
 GAP = 1e-4
 ITEMS = 500

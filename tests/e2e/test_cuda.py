@@ -12,9 +12,8 @@ from dlmbench.backbone.loading import load_checkpoint
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
-from dlmbench.engine import Engine
+from dlmbench.engine import Engine, Request
 from dlmbench.engine.build import tokenizer_of
-from dlmbench.engine.loop import Request
 from dlmbench.presets import PRESETS
 from dlmbench.registry import DECODERS
 from dlmbench.tasks import cards

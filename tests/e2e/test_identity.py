@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from dlmbench.engine import build
-from dlmbench.engine.loop import Request
+from dlmbench.engine import Request, build
 from dlmbench.spec import RunSpec
 from dlmbench.tasks import load_task
 from dlmbench.verify.identity import differences, holds

@@ -11,8 +11,7 @@ from functools import cache
 import pytest
 
 from dlmbench.backbone import Transformer, load_checkpoint, save_checkpoint
-from dlmbench.engine import build
-from dlmbench.engine.loop import Request
+from dlmbench.engine import Request, build
 from dlmbench.presets import PRESETS
 from dlmbench.spec import RunSpec
 from dlmbench.tasks import load_task

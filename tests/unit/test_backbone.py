@@ -172,10 +172,10 @@ def test_products_equal_fused_attention(heads, kv_heads, queries):
     bias = keys_before(torch.tensor([20, 5, 11]), 20, torch.float32)
     group = Group(positions, bias)
     own = Group(positions, block_causal(positions, 4, torch.float32))
-    for group, seen in ((group, 20), (own, queries)):
+    for one, seen in ((group, 20), (own, queries)):
         k, v = keys[:, :, :seen], values[:, :, :seen]
-        plain = products(group, q, k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1))
-        assert torch.allclose(plain, fused(group, q, k, v), atol=1e-5)
+        plain = products(one, q, k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1))
+        assert torch.allclose(plain, fused(one, q, k, v), atol=1e-5)
 
 
 def test_flops_count_every_matrix_once():

@@ -3,10 +3,12 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
 
+from dlmbench.backbone import network
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.ar import AR
 from dlmbench.decoders.predict import Sampling
@@ -189,6 +191,25 @@ def test_a_causal_network_without_a_mask_token_works_in_batches(sampling):
     assert [len(g.ids) for g in results] == [item.max_tokens for item in items]
     if sampling.greedy and MASK not in {token for g in results for token in g.ids}:  # all that may differ
         assert [g.ids for g in results] == [g.ids for g in plain]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("decoder", [Threshold, AR])
+def test_a_long_prompt_does_not_stall_rows_under_way(monkeypatch, decoder, lag):
+    rng = random.Random(3)
+    sizes = ((6, 8), (6, 70), (60, 8), (50, 12), (6, 40), (55, 8))  # of a prompt and its answer
+    items = [Request(f"{n}", tuple(rng.choices(range(4, VOCABULARY), k=n)), budget) for n, budget in sizes]
+    expected = engine(decoder(), eos=()).generate(items)
+    monkeypatch.setattr(network, "PREFILL_CHUNK", 16)
+    machine, told = engine(decoder(), eos=(), batch_size=2, lag=lag), []
+    for owner, name in ((machine.target, "_prefill_chunk"), (machine, "_round")):
+        plain = getattr(owner, name)
+        setattr(owner, name, lambda *args, name=name, plain=plain: told.append(name) or plain(*args))
+    results = machine.generate(items)
+    assert [g.ids for g in results] == [g.ids for g in expected]
+    assert [g.counts for g in results] == [g.counts for g in expected]
+    chunks = [len(list(run)) for name, run in groupby(told) if name == "_prefill_chunk"]
+    assert sum(chunks) > 10 and max(chunks) == 1  # each between two steps
 
 
 @pytest.mark.filterwarnings("ignore:Out of memory")

@@ -210,6 +210,7 @@ def test_training_passes_see_what_decoding_passes_see(backbone):
         canvas = Canvas(1, 64, block, MASK, (END,), "block_causal", 0, torch.device("cpu"))
         text = dict(zip(row.positions[row.copy == 0].tolist(), row.ids[row.copy == 0].tolist()))
         canvas.admit(0, [text[i] for i in range(start)] + [5], 20, 0)
+        canvas.live[0] = True
         columns = [c for c in range(len(row.ids)) if row.copy[c] == 1 and row.positions[c] // block == start // block]
         canvas.tokens[0, start : start + block] = torch.from_numpy(row.ids[columns])
         for net in (target, head):

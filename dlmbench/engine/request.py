@@ -1,0 +1,80 @@
+"""What goes into the engine and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dlmbench.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One item to generate: prompt ids, token budget, stop strings, the seed of its own draws, and tokens of the answer
+    that are given in advance as (offset behind the prompt, token) pairs."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    fixed: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass
+class Generation:
+    """What came out for one request.
+
+    `ids` end with the first EOS (included) or at the budget; a stop string cuts `text` and `tokens` (generated tokens
+    up to and including it), not `ids`. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
+    {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by "role/kind/shape" (for a block's forward
+    the shape is its query tokens); `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
+    of them were kept, one number a verification; `first_block` seconds from admission until the host knew of a finished
+    block.
+    """
+
+    key: str
+    ids: list[int]
+    raw_ids: list[int]
+    text: str
+    tokens: int
+    counts: dict[str, dict[str, dict[str, float]]]
+    widths: dict[str, int]
+    seconds: float
+    stop_reason: str  # "eos" | "stop" | "length"
+    guards: int = 0
+    proposed: int = 0
+    accepted: list[int] = field(default_factory=list)
+    first_block: float = 0.0
+    trace: list[dict] | None = None
+
+
+@dataclass
+class Timing:
+    """Synchronised seconds of one `generate` call."""
+
+    total: float = 0.0
+    prefill: float = 0.0
+
+    @property
+    def decode(self) -> float:
+        return self.total - self.prefill
+
+
+def validate(requests: Sequence[Request], mask_id: int, vocabulary: int) -> None:
+    """Raises RequestError for prompts and budgets that cannot be decoded."""
+    for request in requests:
+        if not request.prompt_ids:
+            raise RequestError(
+                f"Item {request.key!r} has an empty prompt; a decoder needs at least one token to start from."
+            )
+        if request.max_tokens < 1:
+            raise RequestError(
+                f"Item {request.key!r} may generate {request.max_tokens} tokens; --gen-length must be at least 1."
+            )
+        if mask_id in request.prompt_ids:
+            raise RequestError(f"The prompt of item {request.key!r} contains the mask token {mask_id}; remove it.")
+        if max(request.prompt_ids) >= vocabulary or min(request.prompt_ids) < 0:
+            raise RequestError(
+                f"The prompt of item {request.key!r} has ids outside the model's vocabulary of {vocabulary}."
+            )
