@@ -18,25 +18,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.ops import Norm, add_linear, linear, norm_of, rms_norm
+from dlmbench.backbone.ops import Matrix, Norm, add_linear, linear, matrix_of, norm_of, rms_norm
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,d], keys then values -> [N,H*d]
 
 
 class LayerWeights(NamedTuple):
-    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d], matrices are [in,out]."""
+    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d]."""
 
     attention_norm: Norm
-    qkv: Tensor
+    qkv: Matrix
     bias: Tensor | None
     qk_norm: Norm | None
-    out: Tensor
+    out: Matrix
     mlp_norm: Norm
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
 
 
-class Layer(nn.Module):
+class Prepared(nn.Module):
+    """A module whose weights are made ready once for inference: looking them up costs more than small products do.
+
+    Kept in inference mode only, where weights are frozen, and until they are loaded, moved or trained.
+    """
+
+    _ready = None
+
+    def _weights(self):
+        if not torch.is_inference_mode_enabled():
+            return self._look_up()
+        if self._ready is None:
+            self._ready = self._look_up()
+        return self._ready
+
+    def _look_up(self):
+        """The weights as the forward reads them."""
+        raise NotImplementedError
+
+    def __getstate__(self):
+        return {**vars(self), "_ready": None}  # a copy makes its own
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._ready = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn, recurse=True):
+        self._ready = None
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True):
+        self._ready = None
+        return super().train(mode)
+
+
+class Layer(Prepared):
     """Pre-norm attention and SwiGLU, residuals folded into the output products."""
 
     def __init__(self, config: BackboneConfig):
@@ -53,7 +88,6 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.intermediate_size, width, bias=False)
         self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
-        self._ready: LayerWeights | None = None
 
     def forward(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [N,D]; cos and sin [N,1,d], the sine with its first half negated -> [N,D]."""
@@ -65,24 +99,15 @@ class Layer(nn.Module):
             qk = rms_norm(qk, weights.qk_norm)
         # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
         straight, rolled = qk * cos, qk.roll(self.head_dim // 2, -1)
-        if torch.is_grad_enabled():
-            qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
-        else:
+        if torch.is_inference_mode_enabled():
             torch.addcmul(straight, rolled, sin, out=rotated)
+        else:
+            qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
         mixed = attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
         x = add_linear(x, mixed, weights.out)
         y = rms_norm(x, weights.mlp_norm)
         gate, up = linear(y, weights.gate_up).chunk(2, -1)
         return add_linear(x, F.silu(gate) * up, weights.down)
-
-    def _weights(self) -> LayerWeights:
-        """Looked up once for inference, where weights are frozen: a module's attributes cost more than small products
-        of few tokens do."""
-        if torch.is_grad_enabled():
-            return self._look_up()
-        if self._ready is None:
-            self._ready = self._look_up()
-        return self._ready
 
     def _look_up(self) -> LayerWeights:
         qk_norm = None
@@ -90,24 +115,13 @@ class Layer(nn.Module):
             both = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
             qk_norm = norm_of(both, self.eps)
         return LayerWeights(
-            norm_of(self.attention_norm, self.eps), self.qkv.weight.t(), self.qkv.bias, qk_norm, self.out.weight.t(),
-            norm_of(self.mlp_norm, self.eps), self.gate_up.weight.t(), self.down.weight.t(),
+            norm_of(self.attention_norm, self.eps), matrix_of(self.qkv.weight), self.qkv.bias, qk_norm,
+            matrix_of(self.out.weight), norm_of(self.mlp_norm, self.eps), matrix_of(self.gate_up.weight),
+            matrix_of(self.down.weight),
         )  # fmt: skip
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        self._ready = None
-        super()._load_from_state_dict(*args, **kwargs)
 
-    def _apply(self, fn, recurse=True):
-        self._ready = None
-        return super()._apply(fn, recurse)
-
-    def train(self, mode: bool = True):
-        self._ready = None
-        return super().train(mode)
-
-
-class Transformer(nn.Module):
+class Transformer(Prepared):
     """Embedding, layers, final norm, head. Logits are always those of the position that produced them:
     the engine knows about `config.shift`, the network does not."""
 
@@ -125,7 +139,7 @@ class Transformer(nn.Module):
         cos, sin = self._rotation(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, cos, sin, attend)
-        return rms_norm(x, norm_of(self.norm, self.config.rms_norm_eps))
+        return rms_norm(x, self._weights()[0])
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., D]"""
@@ -133,8 +147,11 @@ class Transformer(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return linear(hidden.flatten(0, -2), weight.t()).view(*hidden.shape[:-1], -1)
+        return linear(hidden.flatten(0, -2), self._weights()[1]).view(*hidden.shape[:-1], -1)
+
+    def _look_up(self) -> tuple[Norm, Matrix]:
+        head = self.embedding.weight if self.head is None else self.head.weight
+        return norm_of(self.norm, self.config.rms_norm_eps), matrix_of(head)
 
     def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Uncached forward of whole rows, for training and as an oracle.

@@ -1,12 +1,14 @@
 """The operations that layers are made of, each in the form of torch that is fastest where it runs.
 
-On CUDA these are torch's own. On CPU, in float32 and without gradients, two of them have a faster form of the same
-value up to rounding:
+On CUDA these are torch's own. On CPU, in float32 and in inference mode, two of them have a faster form, which gives the
+same up to rounding:
 
 Matrix products go to MKL by default, which uses half of the vector width of other makers' processors; oneDNN, which
 comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
+
+What they need of a weight is made once (`matrix_of`, `norm_of`) and holds for as long as the weight does not change.
 """
 
 from __future__ import annotations
@@ -18,29 +20,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster than MKL
-_ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
+PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is kept
+_AT_HAND = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [N,K] times weight [K,M], plus bias [M] -> [N,M]."""
-    if x.numel() * weight.shape[1] >= LARGE and _onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], None)
+def _fast(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.is_inference_mode_enabled()
+
+
+class Matrix(NamedTuple):
+    """A weight [K,M] and, for oneDNN, the same as [M,K] or in its own layout; from how many multiplications on it is
+    asked."""
+
+    weight: Tensor
+    onednn: Tensor | None = None
+    least: int = 0
+
+
+def matrix_of(weight: Tensor) -> Matrix:
+    """Weight [M,K], as modules hold it, ready for `linear` and `add_linear`."""
+    if not (_AT_HAND and _fast(weight)):
+        return Matrix(weight.t())
+    if weight.numel() > PACKED:
+        return Matrix(weight.t(), weight, LARGE)
+    return Matrix(weight.t(), torch.ops.mkldnn._reorder_linear_weight(weight), LARGE_PACKED)
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
+    """x [N,K] times the matrix [K,M], plus bias [M] -> [N,M]."""
+    weight, onednn, least = matrix
+    if onednn is not None and x.numel() * weight.shape[1] >= least:
+        return torch.ops.mkldnn._linear_pointwise(x, onednn, bias, "none", [], None)
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
-def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """residual [N,M] plus x [N,K] times weight [K,M] -> [N,M]."""
-    if x.numel() * weight.shape[1] >= LARGE and _onednn(x):
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight.t(), None, "add")
+def add_linear(residual: Tensor, x: Tensor, matrix: Matrix) -> Tensor:
+    """residual [N,M] plus x [N,K] times the matrix [K,M] -> [N,M]."""
+    weight, onednn, least = matrix
+    if onednn is not None and x.numel() * weight.shape[1] >= least:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, onednn, None, "add")
     return torch.addmm(residual, x, weight)
-
-
-def _onednn(x: Tensor) -> bool:
-    return _ONEDNN and _plain(x) and not torch.is_grad_enabled()
-
-
-def _plain(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 class Norm(NamedTuple):
@@ -53,8 +73,8 @@ class Norm(NamedTuple):
 
 
 def norm_of(weight: Tensor, eps: float) -> Norm:
-    """Ready for `rms_norm`; in its shorter form where there is one."""
-    if torch.is_grad_enabled() or not _plain(weight):
+    """Ready for `rms_norm`."""
+    if not _fast(weight):
         return Norm(weight, eps)
     size = weight.shape[-1]
     return Norm(weight, eps, weight * size**0.5, weight.new_full((), (size * eps) ** 0.5))

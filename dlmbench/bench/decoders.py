@@ -72,7 +72,7 @@ class _Case:
 
 
 def _cases(batch: int) -> Iterator[_Case]:
-    items, budget = dev_items(2 * batch)["full"], cards.find(TASK).metadata["gen_length"]
+    items, budget = dev_items(4 * batch)["full"], cards.find(TASK).metadata["gen_length"]
     for model, method, setting in CASES:
         head = PRESETS[model].companions.get(f"head/{method}")
         if head and PRESETS[head].absent:

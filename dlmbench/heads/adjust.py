@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.loading import _packed_sizes, _Tensors
-from dlmbench.backbone.model import Attend, Layer, Transformer
-from dlmbench.backbone.ops import linear, norm_of, rms_norm
+from dlmbench.backbone.model import Attend, Layer, Prepared, Transformer
+from dlmbench.backbone.ops import Matrix, Norm, linear, matrix_of, norm_of, rms_norm
 from dlmbench.errors import RequestError
 from dlmbench.heads.mrp import HeadConfig
 from dlmbench.registry import BACKBONES
@@ -51,7 +51,7 @@ class AdjustHeadConfig(HeadConfig):
         return super().parameters + self.hidden_size + qkv
 
 
-class AdjustModule(nn.Module):
+class AdjustModule(Prepared):
     """The trainable part. `backbone` lends embedding, head and rotary tables; it is neither trained nor saved here."""
 
     def __init__(self, backbone: Transformer):
@@ -86,14 +86,18 @@ class AdjustModule(nn.Module):
 
     def join(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """The layer's input. ids [N], hidden [N,D] -> [N,D]; embedding half first."""
-        eps = self.config.rms_norm_eps
-        embedded = rms_norm(self.backbone.embed(ids), norm_of(self.norm_embed, eps))
-        both = torch.cat([embedded, rms_norm(hidden, norm_of(self.norm_hidden, eps))], -1)
-        return linear(both, self.down_project.weight.t(), self.down_project.bias)
+        of_embedding, of_state, joining, _ = self._weights()
+        both = torch.cat([rms_norm(self.backbone.embed(ids), of_embedding), rms_norm(hidden, of_state)], -1)
+        return linear(both, joining, self.down_project.bias)
 
     def move(self, hidden: Tensor, x: Tensor) -> Tensor:
         """States [N,D] moved by the layer's output x [N,D]."""
-        return hidden + rms_norm(x, norm_of(self.norm_postattn, self.config.rms_norm_eps))
+        return hidden + rms_norm(x, self._weights()[-1])
+
+    def _look_up(self) -> tuple[Norm, Norm, Matrix, Norm]:
+        norms = self.norm_embed, self.norm_hidden, self.norm_postattn
+        of_embedding, of_state, last = (norm_of(norm, self.config.rms_norm_eps) for norm in norms)
+        return of_embedding, of_state, matrix_of(self.down_project.weight), last
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.loading import _packed_sizes, _Tensors
-from dlmbench.backbone.model import Attend, Layer, Transformer
-from dlmbench.backbone.ops import linear, norm_of, rms_norm
+from dlmbench.backbone.model import Attend, Layer, Prepared, Transformer
+from dlmbench.backbone.ops import Matrix, Norm, linear, matrix_of, norm_of, rms_norm
 from dlmbench.errors import RequestError
 from dlmbench.registry import BACKBONES
 
@@ -53,7 +53,7 @@ class HeadConfig(BackboneConfig):
         return super().flops(query_tokens, attended, projected) + 4 * self.hidden_size**2 * query_tokens
 
 
-class MRPModule(nn.Module):
+class MRPModule(Prepared):
     """The trainable part. `backbone` lends embedding, head and rotary tables; it is neither trained nor saved here.
 
     residual: the output moves the backbone's logits (True) or replaces them (the naive ablation); None: not stated.
@@ -75,10 +75,9 @@ class MRPModule(nn.Module):
 
     def join(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """The layers' input. ids [N] after the reveal, hidden [N,D] from before it -> [N,D]; embedding half first."""
-        eps = self.config.rms_norm_eps
-        embedded = rms_norm(self.backbone.embed(ids), norm_of(self.enorm, eps))
-        both = torch.cat([embedded, rms_norm(hidden, norm_of(self.hnorm, eps))], -1)
-        return linear(both, self.eh_proj.weight.t(), self.eh_proj.bias)
+        enorm, hnorm, joining, _ = self._weights()
+        both = torch.cat([rms_norm(self.backbone.embed(ids), enorm), rms_norm(hidden, hnorm)], -1)
+        return linear(both, joining, self.eh_proj.bias)
 
     def forward(self, ids: Tensor, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids and positions [N], hidden [N,D] -> the module's state after its final norm [N,D]."""
@@ -86,7 +85,11 @@ class MRPModule(nn.Module):
         cos, sin = self.backbone._rotation(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, cos, sin, attend)
-        return rms_norm(x, norm_of(self.norm, self.config.rms_norm_eps))
+        return rms_norm(x, self._weights()[-1])
+
+    def _look_up(self) -> tuple[Norm, Norm, Matrix, Norm]:
+        enorm, hnorm, last = (norm_of(norm, self.config.rms_norm_eps) for norm in (self.enorm, self.hnorm, self.norm))
+        return enorm, hnorm, matrix_of(self.eh_proj.weight), last
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids)

@@ -42,7 +42,8 @@ class Tape(TorchDispatchMode):
     def replay(self):
         self.replays += 1
         for function, args, kwargs, result in self.calls:
-            read = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and not t.is_mkldnn]
+            read = {t.untyped_storage().data_ptr() for t in given}
             again = function(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again)):
                 if isinstance(old, torch.Tensor) and old.untyped_storage().data_ptr() not in read:

@@ -1,0 +1,56 @@
+"""The faster forms of products and norms against torch's own. pytest tests/unit/test_ops.py"""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dlmbench.backbone import ops
+from dlmbench.verify.conformance import _model
+
+
+@pytest.mark.parametrize("rows", [1, 8, 100, 700])
+@pytest.mark.parametrize("width, out", [(32, 48), (128, 768), (1100, 1000)])
+def test_products_and_norms_do_not_depend_on_their_form(rows, width, out):
+    torch.manual_seed(0)
+    x, weight, bias, residual = (torch.randn(*shape) for shape in ((rows, width), (out, width), (out,), (rows, out)))
+    scale = torch.rand(width)
+    expected = F.linear(x, weight), F.linear(x, weight, bias), residual + F.linear(x, weight)
+    with torch.inference_mode():
+        matrix = ops.matrix_of(weight)
+        found = ops.linear(x, matrix), ops.linear(x, matrix, bias), ops.add_linear(residual, x, matrix)
+        normed = ops.rms_norm(x, ops.norm_of(scale, 1e-5))
+    for ours, theirs in zip(found, expected):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * width**0.5)
+    assert torch.allclose(normed, F.rms_norm(x, (width,), scale, 1e-5), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected[0], expected[2])
+
+
+def test_small_numbers_keep_the_epsilon_of_a_norm():
+    x, scale = torch.full((2, 16), 1e-4), torch.ones(16)
+    with torch.inference_mode():
+        found = ops.rms_norm(x, ops.norm_of(scale, 1e-6))
+    assert torch.allclose(found, F.rms_norm(x, (16,), scale, 1e-6)) and float(found.max()) < 0.2
+
+
+@pytest.mark.parametrize("change", ["load", "train", "copy", "outside"])
+def test_weights_made_ready_follow_a_change(change):
+    ids, fresh = torch.arange(12).view(1, 12), _model("block_causal", seed=5)
+    model = _model("block_causal", seed=4)
+    with torch.inference_mode():
+        before = model.hidden(ids)
+        expected = fresh.hidden(ids)
+    if change == "load":
+        model.load_state_dict(fresh.state_dict())
+    else:
+        if change == "train":
+            model.train()
+        if change == "copy":
+            model = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            for ours, theirs in zip(model.parameters(), fresh.parameters()):
+                ours.copy_(theirs)
+    with torch.no_grad() if change == "outside" else torch.inference_mode():
+        found = model.hidden(ids)
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, before, atol=1e-2)
