@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dlmbench.backbone.config import BackboneConfig
 
+WIDE = torch.complex128  # the widest element: on CPU, indexed writes take their time by the element
+MANY = 32  # tokens from which a write by wide elements is faster
+
 
 class KVCache:
     """Keys and values of all layers for `rows` rows of at most `capacity` positions."""
@@ -27,6 +30,8 @@ class KVCache:
     def _bind(self, layers: list[Tensor]) -> None:
         self._layers = layers
         self._slots = [layer.view(-1, layer.shape[-1]) for layer in layers]
+        fits = layers[0].device.type == "cpu" and layers[0].shape[-1] * layers[0].element_size() % WIDE.itemsize == 0
+        self._wide = [slots.view(WIDE) for slots in self._slots] if fits else None
         self._views: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
         heads = torch.arange(layers[0][..., 0, 0].numel(), device=layers[0].device) * (self.capacity + 1)
         heads = heads.view(2, -1, self.kv_heads)  # the first slot of every head
@@ -44,7 +49,10 @@ class KVCache:
 
     def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
         """Put kv [N,2*G,d], keys and then values, into `places` [N,2*G] of one layer."""
-        self._slots[layer].index_put_((places,), kv)
+        if self._wide and kv.shape[0] >= MANY:
+            self._wide[layer].index_put_((places,), kv.view(WIDE))
+        else:
+            self._slots[layer].index_put_((places,), kv)
 
     def leading(self, seen: int, flat: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first `seen` slots in every layer: views [R,G,seen,d], made once.
