@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.ops import Matrix, Norm, add_linear, linear, matrix_of, norm_of, rms_norm
+from dlmbench.backbone.ops import Matrix, Norm, add_linear, frozen, linear, matrix_of, norm_of, rms_norm
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,d], keys then values -> [N,H*d]
 
 
 class LayerWeights(NamedTuple):
-    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d]."""
+    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d]; `in_place`: no gradient is asked for."""
 
     attention_norm: Norm
     qkv: Matrix
@@ -34,6 +34,7 @@ class LayerWeights(NamedTuple):
     mlp_norm: Norm
     gate_up: Matrix
     down: Matrix
+    in_place: bool
 
 
 class Prepared(nn.Module):
@@ -45,7 +46,7 @@ class Prepared(nn.Module):
     _ready = None
 
     def _weights(self):
-        if not torch.is_inference_mode_enabled():
+        if not frozen():
             return self._look_up()
         if self._ready is None:
             self._ready = self._look_up()
@@ -99,7 +100,7 @@ class Layer(Prepared):
             qk = rms_norm(qk, weights.qk_norm)
         # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
         straight, rolled = qk * cos, qk.roll(self.head_dim // 2, -1)
-        if torch.is_inference_mode_enabled():
+        if weights.in_place:
             torch.addcmul(straight, rolled, sin, out=rotated)
         else:
             qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
@@ -117,7 +118,7 @@ class Layer(Prepared):
         return LayerWeights(
             norm_of(self.attention_norm, self.eps), matrix_of(self.qkv.weight), self.qkv.bias, qk_norm,
             matrix_of(self.out.weight), norm_of(self.mlp_norm, self.eps), matrix_of(self.gate_up.weight),
-            matrix_of(self.down.weight),
+            matrix_of(self.down.weight), frozen(),
         )  # fmt: skip
 
 

@@ -25,8 +25,13 @@ PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is ke
 _AT_HAND = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def frozen() -> bool:
+    """In inference mode, where no weight changes; what is being compiled is for training."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def _fast(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.is_inference_mode_enabled()
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and frozen()
 
 
 class Matrix(NamedTuple):

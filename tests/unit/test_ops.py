@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dlmbench.backbone import ops
+from dlmbench.training import step
 from dlmbench.verify.conformance import _model
 
 
@@ -54,3 +55,13 @@ def test_weights_made_ready_follow_a_change(change):
     with torch.no_grad() if change == "outside" else torch.inference_mode():
         found = model.hidden(ids)
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, before, atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_training_compiles_a_layer_as_a_whole(mode):
+    model, x, bias = _model("block_causal"), torch.randn(32, 32), torch.zeros(2, 1, 16, 16)
+    cos, sin = model._rotation(torch.arange(16).repeat(2), torch.float32)
+    compiled = torch.compile(step._layer, backend="eager", fullgraph=True)
+    with mode():
+        ours, plain = (form(model.layers[0], x, cos, sin, bias) for form in (compiled, step._layer))
+    assert torch.allclose(ours, plain, atol=1e-6)
