@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator, StrMethodFormatter
+
 from dlmbench.report.pareto import plt
 
 
@@ -22,6 +24,8 @@ def draw_growth(record: dict, file: Path) -> None:
     ax.set(xscale="log", yscale="log", xlabel="keys in sight", ylabel="ms a forward")
     ax.set_xticks(sorted({row["context"] for row in rows}), labels=sorted({row["context"] for row in rows}))
     ax.minorticks_off()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.margins(x=0.14)
     off = record["growth"]["largest_error"]
     ax.set_title(
