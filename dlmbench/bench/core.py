@@ -17,6 +17,7 @@ import torch
 
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.network import Network
+from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.shapes import SHAPES, random_model
@@ -43,15 +44,18 @@ class Settings:
     lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
 
 
+@torch.inference_mode()
 def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Copy bandwidth in GB/s (read and write both counted) and matrix rate in GFLOP/s, as measured now."""
+    """Copy bandwidth in GB/s (read and write both counted) and matrix rate in GFLOP/s, with the products that layers
+    use, as measured now."""
     size = (64 if device.type == "cpu" else 1024) << 20
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = median_seconds(lambda: target.copy_(source), device, 5)
     n = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    product = median_seconds(lambda: torch.mm(a, b), device, 5)
+    matrix = matrix_of(b)
+    product = median_seconds(lambda: linear(a, matrix), device, 5)
     return {"copy_gb_per_s": 2 * size / copy / 1e9, "matmul_gflop_per_s": 2 * n**3 / product / 1e9}
 
 
