@@ -120,13 +120,6 @@ def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
-def keys_before(end: Tensor, seen: int, dtype: torch.dtype) -> Tensor:
-    """All queries of a row see the slots below `end` [n] -> bias [n,1,1,seen]."""
-    beyond = torch.arange(seen, device=end.device) >= end.unsqueeze(1)
-    bias = torch.zeros(beyond.shape, dtype=dtype, device=end.device).masked_fill_(beyond, float("-inf"))
-    return bias.view(-1, 1, 1, seen)
-
-
 def block_causal(positions: Tensor, block_length: int, dtype: torch.dtype, seen: int | None = None) -> Tensor:
     """Queries at `positions` [n,T] see the slots below `seen` (default T) of their own and earlier blocks
     -> bias [n,1,T,seen]."""

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import Group, keys_before, visible
+from dlmbench.backbone.attention import Group, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network, bucket
 
@@ -235,7 +235,7 @@ class Bidirectional(Network):
                 tokens = _replace(tokens, view.positions[index] - first.unsqueeze(1), embeds[index])
             x.append(tokens.flatten(0, 1))
             places.append(self.cache.places(index, positions, valid))
-            groups.append(Group(positions, keys_before(view.ends[index], seen, self.dtype), rows))
+            groups.append(Group(positions, self.cache.before(view.ends[index], seen), rows))
         return self._forward(torch.cat(x), torch.cat(places), groups)
 
     def _at_view(self, view, states: Tensor, parts) -> Tensor:

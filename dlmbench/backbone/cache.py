@@ -25,6 +25,8 @@ class KVCache:
     def __init__(self, config: BackboneConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
         self.capacity, self.kv_heads = capacity, config.num_kv_heads  # one slot more takes what nobody may read
         shape = (2, rows, config.num_kv_heads, capacity + 1, config.head_dim)
+        self._strip = torch.zeros(2 * capacity, device=device, dtype=dtype)
+        self._strip[capacity:] = float("-inf")
         self._bind([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)])
 
     def _bind(self, layers: list[Tensor]) -> None:
@@ -37,13 +39,19 @@ class KVCache:
         heads = heads.view(2, -1, self.kv_heads)  # the first slot of every head
         self._rows, self._heads = heads[0, :, :1], heads[:, 0].reshape(-1)
 
-    def places(self, rows: Tensor | None, positions: Tensor, valid: Tensor) -> Tensor:
+    def before(self, end: Tensor, seen: int) -> Tensor:
+        """Every query of a row sees the slots below `end` [n] -> bias [n,1,1,seen] of scores, 0 or -inf."""
+        # one strip of `capacity` zeros and as many -inf holds them all: a row begins where `end` zeros are left
+        return self._strip.unfold(0, seen, 1).index_select(0, self.capacity - end).view(-1, 1, 1, seen)
+
+    def places(self, rows: Tensor | None, positions: Tensor, valid: Tensor | None = None) -> Tensor:
         """Where fresh keys and values go, in a layer's buffer seen as [2*R*G*S,d].
 
-        rows [n] (None for all in order), positions [n,T], valid [n] or [n,T] -> [n*T,2*G]
+        rows [n] (None for all in order), positions [n,T], valid [n] or [n,T] (None: all of them) -> [n*T,2*G]
         """
-        valid = valid if valid.dim() == 2 else valid.unsqueeze(1)
-        slots = torch.where(valid, positions, self.capacity)
+        slots = positions
+        if valid is not None:
+            slots = torch.where(valid if valid.dim() == 2 else valid.unsqueeze(1), positions, self.capacity)
         slots = slots + (self._rows if rows is None else self._rows.index_select(0, rows))
         return slots.view(-1, 1) + self._heads
 

@@ -7,7 +7,7 @@ nothing. Decoders never see this object.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,10 @@ from torch import Tensor
 from dlmbench.backbone.config import BackboneConfig
 
 KINDS = ("prefill", "denoise", "seed", "verify", "store", "refresh")
-MEASURES = ("calls", "query_tokens", "key_tokens", "projected")
+MEASURES = ("calls", "keys", "query_tokens", "projected")
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """What a forward was. `shape` tells forwards of different price apart: the number of query tokens of a row where
     that is fixed, a word ("row", "window") where it varies with the row."""
 
@@ -45,12 +44,17 @@ class Counts:
 
 
 class Counter:
-    """`totals` [rows, columns, 4]: the MEASURES of every row in every distinct `Column`."""
+    """`totals` [columns, 4, rows]: the MEASURES of every row in every column.
+
+    Columns are also told apart by the tokens of a row through the layers and the head where all their forwards have
+    the same numbers of them: there calls and the keys of one query say everything, and only they are summed. In the
+    others "keys" are (query, key) pairs.
+    """
 
     def __init__(self, rows: int, device: torch.device, columns: int = 16):
-        self.columns: dict[Column, int] = {}
+        self.columns: dict[tuple[Column, tuple[int, int] | None], int] = {}
         self.configs: dict[str, BackboneConfig] = {}
-        self.totals = torch.zeros(rows, columns, len(MEASURES), dtype=torch.long, device=device)
+        self.totals = torch.zeros(columns, len(MEASURES), rows, dtype=torch.long, device=device)
         self.log: list[tuple[Column, Tensor, Tensor]] | None = None  # (column, active, query tokens), while tracing
 
     def add(
@@ -68,65 +72,58 @@ class Counter:
         active [n] bool, keys [n] slots that each query of the row could see, queries and projected int or [n] tokens
         of a row through the layers and through the head; rows [n] names the rows, None means all in order.
         """
-        index = self.columns.get(column)
+        even = (queries, projected) if isinstance(queries, int) and isinstance(projected, int) else None
+        index = self.columns.get((column, even))
         if index is None:
-            index = self._new_column(column, config)
-        if isinstance(queries, int) and isinstance(projected, int):
-            fixed, by_key = _units(queries, projected, self.totals.device)
-            work = torch.addcmul(fixed, keys.unsqueeze(1), by_key)
-        else:
-            queries, projected = (torch.as_tensor(x, device=keys.device).expand_as(keys) for x in (queries, projected))
-            work = torch.stack([torch.ones_like(keys), queries, queries * keys, projected], 1)
-        work = work * active.unsqueeze(1)
-        total = self.totals.select(1, index)
-        if rows is None:
-            total.add_(work)
-        else:
-            total.index_add_(0, rows, work)
+            index = self._new_column(column, even, config)
+        work = [active, keys * active]
+        if not even:
+            tokens = queries * active
+            work = [active, tokens * keys, tokens, projected * active]
+        for total, amount in zip(self.totals[index].unbind(), work):
+            if rows is None:
+                total.add_(amount)
+            else:
+                total.index_add_(0, rows, amount.long())
         if self.log is not None:
-            self.log.append(self._logged(column, active, work[:, 1], rows))
+            self.log.append((column, self._everyone(active, rows), self._everyone(queries * active, rows)))
 
     def reset(self, rows: Tensor) -> None:
-        self.totals.index_fill_(0, rows, 0)
+        self.totals.index_fill_(2, rows, 0)
 
     def keep_rows(self, rows: Tensor) -> None:
-        self.totals = self.totals.index_select(0, rows)
+        self.totals = self.totals.index_select(2, rows)
 
     def read(self, row: int, totals: Tensor | None = None) -> Counts:
         """What one row has cost so far, or had cost when `totals` was copied."""
-        table = (self.totals if totals is None else totals)[row].tolist()
+        table = (self.totals if totals is None else totals)[: len(self.columns), :, row].tolist()
         kinds: dict[str, dict[str, dict[str, float]]] = {}
         shapes: dict[str, tuple[int, int, int, int]] = {}
-        for column, index in self.columns.items():
-            if index >= len(table) or not table[index][0]:
+        for (column, even), (calls, pairs, queries, projected) in zip(self.columns, table):
+            if not calls:
                 continue
-            calls, queries, pairs, projected = table[index]
+            if even:
+                pairs, queries, projected = pairs * even[0], calls * even[0], calls * even[1]
             empty = {"calls": 0, "query_tokens": 0, "key_tokens": 0, "flops": 0.0}
             kind = kinds.setdefault(column.role, {}).setdefault(column.kind, empty)
             flops = self.configs[column.role].flops(queries, pairs, projected)
             for measure, value in zip(empty, (calls, queries, pairs, flops)):
                 kind[measure] += value
-            shapes[column.name] = (calls, queries, pairs, projected)
+            known = shapes.get(column.name, (0, 0, 0, 0))
+            shapes[column.name] = tuple(a + b for a, b in zip(known, (calls, queries, pairs, projected)))
         return Counts(kinds, shapes)
 
-    def _new_column(self, column: Column, config: BackboneConfig) -> int:
+    def _new_column(self, column: Column, even: tuple[int, int] | None, config: BackboneConfig) -> int:
         if column.kind not in KINDS:
             raise ValueError(f"kind {column.kind!r} is none of {KINDS}")
         self.configs[column.role] = config
-        self.columns[column] = index = len(self.columns)
-        if index == self.totals.shape[1]:
-            self.totals = torch.cat([self.totals, torch.zeros_like(self.totals)], 1)
+        self.columns[column, even] = index = len(self.columns)
+        if index == self.totals.shape[0]:
+            self.totals = torch.cat([self.totals, torch.zeros_like(self.totals)])
         return index
 
-    def _logged(self, column: Column, active: Tensor, queries: Tensor, rows: Tensor | None):
+    def _everyone(self, values: Tensor, rows: Tensor | None) -> Tensor:
+        """`values` [n] of some rows as those of all [R]; a copy."""
         if rows is None:
-            return column, active.clone(), queries.clone()
-        whole = self.totals.new_zeros(self.totals.shape[0])
-        return column, whole.bool().index_put_((rows,), active), whole.index_put_((rows,), queries)
-
-
-@lru_cache(maxsize=256)
-def _units(queries: int, projected: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Constant part of a row's work and the part that grows with its keys, each [1, 4]."""
-    fixed = torch.tensor([[1, queries, 0, projected]], device=device)
-    return fixed, torch.tensor([[0, 0, queries, 0]], device=device)
+            return values.clone()
+        return values.new_zeros(self.totals.shape[2]).index_put_((rows,), values)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before, visible
+from dlmbench.backbone.attention import CachedAttention, Group, block_causal, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Column, Counter
 from dlmbench.backbone.model import Attend, Transformer
@@ -95,8 +95,9 @@ class Network:
         places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
         unit = 1 if self.config.attention == "causal" else self.block_length
         group = Group(positions, block_causal(positions, unit, self.dtype, last), rows)
-        # padding may hold an id that no embedding has (a causal network without a mask token); nobody sees it
-        ids = self.canvas[rows, first:last].reshape(-1).clamp_max(self.config.vocab_size - 1)
+        ids = self.canvas[rows, first:last].reshape(-1)
+        if self.config.mask_id is None:  # padding then holds an id that no embedding has; nobody sees it
+            ids = ids.clamp_max(self.config.vocab_size - 1)
         return self._forward(self.model.embed(ids), places, [group]).view(*positions.shape, -1)
 
     def forced(self, view):
@@ -112,7 +113,7 @@ class Network:
         """The official extra forward over finished blocks (`separate`). start [R]: first position after the block."""
         positions = ((start - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.gather(1, positions)
-        group = Group(positions, keys_before(start, seen, self.dtype))
+        group = Group(positions, self.cache.before(start, seen))
         places = self.cache.places(None, positions, self.pending)
         states = self._forward(self.model.embed(ids.view(-1)), places, [group])
         self.stored = (None, states.view(*positions.shape, -1))
@@ -150,11 +151,15 @@ class Network:
         rows that need this forward (default: all), the others ride along uncounted. Returns logits [R,W,V] that
         predict the view's positions, or (logits, hidden states after the final norm [R,W,D]).
         """
-        queries = view.positions - self.config.shift if self.config.shift else view.positions
-        ends = queries[:, -1] + 1
-        x = self.model.embed(self.canvas.gather(1, queries)) if embeds is None else embeds
-        group = Group(queries, keys_before(ends, view.seen, self.dtype))
-        states = self._with_stores(view, x.flatten(0, 1), self.cache.places(None, queries, view.live), group)
+        queries, ends, ids = view.positions, view.stop, view.tokens
+        if self.config.shift:
+            queries, ends = queries - self.config.shift, ends - self.config.shift
+            ids = self.canvas.gather(1, queries)
+        x = self.model.embed(ids) if embeds is None else embeds
+        group = Group(queries, self.cache.before(ends, view.seen))
+        # what rows that are not live write is written again before anybody sees it, but for a shifted head's first slot
+        places = self.cache.places(None, queries, view.live if self.config.shift else None)
+        states = self._with_stores(view, x.flatten(0, 1), places, group)
         self._count_with_stores(view, kind, ends, self.block_length, self.block_length, active)
         logits = self.model.project(states).view(*queries.shape, -1)
         return (logits, states.view(*queries.shape, -1)) if hidden else logits
@@ -254,7 +259,7 @@ class Network:
         ids = self.canvas.index_select(0, rows).gather(1, positions)
         places = self.cache.places(rows, positions, self.pending.index_select(0, rows))
         everyone = rows.shape[0] == start.shape[0]
-        group = Group(positions, keys_before(ends, seen, self.dtype), None if everyone else rows)
+        group = Group(positions, self.cache.before(ends, seen), None if everyone else rows)
         return self.model.embed(ids.view(-1)), places, group
 
     def _forward(self, x: Tensor, places: Tensor, groups: list[Group]) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,10 @@ class View:
     tokens, `eligible` those of them that the active block allows to be revealed now; the two are the same where the
     view is a block.
 
-    `predicted` [R,W] marks positions that the last forward predicted, None for all of them: a cache policy may leave
-    the rest of the answer out. `seen`, `longest` and `host` are for the runtime: upper bounds on key and row length,
-    and the host's knowledge (None while flags are read late).
+    `stop` [R] is the end of the active block, `valid` [R,W] marks what belongs to the row; `overhangs` says that a view
+    may reach past the end of a short row at all. `predicted` [R,W] marks positions that the last forward predicted,
+    None for all of them: a cache policy may leave the rest of the answer out. `seen`, `longest` and `host` are for the
+    runtime: upper bounds on key and row length, and the host's knowledge (None while flags are read late).
     """
 
     tokens: Tensor
@@ -96,15 +98,25 @@ class View:
     longest: int
     host: list[HostRow | None] | None = None
     tracing: bool = False
+    overhangs: bool = True
     predicted: Tensor | None = None
 
     def __post_init__(self):
         self.traced: Candidates | None = None  # what `candidates` last returned, for the recorder
-        self.valid = self.positions < self.ends.unsqueeze(1)  # [R,W]
-        self.masked = (self.tokens == self.mask_id) & self.valid
+        self.masked = self.tokens == self.mask_id
+        if self.overhangs:
+            self.masked = self.masked & self.valid
         self.eligible = self.masked
         if self.tokens.shape[1] != self.block_length:
-            self.eligible = self.masked & (self.positions < (self.start + self.block_length).unsqueeze(1))
+            self.eligible = self.masked & (self.positions < self.stop.unsqueeze(1))
+
+    @cached_property
+    def valid(self) -> Tensor:
+        return self.positions < self.ends.unsqueeze(1)
+
+    @cached_property
+    def stop(self) -> Tensor:
+        return self.start + self.block_length
 
     @property
     def fresh(self) -> Tensor:
@@ -242,14 +254,12 @@ def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
 
     score [R,W], eligible [R,W] bool, n int or [R] -> bool [R,W]. Fewer when fewer are eligible.
     """
-    if isinstance(n, int) and n == 1:  # argmax returns the first of equals on every device for what we feed it
-        score = score.masked_fill(~eligible, float("-inf"))
-        best = (score == score.amax(1, keepdim=True)) & eligible
-        return best & (best.cumsum(1) == 1)
     score = score.clamp_min(torch.finfo(score.dtype).min)  # a score of -inf still ranks before what is not eligible
-    order = score.masked_fill(~eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
-    )
+    score = torch.where(eligible, score, float("-inf"))
+    places = torch.arange(score.shape[1], device=score.device)
+    if isinstance(n, int) and n == 1:  # argmax returns the first of equals
+        return (places == score.argmax(1, keepdim=True)) & eligible
+    order = score.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, places.expand_as(order))
     limit = n if isinstance(n, int) else n.unsqueeze(1)
     return (rank < limit) & eligible

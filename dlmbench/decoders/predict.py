@@ -71,10 +71,11 @@ class Candidates:
         mask_id = self.view.mask_id
         if mask_id >= self.logits.shape[-1]:  # a causal network without a mask token
             return self.logits.argmax(-1)
-        kept = self.logits[..., mask_id].clone()
-        self.logits.select(-1, mask_id).fill_(float("-inf"))
+        column = self.logits.select(-1, mask_id)  # in place and back again: a copy would cost more than the argmax
+        kept = column.clone()
+        column.sub_(float("inf"))
         tokens = self.logits.argmax(-1)
-        self.logits[..., mask_id] = kept
+        column.copy_(kept)
         return tokens
 
     @cached_property
@@ -103,7 +104,7 @@ class Candidates:
     @cached_property
     def margin(self) -> Tensor:
         """Largest minus second largest probability."""
-        top = self._probability.topk(2, -1).values
+        top = self._scored.softmax(-1).topk(2, -1).values
         return top[..., 0] - top[..., 1]
 
     @cached_property
@@ -122,19 +123,11 @@ class Candidates:
         return _without(logits, self.sampling.last) if self.sampling.last else logits
 
     @cached_property
-    def _probability(self) -> Tensor:
-        """[R,W,V]"""
-        return self._scored.softmax(-1)
-
-    @cached_property
     def _mass(self) -> tuple[Tensor, Tensor]:
         """Probability of the proposed token, and of all others together, without cancellation."""
-        index, probability = self.tokens.unsqueeze(-1), self._probability
-        chosen = probability.gather(-1, index)
-        probability.scatter_(-1, index, 0.0)  # in place and back again: a copy would cost more than the sum
-        others = probability.sum(-1)
-        probability.scatter_(-1, index, chosen)
-        return chosen.squeeze(-1), others
+        index, probability = self.tokens.unsqueeze(-1), self._scored.softmax(-1)
+        chosen = probability.gather(-1, index).squeeze(-1)
+        return chosen, probability.scatter_(-1, index, 0.0).sum(-1)
 
     @cached_property
     def _truncated(self) -> Tensor:

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from dlmbench.backbone.attention import CachedAttention, Group, keys_before
+from dlmbench.backbone.attention import CachedAttention, Group
 from dlmbench.backbone.network import KEY_BUCKET, Network
 from dlmbench.errors import RunError
 
@@ -81,10 +81,8 @@ def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: i
     seen = -(-max(keys, width) // KEY_BUCKET) * KEY_BUCKET
     cache = KVCache(net.config, rows, seen, net.device, net.dtype)
     positions = torch.arange(seen - width, seen, device=net.device).expand(rows, width)
-    index = torch.arange(rows, device=net.device)
-    everything = torch.ones(rows, dtype=torch.bool, device=net.device)
-    places = cache.places(index, positions, everything)
-    bias = keys_before(torch.full((rows,), seen, device=net.device), seen, net.dtype)
+    places = cache.places(None, positions)
+    bias = cache.before(torch.full((rows,), seen, device=net.device), seen)
     forward = net.trial(rows * width)
 
     def once() -> None:

@@ -70,11 +70,11 @@ class Canvas:
         start, end = length, length + max_tokens
         if self.attention != "full":
             start, end = length // block * block, -(-end // block) * block
-        self.tokens[row] = self.mask_id
-        self.tokens[row, :length] = torch.tensor(prompt, device=self.tokens.device)
+        canvas = prompt + [self.mask_id] * (self.tokens.shape[1] - length)
         for offset, token in fixed:
             if offset < max_tokens:
-                self.tokens[row, length + offset] = token
+                canvas[length + offset] = token
+        self.tokens[row] = torch.tensor(canvas, device=self.tokens.device)
         self.fixed = self.fixed or bool(fixed)
         first_end = min(start + block, end)
         masks = first_end - length - len({o for o, _ in fixed if length + o < first_end})
@@ -89,13 +89,14 @@ class Canvas:
     ) -> View:  # fmt: skip
         origin = self.prompt_length if self.answer else self.start
         positions = origin.unsqueeze(1) + self.window
-        reachable = positions.clamp_max(self.tokens.shape[1] - 1) if self._overhangs else positions
+        overhangs = self._overhangs
+        reachable = positions.clamp_max(self.tokens.shape[1] - 1) if overhangs else positions
         return View(
             tokens=self.tokens.gather(1, reachable), positions=positions, start=self.start, ends=self.ends,
             prompt_length=self.prompt_length, live=self.live, step=self.step, total_steps=self.total_steps,
             block_masks=self.block_masks, seed=self.seed, state=state, mask_id=self.mask_id,
             block_length=self.block_length, attention=self.attention, sampling=sampling, seen=seen, longest=longest,
-            host=host, tracing=tracing,
+            host=host, tracing=tracing, overhangs=overhangs,
         )  # fmt: skip
 
     def apply(self, view: View, decision: Decision) -> Tensor:
@@ -107,12 +108,15 @@ class Canvas:
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)
-        if decision.remask is not None:
+        masked = _but_not(view.masked, reveal)
+        if decision.remask is None:
+            progress = reveal.any(1)
+        else:
             own = view.valid & (view.positions >= self.prompt_length.unsqueeze(1))
-            tokens = torch.where(decision.remask & ~view.masked & own & live, self.mask_id, tokens)
+            remask = decision.remask & ~view.masked & own & live
+            tokens, masked = torch.where(remask, self.mask_id, tokens), masked | remask
+            progress = masked.sum(1) < view.masked.sum(1)
         self._write(view, tokens)
-        masked = (tokens == self.mask_id) & view.valid
-        progress = reveal.any(1) if decision.remask is None else masked.sum(1) < view.masked.sum(1)
         idle = _but_not(self.live, progress)
         if decision.idle is not None:
             idle = _but_not(idle, decision.idle)
@@ -131,9 +135,9 @@ class Canvas:
         else:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
         self.live = _but_not(self.live, row_done)
-        flags = block_done.byte().add_(row_done, alpha=ROW_DONE).add_(idle, alpha=IDLE)
+        flags = _byte(block_done).add(_byte(row_done), alpha=ROW_DONE).add_(_byte(idle), alpha=IDLE)
         if decision.waits is not None:
-            flags.add_(self.live & decision.waits, alpha=WAITED)
+            flags.add_(_byte(self.live & decision.waits), alpha=WAITED)
         return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
 
     def _write(self, view: View, tokens: Tensor) -> None:
@@ -148,15 +152,15 @@ class Canvas:
         """Rows whose block is complete, and rows that are finished, both [R]."""
         inside = masked
         if self.answer:
-            inside = masked & (view.positions < (self.start + self.block_length).unsqueeze(1))
+            inside = masked & (view.positions < view.stop.unsqueeze(1))
         block_done = _but_not(self.live, inside.any(1))
         if decision.hold is not None:
             block_done = _but_not(block_done, decision.hold)
-        ended = self.start + self.block_length >= self.ends
+        goes_on = self.ends > view.stop
         if self.attention != "full":
-            answer = view.positions >= self.prompt_length.unsqueeze(1)
-            ended = ended | (self._is_eos(tokens) & answer).any(1)
-        row_done = block_done & ended
+            prompt = self.prompt_length.unsqueeze(1) > view.positions
+            goes_on = _but_not(goes_on, _but_not(self._is_eos(tokens), prompt).any(1))
+        row_done = _but_not(block_done, goes_on)
         if decision.finish is not None:
             row_done = row_done | (decision.finish & self.live)
         return block_done, row_done
@@ -190,3 +194,8 @@ class Canvas:
 def _but_not(yes: Tensor, no: Tensor) -> Tensor:
     """``yes & ~no`` of booleans, in one call."""
     return yes > no
+
+
+def _byte(flag: Tensor) -> Tensor:
+    """A boolean as a number, without a copy."""
+    return flag.view(torch.uint8)

@@ -373,7 +373,7 @@ class Engine:
 
     def _to_host(self, flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Start copying a step's flags to the host, without waiting; (flags, event of their arrival)."""
-        if self.device.type == "cpu":
+        if not flags.is_cuda:
             return flags.clone() if self.graphs else flags, None  # a replay writes over them
         pinned = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         pinned.copy_(flags, non_blocking=True)

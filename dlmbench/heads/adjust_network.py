@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, keys_before
+from dlmbench.backbone.attention import CachedAttention, Group
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.heads.adjust import AdjustModule
 
@@ -40,7 +40,7 @@ class AdjustHead(Network):
         positions = torch.arange(width, device=self.device).expand(rows, width)
         valid = (positions < view.ends.unsqueeze(1)) & view.live.unsqueeze(1)
         seen = min(bucket(width), self.cache.capacity)
-        group = Group(positions, keys_before(view.ends, seen, self.dtype))
+        group = Group(positions, self.cache.before(view.ends, seen))
         attend = CachedAttention(self.cache, self.cache.places(None, positions, valid), [group])
         ids = self._row(view, tokens, width)
         moved = self.model(ids.reshape(-1), states.flatten(0, 1), positions.reshape(-1), attend).view_as(states)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before, visible
+from dlmbench.backbone.attention import CachedAttention, Group, block_causal, visible
 from dlmbench.backbone.network import Network
 from dlmbench.heads.mrp import MRPModule
 
@@ -63,7 +63,7 @@ class MRPHead(Network):
         the target has just stored. Returns residual logits [R,B,V] and the states they come from [R,B,D].
         """
         rows, width = ids.shape
-        places = self.cache.places(None, view.positions, view.live)
+        places = self.cache.places(None, view.positions)
         groups = [Group(view.positions, self._bias(view))]
         riding = self._take_stored()
         if riding is not None:
@@ -97,11 +97,10 @@ class MRPHead(Network):
 
     def _bias(self, view) -> Tensor:
         """A block sees itself and, with a prefix cache, every slot before it."""
-        end = view.start + self.block_length
         if self.keeps_prefix:
-            return keys_before(end, view.seen, self.dtype)
+            return self.cache.before(view.stop, view.seen)
         slots = torch.arange(view.seen, device=self.device)
-        own = (slots >= view.start.unsqueeze(1)) & (slots < end.unsqueeze(1))
+        own = (slots >= view.start.unsqueeze(1)) & (slots < view.stop.unsqueeze(1))
         return visible(own, self.dtype).view(-1, 1, 1, view.seen)
 
     def _take_stored(self) -> tuple[Tensor, Tensor] | None:
@@ -115,7 +114,7 @@ class MRPHead(Network):
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
         places = self.cache.places(rows, positions, self.pending.index_select(0, rows))
-        return ids, places, Group(positions, keys_before(ends, seen, self.dtype), rows)
+        return ids, places, Group(positions, self.cache.before(ends, seen), rows)
 
     def _pass(self, ids: Tensor, hidden: Tensor, places: Tensor, groups: list[Group]) -> Tensor:
         positions = torch.cat([group.positions.reshape(-1) for group in groups])
@@ -124,7 +123,7 @@ class MRPHead(Network):
 
     def _count_pass(self, view, active: Tensor, riding: bool) -> None:
         """A pass that also stored a block is one pass with that many more tokens; one that only did so is a store."""
-        block, keys = self.block_length, view.start + self.block_length
+        block, keys = self.block_length, view.stop
         needed = active & view.live
         if not riding:
             self._count("denoise", str(block), needed, keys, block, block)

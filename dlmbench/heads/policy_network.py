@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, keys_before
+from dlmbench.backbone.attention import CachedAttention, Group
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.heads.policy import PolicyNetwork
 
@@ -38,7 +38,7 @@ class PolicyHead(Network):
         length = length.clamp_min(1)  # a finished row may be shown nothing
         places = self.cache.places(None, positions, (positions < length.unsqueeze(1)) & view.live.unsqueeze(1))
         seen = min(bucket(width), self.cache.capacity)
-        group = Group(positions, keys_before(length, seen, self.dtype))
+        group = Group(positions, self.cache.before(length, seen))
         states = self.model(
             confidence.to(self.dtype).flatten(), masked.flatten(), time.to(self.dtype).repeat_interleave(width),
             positions.reshape(-1), CachedAttention(self.cache, places, [group]),

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone import load_checkpoint
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before
+from dlmbench.backbone.attention import CachedAttention, Group, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.mrp import MRP, MRPConfig
@@ -329,7 +329,7 @@ def _pass(module: MRPModule, ids, hidden, positions, block: int, cache: KVCache 
     slots, row = (positions - offset).view(1, -1), torch.zeros(1, dtype=torch.long)
     places = cache.places(row, slots, torch.ones(1, dtype=torch.bool))
     if int(slots[0, 0]):
-        bias = keys_before(slots[:, -1] + 1, cache.capacity, torch.float32)
+        bias = cache.before(slots[:, -1] + 1, cache.capacity)
     else:
         bias = block_causal(slots, block, torch.float32)
     return module(ids, hidden, positions, CachedAttention(cache, places, [Group(positions.view(1, -1), bias)]))

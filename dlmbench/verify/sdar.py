@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone import load_checkpoint
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, keys_before
+from dlmbench.backbone.attention import CachedAttention, Group, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.entropy import Entropy, EntropyConfig
@@ -104,11 +104,10 @@ def check_forward(file: Path) -> None:
         _close("full_last_hidden", hidden, tensors["full_last_hidden"])
         _close("full_logits", model.project(hidden), tensors["full_logits"])
         cache = KVCache(model.config, 1, ids.shape[1], ids.device, torch.float32)
-        row, valid = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
 
         def cached(first: int, last: int, seen_bias: torch.Tensor) -> torch.Tensor:
             part = positions[:, first:last]
-            attend = CachedAttention(cache, cache.places(row, part, valid), [Group(part, seen_bias)])
+            attend = CachedAttention(cache, cache.places(None, part), [Group(part, seen_bias)])
             return model.project(model(model.embed(ids[0, first:last]), part.reshape(-1), attend)).unsqueeze(0)
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))
@@ -116,7 +115,7 @@ def check_forward(file: Path) -> None:
         keys = cache.leading(prefix)[0][0]
         _close("layer0_key_cache", keys, tensors["layer0_key_cache"])
         whole = ids.shape[1]
-        last = cached(prefix, whole, keys_before(torch.tensor([whole]), whole, torch.float32))
+        last = cached(prefix, whole, cache.before(torch.tensor([whole]), whole))
         _close("block_logits", last, tensors["block_logits"])
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dlmbench.backbone import load_checkpoint, load_tokenizer, save_checkpoint, weights_hash
-from dlmbench.backbone.attention import Group, block_causal, fused, keys_before, products
+from dlmbench.backbone.attention import Group, block_causal, fused, products
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.families import DREAM, LLADA, LLAMA, QWEN2
 from dlmbench.backbone.model import Transformer
@@ -169,7 +169,8 @@ def test_products_equal_fused_attention(heads, kv_heads, queries):
     keys, values = torch.randn(2, 3, kv_heads, 20, 16)
     q = torch.randn(3 * queries, heads, 16)
     positions = torch.arange(queries).expand(3, queries)
-    bias = keys_before(torch.tensor([20, 5, 11]), 20, torch.float32)
+    bias = torch.zeros(3, 1, 1, 20)
+    bias[1, ..., 5:], bias[2, ..., 11:] = float("-inf"), float("-inf")
     group = Group(positions, bias)
     own = Group(positions, block_causal(positions, 4, torch.float32))
     for one, seen in ((group, 20), (own, queries)):
