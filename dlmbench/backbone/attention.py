@@ -9,6 +9,7 @@ Axes: n rows of a group, T queries a row, S keys, H query heads, G key/value hea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,13 @@ def _stacked(q: Tensor, n: int, queries: int, kv_heads: int, axes: int) -> Tenso
 def visible(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """Boolean "may see" -> additive bias, 0 or -inf."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+@lru_cache(maxsize=16)
+def prompt_bias(first: int, last: int, block_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Positions first .. last-1 see all of their own and earlier blocks below `last` -> bias [1,1,last-first,last]."""
+    with torch.inference_mode(False):
+        return block_causal(torch.arange(first, last, device=device).unsqueeze(0), block_length, dtype, last)
 
 
 def block_causal(positions: Tensor, block_length: int, dtype: torch.dtype, seen: int | None = None) -> Tensor:

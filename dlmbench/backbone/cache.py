@@ -24,20 +24,29 @@ class KVCache:
 
     def __init__(self, config: BackboneConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
         self.capacity, self.kv_heads = capacity, config.num_kv_heads  # one slot more takes what nobody may read
-        shape = (2, rows, config.num_kv_heads, capacity + 1, config.head_dim)
+        self.rows, shape = rows, (2, rows, config.num_kv_heads, capacity + 1, config.head_dim)
         self._strip = torch.zeros(2 * capacity, device=device, dtype=dtype)
         self._strip[capacity:] = float("-inf")
-        self._bind([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)])
+        self._layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        self._slots = [layer.view(-1, config.head_dim) for layer in self._layers]
+        wide = device.type == "cpu" and config.head_dim * dtype.itemsize % WIDE.itemsize == 0
+        self._wide = [slots.view(WIDE) for slots in self._slots] if wide else None
+        heads = torch.arange(2 * rows * self.kv_heads, device=device) * (capacity + 1)
+        heads = heads.view(2, rows, self.kv_heads)  # the first slot of every head
+        self._first, self._heads = heads[0, :, :1], heads[:, 0].reshape(-1)
+        self._narrow(rows)
 
-    def _bind(self, layers: list[Tensor]) -> None:
-        self._layers = layers
-        self._slots = [layer.view(-1, layer.shape[-1]) for layer in layers]
-        fits = layers[0].device.type == "cpu" and layers[0].shape[-1] * layers[0].element_size() % WIDE.itemsize == 0
-        self._wide = [slots.view(WIDE) for slots in self._slots] if fits else None
+    def fits(self, rows: int, capacity: int) -> bool:
+        """Can it serve a run of this size? Then it does from now on."""
+        if (rows, capacity) != (self.rows, self.capacity):
+            return False
+        self._narrow(rows)
+        return True
+
+    def _narrow(self, rows: int) -> None:
+        """Use the first `rows` rows."""
+        self._used, self._rows = rows, self._first[:rows]
         self._views: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
-        heads = torch.arange(layers[0][..., 0, 0].numel(), device=layers[0].device) * (self.capacity + 1)
-        heads = heads.view(2, -1, self.kv_heads)  # the first slot of every head
-        self._rows, self._heads = heads[0, :, :1], heads[:, 0].reshape(-1)
 
     def before(self, end: Tensor, seen: int) -> Tensor:
         """Every query of a row sees the slots below `end` [n] -> bias [n,1,1,seen] of scores, 0 or -inf."""
@@ -69,12 +78,17 @@ class KVCache:
         """
         views = self._views.get((seen, flat))
         if views is None:
-            views = [(layer[0, :, :, :seen], layer[1, :, :, :seen]) for layer in self._layers]
+            views = [layer[:, : self._used, :, :seen].unbind() for layer in self._layers]
             if flat:
                 views = [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in views]
             self._views[seen, flat] = views
         return views
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Shrink to the given rows, in their order."""
-        self._bind([layer.index_select(1, rows) for layer in self._layers])
+        """Shrink to the given rows, in their order: they move to the front, those that are there already stay."""
+        moved = [(to, row) for to, row in enumerate(rows.tolist()) if to != row]
+        if moved:
+            to, at = torch.tensor(moved, device=rows.device).unbind(1)
+            for layer in self._layers:
+                layer[:, to] = layer.index_select(1, at)
+        self._narrow(len(rows))

@@ -80,11 +80,11 @@ class Counter:
         if not even:
             tokens = queries * active
             work = [active, tokens * keys, tokens, projected * active]
-        for total, amount in zip(self.totals[index].unbind(), work):
-            if rows is None:
+        if rows is None:
+            for total, amount in zip(self.totals[index].unbind(), work):
                 total.add_(amount)
-            else:
-                total.index_add_(0, rows, amount.long())
+        else:
+            self.totals[index, : len(work)].index_add_(1, rows, torch.stack(torch.broadcast_tensors(*work)).long())
         if self.log is not None:
             self.log.append((column, self._everyone(active, rows), self._everyone(queries * active, rows)))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, visible
+from dlmbench.backbone.attention import CachedAttention, Group, prompt_bias, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Column, Counter
 from dlmbench.backbone.model import Attend, Transformer
@@ -38,11 +38,13 @@ class Network:
         self.role, self.model, self.config = role, model, model.config
         self.block_length, self.store_mode = block_length, store
         self.device, self.dtype = model.norm.device, model.norm.dtype
+        self.cache: KVCache | None = None
 
     def allocate(self, rows: int, capacity: int, canvas: Tensor, counter: Counter) -> None:
         """Static buffers for a run. canvas [R, capacity] holds everybody's tokens and is shared, not copied."""
         self.canvas, self.counter = canvas, counter
-        self.cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
+        if self.cache is None or not self.cache.fits(rows, capacity):
+            self.cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
         self.pending = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.waiting: set[int] = set()  # what the host knows of `pending`, where flags are read at once
         self.block = torch.arange(self.block_length, device=self.device)
@@ -94,7 +96,8 @@ class Network:
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
         places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
         unit = 1 if self.config.attention == "causal" else self.block_length
-        group = Group(positions, block_causal(positions, unit, self.dtype, last), rows)
+        bias = prompt_bias(first, last, unit, self.dtype, self.device)
+        group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
         ids = self.canvas[rows, first:last].reshape(-1)
         if self.config.mask_id is None:  # padding then holds an id that no embedding has; nobody sees it
             ids = ids.clamp_max(self.config.vocab_size - 1)

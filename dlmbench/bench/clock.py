@@ -6,17 +6,23 @@ import time
 
 
 class Clock:
-    """The seconds that one network spends in its layers and head; stands in for its model."""
+    """The seconds that one network spends in its layers and head, but for its `writes` of keys and values, which are
+    kept apart; stands in for its model."""
 
     def __init__(self, net):
-        self._model, self.seconds = net.model, 0.0
+        self._model = net.model
+        self.reset()
         net.model, allocate = self, net.allocate
 
         def clocked(*args) -> None:
             allocate(*args)
-            net.cache.write = self._paused(net.cache.write)
+            if getattr(net.cache.write, "clock", None) is not self:  # caches may outlive an allocation
+                net.cache.write = self._paused(net.cache.write)
 
         net.allocate = clocked
+
+    def reset(self) -> None:
+        self.seconds = self.writes = 0.0
 
     def __call__(self, *args):
         return self._timed(self._model, *args)
@@ -31,13 +37,16 @@ class Clock:
         return result
 
     def _paused(self, write):
-        """Keys and values are written inside the layers and do not belong to them."""
+        """Keys and values are written inside the layers; their time is taken out of the layers'."""
 
         def timed(*args) -> None:
             began = time.perf_counter()
             write(*args)
-            self.seconds -= time.perf_counter() - began
+            took = time.perf_counter() - began
+            self.seconds -= took
+            self.writes += took
 
+        timed.clock = self
         return timed
 
     def __getattr__(self, name):

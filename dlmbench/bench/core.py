@@ -121,8 +121,8 @@ class _Ours:
     """`static` (k = 1) through the engine at one batch size.
 
     On CPU with the share of time spent outside forwards (everything but layers and head: selection, the canvas,
-    refills, the writing of keys and values); elsewhere the host runs ahead of the device, and the wall time of the
-    steps stands over what replaying them takes the device instead.
+    refills, the writing of keys and values, which is also shown apart); elsewhere the host runs ahead of the device,
+    and the wall time of the steps stands over what replaying them takes the device instead.
     """
 
     def __init__(self, model, settings: Settings, batch: int, store: str = "fused", steps: int = 1):
@@ -147,19 +147,20 @@ class _Ours:
             **_percentiles([1e3 * g.seconds for g in generations]),
         }
         if self.clock:
-            return sample | {"outside_share": self._outside()}
+            return sample | self._outside()
         device = self.engine.replay_seconds()
         if device is None:
             return sample
         recorded = {"recording_seconds": self.engine.graphs.seconds, "device_ms_per_step": 1e3 * device}
         return sample | recorded | {"wall_over_device": sample["ms_per_step"] / 1e3 / device}
 
-    def _outside(self) -> float:
-        """Share of another run's wall time, which does not slow the timed one by looking at the clock."""
-        self.clock.seconds = 0.0
+    def _outside(self) -> dict[str, float]:
+        """Shares of another run's wall time, which does not slow the timed one by looking at the clock."""
+        self.clock.reset()
         began = time.perf_counter()
         self.clocked.generate(self.requests)
-        return 1 - self.clock.seconds / (time.perf_counter() - began)
+        wall = time.perf_counter() - began
+        return {"outside_share": 1 - self.clock.seconds / wall, "writes_share": self.clock.writes / wall}
 
 
 class _Plain:

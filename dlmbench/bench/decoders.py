@@ -1,7 +1,8 @@
 """What every decoder adds to its forwards: milliseconds a step outside them, on the shipped models and real prompts.
 
 Inside is what the layers and heads of networks take; selection, the canvas, refills and the writing of keys and values
-are outside. A decoder's second network (a draft, an MRP module, a sampler) counts as a forward in `outside` and as
+are outside; the last of these, which loops around other runtimes count as a part of their forwards, is also shown apart
+(`writes`). A decoder's second network (a draft, an MRP module, a sampler) counts as a forward in `outside` and as
 overhead in `outside_backbone`. On CPU only: elsewhere the host runs ahead of the device.
 """
 
@@ -58,15 +59,17 @@ class _Case:
 
     def once(self) -> dict[str, float]:
         for clock in self.clocks.values():
-            clock.seconds = 0.0
+            clock.reset()
         began = time.perf_counter()
         tokens = sum(generation.tokens for generation in self.engine.generate(self.requests))
         wall, steps = time.perf_counter() - began, self.engine.launched
         outside = wall - sum(clock.seconds for clock in self.clocks.values())
+        writes = sum(clock.writes for clock in self.clocks.values())
         beside = wall - self.clocks["target"].seconds
         return {
             "tokens_per_s": tokens / wall, "ms_per_step": 1e3 * wall / steps,
             "outside_ms": 1e3 * outside / steps, "outside_share": outside / wall,
+            "writes_ms": 1e3 * writes / steps, "writes_share": writes / wall,
             "outside_backbone_ms": 1e3 * beside / steps, "outside_backbone_share": beside / wall,
         }  # fmt: skip
 

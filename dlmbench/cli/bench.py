@@ -128,7 +128,8 @@ def _show_decoding(record: dict, table_class):
     title = f"one token a step, {record['new_tokens']} new tokens, end tokens ignored; first block and requests in ms"
     table = table_class(title=title)
     forms = {
-        "outside forwards": ("outside_share", ".1%"), "wall / device": ("wall_over_device", ".3f"),
+        "outside forwards": ("outside_share", ".1%"), "of it K/V writes": ("writes_share", ".1%"),
+        "wall / device": ("wall_over_device", ".3f"),
         "first block": ("first_block_ms", ".0f"), "p50": ("latency_p50_ms", ".0f"), "p95": ("latency_p95_ms", ".0f"),
     }  # fmt: skip
     forms = {name: form for name, form in forms.items() if any(form[0] in row for row in record["decoding"])}
@@ -148,10 +149,11 @@ def _show_decoders(record: dict) -> None:
     table = Table(title=f"every decoder on {record['task']} dev items, batch {record['batch']}, milliseconds a step")
     for name in ("model", "decoder"):
         table.add_column(name)
-    for name in ("tok/s", "step", "outside forwards", "outside the backbone"):
+    for name in ("tok/s", "step", "outside forwards", "of it K/V writes", "outside the backbone"):
         table.add_column(name, justify="right")
     for row in record["decoders"]:
-        shares = (f"{row[f'{name}_ms']:.2f} ({row[f'{name}_share']:.1%})" for name in ("outside", "outside_backbone"))
+        parts = ("outside", "writes", "outside_backbone")
+        shares = (f"{row[f'{part}_ms']:.2f} ({row[f'{part}_share']:.1%})" for part in parts)
         table.add_row(
             row["model"], row["decoder"], f"{row['tokens_per_s']:.0f}", f"{row['ms_per_step']:.2f}", *shares
         )

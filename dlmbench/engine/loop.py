@@ -493,17 +493,18 @@ class Engine:
         busy = [row for row, slot in enumerate(self.slots) if slot]
         if self.graphs or self.encoding or flight or not busy or len(busy) > len(self.slots) // 2:
             return  # recorded steps are bound to their buffers, prompts on their way to their rows
-        kept = torch.tensor(busy, device=self.device)
+        order = [row if row in busy else busy.pop() for row in range(len(busy))]  # as few move as can be
+        kept = torch.tensor(order, device=self.device)
         self._buffers = None
         self.canvas.keep_rows(kept)
         self.counter.keep_rows(kept)
         for net in self.nets.values():
             net.keep_rows(kept, self.canvas.tokens)
         self.state = {name: tensor.index_select(0, kept) for name, tensor in self.state.items()}
-        self.slots = [self.slots[row] for row in busy]
-        self.idle_steps = [self.idle_steps[row] for row in busy]
+        self.slots = [self.slots[row] for row in order]
+        self.idle_steps = [self.idle_steps[row] for row in order]
         if self.recorder:
-            self.recorder.keep_rows(busy)
+            self.recorder.keep_rows(order)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal, visible
+from dlmbench.backbone.attention import CachedAttention, Group, prompt_bias, visible
 from dlmbench.backbone.network import Network
 from dlmbench.heads.mrp import MRPModule
 
@@ -42,7 +42,8 @@ class MRPHead(Network):
         states = self.target.prefill_states[:, first:last]
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
         places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
-        group = Group(positions, block_causal(positions, self.block_length, self.dtype, last), rows)
+        bias = prompt_bias(first, last, self.block_length, self.dtype, self.device)
+        group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
         return self._pass(self.canvas[rows, first:last], states, places, [group]).view(states.shape)
 
     def store(self, start: Tensor, seen: int) -> None:
