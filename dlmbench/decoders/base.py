@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +44,7 @@ class NoOptions:
     """Config of a decoder without options."""
 
 
-@dataclass(frozen=True)
-class HostRow:
+class HostRow(NamedTuple):
     """What the host knows of a busy row without asking the device.
 
     `note` of the row's last decision, None before its first one and from decoders that leave none; the prompt's length,

@@ -239,8 +239,10 @@ class SimSD(RoundDecoder):
         sampling = Sampling(temperature=1.0) if config.sampling == "multinomial" else Sampling()
         best = Candidates(logits, _Source(self.mask_id, sampling, view.seed, view.total_steps, window.positions))
         todo = window.open & (revealed == NEVER) & (self.blocks == state["drafted"].unsqueeze(1))
-        left, masked = self.steps - state["turn"], todo.sum(1)
-        due = (masked + left - 1).div(left.clamp_min(1), rounding_mode="floor")  # ceil(masked / steps left)
+        due = 1
+        if self.steps < self.block_length:
+            left, masked = self.steps - state["turn"], todo.sum(1)
+            due = (masked + left - 1).div(left.clamp_min(1), rounding_mode="floor")  # ceil(masked / steps left)
         chosen = top_n(best.log_odds, todo, due)
         if config.drafting == "dynamic":
             sure = todo & (best.confidence > config.tau)
