@@ -281,29 +281,29 @@ class Network:
         if self._riding is None and active is None:
             self._count(kind, str(queries), view.live, keys, queries, projected)
             return
-        needed, both = self._paying(view, active)
+        alone, both = self._paying(view, active)
         wider = queries + self.block_length
-        self._count(kind, str(queries), needed & ~both, keys, queries, projected)
+        self._count(kind, str(queries), alone, keys, queries, projected)
         self._count(kind, str(wider), both, keys, wider, projected)
 
     def _count_pack(self, view, kind: str, start: Tensor, width: int, projected: int, active, used) -> None:
         if used is None:
             self._count_with_stores(view, kind, start + width, width, projected, active)
             return
-        needed, both = self._paying(view, active)
+        alone, both = self._paying(view, active)
         wider = used + self.block_length  # the shape is what was computed, the counts are what the row needed
-        self._count(kind, str(width), needed & ~both, start + used, used, used)
+        self._count(kind, str(width), alone, start + used, used, used)
         self._count(kind, str(width + self.block_length), both, start + used, wider, used)
 
     def _paying(self, view, active: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows that this forward is counted for, and those of them whose store rode along.
+        """Rows that this forward is counted for: those without a store, and those whose store rode along.
 
         A row that is not active may have been stored all the same; it pays with its next forward.
         """
         needed = view.live if active is None else view.live & active
         both = needed & self.pending
-        self.pending &= ~needed
-        return needed, both
+        self.pending = self.pending > needed
+        return needed > both, both
 
 
 def _rowwise(first: Tensor, second: Tensor, rows: int) -> Tensor:

@@ -125,12 +125,15 @@ def _show_cached(record: dict, table_class):
 
 
 def _show_decoding(record: dict, table_class):
-    title = f"one token a step, {record['new_tokens']} new tokens, end tokens ignored; first block and requests in ms"
+    title = (
+        f"one token a step, {record['new_tokens']} new tokens, end tokens ignored; time outside forwards (of it writes "
+        "of keys and values); first block and requests in ms"
+    )
     table = table_class(title=title)
     forms = {
-        "outside forwards": ("outside_share", ".1%"), "of it K/V writes": ("writes_share", ".1%"),
-        "wall / device": ("wall_over_device", ".3f"),
-        "first block": ("first_block_ms", ".0f"), "p50": ("latency_p50_ms", ".0f"), "p95": ("latency_p95_ms", ".0f"),
+        "outside": ("outside_share", ".1%"), "(writes)": ("writes_share", ".1%"),
+        "wall / device": ("wall_over_device", ".3f"), "first block": ("first_block_ms", ".0f"),
+        "p50": ("latency_p50_ms", ".0f"), "p95": ("latency_p95_ms", ".0f"),
     }  # fmt: skip
     forms = {name: form for name, form in forms.items() if any(form[0] in row for row in record["decoding"])}
     for name in ("loop", "batch", "tok/s", "range", *forms):
@@ -146,15 +149,16 @@ def _show_decoders(record: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"every decoder on {record['task']} dev items, batch {record['batch']}, milliseconds a step")
-    for name in ("model", "decoder"):
-        table.add_column(name)
-    for name in ("tok/s", "step", "outside forwards", "of it K/V writes", "outside the backbone"):
+    table = Table(
+        title=f"{record['task']} dev items, batch {record['batch']}: ms a step; share of it outside forwards, of these "
+        "in writes of keys and values, and in passes of helpers"
+    )
+    table.add_column("model")
+    table.add_column("decoder", min_width=17)
+    for name in ("tok/s", "step", "outside", "writes", "helpers"):
         table.add_column(name, justify="right")
     for row in record["decoders"]:
-        parts = ("outside", "writes", "outside_backbone")
-        shares = (f"{row[f'{part}_ms']:.2f} ({row[f'{part}_share']:.1%})" for part in parts)
-        table.add_row(
-            row["model"], row["decoder"], f"{row['tokens_per_s']:.0f}", f"{row['ms_per_step']:.2f}", *shares
-        )
+        shares = row["outside_share"], row["writes_share"], row["outside_backbone_share"] - row["outside_share"]
+        speed = f"{row['tokens_per_s']:.0f}", f"{row['ms_per_step']:.2f}"
+        table.add_row(row["model"], row["decoder"], *speed, *(f"{share:.1%}" for share in shares))
     Console().print(table)
