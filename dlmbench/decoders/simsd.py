@@ -218,12 +218,15 @@ class SimSD(RoundDecoder):
         if drafting:
             self._draft(view, nets["draft"], window, ~ready & view.live)
         decision.waits = ready if not copies else ~ready if not drafting else None
-        taken = torch.where(state["revealed"] < NEVER, state["revealed"] + 1, 0).amax(1)
-        decision.note = torch.where(state["drafted"] == self.config.lookahead, taken, 0)  # 0: a draft step comes next
+        decision.note = state["drafted"] == self.config.lookahead  # 0: a draft step comes next
+        if self.config.verify == "replicated":  # as many copies as draft steps were taken
+            taken = torch.where(state["revealed"] < NEVER, state["revealed"] + 1, 0).amax(1)
+            decision.note = taken * decision.note
         return decision
 
     def _launches(self, view: View) -> tuple[bool, int]:
-        """(does a row draft, copies that the verification must hold or 0 for none), without asking the device."""
+        """(does a row draft, copies that a replicated verification must hold or 0 for no verification), without asking
+        the device."""
         if view.host is None:  # the host does not know: both, each masked by the rows that need it
             return True, self.last_step
         notes = [about.note for about in view.host if about]
@@ -253,7 +256,8 @@ class SimSD(RoundDecoder):
         if config.accept == "mrs":
             state["chances"] = torch.where(chosen.unsqueeze(-1), self._distribution(logits), state["chances"])
         turn = state["turn"] + active
-        done = active & ((turn >= self.last_step) | ~(todo & ~chosen).any(1))
+        goes_on = (turn < self.last_step) & (todo > chosen).any(1)
+        done = active > goes_on
         state["turn"] = torch.where(done, 0, turn)
         state["drafted"] = state["drafted"] + done
 
