@@ -332,30 +332,33 @@ def _place_labels(ax: Any, panel: dict[str, Any]) -> None:
     soft = _soft_obstacles(ax, panel, scale)
     area = ax.get_window_extent()
     for i, text, size, needed in _wishes(panel):
-        colour = panel["style"][panel["rows"][i]["method"]][0]
-        label = ax.annotate(
-            text,
-            xy=(panel["x"][i], panel["y"][i]),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=size,
-            color=colour,
-            ha="center",
-            va="center",
-            zorder=6,
-            fontweight="bold" if needed else "normal",
-            annotation_clip=False,
-        )
-        box = label.get_window_extent(ax.figure.canvas.get_renderer())
-        spot = _best_spot(points[i], box.width, box.height, taken, soft, area, scale, wide=needed)
-        if spot is None:
-            label.remove()
-            continue
-        offset, found, radius = spot
-        label.set_position(offset / scale)
-        taken.append(found.expanded(1.04, 1.15))
-        if radius >= _LEADER_FROM:
-            _leader(ax, points[i], found, colour)
+        method = panel["rows"][i]["method"]
+        colour = panel["style"][method][0]
+        for shown in (text, method) if needed else (text,):  # where there is no room for a setting, the name alone
+            label = ax.annotate(
+                shown,
+                xy=(panel["x"][i], panel["y"][i]),
+                xytext=(0, 0),
+                textcoords="offset points",
+                fontsize=size,
+                color=colour,
+                ha="center",
+                va="center",
+                zorder=6,
+                fontweight="bold" if needed else "normal",
+                annotation_clip=False,
+            )
+            box = label.get_window_extent(ax.figure.canvas.get_renderer())
+            spot = _best_spot(points[i], box.width, box.height, taken, soft, area, scale, wide=needed)
+            if spot is None:
+                label.remove()
+                continue
+            offset, found, radius = spot
+            label.set_position(offset / scale)
+            taken.append(found.expanded(1.04, 1.15))
+            if radius >= _LEADER_FROM:
+                _leader(ax, points[i], found, colour)
+            break
 
 
 def _wishes(panel: dict[str, Any]) -> list[tuple[int, str, float, bool]]:

@@ -191,6 +191,16 @@ def test_labels_name_every_method_and_do_not_overlap(tmp_path, methods, settings
     assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for box in panel)
 
 
+def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
+    from dlmbench.report.pareto import draw
+
+    make_family(tmp_path, 4, 4)
+    long = "prophet " + " ".join(f"early={gap}.0 mid={gap}.5 late={gap}.25" for gap in range(9))
+    make_run(tmp_path, method="prophet", knob=None, label=long)
+    figure = draw(read_results(tmp_path, samples=False), "cost", "accuracy")
+    assert "prophet" in [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_cost_of_other_weights_is_drawn_in_the_same_unit(runs):
     from dlmbench.report.pareto import draw
 
