@@ -75,6 +75,11 @@ def knob(config: type) -> str | None:
     return next((f.name for f in dataclasses.fields(config) if f.metadata.get("knob")), None)
 
 
+def dial(config: Any) -> str | None:
+    """The knob of these options, None also where they make no use of it (a property `uses_knob` says so)."""
+    return knob(type(config)) if getattr(config, "uses_knob", True) else None
+
+
 def knob_unit(config: type) -> str:
     """What the knob's numbers are: "confidence" for a probability that a position must pass, "" for anything else.
 
@@ -181,16 +186,17 @@ def _json_value(value: Any) -> Any:
 def label(method: str, config: Any) -> str:
     """How a row is called: method, its knob's value, then whatever differs from the defaults: ``threshold 0.6``.
 
-    A method without a knob shows its first option by name (``static k=1``), so that no row hides its setting.
+    A method without a knob shows its first option by name (``static k=1``), so that no row hides its setting; a knob
+    that is of no use beside the other options is left out.
     """
-    fields = dataclasses.fields(config)
-    dial = knob(type(config))
-    first = dial or (fields[0].name if fields else None)
+    used = dial(config)
+    fields = [field for field in dataclasses.fields(config) if used or not field.metadata.get("knob")]
+    first = used or (fields[0].name if fields else None)
     words = [method]
     for field in fields:
         value = _json_value(getattr(config, field.name))
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        if field.name == dial:
+        if field.name == used:
             words.append(text)
         elif field.name == first or getattr(config, field.name) != _default(field):
             words.append(f"{field.name}={text}")

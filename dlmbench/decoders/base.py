@@ -31,7 +31,8 @@ from dlmbench.decoders.predict import Candidates, Sampling
 
 
 def option(default: Any, help: str, *, knob: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets.
+    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets; a property `uses_knob`
+    of the Config may say that the other options leave it without a use.
 
     unit "confidence" says that the knob is a probability that a position must pass: only then do its values mean the
     same to the `threshold` baseline, which runs at them and is compared at them.

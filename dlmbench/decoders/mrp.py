@@ -82,6 +82,10 @@ class MRPConfig:
             raise ValueError("steps must be at least 0")
 
     @property
+    def uses_knob(self) -> bool:
+        return self.mode != "speculative" and (self.mode != "direct" or self.commit == "dynamic")
+
+    @property
     def module_steps(self) -> int:
         if self.K is not None:
             return self.K
@@ -169,7 +173,7 @@ class MRP(RoundDecoder):
 
     def _backbone_alone(self, view: View, target: Network) -> Decision:
         best = view.candidates(target.denoise(view))
-        if self.config.mode == "speculative" or (self.config.mode == "direct" and self.config.commit == "static"):
+        if not self.config.uses_knob:
             return Decision(best.tokens, top_n(best.log_odds, view.eligible, self._due(view)))
         reveal, enough = self._confident(view, best)
         return Decision(best.tokens, reveal, guard=~enough)

@@ -68,6 +68,10 @@ class RCDConfig:
         schedule = "quota" if full and self.steps else "share"
         return Static(StaticConfig(k=self.k, steps=self.steps, schedule=schedule))
 
+    @property
+    def uses_knob(self) -> bool:
+        return self.sampler == "threshold"
+
 
 def residual(
     logits: Tensor, embedding: Tensor, temperature: float = 1.0, strategy: str = "normalized_entropy"

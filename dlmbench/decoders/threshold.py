@@ -54,6 +54,10 @@ class ThresholdConfig:
         if self.rule == "factor" and self.steps:
             raise ValueError("rule=factor has no fall-back schedule: leave steps out")
 
+    @property
+    def uses_knob(self) -> bool:
+        return self.rule != "factor"
+
 
 class Threshold(StepDecoder):
     name = "threshold"

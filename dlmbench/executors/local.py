@@ -290,12 +290,12 @@ class Job:
     def manifest(self, environment: dict[str, Any]) -> dict[str, Any]:
         """Everything known before the first forward. `environment`: that of the process which makes it."""
         cell, task = self.cell, self.task
-        dial = options.knob(type(cell.config))
+        dial = options.dial(cell.config)
         return {
             "key": self.key,
             "label": cell.label,
             "knob": getattr(cell.config, dial) if dial else None,
-            "knob_unit": options.knob_unit(type(cell.config)),
+            "knob_unit": options.knob_unit(type(cell.config)) if dial else "",
             "parameters": cell.parameters,
             "method_version": cell.version,
             "spec": cell.spec.portable(),

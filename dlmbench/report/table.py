@@ -239,8 +239,9 @@ def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None
     if name == "static":
         best = max(found, key=lambda j: rows[j]["nfe"] or 0)
         return None if record["method"] == name and rows[best]["nfe"] <= record["nfe"] else best
-    if record["knob_unit"] == "confidence":
-        return min(found, key=lambda j: abs(rows[j]["knob"] - record["knob"]))
+    confident = [j for j in found if rows[j]["knob_unit"] == "confidence"]  # but for those that do without
+    if record["knob_unit"] == "confidence" and confident:
+        return min(confident, key=lambda j: abs(rows[j]["knob"] - record["knob"]))
     scale = "nfe" if any(rows[j]["cost"] is None for j in (i, *found)) else "cost"
     return min(found, key=lambda j: abs(rows[j][scale] - record[scale]))
 

@@ -118,16 +118,19 @@ class RunSpec:
         return Checked(self, preset, decoder, config, companions, block_length, tuple(notes), shared, fixed)
 
     def _bind(self, decoder: Any, preset: Preset) -> tuple[Any, list[str]]:
-        values, notes = dict(self.settings.get(self.method, {})), []
-        if self.threshold is not None:
-            dial = options.knob(decoder.Config)
-            if dial is None:
-                notes.append(f"{self.method} has no threshold; it runs at its default.")
-            elif dial in values:
-                raise RequestError(f"--threshold and --set {self.method}.{dial} are the same option; give one of them.")
-            else:
-                values[dial] = self.threshold
-        return options.bind(decoder.Config, {**preset.settings.get(self.method, {}), **values}, self.method), notes
+        values = {**preset.settings.get(self.method, {}), **self.settings.get(self.method, {})}
+        config = options.bind(decoder.Config, values, self.method)
+        if self.threshold is None:
+            return config, []
+        knob = options.knob(decoder.Config)
+        if knob is None:
+            return config, [f"{self.method} has no threshold; it runs at its default."]
+        if knob in self.settings.get(self.method, {}):
+            raise RequestError(f"--threshold and --set {self.method}.{knob} are the same option; give one of them.")
+        if options.dial(config) is None:
+            label = options.label(self.method, config)
+            return config, [f"{label} makes no use of {knob}; --threshold changes nothing."]
+        return options.bind(decoder.Config, {**values, knob: self.threshold}, self.method), []
 
     def resolved(self, device: str | None = None) -> RunSpec:
         """The same spec with ``auto`` replaced by what this machine offers (imports torch), or by what another machine

@@ -71,7 +71,7 @@ def make_run(
         "key": key,
         "label": label,
         "knob": knob,
-        "knob_unit": "confidence" if method in ("threshold", "mrp", "rcd", "klass", "wino") else "",
+        "knob_unit": "confidence" if knob and method in ("threshold", "mrp", "rcd", "klass", "wino") else "",
         "parameters": {"tau": knob},
         "method_version": 1,
         "spec": {

@@ -97,6 +97,14 @@ def test_a_knob_of_another_unit_is_compared_at_the_same_cost(runs):
     assert "nearest in cost" in markdown(read_results(runs), "Title")
 
 
+def test_confidences_are_compared_with_rows_that_have_one(runs):
+    make_run(runs, method="threshold", knob=None, label="threshold rule=factor")
+    make_run(runs, method="mrp", knob=None, label="mrp mode=direct", nfe=29)
+    frame = read_results(runs).set_index("label")
+    assert frame.loc["mrp 0.6", "vs_threshold_row"] == "threshold 0.6"
+    assert frame.loc["mrp mode=direct", "vs_threshold_row"] == "threshold 0.9", "the nearest in cost"
+
+
 def test_unfinished_runs_are_no_rows(tmp_path):
     make_run(tmp_path, knob=0.5, finished=False)
     with pytest.raises(RequestError, match="dlmbench run"):

@@ -89,6 +89,10 @@ def test_labels_show_the_knob_and_what_differs():
     assert options.label("mine", Options(tau=0.6, mode="remask")) == "mine 0.6 mode=remask"
     assert options.label("static", DECODERS.get("static").Config()) == "static k=1"
     assert options.label("ar", DECODERS.get("ar").Config()) == "ar"
+    mrp = DECODERS.get("mrp").Config
+    assert options.label("mrp", mrp(tau=0.6)) == "mrp 0.6"
+    assert options.label("mrp", mrp(tau=0.6, mode="direct", K=2)) == "mrp mode=direct K=2", "its tau is of no use"
+    assert options.label("mrp", mrp(tau=0.6, mode="direct", commit="dynamic")) == "mrp 0.6 mode=direct commit=dynamic"
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -166,6 +170,13 @@ def test_a_method_without_a_knob_says_so_and_runs_at_its_default():
     cell = RunSpec("static", "nano-gsm", threshold=0.6).check()
     assert cell.label == "static k=1"
     assert "no threshold" in cell.notes[0]
+
+
+def test_a_knob_that_a_mode_does_not_use_is_one_cell_without_a_value():
+    flags = {"method": "mrp", "task": "nano-gsm", "threshold": "0.5,0.9", "set": ["mrp.mode=direct"]}
+    cells, notes = SweepSpec.from_flags({**flags, "against": "none"}).checked()
+    assert [cell.label for cell in cells] == ["mrp mode=direct"]
+    assert notes == ["mrp mode=direct makes no use of tau; --threshold changes nothing."]
 
 
 @pytest.mark.parametrize(
