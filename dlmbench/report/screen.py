@@ -58,7 +58,7 @@ def print_sweep(console: Console, frame: pd.DataFrame) -> None:
     for (task, split, model), group in frame.groupby(["task", "split", "model"], sort=False):
         records = group.to_dict("records")
         console.print(Text(f"{task} ({split}, {records[0]['items']:.0f} items), {model}", style="bold"))
-        console.print(rows(records, console.width))
+        console.print(Padding(rows(records, console.width - 1), (0, 0, 0, 1)))
 
 
 def print_paragraphs(console: Console, paragraphs: Iterable[tuple[str, Sequence[str]]]) -> None:
@@ -98,14 +98,16 @@ def _helper_lines(facts: dict[str, Any]) -> Iterable[str]:
 def rows(records: Sequence[dict[str, Any]], width: int, mark: str | None = None) -> Table:
     """Rows as a table; the row with key `mark` gets an arrow."""
     table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("", width=1)
+    if mark:
+        table.add_column("", width=1)
     table.add_column("method", overflow="fold")
     for name in _columns(records, width):
         table.add_column(name, justify="right", no_wrap=True)
     for record in records:
         ours = record["key"] == mark
         cells = [_CELLS[name](record) for name in _columns(records, width)]
-        table.add_row(">" if ours else "", record["label"], *cells, style="bold" if ours else "")
+        marker = [">" if ours else ""] if mark else []
+        table.add_row(*marker, record["label"], *cells, style="bold" if ours else "")
     return table
 
 
