@@ -36,15 +36,14 @@ def bench(
     """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
     import json as json_module
 
-    import torch
-
     from dlmbench import options
     from dlmbench.bench.core import Settings, run
     from dlmbench.bench.shapes import shape_of
     from dlmbench.errors import RequestError
+    from dlmbench.spec.fields import dtype_on, present
 
-    place = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = dtype if dtype != "auto" else ("float32" if place == "cpu" else "bfloat16")
+    place = present(device)
+    kind = dtype_on(place, dtype)
     block = block_length or (32 if shape_of(shape).attention == "full" else 8)
     sizes, rows, keys = (
         tuple(options.convert(part, int, flag) for part in text.split(",") if text)

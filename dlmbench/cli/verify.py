@@ -18,8 +18,10 @@ def verify(
 
     from rich.console import Console
 
+    from dlmbench.spec.fields import present
     from dlmbench.verify import run_folder
 
+    device = present(device)
     console = Console(highlight=False)
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
     outcomes = []

@@ -42,8 +42,8 @@ def _one_of(choices: Sequence[str]) -> Any:
     def convert(value: Any, name: str) -> str:
         if value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise RequestError(f"{name} is {value!r}: {hint}It takes one of {', '.join(choices)}.")
+            hint = f"did you mean {near[0]}? It" if near else "it"
+            raise RequestError(f"{name} is {value!r}: {hint} takes one of {', '.join(choices)}.")
         return value
 
     return convert
@@ -104,3 +104,26 @@ CONVERTERS: dict[str, Any] = {
     "plugin": _optional(_text),
 }
 FIELDS = tuple(CONVERTERS)
+
+
+def present(device: str) -> str:
+    """The device that is meant (imports torch for any but the CPU). Raises RequestError when it is not here."""
+    device = _device(device, "device")
+    if device.startswith("cpu"):
+        return device
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if found else "cpu"
+    if not found:
+        raise RequestError(f"device is {device} and torch finds no CUDA device here: use --device cpu.")
+    if int(device.partition(":")[2] or 0) >= found:
+        raise RequestError(f"device is {device}; here are {', '.join(f'cuda:{i}' for i in range(found))}.")
+    return device
+
+
+def dtype_on(device: str, dtype: str) -> str:
+    """What is computed in on this device. Raises RequestError for a dtype that is none."""
+    dtype = CONVERTERS["dtype"](dtype, "dtype")
+    return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")

@@ -34,7 +34,7 @@ from dlmbench.spec.checks import (
     check_shared,
     companion_of,
 )
-from dlmbench.spec.fields import BASELINES, CONVERTERS, HELPERS
+from dlmbench.spec.fields import BASELINES, CONVERTERS, HELPERS, dtype_on, present
 
 _AUTO_BATCH = 16  # rows decoded together when nobody says
 
@@ -138,8 +138,8 @@ class RunSpec:
 
         Raises RequestError for a device that is not here.
         """
-        device = device or _present(self.device)
-        dtype = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+        device = device or present(self.device)
+        dtype = dtype_on(device, self.dtype)
         batch_size = _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
         return replace(self, device=device, dtype=dtype, batch_size=batch_size)
 
@@ -240,22 +240,6 @@ class Checked:
         used = {role: self.companions.get(role) for role in HELPERS}  # a helper may be named for the method beside it
         record = dataclasses.asdict(replace(self.spec, threshold=None, settings={}, against=(), **used))
         return json.dumps([record, self.parameters, self.axes.chosen()], sort_keys=True, default=str)
-
-
-def _present(device: str) -> str:
-    """The device that is meant, which must be here."""
-    if device.startswith("cpu"):
-        return device
-    import torch
-
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return "cuda" if found else "cpu"
-    if not found:
-        raise RequestError(f"device is {device} and torch finds no CUDA device here: use --device cpu.")
-    if int(device.partition(":")[2] or 0) >= found:
-        raise RequestError(f"device is {device}; here are {', '.join(f'cuda:{i}' for i in range(found))}.")
-    return device
 
 
 def knob_is_confidence(spec: RunSpec) -> bool:

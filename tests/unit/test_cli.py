@@ -58,6 +58,10 @@ def test_every_verb_explains_itself(call, verb):
     "arguments, words",
     [
         (["run", "--method", "threshhold", "--task", "nano-gsm"], "did you mean threshold"),
+        (["bench", "--device", "tpu"], "it takes auto, cpu, cuda or cuda:N"),
+        (["bench", "--device", "cuda:99"], "device is cuda:99"),
+        (["bench", "--dtype", "float33"], "did you mean float32"),
+        (["verify", "tests", "--device", "cuda:99"], "device is cuda:99"),
         (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano-ar"),
         (["run", "--method", "static", "--task", "nano-gsm", "--cache", "prefix"], "leave --cache out"),
         (["run", "--method", "static", "--task", "nano-gsm", "--set", "static.kk=1"], "no option 'kk'"),
