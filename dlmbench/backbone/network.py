@@ -98,9 +98,8 @@ class Network:
         unit = 1 if self.config.attention == "causal" else self.block_length
         bias = prompt_bias(first, last, unit, self.dtype, self.device)
         group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
-        ids = self.canvas[rows, first:last].reshape(-1)
-        if self.config.mask_id is None:  # padding then holds an id that no embedding has; nobody sees it
-            ids = ids.clamp_max(self.config.vocab_size - 1)
+        # padding may hold an id that no embedding has (a causal network without a mask token); nobody sees it
+        ids = self.canvas[rows, first:last].reshape(-1).clamp_max(self.config.vocab_size - 1)
         return self._forward(self.model.embed(ids), places, [group]).view(*positions.shape, -1)
 
     def forced(self, view):
@@ -154,10 +153,11 @@ class Network:
         rows that need this forward (default: all), the others ride along uncounted. Returns logits [R,W,V] that
         predict the view's positions, or (logits, hidden states after the final norm [R,W,D]).
         """
-        queries, ends, ids = view.positions, view.stop, view.tokens
+        queries, ids = view.positions, view.tokens
         if self.config.shift:
-            queries, ends = queries - self.config.shift, ends - self.config.shift
+            queries = queries - self.config.shift
             ids = self.canvas.gather(1, queries)
+        ends = queries[:, -1] + 1
         x = self.model.embed(ids) if embeds is None else embeds
         group = Group(queries, self.cache.before(ends, view.seen))
         # what rows that are not live write is written again before anybody sees it, but for a shifted head's first slot

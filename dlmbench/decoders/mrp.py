@@ -83,6 +83,7 @@ class MRPConfig:
 
     @property
     def uses_knob(self) -> bool:
+        """Does the backbone commit by confidence, not by schedule?"""
         return self.mode != "speculative" and (self.mode != "direct" or self.commit == "dynamic")
 
     @property

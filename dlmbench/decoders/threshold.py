@@ -76,10 +76,7 @@ class Threshold(StepDecoder):
         elif self.config.steps:
             due = share(self.config.steps, view.block_length, view.step)
         least = top_n(best.log_odds, view.eligible, due)
-        if isinstance(due, int) and due == 1:
-            short = least.any(1) > passed.any(1)
-        else:
-            short = least.sum(1) > passed.sum(1)
+        short = passed.sum(1) < least.sum(1)
         return Decision(best.tokens, torch.where(short.unsqueeze(1), least, passed), guard=short)
 
     def _confident(self, view: View, best: Candidates) -> Tensor:

@@ -239,7 +239,7 @@ def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None
     if name == "static":
         best = max(found, key=lambda j: rows[j]["nfe"] or 0)
         return None if record["method"] == name and rows[best]["nfe"] <= record["nfe"] else best
-    confident = [j for j in found if rows[j]["knob_unit"] == "confidence"]  # but for those that do without
+    confident = [j for j in found if rows[j]["knob_unit"] == "confidence"]  # rule=factor has none
     if record["knob_unit"] == "confidence" and confident:
         return min(confident, key=lambda j: abs(rows[j]["knob"] - record["knob"]))
     scale = "nfe" if any(rows[j]["cost"] is None for j in (i, *found)) else "cost"
