@@ -7,9 +7,11 @@ checkpoints' official configurations and the papers' evaluation settings (cards 
 from __future__ import annotations
 
 import difflib
+import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from dlmbench.errors import RequestError
 
@@ -25,10 +27,13 @@ class Preset:
     source: str  # hub name, or folder below assets/, or a local folder
     family: str | None  # None: read from the checkpoint's config.json
     description: str
+    _: KW_ONLY
+    shape: str | None = None  # its size among `dlmbench.bench.shapes`, known before anything is downloaded
+    like: str | None = None  # the preset that a local folder was recognised as
     block_length: int = 4
     blocks: dict[str, int] = field(default_factory=dict)  # per task, where papers differ by task
     whole_answer: bool = False  # the block is the whole answer unless somebody says otherwise
-    eos: dict[str, str] = field(default_factory=dict)  # per task: EOS never proposed, or last (sampling.eos)
+    eos: dict[str, str] = field(default_factory=dict)  # per task, fixed schedules: EOS never, or last (sampling.eos)
     gen_length: dict[str, int] = field(default_factory=dict)  # per task; a task's own default otherwise
     chat_template: bool = False
     revision: str | None = None
@@ -63,15 +68,18 @@ class Preset:
 _NANO = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
 _LONG = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
-_LLADA = dict(family="llada", block_length=32)
+_LLADA = dict(family="llada", shape="llada-8b", block_length=32)
 _LAST = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
 _DREAM_ORDER = {"order": "entropy", "schedule": "dream"}
 _DREAM = dict(
     family="dream",
+    shape="dream-7b",
     block_length=32,
     whole_answer=True,
     settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
 )
+
+_CAUSAL = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -114,11 +122,12 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals", **_NANO),
         Preset("nano-seqd", "nano/nano-seqd", "sdar", "nano, trained on as long without residuals", **_NANO),
-        Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", **_SDAR),
+        Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b", **_SDAR),
         Preset(
             "sdar-4b",
             "JetLM/SDAR-4B-Chat",
             description="SDAR 4B chat, block 4",
+            shape="sdar-4b",
             companions={"draft": "sdar-1.7b"},
             **_SDAR,
         ),
@@ -126,6 +135,7 @@ PRESETS: dict[str, Preset] = {
             "sdar-8b",
             "JetLM/SDAR-8B-Chat",
             description="SDAR 8B chat, block 4",
+            shape="sdar-8b",
             companions={"draft": "sdar-1.7b"},
             **_SDAR,
         ),
@@ -134,6 +144,7 @@ PRESETS: dict[str, Preset] = {
                 f"sdar-{size}-mrp",
                 f"heavyball/sdar-{size}-mrp-3lyr",
                 description=f"SDAR {size.upper()}, block 16, with its MRP module",
+                shape=f"sdar-{size}",
                 companions={"head": f"sdar-{size}-mrp"},
                 settings={"mrp": {"tau": 0.8}},
                 **{**_SDAR, "block_length": 16},
@@ -191,8 +202,20 @@ PRESETS: dict[str, Preset] = {
             chat_template=True,
             **_DREAM,
         ),
-        Preset("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", "autoregressive Qwen3 8B", 1, _LONG, True),
-        Preset("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "autoregressive guide", 1, _LONG, True),
+        Preset(
+            "qwen3-8b",
+            "Qwen/Qwen3-8B",
+            description="autoregressive Qwen3 8B",
+            shape="qwen3-8b",
+            **{**_CAUSAL, "family": "qwen3"},
+        ),
+        Preset(
+            "qwen2.5-1.5b-instruct",
+            "Qwen/Qwen2.5-1.5B-Instruct",
+            description="autoregressive guide",
+            shape="qwen2.5-1.5b",
+            **_CAUSAL,
+        ),
     )
 }
 
@@ -202,29 +225,95 @@ def default_model() -> str:
     return os.environ.get("DLMBENCH_MODEL") or "nano"
 
 
-def resolve(name: str) -> Preset:
+def resolve(name: str, like: str | None = None) -> Preset:
     """The preset, local checkpoint folder or hub name (owner/model or owner/model@revision) that `name` means.
 
-    Raises RequestError for a folder without config.json, a shipped preset without its weights, and for a name that is
-    none of the three.
+    A folder keeps the settings of the preset whose checkpoint it holds (`recognised`); `like` names the preset whose
+    settings a folder or hub name takes instead, "none" none at all.
+
+    Raises RequestError for a folder without config.json, a shipped preset without its weights, a name that is none of
+    the three, and a `like` that is no preset or of another family.
     """
     if name in PRESETS:
         if PRESETS[name].absent:
             raise RequestError(f"Model {name} is {ABSENT}.")
-        return PRESETS[name]
+        return _taken_as(PRESETS[name], _preset(like)) if like else PRESETS[name]
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
-        return Preset(path.resolve().name, str(path), None, "local checkpoint folder")
+        plain = Preset(path.resolve().name, str(path), None, "local checkpoint folder")
+        plain = replace(plain, block_length=_raw_config(path).get("block_size") or plain.block_length)
+        return _taken_as(plain, _preset(like) if like else recognised(path))
+    if path.is_file():
+        raise RequestError(f"Model {name!r} is a file; give the folder that it lies in, with its config.json.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RequestError(f"Model folder {name!r} does not exist; give the folder of a checkpoint, or a preset.")
     place, _, revision = name.partition("@")
-    if place.count("/") == 1 and not place.startswith((".", "/", "~")):
+    if place.count("/") == 1:
         known = next((p for p in PRESETS.values() if p.source == place), None)
         preset = known or Preset(name, place, None, "checkpoint on the hub")
-        return replace(preset, name=name, revision=revision or preset.revision)
+        preset = replace(preset, name=name, revision=revision or preset.revision)
+        return _taken_as(preset, _preset(like)) if like else preset
     near = difflib.get_close_matches(name, PRESETS, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RequestError(
         f"Unknown model {name!r}: {hint}Give a preset ({', '.join(PRESETS)}), a checkpoint folder, "
         "or a hub name owner/model[@revision]."
     )
+
+
+def recognised(folder: Path) -> Preset | None:
+    """The preset whose checkpoint a local folder holds: by its name, or by the name that its config.json came under."""
+    known = {preset.source.rpartition("/")[2].lower(): preset for preset in PRESETS.values() if not preset.shipped}
+    names = (folder.resolve().name, str(_raw_config(folder).get("_name_or_path") or "").rstrip("/").rpartition("/")[2])
+    found = next((known[name.lower()] for name in names if name.lower() in known), None)
+    return found if found and _same_family(folder, found) else None
+
+
+def _preset(name: str) -> Preset | None:
+    if name == "none":
+        return None
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise RequestError(f"--like is {name!r}: {hint}It takes a preset ({', '.join(PRESETS)}) or none.")
+    return PRESETS[name]
+
+
+def _taken_as(preset: Preset, known: Preset | None) -> Preset:
+    """`preset`'s weights with the settings of `known`. Helpers that `known` finds in its own checkpoint stay there."""
+    if known is None:
+        return preset
+    if preset.family not in (None, known.family) or not _same_family(Path(preset.location).expanduser(), known):
+        raise RequestError(f"--like {known.name} names a {known.family} model and {preset.name} is none: leave it out.")
+    own = str(preset.source)
+    return replace(
+        known,
+        name=preset.name,
+        source=preset.source,
+        description=preset.description,
+        revision=preset.revision,
+        tokenizer=preset.tokenizer,
+        like=known.name,
+        block_length=config_of(preset).get("block_size") or known.block_length,
+        companions={role: own if name == known.name else name for role, name in known.companions.items()},
+    )
+
+
+def _same_family(folder: Path, known: Preset) -> bool:
+    return str(_raw_config(folder).get("model_type") or known.family).lower() == known.family
+
+
+def config_of(preset: Preset) -> dict[str, Any]:
+    """config.json of a checkpoint that is a folder here; empty where it is none or unreadable (loading says why)."""
+    return _raw_config(Path(preset.location).expanduser())
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+    except ValueError:
+        return {}
+    return raw if isinstance(raw, dict) else {}

@@ -10,6 +10,7 @@ from dlmbench.errors import RequestError
 
 _LLADA = dict(qk_norm=False, attention="full")
 _QWEN = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
+_CAUSAL = dict(attention="causal", shift=1)
 
 SHAPES: dict[str, BackboneConfig] = {
     "nano": BackboneConfig("sdar", 1024, 128, 12, 4, 4, 32, 384, tie_embeddings=True, mask_id=2, max_positions=2048),
@@ -24,13 +25,22 @@ SHAPES: dict[str, BackboneConfig] = {
     "llada-8b": BackboneConfig(
         "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096, **_LLADA
     ),
+    "qwen3-8b": BackboneConfig(
+        "qwen3", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288,
+        **{**_QWEN, "mask_id": None}, **_CAUSAL,
+    ),
+    "qwen2.5-1.5b": BackboneConfig(
+        "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True, **_CAUSAL
+    ),
 }
 
 
 def shape_of(name: str) -> BackboneConfig:
-    """The shape of that name. Raises RequestError for an unknown one."""
-    if name not in SHAPES:
-        raise RequestError(f"Unknown shape {name!r}; bench knows {', '.join(SHAPES)}.")
+    """The shape of that name. Raises RequestError for an unknown one, and for an autoregressive one, which no decoder
+    of masks can be timed on."""
+    timed = [known for known, config in SHAPES.items() if config.attention != "causal"]
+    if name not in timed:
+        raise RequestError(f"Unknown shape {name!r}; bench knows {', '.join(timed)}.")
     return SHAPES[name]
 
 

@@ -33,7 +33,12 @@ def print_notes(notes: Iterable[str]) -> None:
 
 def print_json(record: Any) -> None:
     """One JSON object on stdout; values that JSON does not know become null or text."""
-    print(json.dumps(_plain(record), ensure_ascii=False))
+    print(as_text(record))
+
+
+def as_text(record: Any) -> str:
+    """The same as one line of text."""
+    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

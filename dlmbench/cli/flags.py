@@ -18,6 +18,9 @@ Set = Annotated[
     ),
 ]
 Against = Annotated[str, typer.Option(help="Baselines that come along, or none.")]
+Like = Annotated[
+    str | None, typer.Option(help="Preset whose settings a folder or hub name takes, or none.", rich_help_panel=_MODELS)
+]
 Draft = Annotated[str | None, typer.Option(help="Draft model.", rich_help_panel=_MODELS)]
 Guide = Annotated[str | None, typer.Option(help="Guide model.", rich_help_panel=_MODELS)]
 Reference = Annotated[str | None, typer.Option(help="Reference model.", rich_help_panel=_MODELS)]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dlmbench.cli import flags
+from dlmbench.cli.console import as_text, print_json, print_notes
 
 
 def generate(
@@ -15,6 +16,7 @@ def generate(
     prompt_ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 1,2,3")] = None,
     method: Annotated[str, typer.Option(help="decoder")] = "threshold",
     model: Annotated[str | None, typer.Option(help="preset, checkpoint folder or hub name")] = None,
+    like: flags.Like = None,
     threshold: Annotated[float | None, typer.Option(help="value of the method's knob")] = None,
     draft: flags.Draft = None,
     guide: flags.Guide = None,
@@ -42,26 +44,27 @@ def generate(
     ] = False,
 ) -> None:
     """Decode one prompt."""
-    import json as json_module
-
     from dlmbench import options
     from dlmbench.engine import Request, build
     from dlmbench.errors import RequestError
     from dlmbench.presets import default_model, resolve
     from dlmbench.spec import RunSpec
+    from dlmbench.spec.checks import notes_on
 
     _exactly_one(prompt, prompt_ids)
     if trace and not trace.absolute().parent.is_dir():
         raise RequestError(f"--trace {trace} has no folder to be written to; make {trace.parent} first.")
     spec = RunSpec(
-        method=method, task="nano-gsm", model=model or default_model(), threshold=threshold, against=(),
+        method=method, task="nano-gsm", model=model or default_model(), like=like, threshold=threshold, against=(),
         draft=draft, guide=guide, reference=reference, head=head,
         settings=options.parse_assignments(set_ or ()), block_length=block_length, gen_length=gen_length,
-        temperature=temperature, top_k=top_k, top_p=top_p, store=store, cache=cache, seed=seed,
-        device=device, dtype=dtype, plugin=plugin, batch_size=1,
+        chat_template=chat_template, temperature=temperature, top_k=top_k, top_p=top_p, store=store, cache=cache,
+        seed=seed, device=device, dtype=dtype, plugin=plugin, batch_size=1,
     )  # fmt: skip
+    preset = resolve(spec.model, spec.like)
+    print_notes(notes_on(preset, spec))
     engine = build(spec)
-    use_template = resolve(spec.model).chat_template if chat_template is None else chat_template
+    use_template = preset.chat_template if chat_template is None else chat_template
     ids = _ids(engine.tokenizer, prompt, prompt_ids, use_template)
     request = Request("prompt", tuple(ids), gen_length, seed=seed)
     watcher = None
@@ -72,9 +75,9 @@ def generate(
     result = engine.generate([request], trace=True, on_step=watcher)[0]
     record = as_json(result)
     if trace:
-        trace.write_text(json_module.dumps(record) + "\n")
+        trace.write_text(as_text(record) + "\n", encoding="utf-8")
     if json:
-        print(json_module.dumps(record))
+        print_json(record)
     elif watcher:
         watcher.finish(result)
     else:

@@ -15,6 +15,7 @@ def run(
     method: Annotated[str, typer.Option(help="Decoding method; see dlmbench list methods.")],
     task: Annotated[str, typer.Option(help="Task; see dlmbench list tasks.")],
     model: Annotated[str | None, typer.Option(help="Preset, folder or hub name.", show_default="nano")] = None,
+    like: flags.Like = None,
     threshold: Annotated[float | None, typer.Option(help="Value of the method's knob.")] = None,
     set_: flags.Set = None,
     against: flags.Against = "static,threshold",

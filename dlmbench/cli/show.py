@@ -106,18 +106,20 @@ def _model(name: str) -> dict[str, Any] | None:
     if name not in PRESETS and not Path(name).expanduser().is_dir():
         return None
     preset = PRESETS.get(name) or resolve(name)
+    settings = {"settings of": preset.like or "none: no preset is known for it"} if name not in PRESETS else {}
     local = preset.shipped or Path(preset.location).is_dir()
     place = "local folder" if name not in PRESETS else ABSENT if preset.absent else "shipped with the package"
     return {
         "model": preset.name,
         "what it is": preset.description,
+        **settings,
         "family": preset.family or "from config.json",
         "where": place if local else f"hub, {preset.source}",
         "revision": preset.revision or ("-" if local else "newest"),
         "block length": _blocks(preset),
         "chat template": "yes" if preset.chat_template else "no",
         "most tokens": ", ".join(f"{task} {n}" for task, n in preset.gen_length.items()) or "by task",
-        "EOS": ", ".join(f"{task} {switch}" for task, switch in preset.eos.items()) or "free",
+        "EOS": ", ".join(f"{task} {switch} (fixed schedules)" for task, switch in preset.eos.items()) or "free",
         "companions": ", ".join(f"{role} {model}" for role, model in preset.companions.items()) or "none",
         "method settings": "; ".join(
             f"{method} {', '.join(f'{k}={v}' for k, v in values.items())}" for method, values in preset.settings.items()

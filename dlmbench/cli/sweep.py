@@ -23,6 +23,7 @@ def sweep(
     method: Annotated[Text, typer.Option(help="Methods a,b; with a recipe: only these of it.")] = None,
     task: Annotated[Text, typer.Option(help="Tasks t,u; with a recipe: only these of it.")] = None,
     model: Annotated[Text, typer.Option(help="Models.")] = None,
+    like: flags.Like = None,
     threshold: Annotated[Text, typer.Option(help=f"Values of the knob, as list or range {_RANGE}.")] = None,
     set_: flags.Set = None,
     against: Annotated[

@@ -167,6 +167,7 @@ class Decoder:
     attention: tuple[str, ...] = ("block_causal",)
     caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
     scope: str = "block"  # "block" | "answer": what the view covers
+    fixed_schedule: bool = False  # True: how many tokens a step reveals does not depend on what the model says
     guidable: bool = True  # does it work under classifier-free guidance?
     view_width: int = 0  # positions of a view; the engine says so before `init_state`
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids

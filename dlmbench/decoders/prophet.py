@@ -44,6 +44,7 @@ class Prophet(Static):
     name = "prophet"
     Config = ProphetConfig
     attention = ("full", "block_causal")
+    fixed_schedule = False
     caches = ("none", "prefix", "freecache")
     equalities = (
         "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",

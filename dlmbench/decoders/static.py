@@ -70,6 +70,7 @@ class Static(StepDecoder):
     name = "static"
     Config = StaticConfig
     attention = ("block_causal", "full")
+    fixed_schedule = True
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         best = view.candidates(logits)

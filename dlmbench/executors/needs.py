@@ -21,6 +21,7 @@ GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LETTERS_A_TOKEN = 3  # how a prompt's tokens are guessed before its tokenizer is loaded
 _LOGITS = 3  # copies of a block's float32 logits that a decision keeps
+_HEAD_LAYERS = 3  # of the largest trained head (MRP's)
 
 
 class Need(NamedTuple):
@@ -132,10 +133,12 @@ def memory_bytes(cell: Checked, task: Any) -> int | None:
         few = task.items(spec.split, min(spec.limit or 16, 16))
         prompt = max(len(item.prompt) for item in few) // _LETTERS_A_TOKEN
     total = 0
-    for name in [spec.model, *cell.companions.values()]:
-        config = _config(resolve(name))
+    for role, name in {"target": spec.model, **cell.companions}.items():
+        config = _config(resolve(spec.model if role == "head" else name))
         if config is None:
             return None
+        if role == "head":  # a few layers of its target's shape, without an embedding of its own
+            config = replace(config, num_layers=_HEAD_LAYERS, vocab_size=0)
         keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + answer + cell.block_length)
         logits = _LOGITS * 4 * cell.block_length * config.vocab_size
         width = _BYTES[spec.dtype]
@@ -158,17 +161,35 @@ def fitting_batch(cell: Checked, task: Any, room: int, most: int = 256) -> int:
 
 
 def _config(preset: Preset) -> Any:
-    """Backbone configuration of a checkpoint, by its files or by its name; None when neither says."""
+    """Backbone configuration of a checkpoint: a preset's known shape, so that what follows from it is the same before
+    and after a download; else by its config.json, which the hub's client may fetch; None when neither can be had."""
     from dlmbench.backbone.loading import read_config
     from dlmbench.bench.shapes import SHAPES
 
-    folder = checkpoint_here(preset)
-    if folder is None:
-        return SHAPES.get(preset.name)
+    folder = Path(preset.location).expanduser()
+    if not folder.is_dir():
+        if preset.shape:
+            return SHAPES[preset.shape]
+        folder = _fetched_config(preset)
     try:
-        return read_config(folder)[0]
-    except RequestError:  # a head, whose size does not matter
-        return SHAPES["nano"]
+        return read_config(folder)[0] if folder else None
+    except RequestError:  # loading says what is wrong with it
+        return None
+
+
+def _fetched_config(preset: Preset) -> Path | None:
+    """Folder with the config.json of a hub checkpoint: the cache's, else fetched where the hub answers."""
+    from huggingface_hub import hf_hub_download
+
+    from dlmbench.tasks import data
+
+    here = checkpoint_here(preset) is not None or not data._hub_answers()
+    try:
+        return Path(
+            hf_hub_download(preset.source, "config.json", revision=preset.revision, local_files_only=here)
+        ).parent
+    except Exception:  # whatever the hub's client calls it: it cannot be had
+        return None
 
 
 def _weights(name: str) -> Need:

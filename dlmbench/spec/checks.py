@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlmbench.axes import Axes
 from dlmbench.companions import check_companion
 from dlmbench.errors import RequestError
-from dlmbench.presets import PRESETS, Preset, resolve
+from dlmbench.presets import PRESETS, Preset, config_of, resolve
 
 if TYPE_CHECKING:
     from dlmbench.spec.request import RunSpec
@@ -37,10 +36,29 @@ def attention_type(preset: Preset) -> str | None:
 
 def family_of(preset: Preset) -> str | None:
     """Its family, from the checkpoint's config.json where the preset does not say; None when neither is here."""
-    if preset.family:
-        return preset.family
-    config = Path(preset.location).expanduser() / "config.json"
-    return json.loads(config.read_text()).get("model_type", "").lower() if config.is_file() else None
+    return preset.family or (str(config_of(preset).get("model_type", "")).lower() or None)
+
+
+def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
+    """What is to be said about a model that is no preset: whose settings it takes, or what is not known of it."""
+    if preset.like:
+        return [f"{preset.name} takes the settings of the preset {preset.like}; --like NAME chooses another, or none."]
+    notes = []
+    if preset.family is None:
+        folder = Path(preset.location).expanduser()
+        if spec.block_length is None and attention_type(preset) != "causal" and not config_of(preset).get("block_size"):
+            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
+        if spec.chat_template is None and has_chat_template(folder):
+            notes.append(f"{preset.name} has a chat template, which is not used: --chat-template uses it.")
+    return notes
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Does a local checkpoint's tokenizer come with a chat template?"""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and '"chat_template"' in file.read_text(encoding="utf-8", errors="replace")
 
 
 def answer_of(task: str) -> Mapping[str, Any] | None:
@@ -153,5 +171,4 @@ def check_helper(role: str, target: Preset, helper: Preset) -> None:
 
 def _holds_head(preset: Preset) -> bool:
     """Is this a local checkpoint with a module inside (the authors' MRP layout)?"""
-    config = Path(preset.location).expanduser() / "config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("num_nextn_predict_layers"))
+    return bool(config_of(preset).get("num_nextn_predict_layers"))

@@ -80,6 +80,7 @@ CONVERTERS: dict[str, Any] = {
     "method": _text,
     "task": _text,
     "model": _text,
+    "like": _optional(_text),
     "threshold": _optional(_number(float)),
     "settings": _settings,
     "against": _names,

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dlmbench import options
@@ -33,6 +34,7 @@ from dlmbench.spec.checks import (
     check_sampling,
     check_shared,
     companion_of,
+    notes_on,
 )
 from dlmbench.spec.fields import BASELINES, CONVERTERS, HELPERS, dtype_on, present
 
@@ -46,6 +48,7 @@ class RunSpec:
     method: str  # decoder name
     task: str  # task name
     model: str = field(default_factory=default_model)  # preset, checkpoint folder or hub name
+    like: str | None = None  # the preset whose settings a folder or hub name takes, or none
     threshold: float | None = None  # value of the method's knob
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {method: {option: value}} of --set
     against: tuple[str, ...] = BASELINES  # methods whose rows come along
@@ -89,8 +92,9 @@ class RunSpec:
         if self.plugin:
             load_plugin(self.plugin)
         decoder = DECODERS.get(self.method)
-        preset = resolve(self.model)
+        preset = resolve(self.model, self.like)
         config, notes = self._bind(decoder, preset)
+        notes += notes_on(preset, self)
         shared = Axes.bind(self.settings, preset.settings)
         attention = attention_type(preset)
         fixed = check_shared(self, preset, decoder, shared)
@@ -108,8 +112,6 @@ class RunSpec:
                 f"on {self.task}."
             )
         causal = attention == "causal"  # one position at a time, whatever the preset says
-        if preset.family is None and not self.block_length and not causal:
-            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
         block_length = 1 if causal else self.block_length or preset.block_length
         if not self.block_length and not causal:
             block_length = preset.blocks.get(self.task.partition("/")[0], block_length)
@@ -152,15 +154,19 @@ class RunSpec:
             return []
         tau = self.threshold if self.threshold is not None and knob_is_confidence(self) else None
         return [
-            replace(
-                self,
-                method=name,
-                threshold=tau if name == "threshold" else None,
-                settings={name: self.settings.get(name, {}), **self.shared_settings},
-                cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
-            )
+            self.baseline(name, tau if name == "threshold" else None, self.settings.get(name, {}))
             for name in self.against
         ]
+
+    def baseline(self, method: str, threshold: float | None, own: Mapping[str, Any] = MappingProxyType({})) -> RunSpec:
+        """This run by another method, with that method's `own` settings, beside which it is judged."""
+        return replace(
+            self,
+            method=method,
+            threshold=threshold,
+            settings={**({method: own} if own else {}), **self.shared_settings},
+            cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
+        )
 
     @property
     def shared_settings(self) -> dict[str, dict[str, Any]]:
@@ -231,9 +237,16 @@ class Checked:
 
     @property
     def eos(self) -> str:
-        """What becomes of EOS: free, never or last."""
+        """What becomes of EOS: free, never or last.
+
+        A model's own control belongs to fixed schedules, as it was published: a confidence that EOS positions never
+        reach would cost adaptive decoders one forward for each of them, and cache policies were published without.
+        """
         wanted = self.axes.sampling.eos
-        return self.preset.eos.get(self.spec.task.partition("/")[0], "free") if wanted == "model" else wanted
+        if wanted != "model":
+            return wanted
+        controlled = self.decoder.fixed_schedule and self.spec.cache == "none"
+        return self.preset.eos.get(self.spec.task.partition("/")[0], "free") if controlled else "free"
 
     def same_cell(self) -> str:
         """Equal strings are the same run on this machine (used to drop duplicates before anything is loaded)."""

@@ -171,7 +171,7 @@ def _expand(
                 merged[name] = value
     for name, value in merged.items():
         if name not in SINGLE and value is not None:
-            axes[("", name)] = options.parse_values(value)
+            axes[("", name)] = [value] if _is_folder(name, value) else options.parse_values(value)
     single = {name: merged[name] for name in SINGLE if name in merged}
     # a value that stands alone needs no axis; the product runs over methods' options last, so they vary fastest
     ordered = sorted(axes, key=lambda axis: (axis[0] != "", axis[1] == "threshold"))
@@ -183,6 +183,11 @@ def _expand(
             else:
                 plain[name] = value
         yield RunSpec(**{**plain, "settings": settings})
+
+
+def _is_folder(name: str, value: Any) -> bool:
+    """One model whose folder has a comma in its name, which would be taken for a list?"""
+    return name in ("model", *HELPERS) and isinstance(value, str) and Path(value).expanduser().is_dir()
 
 
 def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
@@ -220,7 +225,6 @@ def _with_baselines(cells: Sequence[RunSpec]) -> list[RunSpec]:
             given = [cell for cell in group if cell.threshold is not None] if name == "threshold" else []
             tried = [cell.threshold for cell in given if knob_is_confidence(cell)]
             thresholds = list(dict.fromkeys(tried)) or [None]
-            shared = group[0].shared_settings
-            added += [replace(group[0], method=name, threshold=one, settings=shared) for one in thresholds]
+            added += [group[0].baseline(name, one) for one in thresholds]
         result += added + group
     return result
