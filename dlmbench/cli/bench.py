@@ -84,7 +84,7 @@ def _show(record: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{record['shape']}: {record['parameters'] / 1e6:.1f} M parameters, {record['dtype']} on {record['device']}, "
         f"{record['threads']} threads, torch {record['torch']}\n"
@@ -160,4 +160,4 @@ def _show_decoders(record: dict) -> None:
         shares = row["outside_share"], row["writes_share"], row["outside_backbone_share"] - row["outside_share"]
         speed = f"{row['tokens_per_s']:.0f}", f"{row['ms_per_step']:.2f}"
         table.add_row(row["model"], row["decoder"], *speed, *(f"{share:.1%}" for share in shares))
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -27,17 +27,18 @@ def check(
 
     classes = [DECODERS.get(decoder)] if decoder in DECODERS else decoders_of(decoder)
     slow = decoders_of(reference)[0] if reference else None
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     records, broken = [], 0
     for cls in classes:
         for finding in conformance(cls, slow, seed):
             broken += not finding.holds
             records.append({"decoder": cls.name, **finding.__dict__})
             if not json:
-                mark = "[green]holds [/]" if finding.holds else "[red]broken[/]"
-                console.print(f"{mark}  {cls.name}: {finding.promise}", style=None)
+                mark, colour = ("holds ", "green") if finding.holds else ("broken", "red")
+                console.print(mark, style=colour, end="")
+                console.print(f"  {cls.name}: {finding.promise}")
                 if finding.detail:
-                    console.print(f"        {finding.detail}", markup=False)
+                    console.print(f"        {finding.detail}")
     if json:
         print(json_module.dumps({"broken": broken, "findings": records}))
     if broken:

@@ -1,4 +1,7 @@
-"""Terminal plumbing of the verbs: results on stdout, notes and progress on stderr. rich is imported when first used."""
+"""Terminal plumbing of the verbs: results on stdout, notes and progress on stderr. rich is imported when first used.
+
+Consoles know no markup: names of files, models and settings may hold brackets.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ def stdout() -> Console:
     """Console for results."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def stderr() -> Console:
     """Console for everything that is not a result."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def print_notes(notes: Iterable[str]) -> None:
@@ -68,7 +71,7 @@ class Bars:
         from rich.progress import TimeRemainingColumn as Remaining
 
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),

@@ -37,8 +37,8 @@ def doctor(
         console = stdout()
         colours = {"ok": "green", "limited": "yellow", "missing": "red"}
         for check in checks:
-            console.print(f"[{colours[check['state']]}]{check['state']:8}[/] {check['what']:<22} ", end="")
-            console.print(check["detail"], markup=False, soft_wrap=True)
+            console.print(f"{check['state']:8} ", style=colours[check["state"]], end="")
+            console.print(f"{check['what']:<22} {check['detail']}", soft_wrap=True)
     if broken:
         raise typer.Exit(1)
 

@@ -22,7 +22,7 @@ def verify(
     from dlmbench.verify import run_folder
 
     device = present(device)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
     outcomes = []
     for folder in folders:
@@ -31,10 +31,8 @@ def verify(
             outcomes.append((area, outcome))
             if not json:
                 detail = f"  {outcome.detail}" if outcome.detail else ""
-                console.print(
-                    f"[{colours[outcome.status]}]{outcome.status:8}[/] {area}/{outcome.case}  ({outcome.source})",
-                    detail, soft_wrap=True,
-                )  # fmt: skip
+                console.print(f"{outcome.status:8} ", style=colours[outcome.status], end="")
+                console.print(f"{area}/{outcome.case}  ({outcome.source})", detail, soft_wrap=True)
     counts = {status: sum(o.status == status for _, o in outcomes) for status in colours}
     if json:
         cases = [{"area": area, **outcome.__dict__} for area, outcome in outcomes]

@@ -22,9 +22,9 @@ from dlmbench.report import summary
 from dlmbench.report.curves import groups
 from dlmbench.report.html_figure import figures, palette
 from dlmbench.report.html_items import item_sections
-from dlmbench.report.html_table import equal_cost, results
+from dlmbench.report.html_table import emphasised, equal_cost, results
 from dlmbench.report.html_trace import Words, trace_records
-from dlmbench.report.table import _LEGEND as LEGEND
+from dlmbench.report.table import LEGEND
 from dlmbench.report.table import interval, number, signed
 from dlmbench.store import RunFolder
 
@@ -76,7 +76,7 @@ def page(
             results(name, frame[_of(frame, rows)], mine, references) for (name, rows), mine in zip(sections, labels)
         )
         + equal_cost(groups(by_key.values())),
-        legend=escape(LEGEND).replace("*vs static*", "<i>vs static</i>"),
+        legend=emphasised(LEGEND),
     )
 
 

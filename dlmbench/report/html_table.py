@@ -68,11 +68,15 @@ def equal_cost(found: Sequence[curves.Group]) -> str:
         )
     if not parts:
         return ""
-    legend = re.sub(r"\*([^*]+)\*", r"<i>\1</i>", escape(curves.LEGEND))
     return (
         f"<h3>At equal cost and at equal accuracy</h3>{''.join(parts)}"
-        f"<details><summary>How to read it</summary><p>{legend}</p></details>"
+        f"<details><summary>How to read it</summary><p>{emphasised(curves.LEGEND)}</p></details>"
     )
+
+
+def emphasised(text: str) -> str:
+    """Markdown's *words* as HTML."""
+    return re.sub(r"\*([^*]+)\*", r"<i>\1</i>", escape(text))
 
 
 def _head(name: str) -> str:

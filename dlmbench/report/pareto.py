@@ -25,6 +25,8 @@ from matplotlib.transforms import Bbox  # noqa: E402
 from dlmbench.errors import RequestError  # noqa: E402
 from dlmbench.stats import pareto_front  # noqa: E402
 
+plt.rcParams["text.parse_math"] = False  # names of models and settings are no formulas
+
 AXES = {  # --x -> column, title, whether larger is better
     "cost": ("cost", "cost an item, in plain forwards", False),
     "nfe": ("nfe", "forwards an item (NFE)", False),

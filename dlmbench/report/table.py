@@ -94,6 +94,7 @@ def table(runs: Iterable[RunFolder], samples: bool = True) -> pd.DataFrame:
     """The rows of these run folders, sorted; see `read_results`."""
     runs = list(runs)
     rows = [row(run) for run in runs]
+    _tell_models_apart(rows)
     if samples:
         _add_differences(rows, [_accuracies(run) for run in runs])
         _add_changes(rows, runs)
@@ -152,6 +153,16 @@ def row(run: RunFolder) -> dict[str, Any]:
         "folder": run.name,
     }
     return {**record, "projected_cost": projected_cost(record)}
+
+
+def _tell_models_apart(rows: list[dict[str, Any]]) -> None:
+    """Checkpoints of one name (folders called alike) get the beginning of their weights' hash beside it."""
+    weights: dict[str, set[str]] = {}
+    for record in rows:
+        weights.setdefault(record["model"], set()).add(record["weights"])
+    for record in rows:
+        if len(weights[record["model"]]) > 1:
+            record["model"] = f"{record['model']} ({record['weights'][:8]})"
 
 
 def _compact(record: Any) -> str:
@@ -288,13 +299,13 @@ def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = (), tail: s
             circumstances(group),
             "",
         ]
-    parts.append(_LEGEND)
+    parts.append(LEGEND)
     if tail:
         parts += ["", tail]
     return "\n".join(parts) + "\n"
 
 
-_LEGEND = (
+LEGEND = (
     "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items "
     "with its 95 % bootstrap interval; *vs_threshold* in table.csv is against the threshold row at the same or nearest "
     "confidence where the method's knob is one, else against that nearest in cost. "

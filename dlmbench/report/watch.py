@@ -28,7 +28,7 @@ class Watcher:
 
     def __init__(self, engine: Any, prompt: list[int], console: Console | None = None):
         self.tokenizer, self.block_length = engine.tokenizer, engine.target.block_length
-        self.console = console or Console(file=sys.stdout, highlight=False)
+        self.console = console or Console(file=sys.stdout, highlight=False, markup=False)
         self.prompt = len(prompt)
         self.tokens: dict[int, int] = {}
         self.forwards = self.steps = 0

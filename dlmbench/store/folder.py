@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,14 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "metrics.json").is_file()
+        return bool(self.manifest() and self.metrics())
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, empty when there is none yet."""
+        """The manifest, empty when there is none yet or the file is not a run's."""
         return self._read("manifest.json")
 
     def metrics(self) -> dict[str, Any]:
-        """The aggregates, empty while the run is unfinished."""
+        """The aggregates, empty while the run is unfinished or when they cannot be read."""
         return self._read("metrics.json")
 
     def samples(self) -> list[dict[str, Any]]:
@@ -88,13 +89,29 @@ class RunFolder:
         return records
 
     def traces(self) -> list[dict[str, Any]]:
-        """Recorded steps of the first items, see `dlmbench.executors.traces`; empty when none were recorded."""
+        """Recorded steps of the first items, see `dlmbench.executors.traces`; empty when none were recorded or the file
+        is damaged: then they are recorded again."""
         path = self.path / "traces.jsonl"
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        try:
+            return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        except ValueError:
+            self._pass_over("traces.jsonl")
+            return []
 
     def _read(self, name: str) -> dict[str, Any]:
+        """A file's record; empty for one that is missing, cut short by a crash, or somebody else's."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or (name == "manifest.json" and record and "format" not in record):
+            self._pass_over(name)
+            return {}
+        return record
+
+    def _pass_over(self, name: str) -> None:
+        warnings.warn(f"{self.name}/{name} is not a run's file and is passed over.", RuntimeWarning, stacklevel=3)
 
     @property
     def _samples_path(self) -> Path:
@@ -180,12 +197,24 @@ class Writer:
 
 
 def find_runs(*roots: str | Path) -> list[RunFolder]:
-    """Run folders at or below the roots, in the order of their names."""
+    """Run folders at or below the roots, linked ones too, in the order of their names."""
     found: dict[Path, RunFolder] = {}
     for root in map(Path, roots):
-        for manifest in sorted([*root.glob("manifest.json"), *root.glob("**/manifest.json")]):
-            found.setdefault(manifest.parent.resolve(), RunFolder(manifest.parent))
+        for place in sorted(_below(root)):
+            if (place / "manifest.json").is_file():
+                found.setdefault(place.resolve(), RunFolder(place))
     return list(found.values())
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """`root` and all folders in it, linked ones too, each once."""
+    seen: set[Path] = set()
+    for name, folders, _ in os.walk(root, followlinks=True):
+        if (place := Path(name)).resolve() in seen:
+            folders.clear()  # a link to where we have been
+        else:
+            seen.add(place.resolve())
+            yield place
 
 
 def find_by_key(root: str | Path, key: str) -> RunFolder | None:
@@ -206,7 +235,10 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old or the new content and nothing between."""
     draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(text, encoding="utf-8")
+    with open(draft, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power loss may leave the new name with nothing in it
     os.replace(draft, path)
 
 

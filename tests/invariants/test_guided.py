@@ -97,15 +97,11 @@ def test_chunks_bound_the_rows_of_a_guide_forward():
 
 
 def test_an_eos_fills_the_rest_and_ends_the_row():
-    free = decode(SOMETHING, block=8)[0]
-    eos = next(t for i, t in enumerate(free.ids) if i > 2 and t not in free.ids[:i])
-    at = free.ids.index(eos)
     for block in (8, 32):
         plain = decode(SOMETHING, _requests(4)[:1], block=block)[0].ids
-        ours = decode(SOMETHING, _requests(4)[:1], block=block, eos=(eos,))[0]
-        if eos in plain:
-            at = plain.index(eos)
-            assert ours.raw_ids == plain[:at] + [eos] * (len(plain) - at) and ours.stop_reason == "eos"
+        at = next(i for i, token in enumerate(plain) if i > 2 and token not in plain[:i])
+        ours = decode(SOMETHING, _requests(4)[:1], block=block, eos=(plain[at],))[0]
+        assert ours.raw_ids == plain[:at] + [plain[at]] * (len(plain) - at) and ours.stop_reason == "eos"
 
 
 def test_longer_lists_and_lower_demands_agree_with_longer_prefixes():

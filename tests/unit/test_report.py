@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 from synthetic import make_family, make_run
 
+from dlmbench.cli.console import stdout
 from dlmbench.errors import RequestError
+from dlmbench.report.pareto import plot
 from dlmbench.report.projection import SHARES, projected_cost
-from dlmbench.report.screen import print_run
+from dlmbench.report.screen import print_run, print_sweep
 from dlmbench.report.table import TIMING, markdown, read_results, write_table
 
 
@@ -318,7 +320,8 @@ def test_accepted_lengths_show_twelve_runs_a_task(tmp_path):
         run = tmp_path / f"run-{number}"
         run.mkdir()
         task = "nano-gsm" if number < 12 else "nano-code"
-        (run / "manifest.json").write_text(json.dumps({"label": f"simsd steps={number}", "task": {"name": task}}))
+        manifest = {"format": 1, "label": f"simsd steps={number}", "task": {"name": task}}
+        (run / "manifest.json").write_text(json.dumps(manifest))
         (run / "metrics.json").write_text(json.dumps({"acceptance": 0.5, "accepted_lengths": {"0": 1, "2": 1}}))
     drafting = [RunFolder(tmp_path / f"run-{number}") for number in range(14)]
     assert len(figures.acceptance(drafting, tmp_path, "acceptance")) == 3
@@ -359,3 +362,24 @@ def test_weights_with_several_settings_get_their_own_panel(tmp_path):
     make_run(tmp_path, method="ar", knob=None, weights="c" * 16, model="parent")  # one row rides along
     axes = [ax for ax in draw(read_results(tmp_path, samples=False), "cost", "accuracy").axes if ax.get_visible()]
     assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
+
+
+def test_checkpoints_of_one_name_are_told_apart_by_their_weights(tmp_path):
+    for weights in ("a" * 16, "b" * 16):
+        make_run(tmp_path / weights[0], model="final", weights=weights)
+    make_run(tmp_path, model="nano", weights="c" * 16)
+    assert set(read_results(tmp_path)["model"]) == {"final (aaaaaaaa)", "final (bbbbbbbb)", "nano"}
+
+
+def test_names_with_dollars_and_brackets_are_drawn_and_printed_as_they_are(tmp_path):
+    for weights in ("a" * 16, "b" * 16):
+        where = tmp_path / weights[0]
+        make_run(where, model="a$x^$b [red]", weights=weights, label="threshold 0.6 draft=ckpt[red] v2", nfe=9)
+    frame = read_results(tmp_path)
+    plot(frame, tmp_path)
+    console = stdout()
+    console.width = 120
+    with console.capture() as caught:
+        print_sweep(console, frame)
+    text = caught.get()
+    assert "ckpt[red] v2" in text and "a$x^$b [red]" in text

@@ -247,3 +247,9 @@ def test_report_without_runs_says_what_to_do(tmp_path, capsys):
     assert code == 2 and "dlmbench sweep" in streams.err and "--split" in streams.err
     assert call(capsys, "report", str(tmp_path / "nowhere"))[0] == 2
     assert call(capsys, "report", str(tmp_path), "--out", str(tmp_path))[0] == 2
+
+
+def test_the_legend_has_no_marks_of_markdown(runs, tmp_path):
+    html = write_report(read_results(runs), find_runs(runs), tmp_path / "page.html", "t").read_text()
+    legend = html[html.index("95 % Wilson interval") - 40 :][:1400]
+    assert "<i>changed</i>" in legend and "<i>front</i>" in legend and "*" not in legend

@@ -148,3 +148,37 @@ def test_prices_between_measured_widths():
     assert price(prices, "target/denoise/4") == 1.0
     assert price(prices, "draft/denoise/8") is None and price(prices, "target/prefill/prompt") is None
     assert price({**prices, "target/prefill/prompt": 3.0}, "target/denoise/99") == 1.4
+
+
+# --- what is not a run's --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"name": "a web app", "icons": []}', '{"key": "ab'])
+def test_a_foreign_or_broken_manifest_is_passed_over_by_its_name(tmp_path, text):
+    ours = make_run(tmp_path)
+    other = tmp_path / "aaa"
+    other.mkdir()
+    (other / "manifest.json").write_text(text)
+    (other / "metrics.json").write_text("{}")
+    with pytest.warns(RuntimeWarning, match="aaa/manifest.json is not a run's file"):
+        assert find_by_key(tmp_path, ours.key).path == ours.path
+    with pytest.warns(RuntimeWarning):
+        assert [run.name for run in find_runs(tmp_path) if run.finished] == [ours.name]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "traces.jsonl"])
+def test_a_file_cut_by_a_crash_is_as_good_as_missing(tmp_path, name):
+    run = make_run(tmp_path)
+    (run.path / name).write_text('{"items": 1')
+    with pytest.warns(RuntimeWarning, match=name):
+        assert run.traces() == [] and (run.finished is False or name == "traces.jsonl")
+        run.metrics()
+
+
+def test_linked_runs_are_found_once_and_a_link_in_a_circle_ends(tmp_path):
+    ours = make_run(tmp_path / "real")
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "first").symlink_to(ours.path)
+    (tmp_path / "chosen" / "again").symlink_to(ours.path)
+    (tmp_path / "chosen" / "round").symlink_to(tmp_path)
+    assert [run.key for run in find_runs(tmp_path / "chosen")] == [ours.key]
