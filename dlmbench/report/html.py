@@ -24,8 +24,7 @@ from dlmbench.report.html_figure import figures, palette
 from dlmbench.report.html_items import item_sections
 from dlmbench.report.html_table import emphasised, equal_cost, results
 from dlmbench.report.html_trace import Words, trace_records
-from dlmbench.report.table import LEGEND
-from dlmbench.report.table import interval, number, signed
+from dlmbench.report.table import LEGEND, interval, number, signed
 from dlmbench.store import RunFolder
 
 
