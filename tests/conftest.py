@@ -1,4 +1,6 @@
-"""What is collected where."""
+"""What is collected where, and with how many threads."""
+
+import pytest
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -6,3 +8,11 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "cuda" and collection_path.suffix == ".py":
         return "mark.cuda" not in collection_path.read_text() or None
     return None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """As many threads as pay beside whatever else this machine does now."""
+    from dlmbench.threads import settle
+
+    settle()

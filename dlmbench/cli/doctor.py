@@ -95,8 +95,11 @@ def _devices() -> list[dict[str, str]]:
     import torch
 
     from dlmbench.store.environment import cpu_model
+    from dlmbench.threads import THREADS, settle
 
-    checks = [_check("cpu", "ok", f"{cpu_model()}, {torch.get_num_threads()} threads for torch")]
+    settle()
+    threads = f"{THREADS.number} of {THREADS.most} threads for torch ({THREADS.why})"
+    checks = [_check("cpu", "ok", f"{cpu_model()}, {threads}")]
     if not torch.cuda.is_available():
         return [*checks, _check("cuda", "limited", "none: nano models run well without, real checkpoints are slow")]
     for i in range(torch.cuda.device_count()):

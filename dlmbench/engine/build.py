@@ -137,7 +137,6 @@ def _describe(checked, spec, nets: dict[str, Network]) -> dict[str, Any]:
         "decoder": {"name": checked.decoder.name, "version": checked.decoder.version},
         "dtype": spec.dtype,
         "device": torch.cuda.get_device_name(spec.device) if spec.device.startswith("cuda") else "cpu",
-        "threads": torch.get_num_threads() if spec.device == "cpu" else None,
         "batch_size": spec.batch_size,
         "store": spec.store,
     }

@@ -31,8 +31,10 @@ from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import Generation, Request, Timing, validate
 from dlmbench.engine.text import Text
 from dlmbench.errors import RequestError, RunError
+from dlmbench.threads import Watch
 
 GRAPH_BUCKET = 128  # keys in sight are padded to multiples of this where steps are recorded, so that they are few
+WATCHED = 512  # tokens of the layer that is timed to choose the number of threads, at most
 REPORTED = ("proposed", "accepted")  # state of a decoder that the engine reads when a row ends
 
 
@@ -119,6 +121,7 @@ class Engine:
         self.fill_after_eos, self.fixed = fill_after_eos, fixed
         decoder.attach(nets)
         self.stall_limit = stall_limit
+        self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
         self.timing = Timing()
         self.shapes: dict[str, tuple[int, int, int, int]] = {}  # as `Counts.shapes`, summed over what has finished
         self._description = description or {}
@@ -156,7 +159,7 @@ class Engine:
                 self._serve(deque(left), results, on_finish)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
-        self.timing.total = self._now() - began
+        self.timing.total = self._now() - began - (self.watch.spent if self.watch else 0.0)
         return results  # every slot has been filled
 
     def _serve(self, queue: deque, results: list, on_finish: Callable[[Generation], None] | None) -> None:
@@ -164,7 +167,7 @@ class Engine:
         flight: deque[_Launched] = deque()
         while queue or any(self.slots):
             self._refill(queue)
-            flight.append(self._step())
+            flight.append(self._watched_step())
             if len(flight) > self.lag:
                 for index, generation in self._read(flight.popleft()):
                     results[index] = generation
@@ -223,7 +226,9 @@ class Engine:
         """
         from dlmbench.engine.calibrate import prices
 
-        return prices(self, repeats)
+        if self.watch is None:
+            return prices(self, repeats)
+        return self.watch.steady(lambda: prices(self, repeats))[0]
 
     # --- one call of generate -----------------------------------------------------------------------------------
 
@@ -251,6 +256,9 @@ class Engine:
         self.idle_steps = [0] * rows
         self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
         self.launched = 0
+        if self.watch:
+            tokens = min(rows * (block if self.target.config.attention != "full" else longest), WATCHED)
+            self.watch.begin(self.target.sample(tokens), (rows, tokens))
         self.recorder = Recorder(rows, on_step) if tracing else None
 
     def _allocate(self, rows: int, capacity: int, answer: int) -> None:
@@ -330,6 +338,15 @@ class Engine:
             self.slots[row].first_step, self.idle_steps[row] = self.launched, 0
             if self.recorder:
                 self.recorder.begin(row)
+
+    def _watched_step(self) -> _Launched:
+        """A step; on CPU its time tells whether the number of threads is still the right one."""
+        if self.watch is None:
+            return self._step()
+        began = time.perf_counter()
+        launched = self._step()
+        self.watch.step(time.perf_counter() - began)
+        return launched
 
     def _step(self) -> _Launched:
         """Launch one round for all rows; its flags stay on the device until they are read."""

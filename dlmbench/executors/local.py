@@ -30,6 +30,7 @@ from dlmbench.store.environment import environment
 from dlmbench.store.folder import Writer, find_by_key
 from dlmbench.store.metrics import aggregate
 from dlmbench.store.prompts import keep_prompts
+from dlmbench.threads import THREADS
 
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
@@ -177,6 +178,7 @@ class Local:
         self.progress.stage("timing")
         speed = self.speed(job, engine, samples)
         calibration = self.calibration(job, engine, samples)
+        manifest["environment"]["threads"] = here(job.cell)["threads"]  # those of the speed pass
         writer.manifest({**manifest, "model": model_record(job, engine), "calibration": calibration})
         self._trace(job, engine, writer)
         writer.metrics({**aggregate(samples, calibration["prices"]), "speed": speed})
@@ -199,9 +201,10 @@ class Local:
         engine.generate(requests[:batch])
         stored = {sample["key"]: sample["ids"] for sample in samples}
         rates: dict[str, list[float]] = {"tps_decode": [], "tps_end_to_end": []}
-        same = 0
+        same, steady = 0, True
         for _ in range(SPEED_REPEATS):
-            generations = engine.generate(requests)
+            generations, kept = _steadily(lambda: engine.generate(requests), engine)
+            steady = steady and kept
             tokens = sum(generation.tokens for generation in generations)
             rates["tps_decode"].append(tokens / engine.timing.decode)
             rates["tps_end_to_end"].append(tokens / engine.timing.total)
@@ -210,6 +213,8 @@ class Local:
             "items": len(subset),
             "repeats": SPEED_REPEATS,
             "same_ids": same,
+            "threads": THREADS.number if job.cell.spec.device == "cpu" else None,
+            "steady": steady,
             "label": MECHANISM_ONLY if job.cell.preset.source.startswith("nano/") else None,
         }
         for name, values in rates.items():
@@ -349,11 +354,21 @@ def with_history(manifest: dict[str, Any], before: dict[str, Any], done: int) ->
     if not before:
         return manifest
     known = before.get("environments") or [{**before["environment"], "samples_before": 0}]
-    last = {name: value for name, value in known[-1].items() if name != "samples_before"}
     now = json.loads(json.dumps(manifest["environment"]))
-    if now != last:
+    if _without_threads(now) != _without_threads(known[-1]):
         known = [*known, {**now, "samples_before": done}]
     return {**manifest, "environments": known} if len(known) > 1 else manifest
+
+
+def _without_threads(environment: dict[str, Any]) -> dict[str, Any]:
+    """What decides whether two parts of a run were made under the same circumstances; threads concern speed alone."""
+    return {name: value for name, value in environment.items() if name not in ("samples_before", "threads")}
+
+
+def _steadily(measure: Callable[[], Any], engine: Any) -> tuple[Any, bool]:
+    """What `measure` returns, measured again where the number of threads changed meanwhile; and was it kept?"""
+    watch = getattr(engine, "watch", None)
+    return watch.steady(measure) if watch else (measure(), True)
 
 
 def sample_record(item: Any, generation: Any, scores: dict[str, Any]) -> dict[str, Any]:
@@ -402,7 +417,8 @@ def portable(record: Any) -> Any:
 
 def model_record(job: Job, engine: Any) -> dict[str, Any]:
     """What was loaded, as the manifest keeps it."""
-    return {**portable(engine.describe()), "file_dtype": file_dtype(job.cell.preset.location)}
+    threads = {"threads": f"{THREADS.number}: {THREADS.why}"} if job.cell.spec.device == "cpu" else {}
+    return {**portable(engine.describe()), **threads, "file_dtype": file_dtype(job.cell.preset.location)}
 
 
 def requests_of(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:

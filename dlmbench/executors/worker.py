@@ -15,6 +15,7 @@ from dlmbench.errors import RunError
 from dlmbench.executors.local import Job, Local, Source, here, model_record, sample_record
 from dlmbench.executors.prices import Prices
 from dlmbench.spec import RunSpec
+from dlmbench.threads import THREADS
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Worker:
 
         Raises RunError when the run is not the driver's, and whatever generating and scoring raise.
         """
-        import torch
-
-        torch.set_num_threads(piece.threads)
+        THREADS.at_most(piece.threads)
         spec = replace(piece.spec, out=os.devnull)  # nothing is looked up or written here
         job = self.local.job(replace(spec.check(), spec=spec.resolved()))
         if job.key != piece.key:

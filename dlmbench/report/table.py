@@ -126,6 +126,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         "speed_repeats": speed.get("repeats"),
         "speed_same_ids": speed.get("same_ids"),
         "speed_label": speed.get("label"),
+        "speed_steady": speed.get("steady", True),
         "batch_size": spec["batch_size"],
         "block_length": manifest["block_length"],
         "gen_length": manifest["gen_length"],
@@ -316,7 +317,8 @@ LEGEND = (
     "measured price; 1 is one denoise forward of the target at this batch. *8B cost*: the same forwards and passes "
     "where each costs the weights it reads, SDAR-8B with SDAR-1.7B as the draft or a module of three layers, prefill "
     "left out. TPF: tokens / NFE. tok/s: median of "
-    "repeated natural-stop passes over a subset (column *speed items*), decoding only and with prefill."
+    "repeated natural-stop passes over a subset (column *speed items*), decoding only and with prefill; ~ where other "
+    "work on the machine made the number of threads change, in three tries."
 )
 
 
@@ -448,10 +450,11 @@ def helpers(record: dict[str, Any]) -> str:
 
 
 def with_spread(record: dict[str, Any], name: str) -> str:
-    """Median with the range of the repeats."""
+    """Median with the range of the repeats; marked where the number of threads had to be changed meanwhile."""
     if _missing(record.get(name)):
         return "-"
-    return f"{record[name]:,.0f} [{record[name + '_low']:,.0f}, {record[name + '_high']:,.0f}]"
+    mark = "" if record.get("speed_steady", True) else " ~"
+    return f"{record[name]:,.0f} [{record[name + '_low']:,.0f}, {record[name + '_high']:,.0f}]{mark}"
 
 
 def _speed_items(record: dict[str, Any]) -> str:
