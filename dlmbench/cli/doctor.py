@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,15 +22,18 @@ _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 
 def doctor(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Recipe file or name: also check all that its sweep needs.", show_default=False)
+    target: Annotated[
+        str | None,
+        typer.Argument(help="Recipe, or a model: also check all that it needs.", metavar="[RECIPE|MODEL]"),
     ] = None,
+    model: Annotated[str | None, typer.Option(help="With a recipe: this model instead of its own.")] = None,
+    data_dir: flags.DataDir = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the hub.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Check versions, devices, shipped models, sandbox and hub. Exit code 1 when something needed is missing."""
     checks = [*_versions(), *_extras(), *_devices(), *_models(), *_sandbox(), *([] if offline else [_hub()])]
-    checks += _sweep(recipe, offline) if recipe else []
+    checks += _needed(target, {"model": model, "data_dir": data_dir}, offline) if target else []
     broken = [check["what"] for check in checks if check["state"] == "missing"]
     if json:
         print_json({"checks": checks, "ok": not broken})
@@ -71,15 +75,54 @@ def _extras() -> list[dict[str, str]]:
     return [*checks, _check("chromium", "ok" if found else "limited", detail)]
 
 
-def _sweep(recipe: str, offline: bool) -> list[dict[str, str]]:
-    """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
+def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
+    """What a recipe's sweep needs, or a model."""
     from dlmbench.cli.sweep import find_recipe
+
+    path = find_recipe(target)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return _sweep(path, given, offline)
+    return _model(target)
+
+
+def _model(name: str) -> list[dict[str, str]]:
+    """A model: which settings it takes, its files, its configuration and its tokenizer. Loads no weights."""
+    from dlmbench.backbone.loading import load_tokenizer, read_config
+    from dlmbench.errors import RequestError
+    from dlmbench.executors.needs import GIB, checkpoint_here, weights_need
+    from dlmbench.presets import PRESETS, resolve
+
+    try:
+        preset = resolve(name)
+    except RequestError as error:
+        raise RequestError(f"{name!r} is no recipe (dlmbench list recipes). {error}") from error
+    like = name if name in PRESETS else preset.like
+    checks = [_check(f"settings of {preset.name}", "ok", f"preset {like}" if like else "no preset is known: --like")]
+    checks.append(weights_need(name)._asdict())
+    folder = checkpoint_here(preset)
+    if folder is None:
+        return checks
+    try:
+        config, _ = read_config(folder)
+        size = f"{config.parameters / 1e6:,.1f} M parameters, {2 * config.parameters / GIB:.2g} GiB in bfloat16"
+        checks.append(_check("configuration", "ok", f"{config.family}, {config.attention} attention, {size}"))
+        place = Path(preset.tokenizer_location).expanduser()
+        tokenizer = load_tokenizer(place if place.is_dir() else folder)
+        chat = "with a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
+        checks.append(_check("tokenizer", "ok", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {chat}"))
+    except RequestError as error:
+        checks.append(_check("checkpoint", "missing", str(error)))
+    return checks
+
+
+def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
+    """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.errors import RequestError
     from dlmbench.executors.needs import Need, Needs, disk, needed_by, worst
     from dlmbench.spec import SweepSpec
     from dlmbench.tasks import data
 
-    sweep = SweepSpec.from_recipe(find_recipe(recipe))
+    sweep = SweepSpec.from_recipe(recipe, given)
     cells, objections = [], []
     for spec in sweep.cells:
         try:
@@ -109,8 +152,6 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _models() -> list[dict[str, str]]:
-    from pathlib import Path
-
     from dlmbench.presets import ABSENT, PRESETS
 
     checks = []

@@ -71,7 +71,7 @@ class Needs:
 
     def _weights_of(self, name: str) -> Need:
         if name not in self._weights:
-            self._weights[name] = _weights(name)
+            self._weights[name] = weights_need(name)
         return self._weights[name]
 
     def _memory(self, cell: Checked) -> Need:
@@ -192,7 +192,8 @@ def _fetched_config(preset: Preset) -> Path | None:
         return None
 
 
-def _weights(name: str) -> Need:
+def weights_need(name: str) -> Need:
+    """The weights of a model, and where they are to be had."""
     try:
         preset = resolve(name)
     except RequestError as error:
@@ -208,7 +209,7 @@ def _weights(name: str) -> Need:
         what,
         "missing",
         f"{preset.source}{size} is neither a folder here nor in the hub's cache: a run fetches it from the hub, "
-        "or give a folder with --model",
+        "or give its folder with --model",
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dlmbench.bench.shapes import SHAPES
+from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
 from dlmbench.executors import needs
 from dlmbench.presets import PRESETS, resolve
@@ -88,7 +89,7 @@ def test_eos_control_can_still_be_asked_for():
 def test_the_size_of_every_preset_is_known_before_a_download(preset):
     shape = SHAPES[preset.shape]
     assert shape.family == preset.family and shape.parameters > 1e9
-    assert "about" in needs._weights(preset.name).detail
+    assert "about" in needs.weights_need(preset.name).detail
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -196,3 +197,20 @@ def test_a_sweep_runs_the_baselines_that_a_run_does():
     assert {(c.label, c.spec.cache) for c in swept} == {
         (c.label, c.spec.cache) for c in [spec.check(), *(b.check() for b in spec.baselines())]
     }
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_looks_at_a_model_too(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["doctor", "nano", "--offline", "--json"])
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert left.value.code == 0 and "1,024 tokens" in checks["tokenizer"]["detail"]
+    assert "block_causal" in checks["configuration"]["detail"]
+
+
+def test_doctor_says_what_a_name_is_not(capsys):
+    with pytest.raises(SystemExit):
+        main(["doctor", "nope", "--offline"])
+    assert "is no recipe" in capsys.readouterr().err
