@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 
 import typer
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; ends the process with the exit code of the verb."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = _DEBUG in arguments
+    warnings.showwarning = _note
     try:
         code = app([argument for argument in arguments if argument != _DEBUG], standalone_mode=False)
         sys.stdout.flush()
@@ -91,6 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
     if code == _INTERRUPTED:  # typer catches the interrupt and returns its exit code
         _leave(_STOPPED, _INTERRUPTED, False)
     sys.exit(code or 0)
+
+
+def _note(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+    """A warning as one line, without the place in the code that it comes from."""
+    word = "note    " if category is RuntimeWarning else f"{category.__name__}: "
+    print(f"{word}{message}", file=sys.stderr)
 
 
 def _leave_silently() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -32,20 +31,16 @@ def call(capsys):
     return run
 
 
-def test_help_is_light_and_fast():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom dlmbench.cli.app import main\ntry:\n    main(['--help'])\nexcept SystemExit as e:\n"
         "    assert not e.code\n"
         "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'numpy', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in VERBS)
-    # processor seconds: what the wall clock shows where nothing else runs
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 @pytest.mark.parametrize("verb", VERBS)
