@@ -48,9 +48,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from dlmbench import __version__
 
-        print(version("dlmbench"))
+        print(__version__)
         raise typer.Exit
 
 

@@ -11,6 +11,7 @@ import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
+from dlmbench.resources import recipe_folders
 
 _RANGE = "0.3:0.95:0.05"
 Text = str | None
@@ -98,10 +99,9 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_files() -> list[Path]:
-    """Recipes below ./recipes, then those of the checkout that dlmbench runs from."""
-    folders = dict.fromkeys([Path("recipes").resolve(), Path(__file__).parents[2] / "recipes"])
+    """Recipes below ./recipes, then those that dlmbench came with."""
     found: dict[str, Path] = {}
-    for folder in folders:
+    for folder in recipe_folders():
         for path in sorted(folder.glob("**/*.yaml")):
             found.setdefault(path.stem, path)
     return list(found.values())

@@ -22,6 +22,7 @@ from typing import Any
 
 from dlmbench.errors import RequestError
 from dlmbench.presets import PRESETS
+from dlmbench.resources import recipe_folders
 
 COLUMNS = (
     "paper",
@@ -99,18 +100,13 @@ def without_stores(row: Mapping[str, Any]) -> float:
     return row["nfe"] - (row.get("store_forwards") or 0.0)
 
 
-def folder() -> Path:
-    """Where the published figures are: ./recipes/published, or that of the checkout dlmbench runs from."""
-    places = (Path("recipes"), Path(__file__).parents[2] / "recipes")
-    return next((place / "published" for place in places if (place / "published").is_dir()), places[-1] / "published")
-
-
 def read(place: Path | None = None) -> list[Published]:
     """All published rows of the CSV files in `place`. Raises RequestError for a wrong column, unit or number."""
-    place = place or folder()
-    files = sorted(place.glob("*.csv")) if place.is_dir() else []
+    places = [place] if place else [folder / "published" for folder in recipe_folders()]
+    files = next((found for found in (sorted(one.glob("*.csv")) for one in places) if found), [])
     if not files:
-        raise RequestError(f"There are no published figures (*.csv) in {place.name!r}; they are in the repository.")
+        name = place.name if place else "recipes/published"
+        raise RequestError(f"There are no published figures (*.csv) in {name!r}; give their folder with --figures.")
     return [record for file in files for record in _read_file(file)]
 
 

@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("dlmbench", "torch", "transformers", "lm-eval", "numpy")
+from dlmbench import __version__
+
+PACKAGES = ("torch", "transformers", "lm-eval", "numpy")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Installed version of each package; "missing" for one that is not there."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "dlmbench": __version__}
     for package in packages:
         try:
             found[package] = version(package)
