@@ -103,6 +103,7 @@ class View:
 
     def __post_init__(self):
         self.traced: Candidates | None = None  # what `candidates` last returned, for the recorder
+        self.judged: Candidates | None = None  # the last ones made for this view, whose logits must be numbers
         self.masked = self.tokens == self.mask_id
         if self.overhangs:
             self.masked = self.masked & self.valid

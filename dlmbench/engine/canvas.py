@@ -24,15 +24,18 @@ from dlmbench.decoders.predict import Sampling
 BLOCK_DONE, ROW_DONE, IDLE, WAITED = 1, 2, 4, 8  # bits of a row's flag
 NOTE = 4  # a decision's note stands in the bits from here on
 _PER_ROW = (
-    "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
+    "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live", "health",
 )  # fmt: skip
 
 
 class Canvas:
     """Tokens and progress of R rows.
 
-    `answer` is the width of a view that covers the whole answer, 0 when the view is the active block.
+    `answer` is the width of a view that covers the whole answer, 0 when the view is the active block. `health` [R] is
+    finite for as long as the logits that a row was decoded from were numbers.
     """
+
+    carried = _PER_ROW  # what lives from step to step
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
@@ -45,6 +48,7 @@ class Canvas:
         for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards"):
             setattr(self, name, torch.zeros(rows, dtype=torch.long, device=device))
         self.live = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.health = torch.zeros(rows, device=device)
         self.eos = torch.tensor(eos_ids or (-1,), device=device)
         self.block = torch.arange(block_length, device=device)
         self.window = torch.arange(answer or block_length, device=device)
@@ -83,6 +87,11 @@ class Canvas:
             getattr(self, name)[row] = value
         return start
 
+    def begin(self, rows: Tensor) -> None:
+        """Rows [n] whose prompts are encoded go live."""
+        self.live.index_fill_(0, rows, True)
+        self.health.index_fill_(0, rows, 0.0)
+
     def view(
         self, state: dict[str, Tensor], sampling: Sampling, seen: int, longest: int, host: list[HostRow | None] | None,
         tracing: bool,
@@ -105,6 +114,8 @@ class Canvas:
         Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, WAITED for one that took
         no part, and the decision's note.
         """
+        if view.judged is not None:
+            self.health.add_(view.judged.health.reshape(self.rows, -1).sum(1))
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)
