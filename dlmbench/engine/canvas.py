@@ -24,7 +24,8 @@ from dlmbench.decoders.predict import Sampling
 BLOCK_DONE, ROW_DONE, IDLE, WAITED = 1, 2, 4, 8  # bits of a row's flag
 NOTE = 4  # a decision's note stands in the bits from here on
 _PER_ROW = (
-    "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live", "health",
+    "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
+    "health",
 )  # fmt: skip
 
 

@@ -4,12 +4,12 @@ A step of the engine launches some twenty small kernels a layer; launched one by
 of the time. A step reads and writes row-indexed tensors only, and nothing in it depends on their values, so it can be
 recorded as one CUDA graph for each shape that occurs (rows, keys in sight, longest row) and replayed with one launch.
 
-Recording needs every tensor that lives from step to step at a fixed address. Its owners name these (`carried`), and
-`StepGraphs` sees to the rest: tensors that a step binds anew (``state["x"] = torch.where(...)``) are copied back into the
-ones it began with, as the last part of the graph. Before a recorded step is trusted it is replayed from the same
-beginning as a plain one and must leave the same behind: equal integers, floats up to `ROUNDING`. Keys and values are not
-compared (a copy of them would not fit); they are written in place, by the same products. Where recording is refused, or
-a replay differs, the engine goes on without graphs and says why (`refused`).
+Recording needs every tensor that lives from step to step at a fixed address. Their owners name them (`carried`), and
+`StepGraphs` sees to the rest: tensors that a step binds anew (``state["x"] = torch.where(...)``) are copied back into
+the ones it began with, as the last part of the graph. Before a recorded step is trusted it is replayed from the same
+beginning as a plain one and must leave the same behind: equal integers, floats up to `ROUNDING`. Keys and values are
+written in place and not compared: a copy of them might not fit. Where recording is refused, or a replay differs, the
+engine goes on without graphs and says why (`refused`).
 
 Left out: decoders and cache policies whose launches depend on what the host has read (the engine's lag is 0 there).
 """
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -191,7 +191,7 @@ def _on_side_stream(static: list[Tensor], body: Callable[[], Any]) -> Any:
     return on_side_stream(body) if any(tensor.is_cuda for tensor in static) else body()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _side_stream(device: int) -> torch.cuda.Stream:
     """A stream of that device; torch's own for captures belongs to whichever device came first."""
     return torch.cuda.Stream(device)

@@ -401,7 +401,7 @@ class Engine:
         return flags, decision.note is not None
 
     def _carried(self) -> list[Cell]:
-        """Where tensors are bound that live from step to step; beside them keys and values, which are written in place."""
+        """Where tensors are bound that live from step to step; keys and values do too, and are written in place."""
         owners = self.canvas, self.counter, *self.nets.values()
         cells = [(vars(owner), name) for owner in owners for name in owner.carried]
         return cells + [(self.state, name) for name in self.state]
@@ -521,9 +521,9 @@ class Engine:
         """Raises RunError when what a row was decoded from were no numbers."""
         if not isfinite(self.canvas.health[row]):
             raise RunError(
-                f"The logits of item {slot.request.key!r} are no numbers (NaN, infinity, or minus infinity for every "
-                f"token) in {str(self.target.dtype).removeprefix('torch.')}: take --dtype bfloat16 or float32, or check "
-                "the checkpoint's weights."
+                f"The logits of item {slot.request.key!r} in {str(self.target.dtype).removeprefix('torch.')} are no "
+                "numbers (NaN, infinity, or minus infinity for every token): float16 overflows, so take --dtype "
+                "bfloat16 or float32; with these, check the checkpoint's weights."
             )
 
     def _drafts(self, row: int, step: _Launched) -> tuple[int, list[int]]:

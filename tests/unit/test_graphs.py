@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine import Engine, Request
-from dlmbench.engine import calibrate
+from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.engine.graphs import CUDARecording, StepGraphs
 from dlmbench.registry import DECODERS
 from dlmbench.verify import conformance
@@ -128,13 +127,13 @@ def forgetful(engine):
     step = engine._round
 
     def then_forget(*args):
-        owners = [engine.canvas, engine.counter, *engine.nets.values()]
+        owners = [engine.canvas, engine.counter, engine.decoder, *engine.nets.values()]
         before = [dict(vars(owner)) for owner in owners]
         result = step(*args)
         for owner, known in zip(owners, before):
             for name, value in vars(owner).items():
                 holds = any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
-                if holds and value is not known.get(name) and name not in owner.carried:
+                if holds and value is not known.get(name) and name not in getattr(owner, "carried", ()):
                     setattr(owner, name, None)
         return result
 
@@ -347,7 +346,7 @@ def test_everything_an_engine_does_happens_on_its_own_device(monkeypatch):
     cuda, seen = FakeCUDA(monkeypatch), []
     engine.device = torch.device("cuda:1")
     monkeypatch.setattr(engine, "_prepare", lambda *_: seen.append(cuda.device))
-    monkeypatch.setattr(engine, "_serve", lambda queue, results, _: results.__setitem__(0, seen.append(cuda.device) or 1))
+    monkeypatch.setattr(engine, "_serve", lambda queue, results, _: results.insert(0, seen.append(cuda.device) or 1))
     monkeypatch.setattr(calibrate, "prices", lambda *_: seen.append(cuda.device))
     recording = SimpleNamespace(replay=lambda: seen.append((cuda.device, torch.is_inference_mode_enabled())))
     engine.graphs.steps["step"] = SimpleNamespace(recording=recording)
