@@ -136,9 +136,7 @@ def save_checkpoint(model: Transformer, folder: str | Path, dtype: torch.dtype =
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
-    tensors = {
-        name: part.to(device="cpu", dtype=dtype).contiguous() for name, part in official_tensors(model).items()
-    }
+    tensors = {name: part.to(device="cpu", dtype=dtype).contiguous() for name, part in official_tensors(model).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     raw = official_config(config, dtype)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")

@@ -56,7 +56,6 @@ class Candidates:
 
     def __init__(self, logits: Tensor, view, tokens: Tensor | None = None):
         self.view, self.sampling = view, view.sampling
-        view.judged = self
         if tokens is not None:
             self.tokens = tokens
         logits = logits.float()

@@ -130,7 +130,6 @@ class _Source:
     seed: Tensor
     total_steps: Tensor
     positions: Tensor
-    judged: Candidates | None = None
 
 
 class SimSD(RoundDecoder):

@@ -49,7 +49,7 @@ def _plain(engine, repeats: int) -> tuple[str, float]:
     if plain:
         return plain, _seconds(engine, plain, engine.batch_size, repeats)
     calls, queries, pairs, _ = engine.shapes[ours[0]]
-    return plain, forward_seconds(engine.target, engine.batch_size, block, round(pairs / queries), block, repeats)
+    return plain, _timed(engine, "target", engine.batch_size, block, round(pairs / queries), block, repeats)
 
 
 def _whole_row(engine, repeats: int) -> tuple[str, float]:
@@ -60,7 +60,7 @@ def _whole_row(engine, repeats: int) -> tuple[str, float]:
         return plain, _seconds(engine, plain, engine.batch_size, repeats)
     rows = [work for name, work in engine.shapes.items() if name.startswith("target/refresh/row")]
     keys = round(rows[0][2] / rows[0][1])
-    return "", forward_seconds(engine.target, engine.batch_size, keys, keys, block, repeats)
+    return "", _timed(engine, "target", engine.batch_size, keys, keys, block, repeats)
 
 
 def _seconds(engine, name: str, rows: int, repeats: int) -> float:
@@ -71,10 +71,14 @@ def _seconds(engine, name: str, rows: int, repeats: int) -> float:
         rows, queries, projected, pairs = 2 * rows, queries / 2, projected / 2, pairs / 2
     width = int(shape) if shape.isdigit() else max(round(queries / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
+    return _timed(engine, role, rows, width, keys, round(width * projected / max(queries, 1)), repeats)
+
+
+def _timed(engine, role: str, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
     net = engine.nets[role]
     if net.cache is not None and not net.cache.holds(rows, bucket(max(keys, width))):
         engine.release()  # scratch buffers beside its own might not fit
-    return forward_seconds(net, rows, width, keys, round(width * projected / max(queries, 1)), repeats)
+    return forward_seconds(net, rows, width, keys, projected, repeats)
 
 
 @torch.inference_mode()

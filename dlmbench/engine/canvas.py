@@ -117,6 +117,7 @@ class Canvas:
         """
         if view.judged is not None:
             self.health.add_(view.judged.health.reshape(self.rows, -1).sum(1))
+            view.judged = None  # they are large, and know their view
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)

@@ -1,5 +1,6 @@
 """The engine on tiny random networks: counts, stops, refills, errors. pytest tests/unit/test_engine.py"""
 
+import gc
 import math
 import random
 from collections import Counter
@@ -13,7 +14,7 @@ from dlmbench.backbone import attention, network
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.ar import AR
-from dlmbench.decoders.predict import Sampling
+from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, calibrate
@@ -324,6 +325,28 @@ def test_logits_of_a_draft_or_of_its_verifier_that_are_no_numbers_end_a_run(opti
         nets[role] = Network(role, broken(math.nan, False), BLOCK)
         with pytest.raises(RunError, match="are no numbers"):
             Engine(nets, decoder, batch_size=2).generate(requests(3))
+
+
+@pytest.mark.parametrize("name, options", [("mrp", "mode=speculative"), ("mrp", "mode=direct"), ("guided", "")])
+def test_logits_of_a_target_that_are_no_numbers_end_a_run_whoever_else_decides(name, options):
+    cls = DECODERS.get(name)
+    decoder = cls(conformance._config(cls, options))
+    nets = conformance._networks(decoder, decoder.attention[0])
+    with torch.no_grad():
+        nets["target"].model.layers[1].down.weight[7, 3] = math.nan
+    with pytest.raises(RunError, match="are no numbers"):
+        Engine(nets, decoder, batch_size=2).generate(requests(3))
+
+
+def test_a_step_leaves_no_logits_behind():
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(thing) is Candidates for thing in gc.get_objects())
+        engine(Threshold(), batch_size=2).generate(requests(3))
+        assert sum(type(thing) is Candidates for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_a_row_of_nothing_but_minus_infinity_ends_a_run_and_single_ones_do_not(monkeypatch):
