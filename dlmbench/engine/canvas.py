@@ -115,9 +115,7 @@ class Canvas:
         Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, WAITED for one that took
         no part, and the decision's note.
         """
-        if view.judged is not None:
-            self.health.add_(view.judged.health.reshape(self.rows, -1).sum(1))
-            view.judged = None  # they are large, and know their view
+        self._judge(view)
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)
@@ -152,6 +150,14 @@ class Canvas:
         if decision.waits is not None:
             flags.add_(_byte(self.live & decision.waits), alpha=WAITED)
         return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
+
+    def _judge(self, view: View) -> None:
+        """Keep the sum of the proposals' scores; one that is no number stays so."""
+        if view.judged is None:
+            return
+        scores = view.judged.health.sum(-1)
+        self.health.add_(scores if scores.numel() == self.rows else scores.view(self.rows, -1).sum(1))
+        view.judged = None  # the candidates are large, and know their view
 
     def _write(self, view: View, tokens: Tensor) -> None:
         if not self._overhangs:

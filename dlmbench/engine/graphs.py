@@ -17,6 +17,7 @@ Left out: decoders and cache policies whose launches depend on what the host has
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -128,12 +129,12 @@ class StepGraphs:
             return plain  # something has grown: the next step is recorded
         self._settle(cells, static)
         expected = [tensor.clone() for tensor in static]
-        recording, failure = self.recording(self._pool()), None
+        recording, failure, handled = self.recording(self._pool()), None, sys.exception()
         try:
             with _no_collection():
                 result = recording.record(lambda: (body(), self._settle(cells, static))[0])
         except (RuntimeError, NotImplementedError) as error:
-            failure = _cause(error)
+            failure = _cause(error, handled)
         if isinstance(failure, torch.OutOfMemoryError):
             raise failure
         if failure is not None:
@@ -225,9 +226,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0.0, atol=ROUNDING * largest, equal_nan=True)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong first: when a step fails while it is recorded, ending the recording fails as well."""
-    while error.__context__ is not None:
+def _cause(error: BaseException, handled: BaseException | None) -> BaseException:
+    """What went wrong first: when a step fails while it is recorded, ending the recording fails as well.
+
+    `handled` is what the caller was dealing with before, which is none of it.
+    """
+    while error.__context__ is not None and error.__context__ is not handled:
         error = error.__context__
     return error
 
