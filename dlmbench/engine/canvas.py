@@ -156,7 +156,9 @@ class Canvas:
         if view.judged is None:
             return
         scores = view.judged.health.sum(-1)
-        self.health.add_(scores if scores.numel() == self.rows else scores.view(self.rows, -1).sum(1))
+        if scores.shape != self.health.shape:  # several copies of a row
+            scores = scores.view(self.rows, -1).sum(1)
+        self.health.add_(scores)
         view.judged = None  # the candidates are large, and know their view
 
     def _write(self, view: View, tokens: Tensor) -> None:
