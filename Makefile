@@ -49,15 +49,15 @@ bench: $(VENV)/.runtime
 
 # On a machine whose own Python has torch with CUDA (and transformers, safetensors, numpy, typer, rich, pyyaml): no .venv.
 bench-gpu:
-	$(PYTHON) -m dlmbench bench --device cuda --shape nano --batch-size 1,16,128 --repeats 3 --out results/bench
-	$(PYTHON) -m dlmbench bench --device cuda --shape sdar-8b --block-length 4 --batch-size 1 --repeats 3 \
-		--prompt-tokens 1024 --contexts 1024,4096 --out results/bench
+	$(PYTHON) -m dlmbench bench --device cuda --shape nano --batch-size 1,16,128 --repeats 3 --no-plain --out results/bench
 	$(PYTHON) -m dlmbench bench --device cuda --shape sdar-4b --block-length 4 --batch-size 1,32,128 --repeats 3 \
 		--prompt-tokens 256 --contexts 256,1024 --no-plain --out results/bench
 	$(PYTHON) -m dlmbench bench --device cuda --shape sdar-1.7b --block-length 4 --batch-size 1,32 --repeats 3 \
-		--prompt-tokens 256 --out results/bench
+		--prompt-tokens 256 --no-plain --out results/bench
 	$(PYTHON) -m dlmbench bench --device cuda --shape llada-8b --block-length 32 --lengths 256,1024 --out results/bench
 	$(PYTHON) -m dlmbench bench --device cuda --shape dream-7b --block-length 32 --lengths 256,1024 --out results/bench
+	$(PYTHON) -m dlmbench bench --device cuda --shape sdar-8b --block-length 4 --batch-size 1 --repeats 3 \
+		--prompt-tokens 1024 --contexts 1024,4096 --out results/bench
 
 train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano-ar.yaml

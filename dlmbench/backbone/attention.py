@@ -18,6 +18,17 @@ from torch import Tensor
 from dlmbench.backbone.cache import KVCache
 
 FEW = 64  # queries a row up to which plain products are used on CPU
+CUDNN = False  # may cuDNN compute attention on CUDA?
+
+
+def choose_kernels(device: torch.device) -> None:
+    """Leave attention on CUDA to torch's memory-efficient kernel, for the whole process.
+
+    With a mask torch prefers cuDNN in bfloat16, which plans anew for every shape (tens of milliseconds on the host) and
+    raises where a layout has no plan; biases that all queries share are such a layout.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(CUDNN)
 
 
 @dataclass

@@ -106,6 +106,10 @@ class Bidirectional(Network):
         if self.guidance:
             self.unguided_cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
 
+    def release(self) -> None:
+        super().release()
+        self.unguided_cache = None
+
     def reset(self, rows: Tensor) -> None:
         super().reset(rows)
         self.given[rows] = self.canvas[rows] != self.config.mask_id  # prompt and tokens fixed in advance

@@ -10,6 +10,9 @@ and a forward's keys and values go in by one write.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,20 @@ class KVCache:
             return False
         self._narrow(rows)
         return True
+
+    def holds(self, rows: int, slots: int) -> bool:
+        """Is it large enough for that many?"""
+        return rows <= self.rows and slots <= self.capacity
+
+    @contextmanager
+    def narrowed(self, rows: int) -> Iterator[KVCache]:
+        """Only the first `rows` rows, for a while."""
+        used = self._used
+        self._narrow(rows)
+        try:
+            yield self
+        finally:
+            self._narrow(used)
 
     def _narrow(self, rows: int) -> None:
         """Use the first `rows` rows."""

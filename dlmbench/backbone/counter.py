@@ -51,7 +51,9 @@ class Counter:
     others "keys" are (query, key) pairs.
     """
 
-    def __init__(self, rows: int, device: torch.device, columns: int = 16):
+    carried = ("totals",)  # what lives from step to step
+
+    def __init__(self, rows: int, device: torch.device, columns: int = 64):
         self.columns: dict[tuple[Column, tuple[int, int] | None], int] = {}
         self.configs: dict[str, BackboneConfig] = {}
         self.totals = torch.zeros(columns, len(MEASURES), rows, dtype=torch.long, device=device)

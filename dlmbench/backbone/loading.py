@@ -135,21 +135,27 @@ def save_checkpoint(model: Transformer, folder: str | Path, dtype: torch.dtype =
     """Write config.json, generation_config.json and model.safetensors in the family's official layout."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config, family = model.config, BACKBONES.get(model.config.family)
-    tensors = {}
-    for ours, tensor in model.state_dict().items():
-        layer = ours.split(".")[1] if ours.startswith("layers.") else ""
-        official = family.names[ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours]
-        sizes = _packed_sizes(ours, config) if len(official) > 1 else [tensor.shape[0]]
-        for name, part in zip(official, tensor.detach().split(sizes), strict=True):
-            tensors[name.format(layer)] = part.to(device="cpu", dtype=dtype).contiguous()
+    config = model.config
+    tensors = {name: part.to(device="cpu", dtype=dtype).contiguous() for name, part in official_tensors(model).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    raw = _official_config(config, family, dtype)
+    raw = official_config(config, dtype)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     eos = list(config.eos_ids)
     generation = {"eos_token_id": eos[0] if len(eos) == 1 else eos, "pad_token_id": config.pad_id}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     return folder
+
+
+def official_tensors(model: Transformer) -> dict[str, torch.Tensor]:
+    """A network's weights under the family's official names: views of what is packed here."""
+    family, tensors = BACKBONES.get(model.config.family), {}
+    for ours, tensor in model.state_dict().items():
+        layer = ours.split(".")[1] if ours.startswith("layers.") else ""
+        official = family.names[ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours]
+        sizes = _packed_sizes(ours, model.config) if len(official) > 1 else [tensor.shape[0]]
+        for name, part in zip(official, tensor.split(sizes), strict=True):
+            tensors[name.format(layer)] = part
+    return tensors
 
 
 def _packed_sizes(name: str, config: BackboneConfig) -> list[int]:
@@ -158,7 +164,9 @@ def _packed_sizes(name: str, config: BackboneConfig) -> list[int]:
     return [config.intermediate_size] * 2
 
 
-def _official_config(config: BackboneConfig, family: Family, dtype: torch.dtype) -> dict:
+def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
+    """What the family's config.json says of such a network."""
+    family = BACKBONES.get(config.family)
     raw = {
         "architectures": list(family.architectures),
         "model_type": family.model_types[0],

@@ -71,6 +71,9 @@ class Prepared(nn.Module):
         self._ready = None
         return super().train(mode)
 
+    def reserve(self, positions: int) -> None:
+        """Positions below this will come; for networks that keep a table of them."""
+
 
 class Layer(Prepared):
     """Pre-norm attention and SwiGLU, residuals folded into the output products."""
@@ -134,6 +137,8 @@ class Transformer(Prepared):
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._rope: Tensor | None = None
+        self._positions = config.max_positions  # that the rotary table reaches
+        self._outgrown: list[Tensor] = []  # tables that recorded steps may still read
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Run the layers. x [N,D] embeddings, positions [N] -> hidden states after the final norm [N,D]."""
@@ -145,6 +150,13 @@ class Transformer(Prepared):
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., D]"""
         return F.embedding(ids, self.embedding.weight)
+
+    def reserve(self, positions: int) -> None:
+        """Let the rotary table reach that many positions: blocks and padding may end behind a model's last token."""
+        if positions > self._positions:
+            self._positions = positions
+            self._outgrown += [] if self._rope is None else [self._rope]
+            self._rope = None
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states after the final norm [..., D] -> logits [..., V]."""
@@ -188,12 +200,12 @@ class Transformer(Prepared):
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine for positions [N] -> two [N,1,d]; tables grow on demand, angles in float32."""
         if self._rope is None or self._rope.device != positions.device or self._rope.dtype != dtype:
-            self._rope = _rope_table(self.config, positions.device, dtype)
+            self._rope = _rope_table(self.config, self._positions, positions.device, dtype)
         return F.embedding(positions, self._rope).unsqueeze(1).chunk(2, -1)
 
 
-def _rope_table(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Half-split cosines and signed sines side by side [max_positions, 2*d], with Llama-3 frequency scaling where the
+def _rope_table(config: BackboneConfig, positions: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Half-split cosines and signed sines side by side [positions, 2*d], with Llama-3 frequency scaling where the
     config asks for it."""
     exact = torch.promote_types(dtype, torch.float32)
     half = torch.arange(0, config.head_dim, 2, dtype=exact) / config.head_dim
@@ -201,7 +213,7 @@ def _rope_table(config: BackboneConfig, device: torch.device, dtype: torch.dtype
     scaling = dict(config.rope_scaling)
     if scaling.get("rope_type") == "llama3":
         frequency = _llama3_frequencies(frequency, scaling)
-    angles = torch.outer(torch.arange(config.max_positions, dtype=exact), frequency)
+    angles = torch.outer(torch.arange(positions, dtype=exact), frequency)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos, -sin, sin], -1).to(device=device, dtype=dtype)
 

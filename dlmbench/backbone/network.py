@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, prompt_bias, visible
+from dlmbench.backbone.attention import CachedAttention, Group, choose_kernels, prompt_bias, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Column, Counter
 from dlmbench.backbone.model import Attend, Transformer
 
-PREFILL_CHUNK = 512  # prompt tokens encoded at once
+PREFILL_CHUNK = 512  # prompt tokens of a row that are encoded at once
+PREFILL_TOKENS = 8192  # the same of all rows: what they need on the way (gate and up products) fits beside the weights
 PREFILL_BUCKET = 16  # prompt widths are padded to multiples of this, so their shapes are few
 KEY_BUCKET = 16  # the same for the number of keys a forward looks at
 
@@ -31,23 +32,43 @@ def bucket(n: int, size: int = KEY_BUCKET) -> int:
     return -(-n // size) * size
 
 
+def prefill_rows(tokens: int) -> int:
+    """How many rows with prompts of up to `tokens` are encoded together."""
+    return max(PREFILL_TOKENS // max(min(tokens, PREFILL_CHUNK), 1), 1)
+
+
 class Network:
-    """One model in one role ("target", "draft", "guide", ...)."""
+    """One model in one role ("target", "draft", "guide", ...).
+
+    `carried` names its tensors that live from step to step. `stored` and `_riding` do not: a step that reads them has
+    written them. Keys and values do, in place.
+    """
+
+    carried: tuple[str, ...] = ("pending",)
+    keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):
         self.role, self.model, self.config = role, model, model.config
         self.block_length, self.store_mode = block_length, store
         self.device, self.dtype = model.norm.device, model.norm.dtype
         self.cache: KVCache | None = None
+        self.prefill_states: Tensor | None = None
+        choose_kernels(self.device)
 
     def allocate(self, rows: int, capacity: int, canvas: Tensor, counter: Counter) -> None:
         """Static buffers for a run. canvas [R, capacity] holds everybody's tokens and is shared, not copied."""
         self.canvas, self.counter = canvas, counter
+        self.model.reserve(2 * capacity)  # a view of the widest answer may begin behind the longest prompt
         if self.cache is None or not self.cache.fits(rows, capacity):
+            self.cache = None  # before its successor is made
             self.cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
         self.pending = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.waiting: set[int] = set()  # what the host knows of `pending`, where flags are read at once
         self.block = torch.arange(self.block_length, device=self.device)
+
+    def release(self) -> None:
+        """Give up keys and values."""
+        self.cache = None
 
     # --- what the engine does -------------------------------------------------------------------------------------
 
@@ -75,7 +96,7 @@ class Network:
     def prefill_chunks(self, rows: Tensor, lengths: list[int]) -> Iterator[None]:
         """`prefill` in chunks of whole blocks, which gives the same keys and values; yields between them.
 
-        The final hidden states are left in `prefill_states` [n,T,D].
+        With `keeps_states` the final hidden states are left in `prefill_states` [n,T,D].
         """
         if max(lengths) == 0:
             return
@@ -86,8 +107,10 @@ class Network:
         for at in range(0, width, chunk):
             if at:
                 yield
-            states.append(self._prefill_chunk(rows, ends, at, min(at + chunk, width)))
-        self.prefill_states = states[0] if len(states) == 1 else torch.cat(states, 1)
+            chunk_states = self._prefill_chunk(rows, ends, at, min(at + chunk, width))
+            if self.keeps_states:
+                states.append(chunk_states)
+        self.prefill_states = torch.cat(states, 1) if states else None
         unit = 1 if self.config.attention == "causal" else self.block_length
         self._count("prefill", "prompt", ends > 0, (ends + unit) // 2, ends, 0, rows)  # a query sees half on average
 

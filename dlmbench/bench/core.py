@@ -10,21 +10,28 @@ import itertools
 import random
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
 
+from dlmbench.backbone import attention
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.network import Network
 from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
-from dlmbench.bench.plain import PlainLoop
+from dlmbench.bench.plain import PlainLoop, qwen_of
 from dlmbench.bench.shapes import SHAPES, random_model
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
+from dlmbench.engine.graphs import first_line, on_device
 from dlmbench.registry import DECODERS
+
+PLAIN, COMPILED = "transformers", "transformers, compiled"
+PLAIN_SECONDS = 10.0  # of one round of a plain loop: its tokens a second are known by then
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Settings:
     contexts: tuple[int, ...] = ()  # keys that timed forwards see; default: prompt and answer
     repeats: int = 5
     plain: bool = True
+    cudnn: bool = False  # let cuDNN compute attention on CUDA, to compare
     lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
 
 
@@ -164,21 +172,31 @@ class _Ours:
 
 
 class _Plain:
-    """The transformers loop on the same prompts, one at a time."""
+    """The transformers loop on the same prompts, one at a time, for at most `PLAIN_SECONDS` each."""
 
-    def __init__(self, model, settings: Settings, static: bool = False):
-        self.row = {"loop": "transformers, compiled" if static else "transformers", "batch": 1}
-        self.loop, self.tokens = PlainLoop(model, settings.block_length, static), settings.new_tokens
+    def __init__(self, model, settings: Settings, qwen: Callable, loop: str, static: bool):
+        self.row = {"loop": loop, "batch": 1}
+        self.loop, self.tokens = PlainLoop(model, settings.block_length, static, qwen()), settings.new_tokens
         self.requests = _requests(model, settings, 2)
 
     def once(self) -> dict[str, float]:
         began = time.perf_counter()
-        tokens = sum(len(self.loop.generate(list(r.prompt_ids), self.tokens)) for r in self.requests)
+        tokens = sum(len(self.loop.generate(list(r.prompt_ids), self.tokens, PLAIN_SECONDS)) for r in self.requests)
         return {"tokens_per_s": tokens / (time.perf_counter() - began)}
 
 
-def decode_rows(contenders: list, repeats: int) -> list[dict]:
-    """Medians of `repeats` rounds. All contenders run once a round, so that a machine that drifts treats them alike."""
+def decode_rows(makers: Sequence[Callable], repeats: int, together: bool) -> list[dict]:
+    """Medians of `repeats` rounds of contenders, which are made here.
+
+    `together`: all of them run once a round, so that a machine that drifts treats them alike; else one is done before
+    the next is made, so that each has the memory to itself.
+    """
+    if together:
+        return _rounds([make() for make in makers], repeats)
+    return [row for make in makers for row in _rounds([make()], repeats)]
+
+
+def _rounds(contenders: list, repeats: int) -> list[dict]:
     samples: list[list[dict[str, float]]] = [[] for _ in contenders]
     for number in range(repeats + 1):
         for contender, kept in zip(contenders, samples):
@@ -195,6 +213,12 @@ def decode_rows(contenders: list, repeats: int) -> list[dict]:
 def run(settings: Settings) -> dict:
     """Everything of one bench as a record; `ratios` are the comparisons that one looks for first."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    attention.CUDNN = settings.cudnn
+    with on_device(device):
+        return _run(settings, device, dtype)
+
+
+def _run(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict:
     model = random_model(settings.shape, settings.device, dtype)
     rates = device_rates(device, dtype)
     record = {
@@ -226,13 +250,18 @@ def _full_attention(model, settings: Settings) -> dict:
 
 
 def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
-    most = max(settings.batch_sizes)
-    ours = [_Ours(model, settings, batch) for batch in settings.batch_sizes]
-    variants = [_Ours(model, settings, most, store="separate"), _Ours(model, settings, most, steps=2)]
-    plain = [_Plain(model, settings)] if settings.plain else []
-    if settings.plain and settings.device != "cpu":
-        plain.append(_Plain(model, settings, static=True))
-    rows = decode_rows([*ours, *variants, *plain], settings.repeats)
+    most, on_cpu = max(settings.batch_sizes), settings.device == "cpu"
+    forwards = forward_rows(model, settings, rates)
+    ours = [partial(_Ours, model, settings, batch) for batch in settings.batch_sizes]
+    variants = [partial(_Ours, model, settings, most, **other) for other in ({"store": "separate"}, {"steps": 2})]
+    plain = _plain_makers(model, settings)
+    rows = decode_rows([*ours, *variants, *(plain if on_cpu else ())], settings.repeats, together=on_cpu)
+    failed = {}
+    for make in () if on_cpu else plain:  # last, and what fails there leaves the rest as it is
+        try:
+            rows += decode_rows([make], settings.repeats, together=False)
+        except Exception as error:  # of another project's code, whatever it raises
+            failed[make.keywords["loop"]] = first_line(error)
     decoded, rest = rows[: len(ours)], rows[len(ours) :]
     first, last = decoded[0]["tokens_per_s"], decoded[settings.batch_sizes.index(most)]["tokens_per_s"]
     ratios = {
@@ -243,7 +272,6 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
         ratios |= {
             f"batch {row['batch']} over {other['loop']}": row["tokens_per_s"] / other["tokens_per_s"] for row in decoded
         }
-    forwards = forward_rows(model, settings, rates)
     grid = len(settings.contexts) > 1 and len(settings.batch_sizes) > 1
     return {
         "prompt_tokens": settings.prompt_tokens,
@@ -252,7 +280,17 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
         **({"growth": fit_growth(forwards)} if grid else {}),
         "decoding": rows,
         "ratios": ratios,
+        **({"failed": failed} if failed else {}),
     }
+
+
+def _plain_makers(model, settings: Settings) -> list[Callable]:
+    """The plain loops that are asked for, on one set of weights."""
+    if not settings.plain:
+        return []
+    kinds = {PLAIN: False} if settings.device == "cpu" else {PLAIN: False, COMPILED: True}
+    qwen = cache(lambda: qwen_of(model))  # made when the first of them is
+    return [partial(_Plain, model, settings, qwen, loop=loop, static=static) for loop, static in kinds.items()]
 
 
 def _requests(model, settings: Settings, count: int) -> list[Request]:

@@ -1,73 +1,97 @@
 """The loop that a careful user of transformers would write, to compare with.
 
-Qwen3ForCausalLM holds the same weights, dtype and threads; a cache is kept for the clean prefix and cropped in place
-after every denoising step; logits are computed for the block only; inference mode. One prompt at a time, one token a
-step (SDAR's static decoding with the official extra store forward), EOS ignored. With ``static=True`` the cache is a
-StaticCache as long as the row, which on a GPU allows ``torch.compile(mode="reduce-overhead")``.
+Qwen3ForCausalLM holds the same weights (the very tensors), dtype and threads; a cache is kept for the clean prefix and
+cropped in place after every denoising step; logits are computed for the block only; inference mode. One prompt at a
+time, one token a step (SDAR's static decoding with the official extra store forward), EOS ignored. With ``static=True``
+the cache is a StaticCache as long as the row, kept for the next row of that length, which on a GPU allows
+``torch.compile(mode="reduce-overhead")``.
 """
 
 from __future__ import annotations
 
-import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlmbench.backbone.loading import save_checkpoint
+from dlmbench.backbone.loading import official_config, official_tensors
 from dlmbench.backbone.model import Transformer
 
 
+def qwen_of(model: Transformer):
+    """transformers' Qwen3 on the tensors of an SDAR network, which has its layout: nothing is copied."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    dtype = model.norm.dtype
+    raw = official_config(model.config, dtype) | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    with torch.device("meta"):
+        config = Qwen3Config.from_dict(raw)
+        qwen = Qwen3ForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    qwen.load_state_dict(official_tensors(model), strict=not model.config.tie_embeddings, assign=True)
+    qwen.tie_weights()
+    with torch.device(model.norm.device):  # its angles are no weights
+        qwen.model.rotary_emb = type(qwen.model.rotary_emb)(config)
+    return qwen.requires_grad_(False).eval()
+
+
 class PlainLoop:
-    """Static decoding, k = 1, with transformers' own Qwen3."""
+    """Static decoding, k = 1, with transformers' own Qwen3; `qwen` shares one between loops (default: its own)."""
 
-    def __init__(self, model: Transformer, block_length: int, static: bool = False):
-        from transformers import Qwen3ForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
+    def __init__(self, model: Transformer, block_length: int, static: bool = False, qwen=None):
         self.mask_id, self.block_length = model.config.mask_id, block_length
         self.device, self.dtype = model.norm.device, model.norm.dtype
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(model, folder, self.dtype)
-            _as_qwen3(folder)
-            qwen = Qwen3ForCausalLM.from_pretrained(folder, dtype=self.dtype, attn_implementation="sdpa")
-        self.qwen, self.static = qwen.to(self.device).eval(), static
+        self.qwen, self.static = qwen_of(model) if qwen is None else qwen, static
+        self.caches: dict[int, object] = {}  # by length: a recording knows their addresses
         self.step = self.qwen
         if static and self.device.type == "cuda":
             self.step = torch.compile(self.qwen, mode="reduce-overhead")
 
     @torch.inference_mode()
-    def generate(self, prompt: list[int], tokens: int) -> list[int]:
-        """The first `tokens` ids after the prompt."""
-        block = self.block_length
+    def generate(self, prompt: list[int], tokens: int, seconds: float = float("inf")) -> list[int]:
+        """The first `tokens` ids after the prompt, or those of the blocks that were done when `seconds` were over."""
+        block, began = self.block_length, time.perf_counter()
         total = -(-(len(prompt) + tokens) // block) * block
         canvas = torch.full((1, total), self.mask_id, device=self.device)
         canvas[0, : len(prompt)] = torch.tensor(prompt, device=self.device)
-        cache = self._cache(total)
-        start = len(prompt) // block * block
-        if start:
-            blocks = torch.arange(start, device=self.device) // block
-            self._forward(canvas[:, :start], 0, cache, blocks.unsqueeze(1) >= blocks, keep=1)
-        for first in range(start, total, block):
-            part = canvas[:, first : first + block]
-            while bool((masked := part[0] == self.mask_id).any()):
-                logits = self._forward(part, first, cache)
-                self._crop(cache, block)
-                logits[:, self.mask_id] = float("-inf")
-                confidence, best = logits.softmax(-1).max(-1)
-                place = confidence.masked_fill(~masked, -1.0).argmax()
-                part[0, place] = best[place]
-            self._forward(part, first, cache, keep=1)
+        with _own_kernels():
+            cache = self._cache(total)
+            start = len(prompt) // block * block
+            if start:
+                blocks = torch.arange(start, device=self.device) // block
+                self._forward(canvas[:, :start], 0, cache, blocks.unsqueeze(1) >= blocks, keep=1)
+            for first in range(start, total, block):
+                if time.perf_counter() - began > seconds:
+                    return canvas[0, len(prompt) : first].tolist()
+                self._block(canvas[:, first : first + block], first, cache)
         return canvas[0, len(prompt) : len(prompt) + tokens].tolist()
+
+    def _block(self, part: Tensor, first: int, cache) -> None:
+        """Fill the block part [1,B] that begins at position `first`, and store it."""
+        while bool((masked := part[0] == self.mask_id).any()):
+            logits = self._forward(part, first, cache)
+            self._crop(cache, self.block_length)
+            logits[:, self.mask_id] = float("-inf")
+            confidence, best = logits.softmax(-1).max(-1)
+            place = confidence.masked_fill(~masked, -1.0).argmax()
+            part[0, place] = best[place]
+        self._forward(part, first, cache, keep=0 if self.static else 1)  # another number would be compiled anew
 
     def _cache(self, length: int):
         from transformers import DynamicCache, StaticCache
 
         self.length = length
-        if self.static:
-            return StaticCache(config=self.qwen.config, max_cache_len=length)
-        return DynamicCache(config=self.qwen.config)
+        if not self.static:
+            return DynamicCache(config=self.qwen.config)
+        if length in self.caches:
+            self.caches[length].reset()
+        else:
+            self.caches[length] = StaticCache(config=self.qwen.config, max_cache_len=length)
+        return self.caches[length]
 
     def _crop(self, cache, block: int) -> None:
         """Forget the last `block` positions, without giving up memory that a recording knows."""
@@ -94,12 +118,12 @@ class PlainLoop:
         return out.logits[0].float()
 
 
-def _as_qwen3(folder: str) -> None:
-    """Relabel a saved SDAR folder: the layouts are the same, only the names of the class and type differ."""
-    import json
-    from pathlib import Path
-
-    file = Path(folder) / "config.json"
-    raw = json.loads(file.read_text())
-    raw.update(model_type="qwen3", architectures=["Qwen3ForCausalLM"])
-    file.write_text(json.dumps(raw))
+@contextmanager
+def _own_kernels() -> Iterator[None]:
+    """Attention as torch chooses it by itself, which our networks keep from one of its kernels."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -27,6 +27,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16")] = "auto",
     plain: Annotated[bool, typer.Option(help="time the plain transformers loop too")] = True,
+    cudnn: Annotated[bool, typer.Option("--cudnn", help="let cuDNN compute attention on CUDA, to compare")] = False,
     decoders: Annotated[
         bool, typer.Option("--decoders", help="instead: what every decoder adds to its forwards, shipped models")
     ] = False,
@@ -56,7 +57,7 @@ def bench(
 
         record, show = run_decoders(max(sizes), repeats), _show_decoders
     else:
-        asked = Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, rows)
+        asked = Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, cudnn, rows)
         record, show = run(asked), _show
     if not json:
         show(record)
@@ -94,6 +95,8 @@ def _show(record: dict) -> None:
         console.print(show(record, Table))
     for name, value in record["ratios"].items():
         console.print(f"{name}: {value:.2f}x")
+    for name, reason in record.get("failed", {}).items():
+        console.print(f"{name} could not be timed: {reason}")
     if "growth" in record:
         law = record["growth"]
         console.print(

@@ -107,7 +107,7 @@ class Adjust(RoundDecoder):
         for j in range(self._most(view)):
             if j and not config.use_marginals:
                 states, logits = head.step(view, tokens, states, wanted > j)
-                best = Candidates(logits, view)
+                best = view.judged = Candidates(logits, view)
             chosen = top_n(-best.entropy, left, 1) & (wanted > j).unsqueeze(1)
             tokens, left = torch.where(chosen, best.tokens, tokens), left & ~chosen
             order = order.masked_fill(chosen, j)

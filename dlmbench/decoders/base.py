@@ -103,6 +103,7 @@ class View:
 
     def __post_init__(self):
         self.traced: Candidates | None = None  # what `candidates` last returned, for the recorder
+        self.judged: Candidates | None = None  # those whose logits must be numbers, until the decision is carried out
         self.masked = self.tokens == self.mask_id
         if self.overhangs:
             self.masked = self.masked & self.valid
@@ -125,7 +126,7 @@ class View:
 
     def candidates(self, logits: Tensor) -> Candidates:
         """Proposed token and its scores at every position. logits [R,W,V]."""
-        best = Candidates(logits, self)
+        best = self.judged = Candidates(logits, self)
         if self.tracing:
             self.traced = best
         return best

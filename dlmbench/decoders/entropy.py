@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.decoders.predict import without
 from dlmbench.decoders.static import scores
 
 
@@ -36,7 +36,7 @@ class Entropy(StepDecoder):
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         if self.config.rule == "eb":
-            logits = logits.index_fill(-1, torch.tensor([view.mask_id], device=logits.device), float("-inf"))
+            logits = without(logits, (view.mask_id,))
         best = view.candidates(logits)
         proxy = self.config.proxy if self.config.rule == "eb" else "entropy"
         score = scores(best, proxy).masked_fill(~view.eligible, float("-inf"))

@@ -154,7 +154,7 @@ class Guided(RoundDecoder):
         return True, view.live
 
     def _propose(self, view: View, net: Any, rows: Tensor) -> None:
-        best = Candidates(net.denoise(view, active=rows), view)
+        best = view.judged = Candidates(net.denoise(view, active=rows), view)
         rows = rows.unsqueeze(1)
         view.state["proposals"] = torch.where(rows, best.tokens, view.state["proposals"])
         view.state["sure"] = torch.where(rows, best.confidence, view.state["sure"])

@@ -372,5 +372,5 @@ def _pick(view: View, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 
     tokens [N,B], logits [N,B,V].
     """
-    best = Candidates(logits, view)
+    best = view.judged = Candidates(logits, view)
     return top_n(best.log_odds, tokens == view.mask_id, 1), best.tokens

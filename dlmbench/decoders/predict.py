@@ -60,7 +60,7 @@ class Candidates:
             self.tokens = tokens
         logits = logits.float()
         if self.sampling.banned:
-            logits = _without(logits, self.sampling.banned)
+            logits = without(logits, self.sampling.banned)
         self.logits = logits if self.sampling.scale == 1.0 else logits / self.sampling.scale
 
     @cached_property
@@ -113,6 +113,14 @@ class Candidates:
         return uniform(self.view.seed ^ 0x5EED, self.view.total_steps, self.view.positions)
 
     @property
+    def health(self) -> Tensor:
+        """Finite where the logits are numbers: a score that is known already."""
+        if "_mass" in vars(self):
+            return self._mass[0]
+        scores = self.logits if self.sampling.greedy else self._truncated
+        return scores.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
+
+    @property
     def _scored(self) -> Tensor:
         """Logits of the distribution that gives the scores. [R,W,V]"""
         logits = self.logits
@@ -120,7 +128,7 @@ class Candidates:
             logits = logits * self.sampling.scale
         elif self.sampling.confidence == "filtered":
             logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
-        return _without(logits, self.sampling.last) if self.sampling.last else logits
+        return without(logits, self.sampling.last) if self.sampling.last else logits
 
     @cached_property
     def _mass(self) -> tuple[Tensor, Tensor]:
@@ -133,7 +141,7 @@ class Candidates:
     def _truncated(self) -> Tensor:
         """Distribution that tokens are drawn from: mask id out, then top-k, then top-p, renormalised. [R,W,V]"""
         mask_id = self.view.mask_id
-        logits = _without(self.logits, (mask_id,) if mask_id < self.logits.shape[-1] else ())
+        logits = without(self.logits, (mask_id,) if mask_id < self.logits.shape[-1] else ())
         if self.sampling.confidence == "filtered":  # Dream's order
             logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
         else:
@@ -154,11 +162,11 @@ def draw(probability: Tensor, point: Tensor) -> Tensor:
     return torch.minimum(drawn, last)
 
 
-def _without(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
+def without(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
     """A copy of logits [...,V] in which `ids` are impossible."""
     logits = logits.clone()
     for token in ids:
-        logits[..., token] = float("-inf")
+        logits.select(-1, token).fill_(float("-inf"))
     return logits
 
 

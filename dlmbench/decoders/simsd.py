@@ -240,7 +240,9 @@ class SimSD(RoundDecoder):
         draft, revealed = state["draft"], state["revealed"]
         logits = self.path.draft(view, net, window, active)
         sampling = Sampling(temperature=1.0) if config.sampling == "multinomial" else Sampling()
-        best = Candidates(logits, _Source(self.mask_id, sampling, view.seed, view.total_steps, window.positions))
+        best = view.judged = Candidates(
+            logits, _Source(self.mask_id, sampling, view.seed, view.total_steps, window.positions)
+        )
         todo = window.open & (revealed == NEVER) & (self.blocks == state["drafted"].unsqueeze(1))
         due = 1
         if self.steps < self.block_length:
@@ -280,7 +282,9 @@ class SimSD(RoundDecoder):
         state = view.state
         tokens = torch.where(window.open, state["draft"], window.known)
         logits = self.path.verify(view, net, window, tokens, revealed, active)
-        best = Candidates(logits, _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions))
+        best = view.judged = Candidates(
+            logits, _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions)
+        )
         never = window.open & (revealed == NEVER)
         tokens = torch.where(never, best.tokens, tokens)  # what the draft left out is the target's to say
         if self.config.accept == "greedy_match":
@@ -313,7 +317,7 @@ class SimSD(RoundDecoder):
             used=taken * width,
         )  # fmt: skip
         source = _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions)
-        best = Candidates(logits.view(rows, copies, width, -1), source)
+        best = view.judged = Candidates(logits.view(rows, copies, width, -1), source)
         step = torch.arange(copies, device=tokens.device).view(1, -1, 1)
         masked = window.open.unsqueeze(1) & (revealed.unsqueeze(1) >= step)  # [R,C,W]
         choice = top_n(best.log_odds.flatten(0, 1), masked.flatten(0, 1), 1).view_as(masked)
@@ -411,7 +415,7 @@ class SimSD(RoundDecoder):
     def _distribution(self, logits: Tensor) -> Tensor:
         """Probabilities at temperature 1 with the mask token ruled out. logits [R,W,V]."""
         logits = logits.float().clone()
-        logits[..., self.mask_id] = float("-inf")
+        logits.select(-1, self.mask_id).fill_(float("-inf"))
         return logits.softmax(-1)
 
 

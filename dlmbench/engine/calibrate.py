@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from dlmbench.backbone.attention import CachedAttention, Group
-from dlmbench.backbone.network import KEY_BUCKET, Network
+from dlmbench.backbone.cache import KVCache
+from dlmbench.backbone.network import Network, bucket
+from dlmbench.engine.graphs import CUDARecording, on_device, on_side_stream
 from dlmbench.errors import RunError
 
 
@@ -44,7 +49,7 @@ def _plain(engine, repeats: int) -> tuple[str, float]:
     if plain:
         return plain, _seconds(engine, plain, engine.batch_size, repeats)
     calls, queries, pairs, _ = engine.shapes[ours[0]]
-    return plain, forward_seconds(engine.target, engine.batch_size, block, round(pairs / queries), block, repeats)
+    return plain, _timed(engine, "target", engine.batch_size, block, round(pairs / queries), block, repeats)
 
 
 def _whole_row(engine, repeats: int) -> tuple[str, float]:
@@ -55,7 +60,7 @@ def _whole_row(engine, repeats: int) -> tuple[str, float]:
         return plain, _seconds(engine, plain, engine.batch_size, repeats)
     rows = [work for name, work in engine.shapes.items() if name.startswith("target/refresh/row")]
     keys = round(rows[0][2] / rows[0][1])
-    return "", forward_seconds(engine.target, engine.batch_size, keys, keys, block, repeats)
+    return "", _timed(engine, "target", engine.batch_size, keys, keys, block, repeats)
 
 
 def _seconds(engine, name: str, rows: int, repeats: int) -> float:
@@ -66,7 +71,14 @@ def _seconds(engine, name: str, rows: int, repeats: int) -> float:
         rows, queries, projected, pairs = 2 * rows, queries / 2, projected / 2, pairs / 2
     width = int(shape) if shape.isdigit() else max(round(queries / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
-    return forward_seconds(engine.nets[role], rows, width, keys, round(width * projected / max(queries, 1)), repeats)
+    return _timed(engine, role, rows, width, keys, round(width * projected / max(queries, 1)), repeats)
+
+
+def _timed(engine, role: str, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
+    net = engine.nets[role]
+    if net.cache is not None and not net.cache.holds(rows, bucket(max(keys, width))):
+        engine.release()  # scratch buffers beside its own might not fit
+    return forward_seconds(net, rows, width, keys, projected, repeats)
 
 
 @torch.inference_mode()
@@ -74,44 +86,54 @@ def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: i
     """Median seconds of one forward: `rows` rows of `width` queries over `keys` keys, `projected` of them through the
     head.
 
-    Runs on scratch buffers beside the network's own.
+    Runs on the network's own keys and values where they are large enough, and spends them; else on scratch buffers.
     """
-    from dlmbench.backbone.cache import KVCache
+    seen = bucket(max(keys, width))
+    net.model.reserve(seen)
+    with on_device(net.device), _cache(net, rows, seen) as cache:
+        positions = torch.arange(seen - width, seen, device=net.device).expand(rows, width)
+        places = cache.places(None, positions)
+        bias = cache.before(torch.full((rows,), seen, device=net.device), seen)
+        forward = net.trial(rows * width)
 
-    seen = -(-max(keys, width) // KEY_BUCKET) * KEY_BUCKET
-    cache = KVCache(net.config, rows, seen, net.device, net.dtype)
-    positions = torch.arange(seen - width, seen, device=net.device).expand(rows, width)
-    places = cache.places(None, positions)
-    bias = cache.before(torch.full((rows,), seen, device=net.device), seen)
-    forward = net.trial(rows * width)
+        def once() -> None:
+            states = forward(positions.reshape(-1), CachedAttention(cache, places, [Group(positions, bias)]))
+            if projected:
+                net.model.project(states[: rows * projected])
 
-    def once() -> None:
-        states = forward(positions.reshape(-1), CachedAttention(cache, places, [Group(positions, bias)]))
-        if projected:
-            net.model.project(states[: rows * projected])
-
-    return median_seconds(_recorded(once) if net.device.type == "cuda" else once, net.device, repeats)
+        return median_seconds(_recorded(once) if net.device.type == "cuda" else once, net.device, repeats)
 
 
-def _recorded(once):
+@contextmanager
+def _cache(net: Network, rows: int, slots: int) -> Iterator[KVCache]:
+    """Keys and values for that many rows and slots."""
+    if net.cache is None or not net.cache.holds(rows, slots):
+        yield KVCache(net.config, rows, slots, net.device, net.dtype)
+        return
+    with net.cache.narrowed(rows) as cache:
+        yield cache
+
+
+def _recorded(once: Callable[[], Any]) -> Callable[[], Any]:
     """The same as a replayed CUDA graph, as steps are run; as it is where that cannot be recorded."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        once()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    on_side_stream(once)
+    recording = CUDARecording()
     try:
-        with torch.cuda.graph(graph):
-            once()
+        recording.record(once)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return once
-    return graph.replay
+    return recording.replay
 
 
-def median_seconds(once, device: torch.device, repeats: int) -> float:
+def median_seconds(once: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median wall seconds of calling `once`, synchronised, after one warm-up call; short calls are timed in runs."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+
+    def synchronise() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     once()
     synchronise()
     began = time.perf_counter()

@@ -25,14 +25,18 @@ BLOCK_DONE, ROW_DONE, IDLE, WAITED = 1, 2, 4, 8  # bits of a row's flag
 NOTE = 4  # a decision's note stands in the bits from here on
 _PER_ROW = (
     "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
+    "health",
 )  # fmt: skip
 
 
 class Canvas:
     """Tokens and progress of R rows.
 
-    `answer` is the width of a view that covers the whole answer, 0 when the view is the active block.
+    `answer` is the width of a view that covers the whole answer, 0 when the view is the active block. `health` [R] is
+    finite for as long as the logits that a row was decoded from were numbers.
     """
+
+    carried = _PER_ROW  # what lives from step to step
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
@@ -45,6 +49,7 @@ class Canvas:
         for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards"):
             setattr(self, name, torch.zeros(rows, dtype=torch.long, device=device))
         self.live = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.health = torch.zeros(rows, device=device)
         self.eos = torch.tensor(eos_ids or (-1,), device=device)
         self.block = torch.arange(block_length, device=device)
         self.window = torch.arange(answer or block_length, device=device)
@@ -83,6 +88,11 @@ class Canvas:
             getattr(self, name)[row] = value
         return start
 
+    def begin(self, rows: Tensor) -> None:
+        """Rows [n] whose prompts are encoded go live."""
+        self.live.index_fill_(0, rows, True)
+        self.health.index_fill_(0, rows, 0.0)
+
     def view(
         self, state: dict[str, Tensor], sampling: Sampling, seen: int, longest: int, host: list[HostRow | None] | None,
         tracing: bool,
@@ -105,6 +115,7 @@ class Canvas:
         Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, WAITED for one that took
         no part, and the decision's note.
         """
+        self._judge(view)
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)
@@ -139,6 +150,16 @@ class Canvas:
         if decision.waits is not None:
             flags.add_(_byte(self.live & decision.waits), alpha=WAITED)
         return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
+
+    def _judge(self, view: View) -> None:
+        """Keep the sum of the proposals' scores; one that is no number stays so."""
+        if view.judged is None:
+            return
+        scores = view.judged.health.sum(-1)
+        if scores.shape != self.health.shape:  # several copies of a row
+            scores = scores.view(self.rows, -1).sum(1)
+        self.health.add_(scores)
+        view.judged = None  # the candidates are large, and know their view
 
     def _write(self, view: View, tokens: Tensor) -> None:
         if not self._overhangs:

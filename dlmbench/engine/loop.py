@@ -10,23 +10,25 @@ Timing is done here and nowhere else.
 
 from __future__ import annotations
 
-import statistics
 import time
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.counter import Counter
-from dlmbench.backbone.network import Network, bucket
+from dlmbench.backbone.network import Network, bucket, prefill_rows
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, WAITED, Canvas
-from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line
+from dlmbench.engine.graphs import Cell, CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import Generation, Request, Timing, validate
 from dlmbench.engine.text import Text
@@ -73,6 +75,17 @@ class _Launched:
     copied: torch.cuda.Event | None = None  # when the flags have reached the host
 
 
+def _at_work(method: Callable) -> Callable:
+    """A method that computes: on the engine's device, without gradients."""
+
+    @wraps(method)
+    def there(self, *args, **kwargs):
+        with on_device(self.device), torch.inference_mode():
+            return method(self, *args, **kwargs)
+
+    return there
+
+
 class Engine:
     """Runs one decoder over networks in their roles.
 
@@ -84,7 +97,7 @@ class Engine:
         lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere unless the decoder's
             launches depend on them.
         graphs: record steps and replay them; default: on CUDA where no launch depends on the host. A callable makes the
-            recordings (tests).
+            recordings (tests), each in the memory pool that it is given.
         fill_after_eos: full attention only: after every step, whatever lies right of the first EOS becomes EOS.
         fixed: (offset, token) pairs given in advance in every answer whose request names none.
         stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
@@ -99,7 +112,7 @@ class Engine:
         batch_size: int = 1,
         sampling: Sampling | None = None,
         lag: int | None = None,
-        graphs: Callable[[], Recording] | bool | None = None,
+        graphs: Callable[[Any], Recording] | bool | None = None,
         stall_limit: int = 64,
         fill_after_eos: bool = False,
         fixed: tuple[tuple[int, int], ...] = (),
@@ -110,16 +123,16 @@ class Engine:
         self.batch_size = batch_size
         self.sampling = sampling or Sampling()
         self.device = self.target.device
+        decoder.attach(nets)  # what a decoder does may depend on its networks
         self.lag = lag
         if lag is None:
             now = self.device.type == "cpu" or decoder.lag == 0 or any(net.reads_host for net in nets.values())
             self.lag = 0 if now else 1
         wanted = self.device.type == "cuda" if graphs is None else bool(graphs)
         recording = graphs if callable(graphs) else CUDARecording
-        self.graphs = StepGraphs(self._kept, recording) if wanted and self.lag else None
+        self.graphs = StepGraphs(recording) if wanted and self.lag else None
         self._buffers: tuple | None = None  # what they were made for
         self.fill_after_eos, self.fixed = fill_after_eos, fixed
-        decoder.attach(nets)
         self.stall_limit = stall_limit
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
         self.timing = Timing()
@@ -128,7 +141,7 @@ class Engine:
 
     # --- public -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @_at_work
     def generate(
         self,
         requests: Sequence[Request],
@@ -144,7 +157,8 @@ class Engine:
 
         Raises:
             RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
-            RunError: the decoder made no progress for `stall_limit` steps, or memory ends with a single row.
+            RunError: the decoder made no progress for `stall_limit` steps, memory ends with a single row, or logits
+                are no numbers.
         """
         requests = list(requests)
         if not requests:
@@ -187,14 +201,20 @@ class Engine:
                 "shorten prompts (--num-fewshot) or answers (--gen-length), or take a smaller model."
             ) from error
         self.batch_size //= 2
-        self._buffers = None
-        for net in self.nets.values():
-            net.cache = None
-        if self.graphs:
-            self.graphs.steps.clear()
+        traceback.clear_frames(error.__traceback__)  # they hold what the step had computed so far
+        self.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(f"Out of memory: going on with --batch-size {self.batch_size}.", RuntimeWarning, stacklevel=3)
+
+    def release(self) -> None:
+        """Give up all buffers, and recorded steps with them; the next call of `generate` makes new ones."""
+        self._buffers = self.encoding = None
+        self.state = {}
+        for net in self.nets.values():
+            net.release()
+        if self.graphs:
+            self.graphs.clear()
 
     def describe(self) -> dict:
         """What was loaded and how: enough to tell two runs apart."""
@@ -202,6 +222,7 @@ class Engine:
         halved = {"batch_size": self.batch_size} if "batch_size" in self._description else {}
         return {**self._description, **halved, **graphs}
 
+    @_at_work
     def replay_seconds(self, repeats: int = 20) -> float | None:
         """Median seconds that the device takes for the last recorded step by itself; None where none was recorded.
 
@@ -209,20 +230,17 @@ class Engine:
         """
         if not (self.graphs and self.graphs.steps):
             return None
-        recording = list(self.graphs.steps.values())[-1].recording
-        samples = []
-        for _ in range(repeats):
-            began = self._now()
-            recording.replay()
-            samples.append(self._now() - began)
-        return statistics.median(samples)
+        from dlmbench.engine.calibrate import median_seconds
 
-    @torch.inference_mode()
+        recording = list(self.graphs.steps.values())[-1].recording
+        return median_seconds(recording.replay, self.device, repeats)
+
+    @_at_work
     def calibrate(self, repeats: int = 5) -> dict[str, float]:
         """Price of every "role/kind/shape" met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
-        of `repeats`.
+        of `repeats`. Spends the buffers: what was decoded last is no longer there.
         """
         from dlmbench.engine.calibrate import prices
 
@@ -269,7 +287,8 @@ class Engine:
             self.canvas.live.zero_()
             return
         if self.graphs:
-            self.graphs.steps.clear()
+            self.graphs.clear()
+        self.state = {}  # before what replaces it is made
         config, block = self.target.config, self.target.block_length
         self.canvas = Canvas(
             rows, capacity, block, self._mask_id, () if self.decoder.ends_rows else config.eos_ids, config.attention,
@@ -291,9 +310,8 @@ class Engine:
         return length if self.target.config.attention == "full" else -(-length // block) * block
 
     def _padded(self, longest: int) -> int:
-        """The length that whole rows are padded to, no longer than the model allows."""
-        limit = max(self.target.config.max_positions, longest)
-        return min(bucket(longest, GRAPH_BUCKET), limit) if self.graphs else longest
+        """The length that whole rows are padded to; a model's limit is one of tokens, not of padding."""
+        return bucket(longest, GRAPH_BUCKET) if self.graphs else longest
 
     def _refill(self, queue: deque) -> None:
         """Give free slots the next requests and encode their prompts, in one batch.
@@ -314,7 +332,10 @@ class Engine:
         self.timing.prefill += self._now() - began
 
     def _encode(self, queue: deque) -> Iterator[None]:
-        """Admit what fits into the free slots; yields between chunks of the prompts."""
+        """Admit what fits into the free slots; yields between chunks of the prompts.
+
+        A forward holds at most some thousand tokens, so many long prompts go in by some rows at a time.
+        """
         admitted, rows = time.perf_counter(), []
         for row in [row for row, slot in enumerate(self.slots) if slot is None][: len(queue)]:
             index, request = queue.popleft()
@@ -323,17 +344,28 @@ class Engine:
             end = len(request.prompt_ids) + request.max_tokens
             self.slots[row] = _Slot(request, index, admitted, start, end)
             rows.append(row)
-        chosen = torch.tensor(rows, device=self.device)
         lengths = [len(self.slots[row].request.prompt_ids) for row in rows]
+        ahead = [max(net.prefill_lengths(lengths)) for net in self.nets.values()] if self.decoder.cached else [0]
+        together = prefill_rows(max(ahead))
+        for at in range(0, len(rows), together):
+            if at:
+                yield
+            yield from self._encode_rows(rows[at : at + together], lengths[at : at + together])
+
+    def _encode_rows(self, rows: list[int], lengths: list[int]) -> Iterator[None]:
+        """Encode the prompts of these rows and let them go live; yields between chunks."""
+        chosen = torch.tensor(rows, device=self.device)
         self.counter.reset(chosen)
         self.counter.log = None
         for net in self.nets.values():
             net.reset(chosen)
             if self.decoder.cached:
                 yield from net.prefill_chunks(chosen, net.prefill_lengths(lengths))
+        for net in self.nets.values():
+            net.prefill_states = None
         for name, tensor in self.state.items():
             tensor[chosen] = self.fresh_state[name]
-        self.canvas.live.index_fill_(0, chosen, True)
+        self.canvas.begin(chosen)
         for row in rows:
             self.slots[row].first_step, self.idle_steps[row] = self.launched, 0
             if self.recorder:
@@ -358,7 +390,8 @@ class Engine:
         longest = min(max(slot.end for slot in busy), capacity)
         if self.graphs and self.recorder is None:
             seen, longest = min(bucket(seen, GRAPH_BUCKET), capacity), self._padded(longest)
-            flags, noted = self.graphs.run((seen, longest), lambda: self._round(seen, longest, None))
+            key = seen, longest, self.canvas.fixed
+            flags, noted = self.graphs.run(key, lambda: self._round(seen, longest, None), self._carried)
         else:
             started = [slot if slot and slot.first_step is not None else None for slot in self.slots]
             host = None if self.lag else [slot.row if slot else None for slot in started]
@@ -384,9 +417,11 @@ class Engine:
             self.recorder.step(view, decision, self.counter.log, self.canvas.filled)
         return flags, decision.note is not None
 
-    def _kept(self) -> list[dict[str, Any]]:
-        """Where tensors are bound that live from step to step."""
-        return [vars(self.canvas), self.state, vars(self.counter), *(vars(net) for net in self.nets.values())]
+    def _carried(self) -> list[Cell]:
+        """Where tensors are bound that live from step to step; keys and values do too, and are written in place."""
+        owners = self.canvas, self.counter, *self.nets.values()
+        cells = [(vars(owner), name) for owner in owners for name in owner.carried]
+        return cells + [(self.state, name) for name in self.state]
 
     def _to_host(self, flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Start copying a step's flags to the host, without waiting; (flags, event of their arrival)."""
@@ -456,6 +491,7 @@ class Engine:
                     continue
             self.idle_steps[row] = self.idle_steps[row] + 1 if flag & IDLE else 0
             if self.idle_steps[row] >= self.stall_limit:
+                self._check_numbers(row, slot)
                 raise RunError(
                     f"Decoder {self.decoder.name!r} revealed nothing for {self.stall_limit} steps in item "
                     f"{slot.request.key!r}; every step must make net progress or declare the row idle."
@@ -469,6 +505,7 @@ class Engine:
 
     def _finish(self, row: int, slot: _Slot, last_block: int, step: _Launched) -> Generation:
         """Free the slot and read its row."""
+        self._check_numbers(row, slot)
         request = slot.request
         prompt = len(request.prompt_ids)
         whole = self.canvas.attention == "full" or self.canvas.answer > 0
@@ -496,6 +533,15 @@ class Engine:
         for net in self.nets.values():
             net.waiting.discard(row)
         return generation
+
+    def _check_numbers(self, row: int, slot: _Slot) -> None:
+        """Raises RunError when what a row was decoded from were no numbers."""
+        if not isfinite(self.canvas.health[row]):
+            raise RunError(
+                f"The logits of item {slot.request.key!r} in {str(self.target.dtype).removeprefix('torch.')} are no "
+                "numbers (NaN, infinity, or minus infinity for every token): float16 overflows, so take --dtype "
+                "bfloat16 or float32; with these, check the checkpoint's weights."
+            )
 
     def _drafts(self, row: int, step: _Launched) -> tuple[int, list[int]]:
         """Draft tokens proposed for a row, and how many were accepted at a time; nothing without a draft."""
@@ -527,4 +573,3 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-

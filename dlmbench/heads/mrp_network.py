@@ -25,7 +25,7 @@ class MRPHead(Network):
 
     def __init__(self, module: MRPModule, target: Network):
         super().__init__("head", module, target.block_length, target.store_mode)
-        self.target = target
+        self.target, target.keeps_states = target, True
         self.keeps_prefix = True  # the decoder's choice, made before anything runs
 
     # --- what the engine does -------------------------------------------------------------------------------------

@@ -124,6 +124,9 @@ class PolicyNetwork(nn.Module):
             x = block(index, x, condition, positions, attend)
         return x
 
+    def reserve(self, positions: int) -> None:
+        """Nothing to prepare: angles are computed with every call."""
+
     def project(self, states: Tensor) -> Tensor:
         """Logit of unmasking now. [...,D] -> [...]"""
         return self.output_proj(self.final_norm(states)).squeeze(-1)

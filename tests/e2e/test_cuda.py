@@ -3,6 +3,7 @@
 Needs nothing but torch, transformers, safetensors, numpy and pyyaml beside pytest.
 """
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ pytestmark = [
 ]
 AREAS = sorted(p.parent for p in (Path(__file__).parents[1] / "golden").glob("*/README.md"))
 CASES = [(name, kind) for name in DECODERS.names() for kind in DECODERS.get(name).attention]
+OTHERS = [  # settings whose steps take other ways
+    ("entropy", "block_causal", "rule=eb", {}),
+    ("static", "full", "steps=2,schedule=dream,alg_temp=0.2", {}),
+    ("mrp", "block_causal", "mode=speculative,K=4,fresh_drafts=true,seed_commits=true", {}),
+    ("static", "block_causal", "", {"sampling": Sampling(1.0, 5, 0.9, "truncated")}),
+    ("static", "full", "", {"sampling": Sampling(0.0, 0, 1.0, "clean", (1,), (1, 2))}),
+    ("threshold", "full", "", {"fill_after_eos": True}),
+]
 SAMPLED = [("threshold", "block_causal"), ("static", "block_causal"), ("static", "full"), ("sequential", "full")]
 
 
@@ -47,9 +56,10 @@ def ids(generations):
     return [generation.ids for generation in generations]
 
 
-def tiny(name, attention, requests, **options):
-    decoder = DECODERS.get(name)()
-    engine = Engine(conformance._networks(decoder, attention, "cuda"), decoder, batch_size=3, **options)
+def tiny(name, attention, requests, setting="", device="cuda", **options):
+    cls = DECODERS.get(name)
+    decoder = cls(conformance._config(cls, setting))
+    engine = Engine(conformance._networks(decoder, attention, device), decoder, batch_size=3, **options)
     return engine, engine.generate(requests)
 
 
@@ -59,11 +69,11 @@ def test_golden_cases_in_float32(area):
     assert failed == []
 
 
-@pytest.mark.parametrize("name, attention", CASES)
-def test_recorded_steps_equal_plain_ones(name, attention):
+@pytest.mark.parametrize("name, attention, setting, options", [(*case, "", {}) for case in CASES] + OTHERS)
+def test_recorded_steps_equal_plain_ones(name, attention, setting, options):
     items = conformance._requests(3)
-    _, plain = tiny(name, attention, items, graphs=False)
-    engine, replayed = tiny(name, attention, items)
+    _, plain = tiny(name, attention, items, setting, graphs=False, **options)
+    engine, replayed = tiny(name, attention, items, setting, **options)
     assert ids(replayed) == ids(plain) and [g.counts for g in replayed] == [g.counts for g in plain]
     if engine.graphs:
         assert engine.graphs.refused is None and engine.graphs.steps
@@ -116,14 +126,54 @@ def test_nothing_inside_a_step_waits_for_the_device(graphs):
 
 def test_memory_returns_to_where_it_was():
     def spend():
-        nano(batch_size=16).generate(requests(32))
+        engine = nano(batch_size=16)
+        engine.generate(requests(32))
+        engine.calibrate(1)
+        del engine  # its graphs and buffers go with it, whatever the garbage collector does
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
     spend()  # libraries keep what they allocate first
     before = torch.cuda.memory_allocated()
-    spend()
-    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+    gc.disable()
+    try:
+        spend()
+        assert torch.cuda.memory_allocated() <= before + (1 << 20)
+    finally:
+        gc.enable()
+
+
+def test_an_engine_records_again_after_its_graphs_are_gone():
+    engine = nano(batch_size=8)
+    first = ids(engine.generate(requests(8)))
+    for _ in range(2):
+        engine.release()
+        assert ids(engine.generate(requests(8))) == first
+    assert engine.graphs.refused is None and engine.graphs.steps
+
+
+def test_a_step_that_cannot_be_recorded_leaves_the_next_engine_as_it_was():
+    class Reading(Threshold):
+        def decide(self, view, logits):
+            self.seen = logits.amax().item()
+            return super().decide(view, logits)
+
+    config, items = ThresholdConfig(tau=0.9), requests(8)
+    here, engine = torch.cuda.current_stream(), nano(decoder=Reading(config), batch_size=8)
+    plain = ids(engine.generate(items))
+    assert "cannot be recorded here" in engine.graphs.refused and torch.cuda.current_stream() == here
+    torch.cuda.empty_cache()
+    after = nano(decoder=Threshold(config), batch_size=8)
+    assert ids(after.generate(items)) == plain and after.graphs.refused is None
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_another_device_than_the_first_records_on_its_own():
+    items = conformance._requests(3)
+    _, first = tiny("threshold", "block_causal", items)
+    engine, second = tiny("threshold", "block_causal", items, device="cuda:1")
+    assert ids(second) == ids(first) and engine.graphs.refused is None and engine.graphs.steps
+    assert torch.cuda.current_device() == 0
 
 
 def test_out_of_memory_on_the_device_halves_the_batch():

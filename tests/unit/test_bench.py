@@ -2,17 +2,19 @@
 
 import json
 import time
+import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from dlmbench.bench import decoders
+from dlmbench.bench import core, decoders
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.core import fit_growth
-from dlmbench.bench.plain import PlainLoop
-from dlmbench.bench.shapes import random_model
+from dlmbench.bench.plain import PlainLoop, qwen_of
+from dlmbench.bench.shapes import SHAPES, random_model
 from dlmbench.cli.app import app
 
 
@@ -78,6 +80,71 @@ def test_plain_loop_with_a_static_cache_gives_the_same_ids():
     prompt = list(range(4, 17))
     growing, static = (PlainLoop(model, 8, static).generate(prompt, 20) for static in (False, True))
     assert growing == static and len(growing) == 20
+
+
+@pytest.mark.parametrize("shape", ["nano", "untied"])
+def test_the_plain_loop_reads_the_very_weights_of_the_network(shape, monkeypatch):
+    tied = SHAPES["nano"]
+    small = replace(tied, num_layers=2, tie_embeddings=shape == "nano")
+    monkeypatch.setitem(SHAPES, "small", small)
+    model = random_model("small", "cpu", torch.float32)
+    qwen = qwen_of(model)
+    ours = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    assert {tensor.untyped_storage().data_ptr() for tensor in qwen.state_dict().values()} == ours
+    ids = torch.arange(4, 40).unsqueeze(0)
+    with torch.inference_mode():
+        states = model.hidden(ids, mask=torch.ones(1, 1, 36, 36).tril().bool())
+        assert torch.allclose(qwen(input_ids=ids).logits, model.project(states), atol=1e-4)
+
+
+def test_a_static_cache_is_kept_for_rows_of_its_length_and_a_loop_ends_in_time():
+    loop = PlainLoop(random_model("nano", "cpu", torch.float32), 8, static=True)
+    prompts = [list(range(first, first + 13)) for first in (4, 50)]
+    first = [loop.generate(prompt, 11) for prompt in prompts]
+    keys = loop.caches[24].layers[0].keys.data_ptr()
+    assert [loop.generate(prompt, 11) for prompt in prompts] == first and first[0] != first[1]
+    assert list(loop.caches) == [24] and loop.caches[24].layers[0].keys.data_ptr() == keys
+    assert loop.generate(prompts[0], 11, seconds=-1.0) == []
+
+
+def test_contenders_are_made_together_or_one_after_another():
+    alive, most = weakref.WeakSet(), []
+
+    class Contender:
+        row = {"loop": "x"}
+
+        def __init__(self):
+            alive.add(self)
+
+        def once(self):
+            most.append(len(alive))
+            return {"tokens_per_s": 1.0}
+
+    assert len(core.decode_rows([Contender] * 3, 2, together=True)) == 3 and set(most) == {3}
+    most.clear()
+    assert len(core.decode_rows([Contender] * 3, 2, together=False)) == 3 and set(most) == {1}
+
+
+def test_a_plain_loop_that_fails_on_a_device_is_named_and_the_rest_is_kept(monkeypatch):
+    class Fails(PlainLoop):
+        def __init__(self, model, block, static=False, qwen=None):
+            if static:
+                raise RuntimeError("no compiler here\nmore")
+            super().__init__(model, block, static, qwen)
+
+    monkeypatch.setattr(core, "PlainLoop", Fails)
+    model = random_model("nano", "cpu", torch.float32)
+    settings = core.Settings(device="cuda", batch_sizes=(1,), new_tokens=8, repeats=1)  # the order of a GPU
+    record = core._block_causal(model, settings, {"copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0})
+    assert record["failed"] == {"transformers, compiled": "no compiler here"}
+    assert [row["loop"] for row in record["decoding"]][-1] == "transformers"
+    assert "batch 1 over transformers" in record["ratios"]
+
+
+def test_forwards_may_be_timed_behind_a_model_s_last_position():
+    settings = core.Settings(batch_sizes=(1,), contexts=(2100,), repeats=1)  # nano has 2048
+    model = random_model("nano", "cpu", torch.float32)
+    assert core.forward_rows(model, settings, {"copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0})[0]["ms"] > 0
 
 
 def test_bench_saves_its_record_and_the_growth_picture(tmp_path):

@@ -1,5 +1,7 @@
 """The engine on tiny random networks: counts, stops, refills, errors. pytest tests/unit/test_engine.py"""
 
+import gc
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -8,14 +10,17 @@ from itertools import groupby
 import pytest
 import torch
 
-from dlmbench.backbone import network
+from dlmbench.backbone import attention, network
+from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.ar import AR
-from dlmbench.decoders.predict import Sampling
+from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
-from dlmbench.engine import Engine, Request
+from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.errors import RequestError, RunError
+from dlmbench.registry import DECODERS
+from dlmbench.verify import conformance
 from dlmbench.verify.conformance import EOS, MASK, VOCABULARY, _model
 
 BLOCK = 4
@@ -242,3 +247,177 @@ def test_memory_that_holds_no_single_row_is_said():
     tight._step = never
     with pytest.raises(RunError, match="single row .CUDA out of memory. Tried to allocate 2 GiB.: shorten"):
         tight.generate(requests(4))
+
+
+def limited(name, kind, limit, block, shift=None):
+    """An engine on tiny networks of at most `limit` positions."""
+    decoder = DECODERS.get(name)()
+    nets = conformance._networks(decoder, kind)
+    for net in nets.values():
+        config = replace(net.config, max_positions=limit, shift=net.config.shift if shift is None else shift)
+        net.model = net.model.__class__(config).requires_grad_(False).eval()
+        net.config, net.block_length = config, block
+    return Engine(nets, decoder, batch_size=2)
+
+
+@pytest.mark.parametrize("limit", [100, 96])
+@pytest.mark.parametrize(
+    "name, kind, block, shift",
+    [("threshold", "block_causal", 7, 0), ("threshold", "block_causal", 4, 0), ("ar", "causal", 1, 1),
+     ("threshold", "full", 7, 0), ("threshold", "full", 7, 1), ("wino", "full", 7, 0)],
+)  # fmt: skip
+def test_answers_come_up_to_the_last_position_of_a_model(name, kind, block, shift, limit):
+    sizes = ((limit - 1, 1), (3, limit - 3), (limit - 6, 6))  # of a prompt and its answer
+    items = [Request(str(n), (20,) * n, budget) for n, budget in sizes]
+    results = limited(name, kind, limit, block, shift).generate(items)
+    assert [len(g.ids) for g in results if g.stop_reason == "length"] == [
+        item.max_tokens for item, g in zip(items, results) if g.stop_reason == "length"
+    ]
+    with pytest.raises(RequestError, match=f"need {limit + 1} positions, the model has {limit}"):
+        limited(name, kind, limit, block, shift).generate([Request("x", (20,) * limit, 1)])
+
+
+def test_a_table_of_angles_that_grows_keeps_its_values_and_the_one_that_recorded_steps_read():
+    model = _model("block_causal")
+    before = [table.clone() for table in model._rotation(torch.arange(200), torch.float32)]
+    old = model._rope
+    model.reserve(300)
+    after = model._rotation(torch.arange(300), torch.float32)
+    assert all(torch.equal(a, b[:200]) for a, b in zip(before, after)) and len(model._rope) == 300
+    assert model._outgrown[0] is old
+    model.reserve(250)
+    assert len(model._rope) == 300
+
+
+def broken(value, head):
+    """A model whose logits are no numbers: a weight of a layer, or of the head, is `value`."""
+    model = _model("block_causal")
+    weight = model.head.weight if head else model.layers[1].down.weight
+    with torch.no_grad():
+        weight[7, 3] = value
+    return model
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["layer", "head"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize(
+    "name, sampling",
+    [("threshold", Sampling()), ("static", Sampling()), ("sequential", Sampling()), ("entropy", Sampling()),
+     ("sequential", Sampling(temperature=1.0)), ("static", Sampling(temperature=1.0, top_p=0.9)),
+     ("static", Sampling(confidence="truncated")), ("rcd", Sampling()), ("wino", Sampling())],
+)  # fmt: skip
+def test_logits_that_are_no_numbers_end_a_run_with_the_remedy(name, sampling, lag, value, head):
+    decoder = DECODERS.get(name)()
+    nets = {role: Network(role, broken(value, head), BLOCK) for role in decoder.needs(decoder.config, "block_causal")}
+    machine = Engine(nets, decoder, batch_size=2, lag=lag, sampling=sampling)
+    remedy = "item '[012]' in float32 are no numbers .*: float16 overflows, so take --dtype bfloat16 or float32"
+    with pytest.raises(RunError, match=remedy):
+        machine.generate(requests(3))
+
+
+@pytest.mark.parametrize("options", ["verify=packed", "verify=replicated"])
+def test_logits_of_a_draft_or_of_its_verifier_that_are_no_numbers_end_a_run(options):
+    cls = DECODERS.get("simsd")
+    for role in cls.roles:
+        decoder = cls(conformance._config(cls, options))
+        nets = conformance._networks(decoder, "block_causal")
+        nets[role] = Network(role, broken(math.nan, False), BLOCK)
+        with pytest.raises(RunError, match="are no numbers"):
+            Engine(nets, decoder, batch_size=2).generate(requests(3))
+
+
+@pytest.mark.parametrize("name, options", [("mrp", "mode=speculative"), ("mrp", "mode=direct"), ("guided", "")])
+def test_logits_of_a_target_that_are_no_numbers_end_a_run_whoever_else_decides(name, options):
+    cls = DECODERS.get(name)
+    decoder = cls(conformance._config(cls, options))
+    nets = conformance._networks(decoder, decoder.attention[0])
+    with torch.no_grad():
+        nets["target"].model.layers[1].down.weight[7, 3] = math.nan
+    with pytest.raises(RunError, match="are no numbers"):
+        Engine(nets, decoder, batch_size=2).generate(requests(3))
+
+
+def test_a_step_leaves_no_logits_behind():
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(thing) is Candidates for thing in gc.get_objects())
+        engine(Threshold(), batch_size=2).generate(requests(3))
+        assert sum(type(thing) is Candidates for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
+def test_a_row_of_nothing_but_minus_infinity_ends_a_run_and_single_ones_do_not(monkeypatch):
+    def limit_logits(machine, seen):
+        project = machine.target.model.project
+
+        def projected(hidden):
+            logits = project(hidden)
+            logits[..., seen:] = float("-inf")
+            return logits
+
+        monkeypatch.setattr(machine.target.model, "project", projected)
+        return machine
+
+    for decoder in (Threshold, Static, AR):
+        items = requests(3)
+        results = limit_logits(engine(decoder(), eos=()), 60).generate(items)
+        assert all(max(g.ids) < 60 for g in results)
+        with pytest.raises(RunError, match="minus infinity for every token"):
+            limit_logits(engine(decoder(), eos=()), 0).generate(items)
+
+
+def test_a_slot_is_judged_anew_when_its_next_prompt_is_ready():
+    machine = engine(batch_size=1)
+    first = machine.generate(requests(2))
+    with torch.inference_mode():
+        machine.canvas.health.fill_(math.nan)  # what an empty slot has read is nobody's
+    assert [g.ids for g in machine.generate(requests(2))] == [g.ids for g in first]
+
+
+def test_pricing_takes_the_buffers_that_are_there_and_frees_those_that_are_too_small(monkeypatch):
+    made = []
+
+    class Noted(KVCache):
+        def __init__(self, config, rows, capacity, *rest):
+            made.append((rows, capacity))
+            assert machine.target.cache is None
+            super().__init__(config, rows, capacity, *rest)
+
+    machine = engine(Threshold(), batch_size=3)
+    expected = [g.ids for g in machine.generate(requests(6, budget=16))]
+    monkeypatch.setattr(calibrate, "KVCache", Noted)
+    machine.calibrate(repeats=1)
+    assert made == [] and machine.target.cache is not None
+    machine.batch_size = 5  # rows that the last call did not have
+    machine.calibrate(repeats=1)
+    assert made and machine.target.cache is None
+    assert [g.ids for g in machine.generate(requests(6, budget=16))] == expected
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_many_long_prompts_are_encoded_some_rows_at_a_time(monkeypatch, lag):
+    rng = random.Random(4)
+    items = [Request(str(i), tuple(rng.choices(range(4, VOCABULARY), k=30)), 5 + i) for i in range(9)]
+    expected = engine(eos=(), batch_size=9).generate(items)
+    monkeypatch.setattr(network, "PREFILL_TOKENS", 100)
+    machine, widths = engine(eos=(), batch_size=6, lag=lag), []
+    chunk = machine.target._prefill_chunk
+    machine.target._prefill_chunk = lambda rows, *rest: widths.append(len(rows)) or chunk(rows, *rest)
+    results = machine.generate(items)
+    assert max(widths) == 3 and sum(widths) == 9
+    assert [g.ids for g in results] == [g.ids for g in expected]
+    assert [g.counts for g in results] == [g.counts for g in expected]
+
+
+def test_attention_on_cuda_is_left_to_a_kernel_that_takes_every_mask(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
+    engine()
+    assert asked == []
+    attention.choose_kernels(torch.device("cuda:1"))
+    monkeypatch.setattr(attention, "CUDNN", True)
+    attention.choose_kernels(torch.device("cuda"))
+    assert asked == [False, True]
