@@ -24,6 +24,8 @@ SHAPES: dict[str, BackboneConfig] = {
     "llada-8b": BackboneConfig(
         "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096, **_LLADA
     ),
+    "sdar-tiny": BackboneConfig("sdar", 512, 64, 2, 4, 2, 16, 128, mask_id=2, max_positions=2048),
+    "llada-tiny": BackboneConfig("llada", 512, 64, 2, 4, 4, 16, 128, mask_id=2, max_positions=2048, **_LLADA),
 }
 
 
