@@ -88,23 +88,28 @@ def recorded(
     """
     _memory_returns(trial, spend or _generate_some)
     _memory_ends(trial, run_out or _run_out)
-    names = names or tuple(DECODERS.names())
+    names = tuple(DECODERS.names()) if names is None else names
     cases = [(name, kind) for name in names for kind in DECODERS.get(name).attention]
     done, plainly, slowest = [], [], 1.0
     for name, kind in cases:
         if trial.left < 2 * slowest:
             break
-        before = trial.left
-        was_recorded = _recorded_equals_plain(trial, name, kind, recording)
+        before, was_recorded = trial.left, False
+        try:
+            was_recorded = _recorded_equals_plain(trial, name, kind, recording)
+        except Exception as error:
+            trial.fault(f"{name}, {kind}: {type(error).__name__}: {_first_line(error)}")
+            if trial.device.type == "cuda":
+                torch.cuda.synchronize(trial.device)  # raises where the device is of no more use to others
         slowest = max(slowest, before - trial.left)
         (done if was_recorded else plainly).append(f"{name}, {kind}")
         trial.keep(
-            f"{len(done)} decoders recorded, {len(plainly)} by design not, of {len(cases)}; {_leaks(trial)}",
+            f"{len(done)} decoders recorded, {len(plainly)} not, of {len(cases)}; {_memory(trial)}",
             recorded=done, not_recorded=plainly, left_out=[f"{n}, {k}" for n, k in cases[len(done) + len(plainly) :]],
         )  # fmt: skip
 
 
-def _leaks(trial: Trial) -> str:
+def _memory(trial: Trial) -> str:
     return f"{trial.figures['memory_kept_bytes'] / 2**20:.1f} MiB kept, batch halved to {trial.figures['halved_to']}"
 
 

@@ -18,7 +18,7 @@ FINISHED = PASSED, FAILED  # what is kept when a proof is started again
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the proof. `seconds` is its box, and it is not begun with fewer than `least` left (full shapes).
+    """One part of the proof. `seconds` is its box, and it is not begun with fewer than `least` left.
 
     `target` names the function that runs it, on a `Trial`.
     """
@@ -51,6 +51,8 @@ class Sizes:
     """How much is tried: `FULL` on a GPU, `TINY` in the rehearsal."""
 
     name: str = "full"
+    patience: float = 1.0  # boxes of time are as many times longer
+    sound: float = 0.8  # accuracy that nano has at its best threshold on any device (94 % on a CPU)
     shapes: Mapping[str, str] = field(default_factory=dict)  # stage -> shape, where it is not the stage's name
     context: int = 1024  # tokens of prompts at batch 1
     tokens: int = 64  # at most, of an answer
@@ -67,8 +69,9 @@ class Sizes:
 
 FULL = Sizes()
 TINY = Sizes(
-    "tiny", {"sdar-8b": "sdar-tiny", "sdar-4b": "sdar-tiny", "llada-8b": "llada-tiny"}, context=40, tokens=8, rows=8,
-    rows_prompt=24, repeats=2, golden=2, requests=2, thresholds=(0.6, 0.9), generations=6, batch=6, compared=2,
+    "tiny", 4.0, 0.3, {"sdar-8b": "sdar-tiny", "sdar-4b": "sdar-tiny", "llada-8b": "llada-tiny"}, context=40,
+    tokens=8, rows=8, rows_prompt=24, repeats=2, golden=2, requests=2, thresholds=(0.6, 0.9), generations=6, batch=6,
+    compared=2,
 )  # fmt: skip
 SIZES = {sizes.name: sizes for sizes in (FULL, TINY)}
 

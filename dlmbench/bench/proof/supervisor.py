@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, STAGES, STOPPED, Stage
+from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, SIZES, STAGES, STOPPED, Stage
 from dlmbench.bench.proof.summary import line_of, screen_of, summary_of
 from dlmbench.errors import RequestError, RunError
 from dlmbench.store.folder import write_lines, write_whole
@@ -113,6 +113,7 @@ def prove(
     *,
     fresh: bool = False,
     launch: Callable[[Path, str, str, float], Runner] = Worker,
+    clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = lambda line: None,
 ) -> Record:
     """Run the stages that are not finished yet, within `budget` seconds -> the summary, which is also written.
@@ -122,11 +123,11 @@ def prove(
 
     Raises RunError when no worker can be started.
     """
-    began = time.monotonic()
+    began, patience = clock(), SIZES[shapes].patience
     out.mkdir(parents=True, exist_ok=True)
 
     def left() -> float:
-        return budget - RESERVE - (time.monotonic() - began)
+        return budget - RESERVE - (clock() - began)
 
     runner: Runner | None = _started(launch, out, device, shapes, left())
     here, records = runner.circumstances, _records(out)
@@ -136,8 +137,8 @@ def prove(
             if not fresh and known.get("status") in FINISHED and known.get("circumstances") == here:
                 say(line_of(known) + " (kept)")
                 continue
-            if seconds < _least(stage, shapes):
-                record = _left_out(stage, f"needs {_least(stage, shapes):.0f} s, {max(seconds, 0):.0f} s were left")
+            if seconds < stage.least:
+                record = _left_out(stage, f"needs {stage.least:.0f} s, {max(seconds, 0):.0f} s were left")
                 if known.get("status") in FINISHED:  # older figures are better than none
                     say(line_of(record))
                     continue
@@ -146,7 +147,7 @@ def prove(
                 fit = False
                 try:
                     runner = runner or _started(launch, out, device, shapes, seconds)
-                    fit = runner.run(stage, min(stage.seconds, left()), file, _figures(records, here))
+                    fit = runner.run(stage, min(patience * stage.seconds, left()), file, _figures(records, here))
                     record = _read(file)
                 except (Broken, RunError) as error:
                     record = _broken_off(stage, file, str(error))
@@ -177,10 +178,6 @@ def _started(launch: Callable, out: Path, device: str, shapes: str, seconds: flo
         return launch(out, device, shapes, min(seconds, START))
     except Broken as error:
         raise RunError(f"The proof's worker cannot start: {error}.") from error
-
-
-def _least(stage: Stage, shapes: str) -> float:
-    return stage.least if shapes == "full" else 1.0
 
 
 def _records(out: Path) -> dict[str, Record]:
