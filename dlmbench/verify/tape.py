@@ -43,18 +43,25 @@ class Tape(HostReads):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(function, types, args, kwargs)
-        self.calls.append((function, args, kwargs or {}, result))
+        read = {_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        fresh = [isinstance(leaf, torch.Tensor) and _memory(leaf) not in read for leaf in tree_leaves(result)]
+        if any(fresh) or function._schema.is_mutable:  # what only looks at its arguments in another way stays true
+            self.calls.append((function, args, kwargs or {}, result, fresh))
         return result
 
     def replay(self) -> None:
         self.replays += 1
-        for function, args, kwargs, result in self.calls:
-            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and not t.is_mkldnn]
-            read = {t.untyped_storage().data_ptr() for t in given}
+        for function, args, kwargs, result, fresh in self.calls:
             again = function(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again)):
-                if isinstance(old, torch.Tensor) and old.untyped_storage().data_ptr() not in read:
-                    old.copy_(new)
+            if any(fresh):
+                for old, new, is_fresh in zip(tree_leaves(result), tree_leaves(again), fresh):
+                    if is_fresh:
+                        old.copy_(new)
+
+
+def _memory(tensor: torch.Tensor) -> int | None:
+    """Where a tensor lies; None for one in a library's own layout."""
+    return None if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
 def _mask_index(args: tuple) -> bool:

@@ -351,7 +351,7 @@ def test_a_proof_killed_in_any_stage_goes_on_there(tmp_path, name):
 
 
 def test_a_small_budget_is_kept_and_what_is_left_is_said(tmp_path):
-    fake, said = Fake(takes=12), []
+    fake, said = Fake(takes=9), []
     summary = fake.prove(tmp_path, budget=20, say=said.append)
     status = {one["stage"]: one["status"] for one in summary["stages"]}
     assert status == {"sdpa": "passed", "device": "stopped", **dict.fromkeys(NAMES[2:], "not measured")}
