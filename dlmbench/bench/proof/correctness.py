@@ -204,7 +204,8 @@ def _allocated(device: torch.device) -> int:
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(device)
     gc.collect()
-    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter) and not one.is_meta]
+    every = (one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter))
+    tensors = [one for one in every if one.layout is torch.strided and not one.is_meta]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

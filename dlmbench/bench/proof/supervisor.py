@@ -20,7 +20,7 @@ from dlmbench.errors import RequestError, RunError
 from dlmbench.store.folder import write_lines, write_whole
 
 START = 90.0  # seconds within which a worker must be ready: a fresh machine reads torch from its disk
-RESERVE = 1.5  # seconds of the budget kept for stopping a worker and writing the summary
+RESERVE = 3.0  # seconds of the budget kept for this process to start, to stop a worker and to write the summary
 WAIT = 0.5  # seconds beyond its box within which a stage may end by itself
 EVERY = tuple(stage.name for stage in STAGES)
 LOG = "worker.log"
