@@ -16,6 +16,7 @@ from dlmbench.bench.proof.prompts import nano_requests
 from dlmbench.bench.proof.stage import Trial
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, build
+from dlmbench.engine.graphs import first_line
 from dlmbench.errors import RunError
 from dlmbench.registry import DECODERS
 from dlmbench.spec import RunSpec
@@ -98,7 +99,7 @@ def recorded(
         try:
             was_recorded = _recorded_equals_plain(trial, name, kind, recording)
         except Exception as error:
-            trial.fault(f"{name}, {kind}: {type(error).__name__}: {_first_line(error)}")
+            trial.fault(f"{name}, {kind}: {type(error).__name__}: {first_line(error)}")
             if trial.device.type == "cuda":
                 torch.cuda.synchronize(trial.device)  # raises where the device is of no more use to others
         slowest = max(slowest, before - trial.left)
@@ -125,7 +126,7 @@ def _recorded_equals_plain(trial: Trial, name: str, kind: str, recording: Callab
             _strictly(plain_engine, trial.device)
             plain_engine.generate(requests)
         except RuntimeError as error:
-            trial.fault(f"a step of {label} waits for the device: {_first_line(error)}")
+            trial.fault(f"a step of {label} waits for the device: {first_line(error)}")
     engine = _tiny(trial, name, kind, graphs=recording or (None if trial.device.type == "cuda" else Tape))
     replayed = engine.generate(requests)
     if engine.graphs and engine.graphs.refused:
@@ -139,10 +140,11 @@ def _recorded_equals_plain(trial: Trial, name: str, kind: str, recording: Callab
 
 
 def _tiny(trial: Trial, name: str, kind: str, graphs) -> Engine:
+    """On a CPU as late with its flags as on a GPU, where nothing depends on them."""
     decoder = DECODERS.get(name)()
     networks = conformance._networks(decoder, kind, trial.device)
-    reads = decoder.lag == 0 or any(net.reads_host for net in networks.values())
-    return Engine(networks, decoder, batch_size=3, graphs=graphs, lag=0 if reads else 1)
+    late = trial.device.type == "cpu" and decoder.lag != 0 and not any(net.reads_host for net in networks.values())
+    return Engine(networks, decoder, batch_size=3, graphs=graphs, lag=1 if late else None)
 
 
 def _strictly(engine: Engine, device: torch.device) -> None:
@@ -226,7 +228,7 @@ def _memory_ends(trial: Trial, run_out: Callable[[torch.device], None]) -> None:
             halved = engine.generate(requests)
     except Exception as error:
         trial.keep(halved_to=None)
-        return trial.fault(f"running out of memory is not caught: {type(error).__name__}: {_first_line(error)}")
+        return trial.fault(f"running out of memory is not caught: {type(error).__name__}: {first_line(error)}")
     trial.keep(halved_to=engine.batch_size)
     if engine.batch_size != 2 or not any("Out of memory" in str(one.message) for one in told):
         trial.fault(f"running out of memory leaves a batch of {engine.batch_size} of 8; it should be halved to 2")
@@ -238,10 +240,6 @@ def _run_out(device: torch.device) -> None:
     if device.type == "cuda":
         torch.empty(1 << 42, dtype=torch.uint8, device=device)  # 4 TiB
     raise torch.OutOfMemoryError("as if memory had ended")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # --- half precision -------------------------------------------------------------------------------------------------
