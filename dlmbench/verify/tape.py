@@ -30,12 +30,14 @@ class HostReads(TorchDispatchMode):
 
 
 class Tape(HostReads):
-    """A `Recording`: operators in the order they ran; `replay` runs them again and puts their results where they
-    were."""
+    """A `Recording`: operators in the order they ran; `replay` runs them again and puts their results where they were.
 
-    def __init__(self):
+    `pool` stands for a memory pool, which recordings share by handing on its handle.
+    """
+
+    def __init__(self, pool: object | None = None):
         super().__init__()
-        self.calls, self.replays = [], 0
+        self.calls, self.replays, self.pool = [], 0, pool or object()
 
     def record(self, body: Callable[[], Any]) -> Any:
         with self:
