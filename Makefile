@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full screenshots test test-all lint bench bench-gpu train-nano
+.PHONY: setup reproduce reproduce-full screenshots test test-all lint bench bench-gpu gpu-proof train-nano
 
 setup: $(VENV)/.runtime
 
@@ -58,6 +58,17 @@ bench-gpu:
 	$(PYTHON) -m dlmbench bench --device cuda --shape dream-7b --block-length 32 --lengths 256,1024 --out results/bench
 	$(PYTHON) -m dlmbench bench --device cuda --shape sdar-8b --block-length 4 --batch-size 1 --repeats 3 \
 		--prompt-tokens 1024 --contexts 1024,4096 --out results/bench
+
+# Everything to be proved on a GPU, in one budget of seconds (docs/on-a-gpu.md). DEVICE=cpu SHAPES=tiny rehearses it.
+# Where there is no .venv, the machine's own Python runs it, as above.
+DEVICE := cuda
+SHAPES := full
+BUDGET := 330
+OUT := proof
+PROOF := $(or $(wildcard $(BIN)/python),$(PYTHON))
+gpu-proof:
+	$(PROOF) -m dlmbench.bench.proof --device $(DEVICE) --shapes $(SHAPES) --budget $(BUDGET) --out $(OUT) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(FRESH),--fresh)
 
 train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano-ar.yaml

@@ -104,7 +104,6 @@ PRESETS: dict[str, Preset] = {
             **_NANO,
         ),
         Preset("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano", **_NANO),
-        Preset("nano-mrp-naive", "nano/nano-mrp-naive", "mrp", "the same without residuals, for mrp.mix=none", **_NANO),
         Preset(
             "nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too", **_NANO
         ),
@@ -121,7 +120,6 @@ PRESETS: dict[str, Preset] = {
             **_NANO,
         ),
         Preset("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals", **_NANO),
-        Preset("nano-seqd", "nano/nano-seqd", "sdar", "nano, trained on as long without residuals", **_NANO),
         Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b", **_SDAR),
         Preset(
             "sdar-4b",

@@ -32,6 +32,8 @@ SHAPES: dict[str, BackboneConfig] = {
     "qwen2.5-1.5b": BackboneConfig(
         "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True, **_CAUSAL
     ),
+    "sdar-tiny": BackboneConfig("sdar", 512, 64, 2, 4, 2, 16, 128, mask_id=2, max_positions=2048),
+    "llada-tiny": BackboneConfig("llada", 512, 64, 2, 4, 4, 16, 128, mask_id=2, max_positions=2048, **_LLADA),
 }
 
 

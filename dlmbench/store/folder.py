@@ -193,7 +193,7 @@ class Writer:
 
     def _replace(self, name: str, record: Mapping[str, Any]) -> None:
         text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-        _write_whole(self.folder.path / name, text)
+        write_whole(self.folder.path / name, text)
 
 
 def find_runs(*roots: str | Path) -> list[RunFolder]:
@@ -229,10 +229,10 @@ def find_by_key(root: str | Path, key: str) -> RunFolder | None:
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """A JSON Lines file with these records, replaced whole."""
     lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    _write_whole(path, "".join(lines))
+    write_whole(path, "".join(lines))
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old or the new content and nothing between."""
     draft = path.with_suffix(path.suffix + ".part")
     with open(draft, "w", encoding="utf-8") as stream:

@@ -157,18 +157,29 @@ def run_folder(folder: str | Path, device: str = "cpu") -> Iterator[Outcome]:
         raise RequestError(f"Golden folder {str(folder)!r} holds no case files (*.json).")
     for file in forwards:
         yield _outcome(file.stem, "official", _forward_check(file))
-    for raw in (one for file in cases for one in _cases_of(file)):
-        name = raw["id"]
-        words = str(raw.get("source", "")).lower()
-        own = ("reference", "computed with", "section ")  # from a paper's equations, not from somebody's code
-        origin = "reference" if any(word in words for word in own) else "official"
-        if name in SKIPPED:
-            yield Outcome(name, origin, "skipped", SKIPPED[name])
-            continue
-        yield _outcome(name, origin, _case_check(Case(folder, raw), device))
+    for case in cases_of(folder):
+        yield run_case(case, device)
 
 
-def _cases_of(file: Path) -> Iterator[dict[str, Any]]:
+def cases_of(folder: Path) -> Iterator[Case]:
+    """The cases of one area, as its files have them; forwards in files of their own are not among them."""
+    for file in sorted(folder.glob("*.json")):
+        for raw in _raw_cases(file):
+            yield Case(folder, raw)
+
+
+def run_case(case: Case, device: str = "cpu") -> Outcome:
+    """Compare one case with what a run gives, or skip it if it is on the fixed list."""
+    name = case.raw["id"]
+    words = str(case.raw.get("source", "")).lower()
+    own = ("reference", "computed with", "section ")  # from a paper's equations, not from somebody's code
+    origin = "reference" if any(word in words for word in own) else "official"
+    if name in SKIPPED:
+        return Outcome(name, origin, "skipped", SKIPPED[name])
+    return _outcome(name, origin, _case_check(case, device))
+
+
+def _raw_cases(file: Path) -> Iterator[dict[str, Any]]:
     """The case of a file, or the units that a file without a method of its own lists."""
     raw = json.loads(file.read_text())
     listed = None if "method" in raw else next((name for name in UNITS if name in raw), None)

@@ -1,7 +1,4 @@
-"""Recorded steps without a GPU: a tape of operators that is replayed on the same memory, as a CUDA graph is.
-
-The tape refuses what a GPU would refuse to record: host reads, shapes that depend on data, tensors made from host data.
-"""
+"""Recorded steps without a GPU, on a tape of operators (`dlmbench.verify.tape`)."""
 
 import gc
 import weakref
@@ -11,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dlmbench.decoders.predict import Sampling
@@ -19,47 +15,9 @@ from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.engine.graphs import CUDARecording, StepGraphs
 from dlmbench.registry import DECODERS
 from dlmbench.verify import conformance
+from dlmbench.verify.tape import Tape
 
-HOST = (
-    "item", "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "lift_fresh", "unique",
-    "resolve_conj",  # tolist, numpy
-)  # fmt: skip
 DECODER_NAMES = [name for name in DECODERS.names() if DECODERS.get(name).lag != 0]
-
-
-class Tape(TorchDispatchMode):
-    """Operators in the order they ran; `replay` runs them again and puts their results where they were."""
-
-    def __init__(self, pool=None):
-        super().__init__()
-        self.calls, self.replays, self.pool = [], 0, pool or object()
-
-    def record(self, body):
-        with self:
-            return body()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.split("::")[1]
-        if name in HOST or name.startswith("index") and _mask_index(args):
-            raise RuntimeError(f"operation not permitted while recording: {name}")
-        result = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, result))
-        return result
-
-    def replay(self):
-        self.replays += 1
-        for function, args, kwargs, result in self.calls:
-            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and not t.is_mkldnn]
-            read = {t.untyped_storage().data_ptr() for t in given}
-            again = function(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again)):
-                if isinstance(old, torch.Tensor) and old.untyped_storage().data_ptr() not in read:
-                    old.copy_(new)
-
-
-def _mask_index(args):
-    indices = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
-    return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
 SWEEP = [  # settings whose steps take other ways than the defaults: decoder, attention, its options, the engine's
