@@ -81,7 +81,7 @@ class Problem:
     @classmethod
     def from_mbpp(cls, record: Mapping[str, Any]) -> "Problem":
         """A record of MBPP (task_id, code, test_list; test_setup_code or test_imports where present)."""
-        setup = [*record.get("test_imports", ()), record.get("test_setup_code", "")]
+        setup = [*(record.get("test_imports") or ()), record.get("test_setup_code")]
         asserts, code = tuple(record["test_list"]), record.get("code")
         return cls(
             f"mbpp/{record['task_id']}",
