@@ -73,7 +73,7 @@ class Problem:
         return cls(
             record["task_id"],
             record["entry_point"],
-            prompt=record["prompt"],
+            prompt=_begun(record["prompt"]),
             check=record["test"],
             canonical=None if solution is None else record["prompt"] + solution,
         )
@@ -90,6 +90,15 @@ class Problem:
             setup="\n".join(filter(None, setup)),
             canonical=code,
         )
+
+
+def _begun(prompt: str) -> str:
+    """`prompt` so that it can be run: a function of which it has only the signature gets a body."""
+    try:
+        ast.parse(prompt)
+    except SyntaxError:
+        return f"{prompt.rstrip()} pass\n"
+    return prompt
 
 
 def mbpp_entry_point(asserts: Iterable[str], code: str | None = None) -> str:

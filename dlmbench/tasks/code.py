@@ -4,10 +4,10 @@ A task file names two functions in its metadata: ``problem(doc)``, the tests, an
 text to run. An answer is `unparsed` when it is empty, or when that text is not Python or does not define the function
 that was asked for.
 
-*Where the code is.* Code fences (``` or ~~~), [BEGIN] and [DONE] cut an answer into parts. The first part that defines the
-function is the program; else the first that goes on where the prompt ends, with its indentation put right if need be. So
-it does not matter whether the prompt has opened a fence, whether the model opened another, or what it says around it.
-Nothing is run to find out.
+*Where the code is.* Code fences (``` or ~~~), [BEGIN] and [DONE] cut an answer into parts. The first part that defines
+the function is the program; else the first that goes on where the prompt ends, with its indentation put right if need
+be. So it does not matter whether the prompt has opened a fence, whether the model opened another, or what it says
+around them. Nothing is run to find out.
 """
 
 from __future__ import annotations

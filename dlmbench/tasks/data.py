@@ -26,8 +26,8 @@ PROBE_SECONDS = 4.0  # a hub that does not answer in this time counts as not the
 
 
 Row = dict[str, Any]
-_FOREIGN = {b"\x1f\x8b": "compressed (gzip); unpack it", b"\xff\xfe": "UTF-16; save it as UTF-8",
-            b"\xfe\xff": "UTF-16; save it as UTF-8"}  # fmt: skip
+_FOREIGN = {b"\x1f\x8b": "compressed with gzip; unpack it", b"\xff\xfe": "in UTF-16; save it as UTF-8"}
+_FOREIGN[b"\xfe\xff"] = _FOREIGN[b"\xff\xfe"]
 
 
 class Rows(list):
@@ -115,7 +115,7 @@ def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[Row]:
     """
     content = path.read_bytes()
     if content[:2] in _FOREIGN:
-        raise RequestError(f"{path.name} is {_FOREIGN[content[:2]]}; JSONL files are plain UTF-8, an object a line.")
+        raise RequestError(f"{path.name} is {_FOREIGN[content[:2]]}.")
     # Split at newlines only: str.splitlines would also cut at the line separators that a text field may contain.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
@@ -128,13 +128,13 @@ def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
         row = json.loads(line.decode("utf-8"))
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        byte = line[error.start]
-        raise RequestError(f"{place} is not UTF-8 (byte 0x{byte:02x} at {error.start + 1}); save it as UTF-8.") from error
+        what = f"byte 0x{line[error.start]:02x} at {error.start + 1}"
+        raise RequestError(f"{place} is not UTF-8 ({what}); save the file as UTF-8.") from error
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise RequestError(f"{place} has half a character ({half!a}), which no text can hold; mend it.") from error
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{place} is not JSON ({error.msg}); write an object a line.") from error
+    except ValueError as error:  # also an integer of thousands of digits
+        raise RequestError(f"{place} is not JSON ({getattr(error, 'msg', error)}); write an object a line.") from error
     except RecursionError as error:
         raise RequestError(f"{place} is nested too deeply to be read; write an object a line.") from error
     if not isinstance(row, dict):

@@ -132,8 +132,8 @@ def _data_of(config: dict[str, Any], name: str, data_dir: str | None) -> Mapping
         return own(**metadata, **(config.get("dataset_kwargs") or {}))
     if own and not metadata.get("fields"):
         raise RequestError(
-            f"Task {name} brings its own items and reads none from {data_dir!r}; leave out --data-dir, or give a folder "
-            "whose subfolders are called like the tasks they are for."
+            f"Task {name} brings its own items and reads none from {data_dir!r}; leave out --data-dir, or give a "
+            "folder whose subfolders are called like the tasks they are for."
         )
     splits = _splits(config)
     files = ", ".join(f"{split}.jsonl" for split in splits)

@@ -1,8 +1,8 @@
 """Numbers as answers: where a text states its result, and whether two spellings are one number.
 
 A result may stand behind ``####`` (GSM8K's own mark), in ``\\boxed{}`` or behind "the answer is", written plainly, with
-thousands marked, as money, in bold or in LaTeX. `stated` looks for these marks in the order that the prompt suggests and
-falls back on the last number of the text; `same` compares values, so that 18, 18.00 and $18 agree.
+thousands marked, as money, in bold or in LaTeX. `stated` looks for these marks in the order that the prompt suggests,
+then takes the last number of the text; `same` compares values, so that 18, 18.00 and $18 agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SIGN = r"(?:(?<![\w.)])-)?"  # a minus behind a number or a word takes away
 _NUMBER = re.compile(rf"{_SIGN}(?:\$\s?-?)?(?:{_DIGITS})(?:/\d+(?![\d/]))?", re.ASCII)
 _VALUE = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?", re.ASCII)
 _STEP = re.compile(r"\s*(?:[-+*/=x×÷≈]|\\times|\\cdot|\\div)\s*(?=[-$(.\d])", re.ASCII)
-_MARK = re.compile(r"####\s*(?!\d[.)]\s+[^\W\d])")  # "#### 1. Count the eggs" is a heading
+_MARK = re.compile(r"####(?!\s*\d[.)]\s+[^\W\d])\s*")  # "#### 1. Count the eggs" is a heading
 _PHRASE = re.compile(r"\banswers?\b[^.\n]*?(?:\b(?:is|be)\b|:|=)", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boldsymbol)\s*\{([^{}]*)\}")
@@ -29,8 +29,8 @@ _DROPPED = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)\b|\*\*|__|`|~(?=
 def stated(text: str, marks: Sequence[str] = ("boxed", "phrase", "hash")) -> str:
     """The result that `text` states, as digits; "" where it has no number.
 
-    `marks` are looked for in this order: ``boxed`` the last ``\\boxed{}``, ``phrase`` the last "answer is", ``hash`` the
-    first ``####``, each only with a number in it. Without any of them the last number counts.
+    `marks` are looked for in this order: ``boxed`` the last ``\\boxed{}``, ``phrase`` the last "answer is", ``hash``
+    the first ``####``, each only with a number in it. Without any of them the last number counts.
     """
     text = after_thought(text)
     for mark in marks:

@@ -10,9 +10,9 @@ items that are left. So no dev item is ever shown, and none is in both splits.
 *Few-shot draws.* lm-eval draws examples item after item from one seeded generator, so the prompt of item i follows from
 the items before it. Prompts are therefore always made from the first item on.
 
-*Scores.* ``accuracy`` is the task's primary metric (``Task.primary``), ``unparsed`` says that no answer was found. Where
-filters have the names of lm-eval's two for GSM8K, ``strict`` and ``flexible`` are there too; answers that are programs have
-a ``verdict``.
+*Scores.* ``accuracy`` is the task's primary metric (``Task.primary``), ``unparsed`` says that no answer was found. With
+filters called like lm-eval's two for GSM8K ``strict`` and ``flexible`` are there too; answers that are programs have a
+``verdict``.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Task:
         return instance.filtered_resps
 
     def _stands_beside(self, name: str, value: Any) -> bool:
-        """Is this a number of its own beside `accuracy`? The primary one is shown twice only under a name of its own."""
+        """Is this a number to show beside `accuracy`? The primary one only if it has a short name of its own."""
         return isinstance(value, Real) and (name != self.primary or self._label(name) != name)
 
     def _label(self, name: str) -> str:
