@@ -462,7 +462,8 @@ class Engine:
         if end is not None:
             ids, reason = ids[: end + 1] if self.decoder.cuts_at_eos else ids, "eos"
         text, tokens, stopped = self.text.cut(ids, request.stop, request.prompt_ids)
-        reason = "stop" if stopped else reason
+        if stopped and (end is None or tokens <= end):  # a stop string that is the EOS itself has not come first
+            reason = "stop"
         counts = self.counter.read(row, step.totals)
         for name, work in counts.shapes.items():
             known = self.shapes.get(name, (0, 0, 0, 0))

@@ -74,7 +74,7 @@ def _plain(text: str) -> str:
     """`text` without the LaTeX and Markdown that may stand inside and around a number."""
     text = _DROPPED.sub("", text.replace("\\$", "$").replace("{,}", ",").replace("\u2212", "-"))
     text = _WRAPPER.sub(r"\1", text)
-    return _FRACTION.sub(r"\1\2/\3", text)
+    return _FRACTION.sub(r" \1\2/\3", text)
 
 
 def _first(text: str) -> str:

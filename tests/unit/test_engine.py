@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,15 @@ class Letters:
 
     def decode(self, ids, skip_special_tokens=True):
         return "".join(chr(48 + i) for i in ids if i not in (EOS, MASK))
+
+
+class Marked(Letters):
+    """The same; EOS is a special token with a text of its own."""
+
+    added_tokens_decoder = {EOS: SimpleNamespace(content="<e>", special=True)}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join("<e>" if i == EOS else chr(48 + i) for i in ids if i != MASK)
 
 
 @pytest.mark.parametrize("store", ["fused", "separate"])
@@ -242,3 +252,13 @@ def test_memory_that_holds_no_single_row_is_said():
     tight._step = never
     with pytest.raises(RunError, match="single row .CUDA out of memory. Tried to allocate 2 GiB.: shorten"):
         tight.generate(requests(4))
+
+
+def test_a_stop_string_that_is_the_eos_changes_nothing():
+    sampling = Sampling(temperature=1.0)
+    plain = engine(tokenizer=Marked(), sampling=sampling, batch_size=4).generate(requests(24, budget=40))
+    named = engine(tokenizer=Marked(), sampling=sampling, batch_size=4).generate(requests(24, ("<e>",), budget=40))
+    for name in ("ids", "text", "tokens", "stop_reason"):
+        assert [getattr(generation, name) for generation in named] == [getattr(generation, name) for generation in plain]
+    assert not any("<e>" in generation.text for generation in plain)
+    assert {generation.stop_reason for generation in plain} == {"eos", "length"}
