@@ -258,7 +258,7 @@ def test_a_stop_string_that_is_the_eos_changes_nothing():
     sampling = Sampling(temperature=1.0)
     plain = engine(tokenizer=Marked(), sampling=sampling, batch_size=4).generate(requests(24, budget=40))
     named = engine(tokenizer=Marked(), sampling=sampling, batch_size=4).generate(requests(24, ("<e>",), budget=40))
-    for name in ("ids", "text", "tokens", "stop_reason"):
-        assert [getattr(generation, name) for generation in named] == [getattr(generation, name) for generation in plain]
+    one, other = ([(g.ids, g.text, g.tokens, g.stop_reason) for g in found] for found in (plain, named))
+    assert one == other
     assert not any("<e>" in generation.text for generation in plain)
     assert {generation.stop_reason for generation in plain} == {"eos", "length"}
