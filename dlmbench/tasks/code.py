@@ -19,13 +19,13 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dlmbench.tasks.text import after_thought
+from dlmbench.tasks.answers import after_thought
 
 if TYPE_CHECKING:
     from dlmbench.scoring import Problem
 
 _FILE = "<answer>"
-_BORDER = re.compile(r"[ \t]*(?:`{3,}|~{3,})[^\n`]*(?:\n|\Z)|(?m:^\[(?:BEGIN|DONE)\][ \t]*$\n?)")
+_BORDER = re.compile(r"(?:`{3,}|~{3,})[^\n`]*(?:\n|\Z)|(?m:^\[(?:BEGIN|DONE)\][ \t]*$\n?)")
 _QUOTES = ("'''", '"""', "'", '"')
 warnings.filterwarnings("ignore", category=SyntaxWarning, module=re.escape(_FILE))  # "\d" in a model's code
 

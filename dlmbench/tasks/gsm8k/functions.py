@@ -1,10 +1,10 @@
 """GSM8K: the number that an answer states, compared as a number."""
 
-from dlmbench.tasks import numbers
+from dlmbench.tasks import answers
 
 
 def process_results(doc, results):
-    return {"exact_match": float(numbers.same(results[0], numbers.stated(doc["answer"], ("hash",))))}
+    return {"exact_match": float(answers.same(results[0], answers.stated(doc["answer"], ("hash",))))}
 
 
 def _filter(read):
@@ -12,8 +12,8 @@ def _filter(read):
     return lambda resps, docs: [read(responses[0]) for responses in resps]
 
 
-stated_after_hash = _filter(lambda text: numbers.stated(text, ("hash", "boxed", "phrase")))
-stated_in_box = _filter(lambda text: numbers.stated(text, ("boxed", "phrase", "hash")))
-stated_in_words = _filter(lambda text: numbers.stated(text, ("phrase", "boxed", "hash")))
-boxed = _filter(numbers.boxed)
-last = _filter(numbers.last)
+stated_after_hash = _filter(lambda text: answers.stated(text, ("hash", "boxed", "phrase")))
+stated_in_box = _filter(lambda text: answers.stated(text, ("boxed", "phrase", "hash")))
+stated_in_words = _filter(lambda text: answers.stated(text, ("phrase", "boxed", "hash")))
+boxed = _filter(answers.boxed)
+last = _filter(answers.last)

@@ -1,4 +1,4 @@
-"""Numbers as answers: where a text states its result, and whether two spellings are one number.
+"""Answers that are numbers: where a text states its result, and whether two spellings are one number.
 
 A result may stand behind ``####`` (GSM8K's own mark), in ``\\boxed{}`` or behind "the answer is", written plainly, with
 thousands marked, as money, in bold or in LaTeX. `stated` looks for these marks in the order that the prompt suggests,
@@ -8,22 +8,28 @@ then takes the last number of the text; `same` compares values, so that 18, 18.0
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 
-from dlmbench.tasks.text import after_thought
-
+THOUGHT_ENDS = "</think>"
+LONGEST, MOST = 500, 8  # characters behind a mark, and marks, that are read: text in a loop may have thousands
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _SIGN = r"(?:(?<![\w.)])-)?"  # a minus behind a number or a word takes away
 _NUMBER = re.compile(rf"{_SIGN}(?:\$\s?-?)?(?:{_DIGITS})(?:/\d+(?![\d/]))?", re.ASCII)
 _VALUE = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?", re.ASCII)
 _STEP = re.compile(r"\s*(?:[-+*/=x×÷≈]|\\times|\\cdot|\\div)\s*(?=[-$(.\d])", re.ASCII)
 _MARK = re.compile(r"####(?!\s*\d[.)]\s+[^\W\d])\s*")  # "#### 1. Count the eggs" is a heading
-_PHRASE = re.compile(r"\banswers?\b[^.\n]*?(?:\b(?:is|be)\b|:|=)", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswers?\b[^.\n]{0,60}?(?:\b(?:is|be)\b|:|=)", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boldsymbol)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _DROPPED = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)\b|\*\*|__|`|~(?=\d)")
+
+
+def after_thought(text: str) -> str:
+    """`text` behind its last closing think tag; all of it where there is none."""
+    return text.rpartition(THOUGHT_ENDS)[2]
 
 
 def stated(text: str, marks: Sequence[str] = ("boxed", "phrase", "hash")) -> str:
@@ -34,15 +40,14 @@ def stated(text: str, marks: Sequence[str] = ("boxed", "phrase", "hash")) -> str
     """
     text = after_thought(text)
     for mark in marks:
-        for part in _PARTS[mark](text):
-            if found := _first(_plain(part)):
-                return found
+        if found := _behind(mark, text):
+            return found
     return last(text)
 
 
 def boxed(text: str) -> str:
     """The number in the last ``\\boxed{}`` that has one, as digits, or ""."""
-    return next(filter(None, (_first(_plain(part)) for part in _boxes(after_thought(text)))), "")
+    return _behind("boxed", after_thought(text))
 
 
 def last(text: str) -> str:
@@ -64,6 +69,12 @@ def value(text: str) -> Fraction | None:
         return Fraction(digits) if _VALUE.fullmatch(digits) else None
     except (ValueError, ZeroDivisionError):  # ValueError: thousands of digits
         return None
+
+
+def _behind(mark: str, text: str) -> str:
+    """The number behind the first or last of these marks that has one, as digits, or ""."""
+    parts = islice(_PARTS[mark](text), MOST)
+    return next(filter(None, (_first(_plain(part)) for part in parts)), "")
 
 
 def _digits(number: str) -> str:
@@ -93,33 +104,35 @@ def _first(text: str) -> str:
     return next((_digits(side[0]) for side in reversed(sides) if len(side) == 1), "")
 
 
-def _boxes(text: str) -> list[str]:
+def _boxes(text: str) -> Iterator[str]:
     """What stands in each ``\\boxed{}``, the last first. A box that is cut off reaches to the end of its line."""
-    found = []
-    for match in _BOX.finditer(text):
-        begin = match.end()
-        if text[begin : begin + 1] != "{":
-            found.append(text[begin:].split("\n")[0])
-            continue
-        depth, end = 0, begin
-        for end in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if not depth:
-                break
-        found.append(text[begin + 1 : end] if not depth else text[begin + 1 :].split("\n")[0])
-    return found[::-1]
+    for match in reversed(list(_BOX.finditer(text))):
+        rest = text[match.end() : match.end() + LONGEST]
+        yield rest[: _closing(rest)] if rest.startswith("{") else rest.split("\n")[0]
 
 
-def _phrases(text: str) -> list[str]:
+def _closing(text: str) -> int:
+    """Where the brace that `text` begins with is closed, else where its first line ends."""
+    depth = 0
+    for at, letter in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if not depth:
+            return at
+    return len(text.split("\n")[0])
+
+
+def _phrases(text: str) -> Iterator[str]:
     """What follows each "answer is", "Answer:" and the like in its sentence, the last first."""
-    parts = [text[match.end() :].lstrip(" \n*_:") for match in _PHRASE.finditer(text)]
-    return [re.split(r"\n|[.!?]\s", part)[0] for part in parts][::-1]
+    for match in reversed(list(_PHRASE.finditer(text))):
+        rest = text[match.end() : match.end() + LONGEST].lstrip(" \n*_:")
+        yield re.split(r"\n|[.!?]\s", rest)[0]
 
 
-def _hashes(text: str) -> list[str]:
-    """What follows each ``####`` directly, in its line; text before a number is none of a result's spelling."""
-    parts = [text[match.end() :].split("\n")[0] for match in _MARK.finditer(text)]
-    return [part for part in parts if re.match(r"\W*(?:\\(?:boxed|fbox)\W*)?\d", _plain(part), re.ASCII)]
+def _hashes(text: str) -> Iterator[str]:
+    """What follows each ``####`` in its line; "" where there is more than punctuation before a number."""
+    for match in _MARK.finditer(text):
+        rest = text[match.end() : match.end() + LONGEST].split("\n")[0]
+        yield rest if re.match(r"\W*(?:\\(?:boxed|fbox)\W*)?\d", _plain(rest), re.ASCII) else ""
 
 
 _PARTS = {"boxed": _boxes, "phrase": _phrases, "hash": _hashes}
