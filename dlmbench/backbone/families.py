@@ -23,6 +23,7 @@ class Family:
 
     `names` maps our tensor to the official names it is packed from, in order; ``{}`` is the layer number. `spell`
     turns a configuration in Hugging Face's usual spelling into the family's own, for families that have one.
+    `bos_on_raw_prompts`: prompts without chat markup begin with BOS, which the tokenizer does not add by itself.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Family:
     read: Callable[[dict], BackboneConfig]
     names: dict[str, tuple[str, ...]]
     spell: Callable[[dict], dict] = dict
+    bos_on_raw_prompts: bool = False
 
 
 def _qwen_names(qk_norm: bool, bias: bool) -> dict[str, tuple[str, ...]]:
@@ -177,4 +179,6 @@ QWEN3 = Family("qwen3", ("qwen3",), ("Qwen3ForCausalLM",), _read_qwen3, _qwen_na
 QWEN2 = Family("qwen2", ("qwen2",), ("Qwen2ForCausalLM",), _read_qwen2, _qwen_names(qk_norm=False, bias=True))
 LLAMA = Family("llama", ("llama",), ("LlamaForCausalLM",), _read_llama, _qwen_names(qk_norm=False, bias=False))
 LLADA = Family("llada", ("llada",), ("LLaDAModelLM",), _read_llada, _llada_names(), _spell_llada)
-DREAM = Family("dream", ("Dream",), ("DreamModel",), _read_dream, _qwen_names(qk_norm=False, bias=True))
+DREAM = Family(
+    "dream", ("Dream",), ("DreamModel",), _read_dream, _qwen_names(qk_norm=False, bias=True), bos_on_raw_prompts=True
+)  # fmt: skip

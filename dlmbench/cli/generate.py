@@ -115,6 +115,7 @@ def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
 
 def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
     from dlmbench.engine.prompts import prompt_ids as encode
+    from dlmbench.engine.prompts import render_chat
     from dlmbench.errors import RequestError
 
     if prompt_ids is not None:
@@ -125,6 +126,5 @@ def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: b
     if chat_template:
         if not getattr(tokenizer, "chat_template", None):
             raise RequestError("This model's tokenizer has no chat template; leave out --chat-template.")
-        messages = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
     return list(encode(tokenizer, prompt, chat_template))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +16,15 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.loop import Engine
 from dlmbench.errors import RequestError
 from dlmbench.presets import resolve
+from dlmbench.registry import BACKBONES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
+END_TOKENS = (  # what ends a document or a turn, and what a model pads its answer with, in the families' own words
+    "<|endoftext|>", "<|im_end|>",  # Qwen, SDAR, Dream; the first also LLaDA's
+    END_OF_TURN, "<|end_of_text|>",  # LLaDA, Llama 3
+    "<|dlm_pad|>",  # DiffuCoder
+)  # fmt: skip
 
 
 @lru_cache(maxsize=4)
@@ -44,9 +50,24 @@ def network_hashes(checked) -> dict[str, str]:
 
 
 def tokenizer_of(model: str) -> Any:
-    """The tokenizer that belongs to a model name."""
+    """The tokenizer that belongs to a model name. It begins raw prompts with BOS where the family was evaluated so."""
     preset = resolve(model)
-    return _tokenizer(preset.tokenizer_location, preset.revision)
+    tokenizer = _tokenizer(preset.tokenizer_location, preset.revision)
+    if preset.family:
+        family = BACKBONES.get(preset.family)
+    else:
+        _, family = read_config(checkpoint_folder(preset.location, preset.revision))
+    if family.bos_on_raw_prompts:
+        tokenizer.add_bos_token = True
+    return tokenizer
+
+
+def end_ids(config, tokenizer) -> tuple[int, ...]:
+    """Tokens that end a row: the configuration's own first, the tokenizer's EOS, and its special tokens that say so."""
+    special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = (special.get(word) for word in (tokenizer.eos_token, *END_TOKENS))
+    ids = dict.fromkeys([*config.eos_ids, *(id for id in found if id is not None)])
+    return tuple(id for id in ids if id < config.vocab_size and id != config.mask_id)
 
 
 def build(spec, *, lag: int | None = None) -> Engine:
@@ -67,12 +88,15 @@ def build(spec, *, lag: int | None = None) -> Engine:
             continue
         model = _model(preset.location, preset.revision, spec.device, spec.dtype)
         nets[role] = _network(role, model, checked)
+    target = nets["target"]
+    own = target.config  # the switch for EOS is defined on what it names, a row ends at more
+    target.config = replace(own, eos_ids=end_ids(own, tokenizer))
     return Engine(
         nets,
         checked.decoder(checked.config),
         tokenizer,
         batch_size=spec.batch_size,
-        sampling=_sampling(checked, nets["target"].config, tokenizer),
+        sampling=_sampling(checked, own, tokenizer),
         lag=lag,
         fill_after_eos=checked.axes.sampling.fill_after_eos,
         fixed=_fixed(checked.fixed, tokenizer),

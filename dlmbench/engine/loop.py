@@ -501,7 +501,7 @@ class Engine:
     def _stopped(self, row: int, slot: _Slot) -> bool:
         """Does the text so far contain a stop string? Looked at once a block, for tasks that have any."""
         ids = self.canvas.tokens[row, len(slot.request.prompt_ids) : slot.start].tolist()
-        return self.text.stops(ids, slot.request.stop)
+        return self.text.stops(ids, slot.request.stop, slot.request.prompt_ids)
 
     def _finish(self, row: int, slot: _Slot, last_block: int, step: _Launched) -> Generation:
         """Free the slot and read its row."""
@@ -515,8 +515,9 @@ class Engine:
         end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)
         if end is not None:
             ids, reason = ids[: end + 1] if self.decoder.cuts_at_eos else ids, "eos"
-        text, tokens, stopped = self.text.cut(ids, request.stop)
-        reason = "stop" if stopped else reason
+        text, tokens, stopped = self.text.cut(ids, request.stop, request.prompt_ids)
+        if stopped and (end is None or tokens <= end):  # a stop string that is the EOS itself has not come first
+            reason = "stop"
         counts = self.counter.read(row, step.totals)
         for name, work in counts.shapes.items():
             known = self.shapes.get(name, (0, 0, 0, 0))

@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
+
+TAIL = 8  # tokens of the prompt that an answer is decoded behind
 
 
 class Text:
-    """Decodes ids with `tokenizer`; without one every text is empty."""
+    """Decodes answers with `tokenizer`; without one every text is empty.
+
+    An answer is decoded behind the last tokens of its prompt (`before`), or behind its own first token if none are
+    given, because SentencePiece decoders take the first space of whatever they decode. Stop strings are looked for
+    while special tokens still stand in the text, since a stop string may be one; the text that is handed out has none.
+    """
 
     def __init__(self, tokenizer: Any = None):
         self.tokenizer = tokenizer
+        known = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        words = sorted((token.content for token in known.values() if token.special), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, words))) if words else None
 
-    def of(self, ids: list[int]) -> str:
-        return "" if self.tokenizer is None else self.tokenizer.decode(ids, skip_special_tokens=True)
+    def of(self, ids: list[int], before: Sequence[int] = ()) -> str:
+        """The text of `ids` without special tokens."""
+        return self._plain(self._marked(ids, before))
 
-    def stops(self, ids: list[int], stop: tuple[str, ...]) -> bool:
+    def stops(self, ids: list[int], stop: tuple[str, ...], before: Sequence[int] = ()) -> bool:
         """Does the text of `ids` contain a stop string?"""
-        text = self.of(ids)
-        return any(string in text for string in stop)
+        return _first(self._marked(ids, before), stop) is not None
 
-    def cut(self, ids: list[int], stop: tuple[str, ...]) -> tuple[str, int, bool]:
+    def cut(self, ids: list[int], stop: tuple[str, ...], before: Sequence[int] = ()) -> tuple[str, int, bool]:
         """(text before the first stop string, tokens up to and including it, was there one?)."""
-        text = self.of(ids)
-        at = min((at for at in (text.find(string) for string in stop) if at >= 0), default=None)
-        return (text, len(ids), False) if at is None else (text[:at], self._tokens_until(ids, stop), True)
+        text = self._marked(ids, before)
+        at = _first(text, stop)
+        if at is None:
+            return self._plain(text), len(ids), False
+        return self._plain(text[:at]), self._tokens_until(ids, stop, before), True
 
-    def _tokens_until(self, ids: list[int], stop: tuple[str, ...]) -> int:
+    def _tokens_until(self, ids: list[int], stop: tuple[str, ...], before: Sequence[int]) -> int:
         low, high = 0, len(ids)
         while low + 1 < high:  # the text of a prefix only grows
             middle = (low + high) // 2
-            low, high = (low, middle) if self.stops(ids[:middle], stop) else (middle, high)
+            low, high = (low, middle) if self.stops(ids[:middle], stop, before) else (middle, high)
         return high
+
+    def _marked(self, ids: list[int], before: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+        if self.tokenizer is None:
+            return ""
+        tail = list(before[-TAIL:]) or ids[:1]
+        prompt, both = self._decode(tail), self._decode([*tail, *ids])
+        return both[len(prompt) :] if both.startswith(prompt) else self._decode(ids)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False) if ids else ""
+
+    def _plain(self, text: str) -> str:
+        return text if self._special is None else self._special.sub("", text)
+
+
+def _first(text: str, stop: tuple[str, ...]) -> int | None:
+    """Where the first stop string begins. An empty one is in every text and stops nothing."""
+    return min((at for at in (text.find(string) for string in stop if string) if at >= 0), default=None)

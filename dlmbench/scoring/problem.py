@@ -73,7 +73,7 @@ class Problem:
         return cls(
             record["task_id"],
             record["entry_point"],
-            prompt=record["prompt"],
+            prompt=_begun(record["prompt"]),
             check=record["test"],
             canonical=None if solution is None else record["prompt"] + solution,
         )
@@ -81,7 +81,7 @@ class Problem:
     @classmethod
     def from_mbpp(cls, record: Mapping[str, Any]) -> "Problem":
         """A record of MBPP (task_id, code, test_list; test_setup_code or test_imports where present)."""
-        setup = [*record.get("test_imports", ()), record.get("test_setup_code", "")]
+        setup = [*(record.get("test_imports") or ()), record.get("test_setup_code")]
         asserts, code = tuple(record["test_list"]), record.get("code")
         return cls(
             f"mbpp/{record['task_id']}",
@@ -90,6 +90,15 @@ class Problem:
             setup="\n".join(filter(None, setup)),
             canonical=code,
         )
+
+
+def _begun(prompt: str) -> str:
+    """`prompt` so that it can be run: a function of which it has only the signature gets a body."""
+    try:
+        ast.parse(prompt)
+    except SyntaxError:
+        return f"{prompt.rstrip()} pass\n"
+    return prompt
 
 
 def mbpp_entry_point(asserts: Iterable[str], code: str | None = None) -> str:

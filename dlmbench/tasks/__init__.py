@@ -12,6 +12,7 @@ and extraction are lm-eval's own; what dlmbench adds stands in the ``metadata:``
     key           field of the data that names an item (default: its index)
     fields        fields that a local file must have
     chat          lm-eval file to extend instead when a chat template is used, and other keys to replace then
+    zero_shot_chat  keys to replace when there are no examples either
     variants      other names, ``task/variant``, with the metadata that differs
     problem       function(doc) -> dlmbench.scoring.Problem: marks a task whose answers are programs
     program       function(doc, answer) -> the whole text to run, for the same tasks

@@ -12,22 +12,65 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset
 
 SHIPPED = Path(__file__).parent / "nano" / "data"
 PROBE_SECONDS = 4.0  # a hub that does not answer in this time counts as not there
 
 
 Row = dict[str, Any]
+_FOREIGN = {b"\x1f\x8b": "compressed with gzip; unpack it", b"\xff\xfe": "in UTF-16; save it as UTF-8"}
+_FOREIGN[b"\xfe\xff"] = _FOREIGN[b"\xff\xfe"]
 
 
-def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) -> DatasetDict:
+class Rows(list):
+    """Records as they were read, each with its own types; a field that a record lacks is None.
+
+    A table would give every field one type and take its columns from the first records. What lm-eval's helpers ask of a
+    data set beyond rows, `features`, `map` and `filter` is asked of such a table, made when it is needed.
+    """
+
+    def __init__(self, rows: Iterable[Row]):
+        rows = list(rows)
+        self.features = dict.fromkeys(name for row in rows for name in row)
+        super().__init__({**self.features, **row} for row in rows)
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.features)
+
+    def __getitem__(self, at: Any) -> Any:
+        return [row[at] for row in self] if isinstance(at, str) else super().__getitem__(at)
+
+    def map(self, function: Callable[[Row], Row], **options: Any) -> Rows | Dataset:
+        """Every row with what `function` makes of it; with options of the datasets library, its table."""
+        if options:
+            return self._table.map(function, **options)
+        return Rows({**row, **function(dict(row))} for row in self)
+
+    def filter(self, function: Callable[[Row], bool], **options: Any) -> Rows | Dataset:
+        return self._table.filter(function, **options) if options else Rows(row for row in self if function(dict(row)))
+
+    @cached_property
+    def _table(self) -> Dataset:
+        from datasets import Dataset
+
+        return Dataset.from_list(list(self))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._table, name)
+
+
+def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) -> dict[str, Rows]:
     """The shipped sets ``<name>-dev.jsonl`` and ``<name>-test.jsonl`` as splits dev and test.
 
     `change` may rewrite a row, or leave it out by returning None.
@@ -36,18 +79,14 @@ def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) ->
     return as_dataset({split: [row for row in rows[split] if row is not None] for split in rows})
 
 
-def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) -> DatasetDict:
+def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) -> dict[str, Rows]:
     """The splits that lie in `folder` (or in its subfolder called like the task) as ``<split>.jsonl``.
 
     Splits without a file are left out; every row must have the `fields`.
 
     Raises RequestError for a folder that does not exist, for a line that is no JSON object, and for a missing field.
     """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise RequestError(f"Data folder {folder!r} does not exist; --data-dir takes a folder with JSONL files.")
-    if (place / task).is_dir():
-        place = place / task
+    place = _place(task, folder)
     files = {split: place / f"{split}.jsonl" for split in splits}
     rows = {split: list(read_jsonl(path, fields)) for split, path in files.items() if path.is_file()}
     for split, content in rows.items():
@@ -56,32 +95,64 @@ def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) 
     return as_dataset(rows)
 
 
+def is_of_others(task: str, folder: str) -> bool:
+    """Whether `folder` has subfolders with data, none of them called like the task, and no data of its own."""
+    place = _place(task, folder)
+    return not any(place.glob("*.jsonl")) and any(place.glob("*/*.jsonl"))
+
+
+def _place(task: str, folder: str) -> Path:
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise RequestError(f"Data folder {folder!r} does not exist; --data-dir takes a folder with JSONL files.")
+    return place / task if (place / task).is_dir() else place
+
+
 def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of a JSONL file, each with all `fields`. Raises RequestError with the line that is wrong."""
+    """The rows of a JSONL file in UTF-8, each an object with all `fields`, none of them null.
+
+    Raises RequestError with the line that is wrong.
+    """
+    content = path.read_bytes()
+    if content[:2] in _FOREIGN:
+        raise RequestError(f"{path.name} is {_FOREIGN[content[:2]]}.")
     # Split at newlines only: str.splitlines would also cut at the line separators that a text field may contain.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            place = f"{path.name}, line {number},"
-            raise RequestError(f"{place} is not JSON ({error.msg}); write an object a line.") from error
-        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-        if missing:
-            needed = ", ".join(fields)
-            raise RequestError(f"{path.name}, line {number}, has no field {missing[0]!r}; every line needs {needed}.")
-        yield row
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            yield _row(line, f"{path.name}, line {number},", fields)
 
 
-def as_dataset(rows: Mapping[str, list[Row]]) -> DatasetDict:
+def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
+    needed = f"every line needs {', '.join(fields)}"
+    try:
+        row = json.loads(line.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{line[error.start]:02x} at {error.start + 1}"
+        raise RequestError(f"{place} is not UTF-8 ({what}); save the file as UTF-8.") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RequestError(f"{place} has half a character ({half!a}), which no text can hold; mend it.") from error
+    except ValueError as error:  # also an integer of thousands of digits
+        raise RequestError(f"{place} is not JSON ({getattr(error, 'msg', error)}); write an object a line.") from error
+    except RecursionError as error:
+        raise RequestError(f"{place} is nested too deeply to be read; write an object a line.") from error
+    if not isinstance(row, dict):
+        raise RequestError(f"{place} is a JSON {type(row).__name__}; write an object a line.")
+    for name in fields:
+        if name not in row:
+            raise RequestError(f"{place} has no field {name!r}; {needed}.")
+        if row[name] is None:
+            raise RequestError(f"{place} has null as {name!r}; {needed}.")
+    return row
+
+
+def as_dataset(rows: Mapping[str, Iterable[Row]]) -> dict[str, Rows]:
     """In-memory data set of the kind that lm-eval works on."""
-    from datasets import Dataset, DatasetDict
-
-    return DatasetDict({split: Dataset.from_list(content) for split, content in rows.items()})
+    return {split: Rows(content) for split, content in rows.items()}
 
 
-def from_hub(task: str, path: str, name: str | None, files: str, options: Mapping[str, Any]) -> DatasetDict:
+def from_hub(task: str, path: str, name: str | None, files: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """A data set of the hub or of its cache; `files` says in the error what a local folder would have to hold."""
     import datasets
 

@@ -23,10 +23,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from dlmbench.engine import Request
-from dlmbench.engine.prompts import prompt_ids
+from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import RequestError
 from dlmbench.tasks.base import Item
-from dlmbench.tasks.task import MAX_TOKENS, Task, render_chat
+from dlmbench.tasks.task import MAX_TOKENS, Task, most_tokens
 
 if TYPE_CHECKING:
     from dlmbench.engine import Engine, Generation
@@ -83,7 +83,7 @@ class EngineLM(LM):
             until = settings.get("until") or ()
             stop = (until,) if isinstance(until, str) else until
             key = "/".join(map(str, (*place, repeats[place])))
-            wanted.append(self.request(key, prompt, stop, settings.get("max_gen_toks", self.max_tokens)))
+            wanted.append(self.request(key, prompt, stop, most_tokens(settings, self.max_tokens)))
         return [generation.text for generation in self.run(wanted)]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

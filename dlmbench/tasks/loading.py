@@ -40,7 +40,8 @@ def load_task(
     Args:
         name: a task of ``catalogue()``, of the registry, or any generate_until task of lm-eval.
         data_dir: folder with ``<split>.jsonl`` files (or with a subfolder called like the task that has them), instead
-            of the hub. Tasks that ship their data ignore it.
+            of the hub or of what dlmbench ships. A folder that has subfolders of other tasks only says nothing about
+            a task that ships its data.
         num_fewshot: worked examples before each question; None is the task's own number.
         gen_length: most tokens generated an item; None is the task's own number.
         tokenizer: a transformers tokenizer, needed for its chat template only.
@@ -82,22 +83,24 @@ class GivenDataTask(ConfigurableTask):
 
 
 def _from_card(card: cards.Card, data_dir: str | None, num_fewshot: int | None, chat: bool) -> ConfigurableTask:
-    config = _read_card(card, chat)
+    config = _read_card(card, num_fewshot, chat)
     dataset = _data_of(config, card.name, data_dir)
     return _build(card.name, config, dataset, num_fewshot)
 
 
-def _read_card(card: cards.Card, chat: bool) -> dict[str, Any]:
+def _read_card(card: cards.Card, num_fewshot: int | None, chat: bool) -> dict[str, Any]:
     """The lm-eval configuration that a card stands for, functions resolved."""
     own = deepcopy(load_yaml(card.path, resolve_func=True))
     metadata = own.get("metadata") or {}
     metadata |= metadata.pop("variants", {}).get(card.name.partition("/")[2], {})
-    replaced = metadata.pop("chat", {})
+    replaced, without_examples = metadata.pop("chat", {}), metadata.pop("zero_shot_chat", {})
     if chat:
         own |= replaced
     base = own.pop("extends", None)
     below = _lm_eval_file(card.name, LM_EVAL / base) if base else {}
     config = {**below, **own, "task": card.name, "metadata": metadata}
+    if chat and not _shots(config, num_fewshot):
+        config |= without_examples
     for key in ("tag", "group", "task_list", "include"):
         config.pop(key, None)
     return config
@@ -122,14 +125,20 @@ def _lm_eval_file(name: str, path: Path) -> dict[str, Any]:
 
 
 def _data_of(config: dict[str, Any], name: str, data_dir: str | None) -> Mapping[str, Any]:
-    """Packaged data, else the user's folder, else the hub."""
+    """The user's folder, else packaged data, else the hub."""
     metadata = config["metadata"]
-    if config.get("custom_dataset"):
-        return config["custom_dataset"](**metadata, **(config.get("dataset_kwargs") or {}))
+    folder = name.partition("/")[0]
+    if (own := config.get("custom_dataset")) and (not data_dir or data.is_of_others(folder, data_dir)):
+        return own(**metadata, **(config.get("dataset_kwargs") or {}))
+    if own and not metadata.get("fields"):
+        raise RequestError(
+            f"Task {name} brings its own items and reads none from {data_dir!r}; leave out --data-dir, or give a "
+            "folder whose subfolders are called like the tasks they are for."
+        )
     splits = _splits(config)
     files = ", ".join(f"{split}.jsonl" for split in splits)
     if data_dir:
-        return data.local(name.partition("/")[0], data_dir, splits, metadata.get("fields", ()))
+        return data.local(folder, data_dir, splits, metadata.get("fields", ()))
     options = config.get("dataset_kwargs") or {}
     return data.from_hub(name, config["dataset_path"], config.get("dataset_name"), files, options)
 
@@ -142,13 +151,23 @@ def _splits(config: Mapping[str, Any]) -> list[str]:
 
 def _build(name: str, config: dict[str, Any], dataset: Mapping[str, Any], num_fewshot: int | None) -> ConfigurableTask:
     """lm-eval's task object. A split that is not there is taken out, unless something was asked of it."""
-    shots = config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
+    shots = _shots(config, num_fewshot)
+    if (config.get("repeats") or 1) > 1:
+        raise RequestError(
+            f"Task {name} scores {config['repeats']} answers an item together and dlmbench makes one; take a task that "
+            "wants one, as gsm8k_cot_zeroshot does."
+        )
     _check_splits(name, config, dataset, shots)
     for kind in ("validation", "fewshot", "training"):
         if config.get(f"{kind}_split") not in dataset:
             config[f"{kind}_split"] = None
     config["num_fewshot"] = shots
     return GivenDataTask(config, dataset)
+
+
+def _shots(config: Mapping[str, Any], num_fewshot: int | None) -> int:
+    """Worked examples before each question: what was asked for, else the task's own number."""
+    return config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
 
 
 def _check_splits(name: str, config: Mapping[str, Any], dataset: Mapping[str, Any], shots: int) -> None:

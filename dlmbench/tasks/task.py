@@ -11,7 +11,8 @@ items that are left. So no dev item is ever shown, and none is in both splits.
 the items before it. Prompts are therefore always made from the first item on.
 
 *Scores.* ``accuracy`` is the task's primary metric (``Task.primary``), ``unparsed`` says that no answer was found. With
-lm-eval's two GSM8K filters ``strict`` and ``flexible`` are there too; answers that are programs have a ``verdict``.
+filters called like lm-eval's two for GSM8K ``strict`` and ``flexible`` are there too; answers that are programs have a
+``verdict``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from dlmbench.engine.prompts import render_chat
 from dlmbench.errors import RequestError, RunError
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.data import quiet
@@ -34,6 +36,7 @@ from dlmbench.tasks.data import quiet
 FEWSHOT_SEED = 1234  # lm-eval's default, so that prompts equal its own
 MAX_TOKENS = 256  # lm-eval's default for tasks that name none
 SPLITS = ("test", "dev")
+_BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SHORT = {"strict-match": "strict", "flexible-extract": "flexible"}
 _NO_FILTER = "none"  # lm-eval's name for the chain of a task that names no filters
 _NO_ANSWER = ("[invalid]", "")  # what lm-eval's filters return when nothing matches
@@ -58,9 +61,8 @@ class Task:
         self.metadata: Mapping[str, Any] = config.metadata or {}
         self.version = str(self.metadata.get("version", lm_task.VERSION))
         self.num_fewshot: int = config.num_fewshot or 0
-        self.max_tokens: int = gen_length or self.metadata.get("gen_length") or config.generation_kwargs.get(
-            "max_gen_toks", MAX_TOKENS
-        )
+        own = most_tokens(config.generation_kwargs, MAX_TOKENS)
+        self.max_tokens: int = gen_length or self.metadata.get("gen_length") or own
         until = config.generation_kwargs.get("until") or ()
         self.stop: tuple[str, ...] = (until,) if isinstance(until, str) else tuple(until)
         self.chat_template = tokenizer is not None
@@ -162,14 +164,22 @@ class Task:
         return type(task.sampler)(pool, rnd=self._fewshot_seed)
 
     def _item(self, split: str, index: int, doc: Mapping[str, Any]) -> Item:
-        prompt = self.lm_task.fewshot_context(
-            doc,
-            num_fewshot=self.num_fewshot,
-            apply_chat_template=self.chat_template,
-            fewshot_as_multiturn=self.chat_template,
-            chat_template=self._chat if self.chat_template else None,
-            gen_prefix=self.lm_task.doc_to_prefix(doc),
-        )
+        try:
+            prompt = self.lm_task.fewshot_context(
+                doc,
+                num_fewshot=self.num_fewshot,
+                apply_chat_template=self.chat_template,
+                fewshot_as_multiturn=self.chat_template,
+                chat_template=self._chat if self.chat_template else None,
+                gen_prefix=self.lm_task.doc_to_prefix(doc),
+            )
+        except RequestError:
+            raise
+        except Exception as error:  # the task's template or function meets a record that it was not written for
+            raise RequestError(
+                f"Item {index + 1} of the {split} items of task {self.name} does not fit the task's prompt "
+                f"({' '.join(str(error).split())[:120]}); its record needs what the other items have."
+            ) from error
         field = self.metadata.get("key")
         key = str(doc[field]) if field else f"{split}/{index}"
         return Item(key, prompt, self.stop, self.max_tokens, doc)
@@ -198,7 +208,7 @@ class Task:
         return {
             "accuracy": self._accuracy(values),
             "unparsed": bool(unparsed(item.doc, text)) if unparsed else _is_empty(main),
-            **{self._label(name): float(value) for name, value in values.items() if isinstance(value, Real)},
+            **{self._label(name): float(value) for name, value in values.items() if self._stands_beside(name, value)},
         }
 
     def target(self, item: Item) -> str:
@@ -218,6 +228,10 @@ class Task:
         for chain in self.lm_task._filters:
             chain.apply([instance])
         return instance.filtered_resps
+
+    def _stands_beside(self, name: str, value: Any) -> bool:
+        """Is this a number to show beside `accuracy`? The primary one only if it has a short name of its own."""
+        return isinstance(value, Real) and (name != self.primary or self._label(name) != name)
 
     def _label(self, name: str) -> str:
         metric, _, chain = name.partition(",")
@@ -256,14 +270,9 @@ class Task:
         return digest.hexdigest()[:16]
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """`messages` in the tokenizer's chat markup. Without a generation prompt the last turn is left open to go on."""
-    return tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-    )
+def most_tokens(settings: Mapping[str, Any], default: int) -> int:
+    """The budget in `generation_kwargs` under any name that lm-eval reads, in its order; `default` without one."""
+    return next((int(settings[name]) for name in _BUDGETS if settings.get(name) is not None), default)
 
 
 def _first_metric(task: ConfigurableTask) -> str:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ class Letters:
 
     def decode(self, ids, skip_special_tokens=True):
         return "".join(chr(48 + i) for i in ids if i not in (EOS, MASK))
+
+
+class Marked(Letters):
+    """The same; EOS is a special token with a text of its own."""
+
+    added_tokens_decoder = {EOS: SimpleNamespace(content="<e>", special=True)}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join("<e>" if i == EOS else chr(48 + i) for i in ids if i != MASK)
 
 
 @pytest.mark.parametrize("store", ["fused", "separate"])
@@ -421,3 +431,13 @@ def test_attention_on_cuda_is_left_to_a_kernel_that_takes_every_mask(monkeypatch
     monkeypatch.setattr(attention, "CUDNN", True)
     attention.choose_kernels(torch.device("cuda"))
     assert asked == [False, True]
+
+
+def test_a_stop_string_that_is_the_eos_changes_nothing():
+    sampling = Sampling(temperature=1.0)
+    plain = engine(tokenizer=Marked(), sampling=sampling, batch_size=4).generate(requests(24, budget=40))
+    named = engine(tokenizer=Marked(), sampling=sampling, batch_size=4).generate(requests(24, ("<e>",), budget=40))
+    one, other = ([(g.ids, g.text, g.tokens, g.stop_reason) for g in found] for found in (plain, named))
+    assert one == other
+    assert not any("<e>" in generation.text for generation in plain)
+    assert {generation.stop_reason for generation in plain} == {"eos", "length"}

