@@ -214,7 +214,7 @@ def resolve(name: str) -> Preset:
         return PRESETS[name]
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not any(path.glob("*.safetensors")):  # heads may lack one
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
         return Preset(path.resolve().name, str(path), None, "local checkpoint folder")
     place, _, revision = name.partition("@")

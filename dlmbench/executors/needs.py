@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlmbench.errors import RequestError
+from dlmbench.files import weight_files
 from dlmbench.presets import Preset, resolve
 from dlmbench.spec import Checked, RunSpec
 
@@ -113,11 +114,11 @@ def checkpoint_here(preset: Preset) -> Path | None:
             folder = Path(snapshot_download(preset.source, revision=preset.revision, local_files_only=True))
         except Exception:  # whatever the hub's client calls it: it is not here
             return None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        return folder if all((folder / shard).is_file() for shard in shards) else None
-    return folder if any(folder.glob("*.safetensors")) else None
+    try:
+        weight_files(folder)
+    except RequestError:
+        return None
+    return folder
 
 
 def memory_bytes(cell: Checked, task: Any) -> int | None:
@@ -179,7 +180,7 @@ def _weights(name: str) -> Need:
     folder = checkpoint_here(preset)
     what = f"weights of {preset.name}"
     if folder:
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in weight_files(folder))
         return Need(what, "ok", f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB")
     config = _config(preset)
     size = f", about {2 * config.parameters / 1e9:.3g} GB" if config else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlmbench.axes import Axes
 from dlmbench.companions import check_companion
 from dlmbench.errors import RequestError
+from dlmbench.files import read_json
 from dlmbench.presets import PRESETS, Preset, resolve
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ def family_of(preset: Preset) -> str | None:
     """Its family, from the checkpoint's config.json where the preset does not say; None when neither is here."""
     if preset.family:
         return preset.family
-    config = Path(preset.location).expanduser() / "config.json"
-    return json.loads(config.read_text()).get("model_type", "").lower() if config.is_file() else None
+    folder = Path(preset.location).expanduser()
+    config = read_json(folder / "config.json")
+    if config is None and folder.is_dir():
+        raise RequestError(f"Model folder {str(folder)!r} has no config.json; give the folder of a checkpoint.")
+    return str(config.get("model_type")).lower() if config else None
 
 
 def answer_of(task: str) -> Mapping[str, Any] | None:
@@ -153,5 +156,5 @@ def check_helper(role: str, target: Preset, helper: Preset) -> None:
 
 def _holds_head(preset: Preset) -> bool:
     """Is this a local checkpoint with a module inside (the authors' MRP layout)?"""
-    config = Path(preset.location).expanduser() / "config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("num_nextn_predict_layers"))
+    config = read_json(Path(preset.location).expanduser() / "config.json")
+    return bool((config or {}).get("num_nextn_predict_layers"))
