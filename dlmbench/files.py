@@ -17,6 +17,7 @@ from typing import Any
 
 from dlmbench.errors import RequestError
 
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")  # how names begin
 CONFIGS = ("config.json", "generation_config.json")
 INDEX = "model.safetensors.index.json"
 LARGE = 1 << 28  # bytes: from here on, waiting is announced and a file's hash is remembered
@@ -159,7 +160,7 @@ def file_dtype(folder: Path) -> str | None:
 
 def checkpoint_hash(folder: Path) -> str:
     """Short hash of everything in a folder that decides what its network computes: weights, and both configurations."""
-    return files_hash(_read_files(folder))
+    return files_hash(network_files(folder))
 
 
 def weights_hash(folder: Path) -> str:
@@ -175,13 +176,19 @@ def files_hash(paths: Iterable[Path]) -> str:
     return total.hexdigest()[:16]
 
 
-def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of the files that `checkpoint_hash` reads: equal ones are the same network."""
-    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _read_files(folder))
-
-
-def _read_files(folder: Path) -> list[Path]:
+def network_files(folder: Path) -> list[Path]:
+    """The files that decide what a folder's network computes: weights, and both configurations."""
     return [*weight_files(folder), *(folder / name for name in CONFIGS if (folder / name).is_file())]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that a folder's tokenizer may be made from."""
+    return sorted(file for file in folder.iterdir() if file.name.startswith(TOKENIZER_FILES) and file.is_file())
+
+
+def stamps(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of files: while they are equal, what was loaded from the files is still right."""
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def _sha256(file: Path) -> str:

@@ -101,16 +101,17 @@ class Fields:
         value = self.get(name, values[0])
         if value not in values:
             name = self.spelling.get(name, name)
-            raise RequestError(f"has {name}={value!r}; only {values[0]!r} is supported: take a checkpoint with that")
+            raise RequestError(f"has {name}={value!r}; only {values[0]!r} is supported: take another checkpoint")
 
 
 def _read_qwen_like(fields: Fields, **fixed) -> BackboneConfig:
     """The fields that Hugging Face's Qwen2, Qwen3 and Llama configurations share."""
+    rows = fields.count("vocab_size")
     _check_switches(fields, fixed.get("qkv_bias", False))
     theta, scaling = _rope(fields)
     heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
     return BackboneConfig(
-        vocab_size=fields.count("vocab_size"),
+        vocab_size=rows,
         hidden_size=width,
         num_layers=fields.count("num_hidden_layers"),
         num_heads=heads,

@@ -19,7 +19,7 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.graphs import first_line
 from dlmbench.engine.loop import Engine
 from dlmbench.errors import RequestError, RunError
-from dlmbench.files import checkpoint_hash, model_name, read_json, stamps, tell
+from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.presets import Preset, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,8 +61,8 @@ def _make_room(needed: Iterable[_Place], device: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(location: str, revision: str | None) -> Any:
-    return load_tokenizer(location, revision)
+def _tokenizer(folder: Path, files: tuple) -> Any:
+    return load_tokenizer(folder)
 
 
 def network_hashes(checked) -> dict[str, str]:
@@ -76,7 +76,8 @@ def tokenizer_of(model: str) -> Any:
     """The tokenizer that belongs to a model name; a configuration that cannot be run is refused before."""
     preset = resolve(model)
     read_config(_folder(preset))
-    return _tokenizer(preset.tokenizer_location, preset.revision)
+    folder = checkpoint_folder(preset.tokenizer_location, preset.revision)
+    return _tokenizer(folder, stamps(tokenizer_files(folder)))
 
 
 def _folder(preset: Preset) -> Path:
@@ -118,7 +119,7 @@ def _load(checked, spec, presets: dict[str, Preset]) -> dict[str, Network]:
     """A network for every role. Raises RunError when the memory ends."""
     folders = {role: _folder(preset) for role, preset in presets.items()}
     places = {
-        role: _Place(folder, stamps(folder), spec.device, spec.dtype)
+        role: _Place(folder, stamps(network_files(folder)), spec.device, spec.dtype)
         for role, folder in folders.items()
         if role != "head"
     }

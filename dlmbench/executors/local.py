@@ -22,7 +22,7 @@ from dlmbench import options
 from dlmbench.errors import RunError
 from dlmbench.executors.prices import Prices
 from dlmbench.executors.traces import TRACED, trace_records
-from dlmbench.files import file_dtype, files_hash, tell
+from dlmbench.files import file_dtype, files_hash, tell, tokenizer_files
 from dlmbench.spec import Checked, RunSpec, canonical, digest, identity
 from dlmbench.stats import spread
 from dlmbench.store import RunFolder, prompt_hash
@@ -34,7 +34,6 @@ from dlmbench.store.prompts import keep_prompts
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
-TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
 
 
@@ -438,7 +437,7 @@ def _tokenizer_hash(cell: Checked) -> str:
     from dlmbench.backbone.loading import checkpoint_folder
 
     folder = checkpoint_folder(cell.preset.tokenizer_location, cell.preset.revision)
-    return files_hash(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES) and path.is_file())
+    return files_hash(tokenizer_files(folder))
 
 
 def _load_task(cell: Checked) -> Any:
