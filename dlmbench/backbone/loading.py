@@ -20,6 +20,7 @@ from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
 from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
+from dlmbench.files import weights_hash as weights_hash  # belongs to what is saved and loaded here
 from dlmbench.registry import BACKBONES
 
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model")
@@ -66,12 +67,18 @@ def read_config(folder: Path) -> tuple[BackboneConfig, Family]:
         mask = _mask_id(config, family, folder)
     except RequestError as error:
         raise RequestError(f"{name}: config.json {error}.") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RequestError(
+            f"{name}: config.json or the files beside it hold a field of another kind than it should be ({error}): "
+            "fetch them again."
+        ) from error
     return replace(config, eos_ids=tuple(eos), mask_id=mask), family
 
 
 def _family(raw: dict[str, Any], name: str) -> Family:
     """The family by ``model_type``, whose known ``architectures`` must agree: other models go by the same type."""
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
+    architectures = [architectures] if isinstance(architectures, str) else architectures
     families = [BACKBONES.get(one) for one in BACKBONES.names()]
     family = next((one for one in families if model_type in one.model_types), None)
     if family is None:
@@ -130,11 +137,29 @@ def load_checkpoint(
 ) -> Transformer:
     """A frozen network from an official checkpoint, in evaluation mode.
 
-    At no time are there two copies of more than one tensor. Raises RequestError, before a tensor is read, when the
-    folder is incomplete, quantised, holds tensors that the network does not have, or one of another shape than the
-    configuration says.
+    At no time are there two copies of more than one tensor. Raises RequestError for what `check_checkpoint` refuses.
     """
     folder = checkpoint_folder(str(name), revision)
+    model, tensors, official = _prepared(folder)
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    if size > LARGE:
+        tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")
+    state = {ours: tensors.joined(names, device, dtype) for ours, names in official.items()}
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Judge a folder by its configuration and the headers of its weights, before anything large is read.
+
+    Raises RequestError when it is incomplete, quantised, holds tensors that the network does not have, or one of
+    another shape than the configuration says.
+    """
+    _prepared(folder)
+
+
+def _prepared(folder: Path) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
+    """A network without weights, the folder's tensors, and the official names that each of its own comes from."""
     config, family = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
@@ -148,12 +173,7 @@ def load_checkpoint(
                 f"{model_name(folder)}: tensor {ours} has shape {tensors.shape(official[ours])}, config.json says "
                 f"{tuple(parameter.shape)}; the two files do not belong together."
             )
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    if size > LARGE:
-        tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")
-    state = {ours: tensors.joined(names, device, dtype) for ours, names in official.items()}
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval()
+    return model, tensors, official
 
 
 def _official(ours: str, family: Family) -> list[str]:
@@ -236,19 +256,20 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
     RequestError for a tokenizer whose vocabulary is not there.
     """
     folder = checkpoint_folder(str(name), revision)
-    _check_vocabulary(folder)
+    check_vocabulary(folder)
     tokenizer = _from_files(folder)
     ids = tokenizer.encode("word", add_special_tokens=False)
     if not set(ids) - set(tokenizer.added_tokens_decoder):
         raise RequestError(
-            f"The tokenizer of {model_name(folder)} has {len(tokenizer)} tokens and no vocabulary: put the "
+            f"The tokenizer of {model_name(folder)} has no vocabulary ({len(tokenizer)} special tokens): put the "
             "checkpoint's tokenizer files (tokenizer.json, or vocab.json and merges.txt) beside its weights."
         )
     return tokenizer
 
 
-def _check_vocabulary(folder: Path) -> None:
-    """Refuse files that stand for others, and half of a pair: transformers would go on with what it finds."""
+def check_vocabulary(folder: Path) -> None:
+    """Refuse, without building the tokenizer, files that stand for others, and half of a pair, with which transformers
+    would go on."""
     for file in (folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.model"):
         if file.is_file():
             with file.open("rb") as stream:
@@ -268,7 +289,7 @@ def _from_files(folder: Path) -> Any:
     from transformers.utils import logging
 
     own = (read_json(folder / "tokenizer_config.json") or {}).get("tokenizer_class")
-    cls = transformers.AutoTokenizer if own and hasattr(transformers, own) else _known_class(folder)
+    cls = transformers.AutoTokenizer if isinstance(own, str) and hasattr(transformers, own) else _known_class(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a model type that transformers does not know is our business, not the tokenizer's
     try:

@@ -19,7 +19,7 @@ from dlmbench.files import INDEX, broken, model_name, read_json, tensor_entries,
 
 PLAIN = ("F64", "F32", "F16", "BF16")
 HARMLESS = re.compile(  # tables that are computed anew, and modules that are loaded as heads
-    r"(?:.*\.)?rotary(?:_pos)?_emb\..+|.*\.(?:masked_bias|attn\.bias)|m[rt]p_modules\..+"
+    r"(?:.*\.)?rotary(?:_pos)?_emb\..+|.*\.masked_bias|m[rt]p_modules\..+"
 )
 QUANTISED = {  # how the names of a layout's tensors end -> the method
     ".g_idx": "gptq",

@@ -13,7 +13,13 @@ import torch
 
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
-from dlmbench.backbone.loading import checkpoint_folder, read_config, tokenizer_mask_id
+from dlmbench.backbone.loading import (
+    check_checkpoint,
+    check_vocabulary,
+    checkpoint_folder,
+    read_config,
+    tokenizer_mask_id,
+)
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.graphs import first_line
@@ -67,9 +73,28 @@ def _tokenizer(folder: Path, files: tuple) -> Any:
 
 def network_hashes(checked) -> dict[str, str]:
     """role -> hash of its weights and configurations, without loading them into memory. `checked` is what
-    `RunSpec.check` returns."""
+    `RunSpec.check` returns.
+
+    Raises RequestError, before a large file is read, for checkpoints that cannot be run.
+    """
+    _check_files(checked)
+    return {role: checkpoint_hash(_folder(preset)) for role, preset in _presets(checked).items()}
+
+
+def _presets(checked) -> dict[str, Preset]:
     names = {"target": checked.spec.model, **checked.companions}
-    return {role: checkpoint_hash(_folder(resolve(name))) for role, name in names.items()}
+    return {role: resolve(name) for role, name in names.items()}
+
+
+def _check_files(checked) -> None:
+    """Refuse what can be seen in configurations, then in the tokenizer's files, then in the headers of weights."""
+    folders = {role: _folder(preset) for role, preset in _presets(checked).items() if role != "head"}
+    configs = {role: read_config(folder)[0] for role, folder in folders.items()}
+    _check_attention(checked, configs["target"])
+    preset = resolve(checked.spec.model)
+    check_vocabulary(checkpoint_folder(preset.tokenizer_location, preset.revision))
+    for folder in folders.values():
+        check_checkpoint(folder)
 
 
 def tokenizer_of(model: str) -> Any:
@@ -87,21 +112,16 @@ def _folder(preset: Preset) -> Path:
 def build(spec, *, lag: int | None = None) -> Engine:
     """An engine for one cell. `spec` is a `RunSpec`; models and tokenizers are loaded once a process.
 
-    Cheap refusals come first: configurations, then the tokenizer, then weights. Nothing is hashed, unless a head says
-    beside which weights it was trained. Raises RequestError for whatever the spec's own check refuses, and for
-    checkpoints that cannot be read; RunError when memory ends while they are loaded.
+    Cheap refusals come first, and the tokenizer before weights. Nothing is hashed, unless a head says beside which
+    weights it was trained. Raises RequestError for whatever the spec's own check refuses, and for checkpoints that
+    cannot be read; RunError when memory ends while they are loaded.
     """
     checked = spec.check()
     spec = spec.resolved()
-    presets = {role: resolve(name) for role, name in {"target": spec.model, **checked.companions}.items()}
-    for role, preset in presets.items():
-        if role != "head":
-            config, _ = read_config(_folder(preset))
-            if role == "target":
-                _check_attention(checked, config)
+    _check_files(checked)
     tokenizer = tokenizer_of(spec.model)  # before any weight: it may be missing
-    nets = _load(checked, spec, presets)
-    _note_mask(presets["target"], nets["target"].config)
+    nets = _load(checked, spec)
+    _note_mask(_folder(resolve(spec.model)), nets["target"].config.mask_id)
     return Engine(
         nets,
         checked.decoder(checked.config),
@@ -115,8 +135,9 @@ def build(spec, *, lag: int | None = None) -> Engine:
     )
 
 
-def _load(checked, spec, presets: dict[str, Preset]) -> dict[str, Network]:
+def _load(checked, spec) -> dict[str, Network]:
     """A network for every role. Raises RunError when the memory ends."""
+    presets = _presets(checked)
     folders = {role: _folder(preset) for role, preset in presets.items()}
     places = {
         role: _Place(folder, stamps(network_files(folder)), spec.device, spec.dtype)
@@ -151,14 +172,14 @@ def _head(checked, target: Network, folder: Path, backbone: Path) -> Network:
     return checked.decoder.head_network(target, folder, weights)
 
 
-def _note_mask(preset: Preset, config) -> None:
-    """Say where two files disagree about the mask; config.json is followed, as the authors' code does."""
-    folder = _folder(preset)
+@lru_cache(maxsize=8)
+def _note_mask(folder: Path, mask_id: int | None) -> None:
+    """Say, once, where two files disagree about the mask; config.json is followed, as the authors' code does."""
     theirs = tokenizer_mask_id(folder)
-    if config.mask_id is not None and theirs not in (None, config.mask_id):
+    if mask_id is not None and theirs not in (None, mask_id):
         tell(
-            f"note    {model_name(folder)}: the mask id is {config.mask_id} by config.json, which is used, and "
-            f"{theirs} by its tokenizer"
+            f"note    {model_name(folder)}: the mask id is {mask_id} by config.json, which is used, and {theirs} by "
+            "its tokenizer"
         )
 
 

@@ -122,7 +122,10 @@ class Local:
                 tell(f"failed  {failures[-1]}")
         if failures:
             kept = f"the other {len(folders)} are finished and kept" if folders else "none is finished"
-            raise RunError(f"{len(failures)} of {len(cells)} runs failed, {kept}. {' '.join(failures)}")
+            raise RunError(
+                f"{len(failures)} of {len(cells)} runs failed, {kept}; the same command tries again. "
+                f"{' '.join(failures)}"
+            )
         return folders
 
     def run_cell(self, cell: Checked) -> RunFolder:

@@ -36,13 +36,13 @@ class Needs:
     """Looks each thing up once."""
 
     def __init__(self):
-        self._weights: dict[str, Need] = {}
+        self._weights: dict[tuple[str, bool], Need] = {}
         self._tasks: dict[str, tuple[Any, Need]] = {}
 
     def of(self, cell: Checked) -> list[Need]:
         """Everything that this cell needs, in the order in which one would get it."""
-        names = [cell.spec.model, *cell.companions.values()]
-        needs = [self._weights_of(name) for name in dict.fromkeys(names)]
+        roles = {"target": cell.spec.model, **cell.companions}
+        needs = list(dict.fromkeys(self._weights_of(name, role == "head") for role, name in roles.items()))
         needs.append(self.task(cell)[1])
         needs.append(_device(cell.spec))
         if needs[-1].state == "ok":
@@ -69,10 +69,10 @@ class Needs:
         size = task.size(cell.spec.split)
         return size if cell.spec.limit is None else min(cell.spec.limit, size)
 
-    def _weights_of(self, name: str) -> Need:
-        if name not in self._weights:
-            self._weights[name] = _weights(name)
-        return self._weights[name]
+    def _weights_of(self, name: str, head: bool) -> Need:
+        if (name, head) not in self._weights:
+            self._weights[name, head] = _weights(name, head)
+        return self._weights[name, head]
 
     def _memory(self, cell: Checked) -> Need:
         task = self.task(cell)[0]
@@ -172,12 +172,16 @@ def _config(preset: Preset) -> Any:
         return SHAPES["nano"]
 
 
-def _weights(name: str) -> Need:
+def _weights(name: str, head: bool) -> Need:
+    from dlmbench.backbone.loading import check_checkpoint
+
     try:
         preset = resolve(name)
+        folder = checkpoint_here(preset)
+        if folder and not head:
+            check_checkpoint(folder)
     except RequestError as error:
         return Need(f"weights of {name}", "missing", str(error))
-    folder = checkpoint_here(preset)
     what = f"weights of {preset.name}"
     if folder:
         size = sum(file.stat().st_size for file in weight_files(folder))
