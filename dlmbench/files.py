@@ -96,10 +96,9 @@ def weight_files(folder: Path) -> list[Path]:
         return _all_there(folder, sorted(set(names.values())))
     found = sorted(file.name for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
     if not found:
-        raise RequestError(
-            f"Model folder {model_name(folder)!r} has no .safetensors file; convert the checkpoint to safetensors "
-            "first."
-        )
+        adapter = any(folder.glob("adapter_*.safetensors"))
+        remedy = "merge its adapter into the base model first" if adapter else "convert the checkpoint to it first"
+        raise RequestError(f"Model folder {model_name(folder)!r} has no .safetensors file of weights; {remedy}.")
     sets = {(m[1], m[3]) for m in map(_SHARD.fullmatch, found) if m}
     if len(sets) > 1:
         raise RequestError(

@@ -6,6 +6,8 @@ Never runs code that comes with a checkpoint. A hub that cannot be reached is on
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -61,18 +63,23 @@ def read_config(folder: Path) -> tuple[BackboneConfig, Family]:
         raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
     family = _family(raw, name)
     generation = read_json(folder / "generation_config.json") or {}
-    try:
+    with _fields_of(folder / "config.json"):
         config = family.read(raw)
-        eos = dict.fromkeys([*Fields(generation).ids("eos_token_id"), *config.eos_ids])
-        mask = _mask_id(config, family, folder)
+    with _fields_of(folder / "generation_config.json"):
+        eos = Fields(generation).ids("eos_token_id")
+    eos = tuple(dict.fromkeys((*eos, *config.eos_ids)))
+    return replace(config, eos_ids=eos, mask_id=_mask_id(config, family, folder)), family
+
+
+@contextmanager
+def _fields_of(file: Path) -> Iterator[None]:
+    """Errors about the fields of a file name the model and the file."""
+    try:
+        yield
     except RequestError as error:
-        raise RequestError(f"{name}: config.json {error}.") from None
+        raise broken(file, str(error)) from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise RequestError(
-            f"{name}: config.json or the files beside it hold a field of another kind than it should be ({error}): "
-            "fetch them again."
-        ) from error
-    return replace(config, eos_ids=tuple(eos), mask_id=mask), family
+        raise broken(file, f"has a field of another kind than it should be ({error}): fetch it again") from error
 
 
 def _family(raw: dict[str, Any], name: str) -> Family:
@@ -107,12 +114,13 @@ def _mask_id(config: BackboneConfig, family: Family, folder: Path) -> int | None
             mask = family.mask_id
         if mask is None:
             raise RequestError(
-                "has no mask_token_id, and the tokenizer names no mask token: add the id of the mask to config.json"
+                f"{model_name(folder)}: config.json has no mask_token_id, and the tokenizer names no mask token: add "
+                "the id of the mask to config.json."
             )
     if mask is not None and not (type(mask) is int and 0 <= mask < config.vocab_size):
         raise RequestError(
-            f"leads to the mask id {mask!r}, which is no token of a vocabulary of {config.vocab_size}: correct "
-            "mask_token_id there"
+            f"{model_name(folder)}: config.json leads to the mask id {mask!r}, which is no token of a vocabulary of "
+            f"{config.vocab_size}: correct mask_token_id there."
         )
     return mask
 
@@ -124,7 +132,9 @@ def tokenizer_mask_id(folder: Path) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
     if not text:
         return None
-    added = {one.get("content"): int(number) for number, one in (settings.get("added_tokens_decoder") or {}).items()}
+    with _fields_of(folder / "tokenizer_config.json"):
+        decoder = settings.get("added_tokens_decoder") or {}
+        added = {one.get("content"): int(number) for number, one in decoder.items()}
     added |= read_json(folder / "added_tokens.json") or {}
     if text not in added:
         listed = (read_json(folder / "tokenizer.json") or {}).get("added_tokens") or []
@@ -275,11 +285,18 @@ def check_vocabulary(folder: Path) -> None:
             with file.open("rb") as stream:
                 if fault := no_file(stream.read(200)):
                     raise broken(file, fault)
-    halves = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
-    if len(halves) == 1 and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return
+    pair = (folder / "vocab.json", folder / "merges.txt")
+    absent = [file.name for file in pair if not file.is_file()]
+    if len(absent) == 1:
         raise RequestError(
-            f"The tokenizer of {model_name(folder)} lacks {halves[0]}: put it beside the checkpoint's other files."
+            f"The tokenizer of {model_name(folder)} lacks {absent[0]}: put it beside the checkpoint's other files."
         )
+    if not absent:
+        tokens, merges = len(read_json(pair[0]) or ()), pair[1].read_bytes().count(b"\n")
+        if merges < 0.9 * (tokens - 256):  # of byte-level pairs every token but the bytes is made by one merge
+            raise broken(pair[1], f"is cut off ({merges} merges for {tokens} tokens): fetch it again")
 
 
 def _from_files(folder: Path) -> Any:

@@ -103,6 +103,8 @@ def test_configurations_in_the_spelling_of_newer_libraries_load(tmp_path):
         (SDAR, {"hidden_size": None}, "no hidden_size"),
         (SDAR, {"hidden_size": "64"}, "hidden_size='64'"),
         (SDAR, {"eos_token_id": "<eos>"}, "eos_token_id='<eos>'"),
+        (SDAR, {"layer_types": 3}, "a field of another kind"),
+        (SDAR, {"rope_scaling": "yarn"}, "rotary settings"),
         (SDAR, {"mask_token_id": 151669}, "151669"),
         (SDAR, {"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
         (SDAR, {"model_type": "qwen3"}, "SDARForCausalLM"),
@@ -180,8 +182,12 @@ def _cut(file):
         ("model-00002-of-00002.safetensors", Path.unlink, "00002-of-00002.safetensors is missing"),
         ("vocab.json", Path.unlink, "lacks vocab.json"),
         ("vocab.json", lambda f: f.write_text(POINTER), "vocab.json is a git-lfs pointer"),
-        ("vocab.json", lambda f: f.write_text("{"), "No tokenizer could be read"),
+        ("vocab.json", lambda f: f.write_text("{"), "vocab.json is no JSON"),
         ("merges.txt", Path.unlink, "lacks merges.txt"),
+        ("merges.txt", lambda f: f.write_text("#version: 0.2\nw o\n"), "merges.txt is cut off"),
+        ("added_tokens.json", lambda f: f.write_text("[]"), "added_tokens.json holds a list"),
+        ("tokenizer_config.json", lambda f: edit(f, added_tokens_decoder=[1]), "No tokenizer could be read"),
+        ("generation_config.json", lambda f: edit(f, eos_token_id="<eos>"), "generation_config.json has eos_token_id"),
     ],
 )
 def test_a_broken_file_is_one_sentence_with_the_model_the_file_and_the_remedy(file, spoil, words, tmp_path, hub):
@@ -192,13 +198,14 @@ def test_a_broken_file_is_one_sentence_with_the_model_the_file_and_the_remedy(fi
     assert "owner/model" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_refusals_come_in_order_of_their_cost(tmp_path, monkeypatch):
+def test_refusals_come_in_order_of_their_cost(tmp_path):
     folder = make_checkpoint(tmp_path / "m", SDAR, hidden_act="gelu")
+    merges = (folder / "merges.txt").read_bytes()
     (folder / "merges.txt").unlink()
     _cut(folder / "model-00001-of-00002.safetensors")
     for words, repair in (
         ("hidden_act", lambda: edit(folder / "config.json", hidden_act="silu")),
-        ("merges.txt", lambda: (folder / "merges.txt").write_text("#version: 0.2\nw o\n")),
+        ("merges.txt", lambda: (folder / "merges.txt").write_bytes(merges)),
         ("cut off", lambda: None),
     ):
         with pytest.raises(RequestError, match=words):
