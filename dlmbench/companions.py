@@ -6,11 +6,11 @@ yet cannot be compared here; the decoder looks at the loaded configurations once
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dlmbench.errors import RequestError
+from dlmbench.files import read_json
 from dlmbench.presets import Preset
 
 
@@ -38,18 +38,19 @@ def check_companion(role: str, target: Preset, helper: Preset) -> None:
 
 
 def _config(preset: Preset) -> dict[str, Any] | None:
-    file = Path(preset.location).expanduser() / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(Path(preset.location).expanduser() / "config.json")
 
 
 def _same_tokenizer(one: Preset, other: Preset) -> bool | None:
-    """Do both spell the same tokens with the same ids? None when a tokenizer file is not here; added tokens aside."""
+    """Do both spell the same tokens with the same ids? None when a vocabulary is not here; added tokens aside."""
     if one.tokenizer_location == other.tokenizer_location:
         return True
-    files = [Path(preset.tokenizer_location).expanduser() / "tokenizer.json" for preset in (one, other)]
-    if not all(file.is_file() for file in files):
-        return None
-    texts = [file.read_bytes() for file in files]
-    if texts[0] == texts[1]:
-        return True
-    return json.loads(texts[0])["model"].get("vocab") == json.loads(texts[1])["model"].get("vocab")
+    ours, theirs = (_vocabulary(Path(preset.tokenizer_location).expanduser()) for preset in (one, other))
+    return None if None in (ours, theirs) else ours == theirs
+
+
+def _vocabulary(folder: Path) -> Any:
+    """Token -> id (or a list of tokens), of tokenizer.json or, for tokenizers without one, of vocab.json."""
+    if (whole := read_json(folder / "tokenizer.json")) is not None:
+        return (whole.get("model") or {}).get("vocab")
+    return read_json(folder / "vocab.json")

@@ -7,13 +7,13 @@ checkpoints' official configurations and the papers' evaluation settings (cards 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dlmbench.errors import RequestError
+from dlmbench.files import read_json
 
 ASSETS = Path(__file__).parent / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
@@ -238,7 +238,7 @@ def resolve(name: str, like: str | None = None) -> Preset:
         return _taken_as(PRESETS[name], _preset(like)) if like else PRESETS[name]
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not any(path.glob("*.safetensors")):  # heads may lack one
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
         plain = Preset(path.resolve().name, str(path), None, "local checkpoint folder")
         plain = replace(plain, block_length=_raw_config(path).get("block_size") or plain.block_length)
@@ -304,14 +304,9 @@ def _same_family(folder: Path, known: Preset) -> bool:
 
 
 def config_of(preset: Preset) -> dict[str, Any]:
-    """config.json of a checkpoint that is a folder here; empty where it is none or unreadable (loading says why)."""
+    """config.json of a checkpoint that is a folder here, empty where it is none. RequestError for a broken one."""
     return _raw_config(Path(preset.location).expanduser())
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
-    except ValueError:
-        return {}
-    return raw if isinstance(raw, dict) else {}
+    return read_json(folder / "config.json") or {}

@@ -8,13 +8,15 @@ predicts token i + 1 (cards of LLaDA and Dream, section 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.errors import RequestError
 
-SDAR_MASK_ID = 151_669  # some released copies lack mask_token_id (card, section 2)
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of rope_scaling
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,19 @@ class Family:
     """One official checkpoint layout.
 
     `names` maps our tensor to the official names it is packed from, in order; ``{}`` is the layer number. `spell`
-    turns a configuration in Hugging Face's usual spelling into the family's own, for families that have one.
+    turns a configuration in Hugging Face's usual spelling into the family's own, for families that have one. `read`
+    raises RequestError, without the checkpoint's name, for whatever the network here does not have.
     `bos_on_raw_prompts`: prompts without chat markup begin with BOS, which the tokenizer does not add by itself.
     """
 
     name: str
     model_types: tuple[str, ...]
-    architectures: tuple[str, ...]  # written into config.json when we save
+    architectures: tuple[str, ...]  # those that are read; the first is written into config.json when we save
     read: Callable[[dict], BackboneConfig]
     names: dict[str, tuple[str, ...]]
     spell: Callable[[dict], dict] = dict
+    mask_id: int | None = None  # of all released checkpoints, for copies whose files do not say
+    tokenizer: str = "PreTrainedTokenizerFast"  # class in transformers, for checkpoints that name one of their own
     bos_on_raw_prompts: bool = False
 
 
@@ -58,62 +63,137 @@ def _qwen_names(qk_norm: bool, bias: bool) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def _read_qwen_like(raw: dict, **fixed) -> BackboneConfig:
-    """The fields that Hugging Face's Qwen2, Qwen3 and Llama configurations share.
+class Fields:
+    """The fields of one config.json; null is a field that is not there. `spelling`: usual name -> the family's own."""
 
-    Newer files keep the rotary settings in ``rope_parameters``; older ones in ``rope_theta`` and ``rope_scaling``.
-    """
-    rope = raw.get("rope_parameters") or {}
-    scaling = {k: v for k, v in {**(raw.get("rope_scaling") or {}), **rope}.items() if k != "rope_theta"}
-    scaling.setdefault("rope_type", scaling.pop("type", "default"))
-    if scaling["rope_type"] not in ("default", "llama3"):
-        raise RequestError(
-            f"Rotary scaling {scaling['rope_type']!r} is not supported: only plain and llama3 frequencies are. "
-            "Use a checkpoint without long-context scaling."
-        )
-    eos = raw.get("eos_token_id")
+    def __init__(self, raw: Mapping[str, Any], spelling: Mapping[str, str] = {}):
+        self.raw, self.spelling = raw, spelling
+
+    def get(self, name: str, default: Any = None) -> Any:
+        own = self.raw.get(self.spelling.get(name, name))
+        value = self.raw.get(name) if own is None else own
+        return default if value is None else value
+
+    def number(self, name: str, default: float | None = None) -> Any:
+        """A positive number. Raises RequestError for anything else, and where there is neither it nor a default."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            name = self.spelling.get(name, name)
+            has = f"has {name}={value!r}" if value is not None else f"has no {name}"
+            raise RequestError(f"{has}, and a positive number is needed: fetch config.json again")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """The same, whole."""
+        value = self.number(name, default)
+        if value != int(value):
+            raise RequestError(f"has {self.spelling.get(name, name)}={value!r}, and a whole number is needed")
+        return int(value)
+
+    def ids(self, name: str) -> tuple[int, ...]:
+        """A token id or a list of them. Raises RequestError for anything else."""
+        value = self.get(name, ())
+        value = (value,) if isinstance(value, int) else value
+        if not isinstance(value, list | tuple) or any(isinstance(i, bool) or not isinstance(i, int) for i in value):
+            raise RequestError(f"has {name}={value!r}, and a token id or a list of them is needed")
+        return tuple(value)
+
+    def only(self, name: str, *values: Any) -> None:
+        """Refuse a switch that stands otherwise; the first value is the usual one."""
+        value = self.get(name, values[0])
+        if value not in values:
+            name = self.spelling.get(name, name)
+            raise RequestError(f"has {name}={value!r}; only {values[0]!r} is supported: take another checkpoint")
+
+
+def _read_qwen_like(fields: Fields, **fixed) -> BackboneConfig:
+    """The fields that Hugging Face's Qwen2, Qwen3 and Llama configurations share."""
+    rows = fields.count("vocab_size")
+    _check_switches(fields, fixed.get("qkv_bias", False))
+    theta, scaling = _rope(fields)
+    heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
     return BackboneConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=raw["num_attention_heads"],
-        num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-        intermediate_size=raw["intermediate_size"],
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_embeddings=raw.get("tie_word_embeddings", False),
-        eos_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
-        pad_id=raw.get("pad_token_id"),
-        max_positions=raw.get("max_position_embeddings", 32_768),
-        rope_scaling=tuple(sorted(scaling.items())) if scaling["rope_type"] == "llama3" else (),
+        vocab_size=rows,
+        hidden_size=width,
+        num_layers=fields.count("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=fields.count("num_key_value_heads", heads),
+        head_dim=fields.count("head_dim", width // heads),
+        intermediate_size=fields.count("intermediate_size"),
+        rope_theta=theta,
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        eos_ids=fields.ids("eos_token_id"),
+        pad_id=fields.get("pad_token_id"),
+        mask_id=fields.get("mask_token_id"),
+        max_positions=fields.count("max_position_embeddings", 32_768),
+        rope_scaling=scaling,
         **fixed,
     )
 
 
+def _check_switches(fields: Fields, qkv_bias: bool) -> None:
+    """Refuse what would change the result and is not built."""
+    fields.only("hidden_act", "silu", "swish")
+    fields.only("mlp_bias", False)
+    if not qkv_bias:  # Qwen2 and Dream have these biases always and no switch
+        fields.only("attention_bias", False)
+    for name in EXPERTS:
+        fields.only(name, 0)
+    layers, longest = fields.count("num_hidden_layers"), fields.count("max_position_embeddings", 32_768)
+    window = fields.get("sliding_window") or longest
+    slides = fields.get("use_sliding_window") and fields.get("max_window_layers", 0) < layers
+    kinds = fields.get("layer_types") or ["sliding_attention" if slides else "full_attention"]
+    if other := next((kind for kind in kinds if kind not in ("full_attention", "sliding_attention")), None):
+        raise RequestError(f"has layer_types with {other!r}; only 'full_attention' is supported")
+    if "sliding_attention" in kinds and window < longest:
+        raise RequestError(
+            f"has sliding_window={window} in use below max_position_embeddings={longest}; attention over a window is "
+            "not supported: take a checkpoint without"
+        )
+
+
+def _rope(fields: Fields) -> tuple[float, tuple[tuple[str, object], ...]]:
+    """Base and scaling of the rotary frequencies. Newer files keep both in ``rope_parameters``, older ones in
+    ``rope_theta`` and ``rope_scaling``."""
+    rope, old = fields.get("rope_parameters", {}), fields.get("rope_scaling", {})
+    if not isinstance(rope, dict) or not isinstance(old, dict):
+        raise RequestError("has rotary settings that are no object: fetch config.json again")
+    scaling = {k: v for k, v in {**old, **rope}.items() if k != "rope_theta" and v is not None}
+    kind = scaling.pop("type", "default")
+    kind = scaling.setdefault("rope_type", kind)
+    if kind not in ("default", "llama3"):
+        raise RequestError(
+            f"has rotary scaling {kind!r}, which is not supported: only plain and llama3 frequencies are. Use a "
+            "checkpoint without long-context scaling"
+        )
+    Fields({**fields.raw, **rope}).only("partial_rotary_factor", 1.0)
+    theta = float(Fields({**fields.raw, **{k: v for k, v in rope.items() if v is not None}}).number("rope_theta", 1e4))
+    if kind == "default":
+        return theta, ()
+    for name in LLAMA3:
+        Fields(scaling).number(name)
+    return theta, tuple(sorted(scaling.items()))
+
+
 def _read_sdar(raw: dict) -> BackboneConfig:
-    mask = raw.get("mask_token_id", SDAR_MASK_ID)
-    return _read_qwen_like(raw, family="sdar", qk_norm=True, attention="block_causal", mask_id=mask)
+    return _read_qwen_like(Fields(raw), family="sdar", qk_norm=True, attention="block_causal")
 
 
-def _read_qwen3(raw: dict) -> BackboneConfig:
-    mask = raw.get("mask_token_id")  # a parent of a diffusion model may carry it; it is never proposed
-    return _read_qwen_like(raw, family="qwen3", qk_norm=True, attention="causal", shift=1, mask_id=mask)
+def _read_qwen3(raw: dict) -> BackboneConfig:  # a parent of a diffusion model may carry a mask id; it is never proposed
+    return _read_qwen_like(Fields(raw), family="qwen3", qk_norm=True, attention="causal", shift=1)
 
 
 def _read_qwen2(raw: dict) -> BackboneConfig:
-    return _read_qwen_like(raw, family="qwen2", qk_norm=False, qkv_bias=True, attention="causal", shift=1)
+    return _read_qwen_like(Fields(raw), family="qwen2", qk_norm=False, qkv_bias=True, attention="causal", shift=1)
 
 
 def _read_llama(raw: dict) -> BackboneConfig:
-    if raw.get("attention_bias"):
-        raise RequestError("This Llama checkpoint has attention biases, which are not supported; use one without.")
-    return _read_qwen_like(raw, family="llama", qk_norm=False, attention="causal", shift=1)
+    return _read_qwen_like(Fields(raw), family="llama", qk_norm=False, attention="causal", shift=1)
 
 
 def _read_dream(raw: dict) -> BackboneConfig:
-    fixed = dict(family="dream", qk_norm=False, qkv_bias=True, attention="full", shift=1)
-    return _read_qwen_like(raw, mask_id=raw["mask_token_id"], **fixed)
+    return _read_qwen_like(Fields(raw), family="dream", qk_norm=False, qkv_bias=True, attention="full", shift=1)
 
 
 LLADA_SPELLING = {  # Hugging Face's usual name -> LLaDA's
@@ -142,15 +222,15 @@ LLADA_SWITCHES = {  # the architecture has many switches; all released models st
 
 
 def _read_llada(raw: dict) -> BackboneConfig:
+    fields = Fields(raw, LLADA_SPELLING)
     for switch, value in LLADA_SWITCHES.items():
-        if raw.get(switch, value) not in (value, None):
-            raise RequestError(
-                f"This LLaDA checkpoint has {switch}={raw[switch]!r}; only {value!r} is supported, as in every "
-                "released LLaDA, Instruct and 1.5."
-            )
-    usual = {**raw, **{ours: raw[theirs] for ours, theirs in LLADA_SPELLING.items() if theirs in raw}}
-    usual["vocab_size"] = raw.get("embedding_size") or raw["vocab_size"]  # rows of the embedding, padding included
-    return _read_qwen_like(usual, family="llada", qk_norm=False, attention="full", mask_id=raw["mask_token_id"])
+        fields.only(switch, value)
+    fields.only("layer_norm_with_affine", True)
+    fields.only("multi_query_attention", False)
+    if (clip := fields.get("clip_qkv")) is not None:
+        raise RequestError(f"has clip_qkv={clip!r}, which is not supported: take a checkpoint without")
+    rows = {"vocab_size": fields.get("embedding_size", fields.get("vocab_size"))}  # of the embedding, padding included
+    return _read_qwen_like(Fields({**raw, **rows}, LLADA_SPELLING), family="llada", qk_norm=False, attention="full")
 
 
 def _spell_llada(usual: dict) -> dict:
@@ -174,11 +254,49 @@ def _llada_names() -> dict[str, tuple[str, ...]]:
     }
 
 
-SDAR = Family("sdar", ("sdar",), ("SDARForCausalLM",), _read_sdar, _qwen_names(qk_norm=True, bias=False))
-QWEN3 = Family("qwen3", ("qwen3",), ("Qwen3ForCausalLM",), _read_qwen3, _qwen_names(qk_norm=True, bias=False))
-QWEN2 = Family("qwen2", ("qwen2",), ("Qwen2ForCausalLM",), _read_qwen2, _qwen_names(qk_norm=False, bias=True))
-LLAMA = Family("llama", ("llama",), ("LlamaForCausalLM",), _read_llama, _qwen_names(qk_norm=False, bias=False))
-LLADA = Family("llada", ("llada",), ("LLaDAModelLM",), _read_llada, _llada_names(), _spell_llada)
+_QWEN_BPE = "Qwen2Tokenizer"
+
+SDAR = Family(
+    "sdar",
+    ("sdar",),
+    ("SDARForCausalLM", "SDARMRPForCausalLM"),
+    _read_sdar,
+    _qwen_names(qk_norm=True, bias=False),
+    mask_id=151_669,
+    tokenizer=_QWEN_BPE,
+)
+QWEN3 = Family(
+    "qwen3",
+    ("qwen3",),
+    ("Qwen3ForCausalLM",),
+    _read_qwen3,
+    _qwen_names(qk_norm=True, bias=False),
+    tokenizer=_QWEN_BPE,
+)
+QWEN2 = Family(
+    "qwen2",
+    ("qwen2",),
+    ("Qwen2ForCausalLM",),
+    _read_qwen2,
+    _qwen_names(qk_norm=False, bias=True),
+    tokenizer=_QWEN_BPE,
+)
+LLAMA = Family(
+    "llama",
+    ("llama",),
+    ("LlamaForCausalLM",),
+    _read_llama,
+    _qwen_names(qk_norm=False, bias=False),
+    tokenizer="LlamaTokenizer",
+)
+LLADA = Family("llada", ("llada",), ("LLaDAModelLM",), _read_llada, _llada_names(), _spell_llada, mask_id=126_336)
 DREAM = Family(
-    "dream", ("Dream",), ("DreamModel",), _read_dream, _qwen_names(qk_norm=False, bias=True), bos_on_raw_prompts=True
-)  # fmt: skip
+    "dream",
+    ("Dream",),
+    ("DreamModel",),
+    _read_dream,
+    _qwen_names(qk_norm=False, bias=True),
+    mask_id=151_666,
+    tokenizer=_QWEN_BPE,
+    bos_on_raw_prompts=True,
+)

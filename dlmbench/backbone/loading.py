@@ -5,19 +5,24 @@ Never runs code that comes with a checkpoint. A hub that cannot be reached is on
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.families import Family
+from dlmbench.backbone.families import Family, Fields
 from dlmbench.backbone.model import Transformer
+from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
+from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
+from dlmbench.files import weights_hash as weights_hash  # belongs to what is saved and loaded here
 from dlmbench.registry import BACKBONES
 
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model")
@@ -29,8 +34,11 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
     Raises RequestError when neither a folder of that name exists nor the hub can be reached.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    return path if path.is_dir() else _snapshot(name, revision)
+
+
+@lru_cache(maxsize=32)  # asked for many times a run; a name means one snapshot for as long as the process lives
+def _snapshot(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -44,30 +52,94 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> tuple[BackboneConfig, Family]:
-    """Configuration and family of a checkpoint folder. Raises RequestError for a layout that no family reads."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise RequestError(f"Model folder {folder.name!r} has no config.json; give the folder of a checkpoint.")
-    raw = json.loads(file.read_text())
-    family = _family(raw.get("model_type", ""))
-    config = family.read(raw)
-    generation = folder / "generation_config.json"
-    if generation.is_file():  # its list of end tokens is the complete one
-        eos = json.loads(generation.read_text()).get("eos_token_id")
-        if eos is not None:
-            config = replace(config, eos_ids=tuple(eos) if isinstance(eos, list) else (eos,))
-    return config, family
+    """Configuration and family of a checkpoint folder; no weight and no tokenizer is loaded.
+
+    End tokens are those of config.json and of generation_config.json together. Raises RequestError for a layout that no
+    family reads, and for fields that are missing or ask for something that is not built.
+    """
+    name = model_name(folder)
+    raw = read_json(folder / "config.json")
+    if raw is None:
+        raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
+    family = _family(raw, name)
+    generation = read_json(folder / "generation_config.json") or {}
+    with _fields_of(folder / "config.json"):
+        config = family.read(raw)
+    with _fields_of(folder / "generation_config.json"):
+        eos = Fields(generation).ids("eos_token_id")
+    eos = tuple(dict.fromkeys((*eos, *config.eos_ids)))
+    return replace(config, eos_ids=eos, mask_id=_mask_id(config, family, folder)), family
 
 
-def _family(model_type: str) -> Family:
-    for name in BACKBONES.names():
-        family = BACKBONES.get(name)
-        if model_type in family.model_types:
-            return family
-    raise RequestError(
-        f"model_type {model_type!r} belongs to no backbone family; known are "
-        f"{', '.join(t for n in BACKBONES.names() for t in BACKBONES.get(n).model_types)}."
-    )
+@contextmanager
+def _fields_of(file: Path) -> Iterator[None]:
+    """Errors about the fields of a file name the model and the file."""
+    try:
+        yield
+    except RequestError as error:
+        raise broken(file, str(error)) from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise broken(file, f"has a field of another kind than it should be ({error}): fetch it again") from error
+
+
+def _family(raw: dict[str, Any], name: str) -> Family:
+    """The family by ``model_type``, whose known ``architectures`` must agree: other models go by the same type."""
+    model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
+    architectures = [architectures] if isinstance(architectures, str) else architectures
+    families = [BACKBONES.get(one) for one in BACKBONES.names()]
+    family = next((one for one in families if model_type in one.model_types), None)
+    if family is None:
+        known = ", ".join(t for one in families for t in one.model_types)
+        raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
+    if architectures and not set(family.architectures) & set(architectures):
+        raise RequestError(
+            f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(map(str, architectures))}"
+            f", which may decode in another way; {model_type} is read as {' or '.join(family.architectures)} only."
+        )
+    if method := raw.get("quantization_config") or raw.get("compression_config"):
+        method = method.get("quant_method", "an unnamed method") if isinstance(method, dict) else method
+        raise RequestError(
+            f"{name} is quantised with {method} (quantization_config in config.json), which is not supported: take the "
+            "checkpoint that it was made from, in bfloat16, float16 or float32."
+        )
+    return family
+
+
+def _mask_id(config: BackboneConfig, family: Family, folder: Path) -> int | None:
+    """config.json's mask id, else the tokenizer's, else the one that all released models of the family have."""
+    mask = config.mask_id
+    if mask is None and config.attention != "causal":
+        mask = tokenizer_mask_id(folder)
+        if mask is None and (family.mask_id or config.vocab_size) < config.vocab_size:
+            mask = family.mask_id
+        if mask is None:
+            raise RequestError(
+                f"{model_name(folder)}: config.json has no mask_token_id, and the tokenizer names no mask token: add "
+                "the id of the mask to config.json."
+            )
+    if mask is not None and not (type(mask) is int and 0 <= mask < config.vocab_size):
+        raise RequestError(
+            f"{model_name(folder)}: config.json leads to the mask id {mask!r}, which is no token of a vocabulary of "
+            f"{config.vocab_size}: correct mask_token_id there."
+        )
+    return mask
+
+
+def tokenizer_mask_id(folder: Path) -> int | None:
+    """The mask token's id by the tokenizer's files, without building it; None when they do not say."""
+    settings = read_json(folder / "tokenizer_config.json") or {}
+    token = settings.get("mask_token") or (read_json(folder / "special_tokens_map.json") or {}).get("mask_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if not text:
+        return None
+    with _fields_of(folder / "tokenizer_config.json"):
+        decoder = settings.get("added_tokens_decoder") or {}
+        added = {one.get("content"): int(number) for number, one in decoder.items()}
+    added |= read_json(folder / "added_tokens.json") or {}
+    if text not in added:
+        listed = (read_json(folder / "tokenizer.json") or {}).get("added_tokens") or []
+        added |= {one.get("content"): one.get("id") for one in listed}
+    return added.get(text)
 
 
 def load_checkpoint(
@@ -75,60 +147,63 @@ def load_checkpoint(
 ) -> Transformer:
     """A frozen network from an official checkpoint, in evaluation mode.
 
-    Raises RequestError when the folder is incomplete or a tensor has another shape than the configuration says.
+    At no time are there two copies of more than one tensor. Raises RequestError for what `check_checkpoint` refuses.
     """
     folder = checkpoint_folder(str(name), revision)
-    config, family = read_config(folder)
-    with torch.device("meta"):
-        model = Transformer(config)
-    tensors = _Tensors(folder)
-    state = {}
-    for ours in model.state_dict():
-        layer = ours.split(".")[1] if ours.startswith("layers.") else ""
-        pattern = ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours
-        parts = [tensors.get(official.format(layer)) for official in family.names[pattern]]
-        state[ours] = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device=device, dtype=dtype)
-    for ours, parameter in model.state_dict().items():
-        if state[ours].shape != parameter.shape:
-            raise RequestError(
-                f"{folder.name}: tensor {ours} has shape {tuple(state[ours].shape)}, config.json says "
-                f"{tuple(parameter.shape)}; the two files do not belong together."
-            )
+    model, tensors, official = _prepared(folder)
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    if size > LARGE:
+        tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")
+    state = {ours: tensors.joined(names, device, dtype) for ours, names in official.items()}
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
 
-class _Tensors:
-    """Tensors of a folder by name, whichever shard they are in."""
+def check_checkpoint(folder: Path) -> None:
+    """Judge a folder by its configuration and the headers of its weights, before anything large is read.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.files = sorted(folder.glob("*.safetensors"))
-        if not self.files:
+    Raises RequestError when it is incomplete, quantised, holds tensors that the network does not have, or one of
+    another shape than the configuration says.
+    """
+    _prepared(folder)
+
+
+def _prepared(folder: Path) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
+    """A network without weights, the folder's tensors, and the official names that each of its own comes from."""
+    config, family = read_config(folder)
+    with torch.device("meta"):
+        model = Transformer(config)
+    tensors = Tensors(folder)
+    official = {ours: _official(ours, family) for ours in model.state_dict()}
+    wanted = [name for names in official.values() for name in names]
+    tensors.check(wanted, config.num_layers, ignored=_tied_copies(config, family, tensors))
+    for ours, parameter in model.state_dict().items():
+        if tensors.shape(official[ours]) != parameter.shape:
             raise RequestError(
-                f"Model folder {folder.name!r} has no .safetensors file; convert the checkpoint to safetensors first."
+                f"{model_name(folder)}: tensor {ours} has shape {tensors.shape(official[ours])}, config.json says "
+                f"{tuple(parameter.shape)}; the two files do not belong together."
             )
-        self.place = {}
-        for file in self.files:
-            with safe_open(file, framework="pt") as handle:
-                self.place.update(dict.fromkeys(handle.keys(), file))
-
-    def get(self, name: str) -> torch.Tensor:
-        if name not in self.place:
-            raise RequestError(f"{self.folder.name}: tensor {name} is missing; the download may be incomplete.")
-        with safe_open(self.place[name], framework="pt") as handle:
-            return handle.get_tensor(name)
+    return model, tensors, official
 
 
-def weights_hash(folder: Path) -> str:
-    """sha256 over the names and bytes of the folder's safetensors files, as 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 24):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
+def _official(ours: str, family: Family) -> list[str]:
+    """The official names that one of our tensors is packed from, in order."""
+    layer = ours.split(".")[1] if ours.startswith("layers.") else ""
+    pattern = ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours
+    return [name.format(layer) for name in family.names[pattern]]
+
+
+def _tied_copies(config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
+    """A head that was saved although it is tied to the embedding; it is refused when it differs from it."""
+    (head,), (embedding,) = family.names["head.weight"], family.names["embedding.weight"]
+    if not config.tie_embeddings or head not in tensors.place:
+        return []
+    if embedding in tensors.place and not torch.equal(tensors.get(head), tensors.get(embedding)):
+        raise RequestError(
+            f"{tensors.name}: config.json ties the head to the embedding, and the files hold a {head} that differs: "
+            "set tie_word_embeddings to false there to use it, or remove the tensor."
+        )
+    return [head]
 
 
 def save_checkpoint(model: Transformer, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -150,11 +225,9 @@ def official_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     """A network's weights under the family's official names: views of what is packed here."""
     family, tensors = BACKBONES.get(model.config.family), {}
     for ours, tensor in model.state_dict().items():
-        layer = ours.split(".")[1] if ours.startswith("layers.") else ""
-        official = family.names[ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours]
+        official = _official(ours, family)
         sizes = _packed_sizes(ours, model.config) if len(official) > 1 else [tensor.shape[0]]
-        for name, part in zip(official, tensor.split(sizes), strict=True):
-            tensors[name.format(layer)] = part
+        tensors |= zip(official, tensor.split(sizes), strict=True)
     return tensors
 
 
@@ -168,7 +241,7 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     """What the family's config.json says of such a network."""
     family = BACKBONES.get(config.family)
     raw = {
-        "architectures": list(family.architectures),
+        "architectures": list(family.architectures[:1]),
         "model_type": family.model_types[0],
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
@@ -192,27 +265,77 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     return family.spell(raw)
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None):
+def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
     """The checkpoint's tokenizer by transformers, without running code from the checkpoint.
 
-    Released checkpoints may name custom code (``auto_map``); it is neither needed nor loaded.
+    Released checkpoints may name a class of their own (``auto_map``), which is neither needed nor loaded: where
+    transformers does not know it, tokenizer.json says all, else the family's class reads the same files. Raises
+    RequestError for a tokenizer whose vocabulary is not there.
     """
+    folder = checkpoint_folder(str(name), revision)
+    check_vocabulary(folder)
+    tokenizer = _from_files(folder)
+    ids = tokenizer.encode("word", add_special_tokens=False)
+    if not set(ids) - set(tokenizer.added_tokens_decoder):
+        raise RequestError(
+            f"The tokenizer of {model_name(folder)} has no vocabulary ({len(tokenizer)} special tokens): put the "
+            "checkpoint's tokenizer files (tokenizer.json, or vocab.json and merges.txt) beside its weights."
+        )
+    return tokenizer
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse, without building the tokenizer, files that stand for others, and half of a pair, with which transformers
+    would go on."""
+    for file in (folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.model"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                if fault := no_file(stream.read(200)):
+                    raise broken(file, fault)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return
+    pair = (folder / "vocab.json", folder / "merges.txt")
+    absent = [file.name for file in pair if not file.is_file()]
+    if len(absent) == 1:
+        raise RequestError(
+            f"The tokenizer of {model_name(folder)} lacks {absent[0]}: put it beside the checkpoint's other files."
+        )
+    if not absent:
+        tokens, merges = len(read_json(pair[0]) or ()), pair[1].read_bytes().count(b"\n")
+        if merges < 0.9 * (tokens - 256):  # of byte-level pairs every token but the bytes is made by one merge
+            raise broken(pair[1], f"is cut off ({merges} merges for {tokens} tokens): fetch it again")
+
+
+def _from_files(folder: Path) -> Any:
     import warnings
 
-    from transformers import AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
-    folder = checkpoint_folder(str(name), revision)
+    own = (read_json(folder / "tokenizer_config.json") or {}).get("tokenizer_class")
+    cls = transformers.AutoTokenizer if isinstance(own, str) and hasattr(transformers, own) else _known_class(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a model type that transformers does not know is our business, not the tokenizer's
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+            return cls.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a library makes of files that are cut off or missing
         raise RequestError(
-            f"No tokenizer could be read from {folder.name!r} ({' '.join(str(error).split())[:120]}); "
+            f"No tokenizer could be read from {model_name(folder)!r} ({' '.join(str(error).split())[:120]}); "
             "put the checkpoint's tokenizer files beside its weights."
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _known_class(folder: Path) -> Any:
+    """A class of transformers for files whose own class it does not know."""
+    import transformers
+
+    model_type = (read_json(folder / "config.json") or {}).get("model_type")
+    families = (BACKBONES.get(one) for one in BACKBONES.names())
+    family = next((one for one in families if model_type in one.model_types), None)
+    if (folder / "tokenizer.json").is_file() or family is None:
+        return transformers.PreTrainedTokenizerFast
+    return getattr(transformers, family.tokenizer)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from dlmbench.backbone import load_checkpoint, load_tokenizer, weights_hash
+from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
-from dlmbench.backbone.loading import checkpoint_folder, read_config
+from dlmbench.backbone.loading import (
+    check_checkpoint,
+    check_vocabulary,
+    checkpoint_folder,
+    read_config,
+    tokenizer_mask_id,
+)
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
+from dlmbench.engine.graphs import first_line
 from dlmbench.engine.loop import Engine
-from dlmbench.errors import RequestError
-from dlmbench.presets import resolve
-from dlmbench.registry import BACKBONES
+from dlmbench.errors import RequestError, RunError
+from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
+from dlmbench.presets import Preset, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
@@ -27,39 +37,87 @@ END_TOKENS = (  # what ends a document or a turn, and what a model pads its answ
 )  # fmt: skip
 
 
-@lru_cache(maxsize=4)
-def _model(location: str, revision: str | None, device: str, dtype: str):
-    return load_checkpoint(location, device, DTYPES[dtype], revision)
+KEPT = 4  # networks in a CPU's memory; a GPU keeps those of one cell
+
+
+class _Place(NamedTuple):
+    """Which network: a folder as its files stand now, on a device in a dtype."""
+
+    folder: Path
+    files: tuple
+    device: str
+    dtype: str
+
+
+_networks: dict[_Place, Transformer] = {}  # the one used last is the last
+
+
+def _model(place: _Place) -> Transformer:
+    """The network of a place, loaded once."""
+    network = _networks.pop(place, None)
+    _networks[place] = network or load_checkpoint(place.folder, place.device, DTYPES[place.dtype])
+    return _networks[place]
+
+
+def _make_room(needed: Iterable[_Place], device: str) -> None:
+    """Drop networks before others are loaded: on a GPU all that the cell does not need, else the oldest beyond KEPT."""
+    needed = set(needed)
+    idle = [place for place in _networks if place not in needed]
+    kept = 0 if device.startswith("cuda") else max(KEPT - len(needed), 0)
+    for place in idle[: len(idle) - kept]:
+        del _networks[place]
+    if device.startswith("cuda"):
+        gc.collect()  # engines hold their networks in cycles
+        torch.cuda.empty_cache()
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(location: str, revision: str | None) -> Any:
-    return load_tokenizer(location, revision)
-
-
-@lru_cache(maxsize=16)
-def _hash(location: str, revision: str | None) -> str:
-    return weights_hash(checkpoint_folder(location, revision))
+def _tokenizer(folder: Path, files: tuple) -> Any:
+    return load_tokenizer(folder)
 
 
 def network_hashes(checked) -> dict[str, str]:
-    """role -> hash of its weights, without loading them into memory. `checked` is what `RunSpec.check` returns."""
+    """role -> hash of its weights and configurations, without loading them into memory. `checked` is what
+    `RunSpec.check` returns.
+
+    Raises RequestError, before a large file is read, for checkpoints that cannot be run.
+    """
+    _check_files(checked)
+    return {role: checkpoint_hash(_folder(preset)) for role, preset in _presets(checked).items()}
+
+
+def _presets(checked) -> dict[str, Preset]:
     names = {"target": checked.spec.model, **checked.companions}
-    presets = {role: resolve(name) for role, name in names.items()}
-    return {role: _hash(preset.location, preset.revision) for role, preset in presets.items()}
+    return {role: resolve(name) for role, name in names.items()}
+
+
+def _check_files(checked) -> None:
+    """Refuse what can be seen in configurations, then in the tokenizer's files, then in the headers of weights."""
+    folders = {role: _folder(preset) for role, preset in _presets(checked).items() if role != "head"}
+    configs = {role: read_config(folder)[0] for role, folder in folders.items()}
+    _check_attention(checked, configs["target"])
+    preset = resolve(checked.spec.model)
+    check_vocabulary(checkpoint_folder(preset.tokenizer_location, preset.revision))
+    for folder in folders.values():
+        check_checkpoint(folder)
 
 
 def tokenizer_of(model: str) -> Any:
-    """The tokenizer that belongs to a model name. It begins raw prompts with BOS where the family was evaluated so."""
+    """The tokenizer that belongs to a model name; a configuration that cannot be run is refused before.
+
+    It begins raw prompts with BOS where the family was evaluated so.
+    """
     preset = resolve(model)
-    tokenizer = _tokenizer(preset.tokenizer_location, preset.revision)
-    if preset.family:
-        family = BACKBONES.get(preset.family)
-    else:
-        _, family = read_config(checkpoint_folder(preset.location, preset.revision))
+    _, family = read_config(_folder(preset))
+    folder = checkpoint_folder(preset.tokenizer_location, preset.revision)
+    tokenizer = _tokenizer(folder, stamps(tokenizer_files(folder)))
     if family.bos_on_raw_prompts:
         tokenizer.add_bos_token = True
     return tokenizer
+
+
+def _folder(preset: Preset) -> Path:
+    return checkpoint_folder(preset.location, preset.revision)
 
 
 def end_ids(config, tokenizer) -> tuple[int, ...]:
@@ -73,21 +131,16 @@ def end_ids(config, tokenizer) -> tuple[int, ...]:
 def build(spec, *, lag: int | None = None) -> Engine:
     """An engine for one cell. `spec` is a `RunSpec`; models and tokenizers are loaded once a process.
 
-    Raises RequestError for whatever the spec's own check refuses, and for checkpoints that cannot be read.
+    Cheap refusals come first, and the tokenizer before weights. Nothing is hashed, unless a head says beside which
+    weights it was trained. Raises RequestError for whatever the spec's own check refuses, and for checkpoints that
+    cannot be read; RunError when memory ends while they are loaded.
     """
     checked = spec.check()
     spec = spec.resolved()
+    _check_files(checked)
     tokenizer = tokenizer_of(spec.model)  # before any weight: it may be missing
-    _check_attention(checked)
-    nets = {}
-    for role, name in {"target": spec.model, **checked.companions}.items():
-        preset = resolve(name)
-        if role == "head":
-            folder = checkpoint_folder(preset.location, preset.revision)
-            nets[role] = checked.decoder.head_network(nets["target"], folder, network_hashes(checked)["target"])
-            continue
-        model = _model(preset.location, preset.revision, spec.device, spec.dtype)
-        nets[role] = _network(role, model, checked)
+    nets = _load(checked, spec)
+    _note_mask(_folder(resolve(spec.model)), nets["target"].config.mask_id)
     target = nets["target"]
     own = target.config  # the switch for EOS is defined on what it names, a row ends at more
     target.config = replace(own, eos_ids=end_ids(own, tokenizer))
@@ -104,10 +157,56 @@ def build(spec, *, lag: int | None = None) -> Engine:
     )
 
 
-def _check_attention(checked) -> None:
+def _load(checked, spec) -> dict[str, Network]:
+    """A network for every role. Raises RunError when the memory ends."""
+    presets = _presets(checked)
+    folders = {role: _folder(preset) for role, preset in presets.items()}
+    places = {
+        role: _Place(folder, stamps(network_files(folder)), spec.device, spec.dtype)
+        for role, folder in folders.items()
+        if role != "head"
+    }
+    nets: dict[str, Network] = {}
+    try:
+        _make_room(places.values(), spec.device)
+        for role, folder in folders.items():
+            if role == "head":
+                nets[role] = _head(checked, nets["target"], folder, folders["target"])
+            else:
+                nets[role] = _network(role, _model(places[role]), checked)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = first_line(error) or "no more is given"
+    else:
+        return nets
+    nets.clear()  # outside of the handler, whose traceback holds what was half loaded
+    _networks.clear()
+    names = " and ".join(dict.fromkeys(preset.name for preset in presets.values()))
+    raise RunError(
+        f"The memory of {spec.device} ended while {names} was loaded in {spec.dtype} ({reason}): take a smaller model, "
+        "a 16-bit --dtype, or a device with more memory."
+    )
+
+
+def _head(checked, target: Network, folder: Path, backbone: Path) -> Network:
+    """A trained head; the backbone is hashed only for one that knows beside which weights it was trained."""
+    record = (read_json(folder / "config.json") or {}).get("backbone") or {}
+    weights = weights_hash(backbone) if record.get("weights") else None
+    return checked.decoder.head_network(target, folder, weights)
+
+
+@lru_cache(maxsize=8)
+def _note_mask(folder: Path, mask_id: int | None) -> None:
+    """Say, once, where two files disagree about the mask; config.json is followed, as the authors' code does."""
+    theirs = tokenizer_mask_id(folder)
+    if mask_id is not None and theirs not in (None, mask_id):
+        tell(
+            f"note    {model_name(folder)}: the mask id is {mask_id} by config.json, which is used, and {theirs} by "
+            "its tokenizer"
+        )
+
+
+def _check_attention(checked, config) -> None:
     """A hub name tells its family only when its configuration is there: look again, before the weights are read."""
-    preset = resolve(checked.spec.model)
-    config, _ = read_config(checkpoint_folder(preset.location, preset.revision))
     if config.attention not in checked.decoder.attention:
         raise RequestError(
             f"Method {checked.decoder.name} works with {' or '.join(checked.decoder.attention)} attention and "
@@ -155,7 +254,6 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
 def _describe(checked, spec, nets: dict[str, Network]) -> dict[str, Any]:
     return {
         "model": resolve(spec.model).name,
-        "weights": network_hashes(checked),
         "parameters": {role: net.config.parameters for role, net in nets.items()},
         "block_length": nets["target"].block_length,
         "decoder": {"name": checked.decoder.name, "version": checked.decoder.version},

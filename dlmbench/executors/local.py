@@ -12,7 +12,6 @@ parallel cells, which would disturb each other's clocks.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from dlmbench import options
 from dlmbench.errors import RunError
 from dlmbench.executors.prices import Prices
 from dlmbench.executors.traces import TRACED, trace_records
+from dlmbench.files import file_dtype, files_hash, tell, tokenizer_files
 from dlmbench.spec import Checked, RunSpec, canonical, digest, identity
 from dlmbench.stats import spread
 from dlmbench.store import RunFolder, prompt_hash
@@ -35,7 +35,6 @@ from dlmbench.threads import THREADS
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
-TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
 
 
@@ -108,10 +107,27 @@ class Local:
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells.
 
-        Raises RequestError for a device that is not here, and RunError when a folder is being written by another
-        process or an engine breaks its promise.
+        A cell that fails, because memory ends or another process writes its folder, does not stop the others: one
+        RunError at the end names all that failed. Raises RequestError, before the first cell runs, for a device that is
+        not here.
         """
-        return [self.run_cell(cell) for cell in [self.here(cell) for cell in cells]]
+        cells = [self.here(cell) for cell in cells]
+        if len(cells) == 1:
+            return [self.run_cell(cells[0])]
+        folders, failures = [], []
+        for cell in cells:
+            try:
+                folders.append(self.run_cell(cell))
+            except RunError as error:
+                failures.append(f"{cell.label} on {cell.spec.task} with {cell.preset.name}: {error}")
+                tell(f"failed  {failures[-1]}")
+        if failures:
+            kept = f"the other {len(folders)} are finished and kept" if folders else "none is finished"
+            raise RunError(
+                f"{len(failures)} of {len(cells)} runs failed, {kept}; the same command tries again. "
+                f"{' '.join(failures)}"
+            )
+        return folders
 
     def run_cell(self, cell: Checked) -> RunFolder:
         """Run or resume one cell; nothing happens when it is finished."""
@@ -390,18 +406,6 @@ def sample_record(item: Any, generation: Any, scores: dict[str, Any]) -> dict[st
     }
 
 
-def file_dtype(location: str) -> str | None:
-    """How a local checkpoint stores its weights ("bfloat16"), read from the header of its first safetensors file."""
-    file = next(iter(sorted(Path(location).expanduser().glob("*.safetensors"))), None)
-    if file is None:
-        return None
-    with open(file, "rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
-    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-    return "+".join(sorted(names.get(kind, kind) for kind in kinds))
-
-
 def portable(record: Any) -> Any:
     """A description without places: strings that are absolute paths become their last component."""
     if isinstance(record, dict):
@@ -417,8 +421,12 @@ def portable(record: Any) -> Any:
 
 def model_record(job: Job, engine: Any) -> dict[str, Any]:
     """What was loaded, as the manifest keeps it."""
+    from dlmbench.backbone.loading import checkpoint_folder
+
+    folder = checkpoint_folder(job.cell.preset.location, job.cell.preset.revision)
     threads = {"threads": f"{THREADS.number}: {THREADS.why}"} if job.cell.spec.device == "cpu" else {}
-    return {**portable(engine.describe()), **threads, "file_dtype": file_dtype(job.cell.preset.location)}
+    described = {**portable(engine.describe()), "weights": job.identity["weights"]}
+    return {**described, **threads, "file_dtype": file_dtype(folder)}
 
 
 def requests_of(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:
@@ -448,15 +456,7 @@ def _tokenizer_hash(cell: Checked) -> str:
     from dlmbench.backbone.loading import checkpoint_folder
 
     folder = checkpoint_folder(cell.preset.tokenizer_location, cell.preset.revision)
-    return files_hash(path for path in folder.iterdir() if path.name.startswith(TOKENIZER_FILES))
-
-
-def files_hash(paths: Iterable[Path]) -> str:
-    """Short hash of some files' names and contents."""
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
+    return files_hash(tokenizer_files(folder))
 
 
 def _load_task(cell: Checked) -> Any:

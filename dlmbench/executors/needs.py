@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlmbench.errors import RequestError
+from dlmbench.files import weight_files
 from dlmbench.presets import Preset, resolve
 from dlmbench.spec import Checked, RunSpec
 
@@ -36,13 +37,13 @@ class Needs:
     """Looks each thing up once."""
 
     def __init__(self):
-        self._weights: dict[str, Need] = {}
+        self._weights: dict[tuple[str, bool], Need] = {}
         self._tasks: dict[str, tuple[Any, Need]] = {}
 
     def of(self, cell: Checked) -> list[Need]:
         """Everything that this cell needs, in the order in which one would get it."""
-        names = [cell.spec.model, *cell.companions.values()]
-        needs = [self._weights_of(name) for name in dict.fromkeys(names)]
+        roles = {"target": cell.spec.model, **cell.companions}
+        needs = list(dict.fromkeys(self._weights_of(name, role == "head") for role, name in roles.items()))
         needs.append(self.task(cell)[1])
         needs.append(_device(cell.spec))
         if needs[-1].state == "ok":
@@ -69,10 +70,10 @@ class Needs:
         size = task.size(cell.spec.split)
         return size if cell.spec.limit is None else min(cell.spec.limit, size)
 
-    def _weights_of(self, name: str) -> Need:
-        if name not in self._weights:
-            self._weights[name] = weights_need(name)
-        return self._weights[name]
+    def _weights_of(self, name: str, head: bool) -> Need:
+        if (name, head) not in self._weights:
+            self._weights[name, head] = weights_need(name, head)
+        return self._weights[name, head]
 
     def _memory(self, cell: Checked) -> Need:
         task = self.task(cell)[0]
@@ -114,11 +115,11 @@ def checkpoint_here(preset: Preset) -> Path | None:
             folder = Path(snapshot_download(preset.source, revision=preset.revision, local_files_only=True))
         except Exception:  # whatever the hub's client calls it: it is not here
             return None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        return folder if all((folder / shard).is_file() for shard in shards) else None
-    return folder if any(folder.glob("*.safetensors")) else None
+    try:
+        weight_files(folder)
+    except RequestError:
+        return None
+    return folder
 
 
 def memory_bytes(cell: Checked, task: Any) -> int | None:
@@ -192,16 +193,20 @@ def _fetched_config(preset: Preset) -> Path | None:
         return None
 
 
-def weights_need(name: str) -> Need:
+def weights_need(name: str, head: bool = False) -> Need:
     """The weights of a model, and where they are to be had."""
+    from dlmbench.backbone.loading import check_checkpoint
+
     try:
         preset = resolve(name)
+        folder = checkpoint_here(preset)
+        if folder and not head:
+            check_checkpoint(folder)
     except RequestError as error:
         return Need(f"weights of {name}", "missing", str(error))
-    folder = checkpoint_here(preset)
     what = f"weights of {preset.name}"
     if folder:
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in weight_files(folder))
         return Need(what, "ok", f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB")
     config = _config(preset)
     size = f", about {2 * config.parameters / 1e9:.3g} GB" if config else ""

@@ -24,10 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.loading import _packed_sizes, _Tensors
+from dlmbench.backbone.loading import _packed_sizes
 from dlmbench.backbone.model import Attend, Layer, Prepared, Transformer
 from dlmbench.backbone.ops import Matrix, Norm, linear, matrix_of, norm_of, rms_norm
+from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
+from dlmbench.files import model_name, read_json
 from dlmbench.heads.mrp import HeadConfig
 from dlmbench.registry import BACKBONES
 
@@ -146,44 +148,43 @@ def load_module(folder: Path, backbone: Transformer, weights: str | None = None)
     `weights` is the hash of the backbone's files; a sampler of our own layout is refused beside any other backbone.
     Raises RequestError for that, for a folder without a sampler, for an ablation, and for shapes that do not fit.
     """
-    file = folder / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else {}
-    _check(folder, raw, weights)
-    tensors = _Tensors(folder)
+    raw, whose = read_json(folder / "config.json") or {}, model_name(folder)
+    _check(whose, raw, weights)
+    tensors = Tensors(folder)
     renamed = raw.get("names") or {}
     with torch.device("meta"):
         module = AdjustModule(backbone)
+    names = {ours: [renamed.get(n, n) for n in _official(ours, backbone.config)] for ours in module.state_dict()}
+    wanted = [name for parts in names.values() for name in parts]
+    if missing := [name for name in wanted if name not in tensors.place]:
+        raise RequestError(
+            f"Folder {whose!r} holds no ADJUST sampler (no tensor {missing[0]}): give --head the folder of one, or map "
+            "its names in config.json (names: {name here: name there})."
+        )
+    tensors.check(wanted, 1, PREFIX)
     state = {}
     for ours, parameter in module.state_dict().items():
-        names = [renamed.get(name, name) for name in _official(ours, backbone.config)]
-        missing = [name for name in names if name not in tensors.place]
-        if missing:
+        if tensors.shape(names[ours]) != parameter.shape:
             raise RequestError(
-                f"Folder {folder.name!r} holds no ADJUST sampler (no tensor {missing[0]}): give --head the folder of "
-                "one, or map its names in config.json (names: {name here: name there})."
-            )
-        tensor = torch.cat([tensors.get(name) for name in names])
-        if tensor.shape != parameter.shape:
-            raise RequestError(
-                f"ADJUST sampler {folder.name}: tensor {ours} has shape {tuple(tensor.shape)}, this backbone needs "
+                f"ADJUST sampler {whose}: tensor {ours} has shape {tensors.shape(names[ours])}, this backbone needs "
                 f"{tuple(parameter.shape)}; give --model the backbone that the sampler belongs to."
             )
-        state[ours] = tensor.to(device=backbone.norm.device, dtype=backbone.norm.dtype)
+        state[ours] = tensors.joined(names[ours], backbone.norm.device, backbone.norm.dtype)
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False).eval()
 
 
-def _check(folder: Path, raw: dict, weights: str | None) -> None:
+def _check(whose: str, raw: dict, weights: str | None) -> None:
     for name, value in ABLATIONS.items():
         if raw.get(name, value) != value:
             raise RequestError(
-                f"ADJUST sampler {folder.name} has {name}={raw[name]!r}; only {value!r} is read, as in the released "
+                f"ADJUST sampler {whose} has {name}={raw[name]!r}; only {value!r} is read, as in the released "
                 "configuration."
             )
     trained_on = (raw.get("backbone") or {}).get("weights")
     if trained_on and weights and trained_on != weights:
         raise RequestError(
-            f"ADJUST sampler {folder.name} was trained on backbone weights {trained_on}, the model has {weights}: "
+            f"ADJUST sampler {whose} was trained on backbone weights {trained_on}, the model has {weights}: "
             "give --model the backbone it belongs to, or train a sampler for this one."
         )
 

@@ -24,10 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.loading import _packed_sizes, _Tensors
+from dlmbench.backbone.loading import _packed_sizes
 from dlmbench.backbone.model import Attend, Layer, Prepared, Transformer
 from dlmbench.backbone.ops import Matrix, Norm, linear, matrix_of, norm_of, rms_norm
+from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
+from dlmbench.files import model_name, read_json
 from dlmbench.registry import BACKBONES
 
 PREFIXES = ("mrp_modules.0.model.", "mtp_modules.0.model.")  # the second is of early releases
@@ -125,8 +127,7 @@ class MRPModule(Prepared):
 
 def holds_module(folder: Path) -> bool:
     """Does config.json of this folder announce an MRP module? Reads no weights."""
-    file = folder / "config.json"
-    return file.is_file() and bool(json.loads(file.read_text()).get("num_nextn_predict_layers"))
+    return bool((read_json(folder / "config.json") or {}).get("num_nextn_predict_layers"))
 
 
 def load_module(folder: Path, backbone: Transformer, weights: str | None = None) -> MRPModule:
@@ -135,35 +136,36 @@ def load_module(folder: Path, backbone: Transformer, weights: str | None = None)
     `weights` is the hash of the backbone's files; a module of our own layout is refused beside any other backbone.
     Raises RequestError for that, for a folder without a module, and for shapes that do not fit.
     """
-    file = folder / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else {}
+    raw, whose = read_json(folder / "config.json") or {}, model_name(folder)
     trained_on = (raw.get("backbone") or {}).get("weights")
     if trained_on and weights and trained_on != weights:
         raise RequestError(
-            f"MRP module {folder.name} was trained on backbone weights {trained_on}, the model has {weights}: "
+            f"MRP module {whose} was trained on backbone weights {trained_on}, the model has {weights}: "
             "give --model the backbone it belongs to, or train a module for this one."
         )
-    tensors = _Tensors(folder)
+    tensors = Tensors(folder)
     prefix = next((p for p in PREFIXES if f"{p}eh_proj.weight" in tensors.place), None)
     if prefix is None:
         raise RequestError(
-            f"Folder {folder.name!r} holds no MRP module (no tensor {PREFIXES[0]}eh_proj.weight): give --head the "
+            f"Folder {whose!r} holds no MRP module (no tensor {PREFIXES[0]}eh_proj.weight): give --head the "
             "folder of a trained module, or of a checkpoint that contains one."
         )
-    if raw.get("num_mrp_heads", 1) > 1:
-        raise RequestError(f"{folder.name} has {raw['num_mrp_heads']} MRP modules; only checkpoints with one are read.")
-    layers = 1 + max(int(n[len(prefix) :].split(".")[1]) for n in tensors.place if n.startswith(f"{prefix}layers."))
+    if (raw.get("num_mrp_heads") or 1) > 1:
+        raise RequestError(f"{whose} has {raw['num_mrp_heads']} MRP modules; only checkpoints with one are read.")
+    numbers = {n[len(prefix) :].split(".")[1] for n in tensors.place if n.startswith(f"{prefix}layers.")}
     with torch.device("meta"):
-        module = MRPModule(backbone, layers, raw.get("residual"))
+        module = MRPModule(backbone, len(numbers), raw.get("residual"))
+    official = {ours: _official(ours, backbone.config, prefix) for ours in module.state_dict()}
+    wanted = [name for names in official.values() for name in names]
+    tensors.check(wanted, len(numbers), prefix, ignored={f"{prefix}embed_tokens.weight"})
     state = {}
     for ours, parameter in module.state_dict().items():
-        tensor = torch.cat([tensors.get(name) for name in _official(ours, backbone.config, prefix)])
-        if tensor.shape != parameter.shape:
+        if tensors.shape(official[ours]) != parameter.shape:
             raise RequestError(
-                f"MRP module {folder.name}: tensor {ours} has shape {tuple(tensor.shape)}, this backbone needs "
+                f"MRP module {whose}: tensor {ours} has shape {tensors.shape(official[ours])}, this backbone needs "
                 f"{tuple(parameter.shape)}; give --model the backbone that the module belongs to."
             )
-        state[ours] = tensor.to(device=backbone.norm.device, dtype=backbone.norm.dtype)
+        state[ours] = tensors.joined(official[ours], backbone.norm.device, backbone.norm.dtype)
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False).eval()
 

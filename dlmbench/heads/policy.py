@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dlmbench.backbone.loading import _Tensors
 from dlmbench.backbone.model import Attend
+from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
+from dlmbench.files import model_name, read_json
 
 PREFIX = "base_policy."
 ONLY = {"time_period": 1, "confidences_top_p": 1}  # values of config.json that are read
@@ -171,20 +172,21 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> PolicyNetwo
 
     Raises RequestError for a folder without one and for the variants that are not read.
     """
-    file = folder / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else {}
+    raw, whose = read_json(folder / "config.json") or {}, model_name(folder)
     for name, value in ONLY.items():
         if raw.get(name, value) != value:
             raise RequestError(
-                f"Policy {folder.name} has {name}={raw[name]!r}; only {value!r} is read, as in the published runs."
+                f"Policy {whose} has {name}={raw[name]!r}; only {value!r} is read, as in the published runs."
             )
-    tensors = _Tensors(folder)
+    tensors = Tensors(folder)
     if f"{PREFIX}confidence_proj.weight" not in tensors.place:
         raise RequestError(
-            f"Folder {folder.name!r} holds no unmasking policy (no tensor {PREFIX}confidence_proj.weight): give --head "
+            f"Folder {whose!r} holds no unmasking policy (no tensor {PREFIX}confidence_proj.weight): give --head "
             "the folder of a trained one."
         )
-    state = {name[len(PREFIX) :]: tensors.get(name).to(device).float() for name in tensors.place if PREFIX in name}
+    names = [name for name in tensors.place if name.startswith(PREFIX)]
+    tensors.check_plain(names)
+    state = {name[len(PREFIX) :]: tensors.get(name).to(device).float() for name in names}
     blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
     config = PolicyConfig(
         hidden_size=state["confidence_proj.weight"].shape[0],
@@ -199,7 +201,7 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> PolicyNetwo
     wrong = sorted(set(ours) ^ set(state)) or [n for n in ours if ours[n].shape != state[n].shape]
     if wrong:
         raise RequestError(
-            f"Policy {folder.name}: tensor {wrong[0]} is missing, unknown or of another shape; only the confidence "
+            f"Policy {whose}: tensor {wrong[0]} is missing, unknown or of another shape; only the confidence "
             "policy of the release is read."
         )
     policy.load_state_dict(state)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlmbench.axes import Axes
 from dlmbench.companions import check_companion
 from dlmbench.errors import RequestError
+from dlmbench.files import read_json
 from dlmbench.presets import PRESETS, Preset, config_of, resolve
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ def attention_type(preset: Preset) -> str | None:
 
 def family_of(preset: Preset) -> str | None:
     """Its family, from the checkpoint's config.json where the preset does not say; None when neither is here."""
-    return preset.family or (str(config_of(preset).get("model_type", "")).lower() or None)
+    if preset.family:
+        return preset.family
+    folder = Path(preset.location).expanduser()
+    config = read_json(folder / "config.json")
+    if config is None and folder.is_dir():
+        raise RequestError(f"Model folder {str(folder)!r} has no config.json; give the folder of a checkpoint.")
+    return str(config.get("model_type")).lower() if config else None
 
 
 def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
@@ -160,6 +167,8 @@ def companion_of(spec: RunSpec, preset: Preset, role: str) -> str:
 
 def check_helper(role: str, target: Preset, helper: Preset) -> None:
     """A draft attends like its target, a guide reads left to right, and both share the target's tokens."""
+    if role == "head":  # judged with its tensors; it may lack a config.json
+        return
     ours, theirs = (attention_type(preset) for preset in (target, helper))
     wanted = {"draft": ours, "reference": ours, "guide": "causal"}.get(role)
     if wanted and theirs and theirs != wanted:

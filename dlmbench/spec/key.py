@@ -25,8 +25,9 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that decides what a run produces; `digest` of it is the run's key.
 
-    weights: role -> hash; prompts: hash of the items' keys and prompts, in order; limits: generation limits and stops;
-    content: what else reads and judges the items (the task's version, the hash of its data, that of the tokenizer).
+    weights: role -> hash of weights and configurations; prompts: hash of the items' keys and prompts, in order; limits:
+    generation limits and stops; content: what else reads and judges the items (the task's version, the hash of its
+    data, that of the tokenizer).
     `checked.spec` must be resolved. The batch size is part of it although ids do not depend on it (within the
     identity rule), because the row's speed and cost do, and a sweep over batch sizes needs one row for each.
     """

@@ -88,8 +88,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise RequestError(f"Recipe {str(path)!r} does not exist; dlmbench list recipes shows those that do.")
     try:
-        record = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        record = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"Recipe {path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(record, dict):
         raise RequestError(f"Recipe {path.name} must be a mapping of options.")

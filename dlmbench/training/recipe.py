@@ -173,7 +173,7 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe. Raises RequestError naming the field and its value."""
     if not path.is_file():
         raise RequestError(f"Recipe {str(path)!r} does not exist; `dlmbench list recipes` shows the shipped ones.")
-    raw = yaml.safe_load(path.read_text())
+    raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     if not isinstance(raw, dict):
         raise RequestError(f"Recipe {path.name} is not a mapping of fields to values.")
     known = {f.name for f in fields(Recipe)}

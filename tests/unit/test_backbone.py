@@ -79,6 +79,7 @@ def as_diffusion_checkpoint(name, source, folder):
     raw, tensors = json.loads((source / "config.json").read_text()), load_file(source / "model.safetensors")
     family = {"llada": LLADA, "dream": DREAM}[name]
     usual = {"rope_theta": 10_000.0, **raw, "model_type": family.model_types[0], "mask_token_id": 60}
+    usual["architectures"] = list(family.architectures)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(family.spell(usual)))
     respelt = {}
