@@ -181,7 +181,7 @@ def _nano(trial: Trial, batch: int, **options) -> Engine:
 
 
 def _some_requests(trial: Trial) -> list[Request]:
-    return nano_requests(min(32, trial.sizes.generations), trial.sizes.tokens)[0]
+    return nano_requests(min(8, trial.sizes.generations), trial.sizes.tokens)[0]
 
 
 def _generate_some(trial: Trial) -> None:

@@ -84,7 +84,7 @@ class Worker:
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self.process.stdout], [], [], max(until - time.monotonic(), 0))
             if not ready:
-                raise Broken("it took longer than its time and was stopped")
+                raise Broken(f"it took longer than {seconds:.0f} s and was stopped")
             read = os.read(self.process.stdout.fileno(), 1 << 16)
             if not read:
                 code = self.process.wait()
@@ -148,7 +148,7 @@ def prove(
                 try:
                     runner = runner or _started(launch, out, device, shapes, seconds)
                     fit = runner.run(stage, min(patience * stage.seconds, left()), file, _figures(records, here))
-                    record = _read(file)
+                    record = _read(file) or _broken_off(stage, file, "its record cannot be read")
                 except (Broken, RunError) as error:
                     record = _broken_off(stage, file, str(error))
                 if runner and not fit:
