@@ -524,7 +524,8 @@ def test_raw_prompts_of_dream_begin_with_bos_and_chat_prompts_do_not(checkpoint)
 
     with_bos = {"bos_token": "<|sep|>"}
     other = tokenizer_of(checkpoint("other", tokenizer_config=with_bos))
-    dream = tokenizer_of(checkpoint("dream", tokenizer_config=with_bos, config={"model_type": "Dream"}))
+    layout = {"model_type": "Dream", "architectures": ["DreamModel"]}
+    dream = tokenizer_of(checkpoint("dream", tokenizer_config=with_bos, config=layout))
     plain = prompt_ids(other, "2+2", False)
     assert 3 not in plain
     assert prompt_ids(dream, "2+2", False) == prompt_ids(dream, "<|sep|>2+2", False) == (3, *plain)
