@@ -59,6 +59,10 @@ class Threads:
         self._set(number)
         self.why = f"at most {number} allowed"
 
+    def use_all(self) -> None:
+        """As many as torch would take by itself."""
+        self._set(self.most)
+
     def choose(self, work: Callable[[], object]) -> None:
         """Time `work`, some milliseconds of what will be computed, under one thread and more; keep the fastest."""
         if self.given or self.most == 1:

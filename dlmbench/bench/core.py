@@ -29,6 +29,7 @@ from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
 from dlmbench.engine.graphs import first_line, on_device
 from dlmbench.registry import DECODERS
+from dlmbench.threads import THREADS
 
 PLAIN, COMPILED = "transformers", "transformers, compiled"
 PLAIN_SECONDS = 10.0  # of one round of a plain loop: its tokens a second are known by then
@@ -77,6 +78,8 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
     key_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.norm.element_size()
     for context in settings.contexts or (settings.prompt_tokens + settings.new_tokens,):
         for batch in settings.batch_sizes:
+            if net.device.type == "cpu":
+                THREADS.choose(net.sample(batch * block))
             ms = [1e3 * forward_seconds(net, batch, block, context, block, 1) for _ in range(settings.repeats)]
             floor = max(
                 (weight_bytes + key_bytes * context * batch) / rates["copy_gb_per_s"] / 1e6,
@@ -180,6 +183,7 @@ class _Plain:
         self.requests = _requests(model, settings, 2)
 
     def once(self) -> dict[str, float]:
+        THREADS.use_all()  # as it is run by itself
         began = time.perf_counter()
         tokens = sum(len(self.loop.generate(list(r.prompt_ids), self.tokens, PLAIN_SECONDS)) for r in self.requests)
         return {"tokens_per_s": tokens / (time.perf_counter() - began)}
@@ -225,7 +229,7 @@ def _run(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict:
         "shape": settings.shape,
         "parameters": SHAPES[settings.shape].parameters,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": THREADS.most,
         "dtype": settings.dtype,
         "torch": torch.__version__,
         "block_length": settings.block_length,

@@ -31,6 +31,9 @@ def bench(
     decoders: Annotated[
         bool, typer.Option("--decoders", help="instead: what every decoder adds to its forwards, shipped models")
     ] = False,
+    busy: Annotated[
+        str, typer.Option(help="instead: forwards beside so many processes that want a core each, as 1,4 (CPU)")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="folder for the JSON, and for the growth picture")] = None,
     json: Annotated[bool, typer.Option("--json", help="print the JSON line only")] = False,
 ) -> None:
@@ -46,16 +49,30 @@ def bench(
     place = present(device)
     kind = dtype_on(place, dtype)
     block = block_length or (32 if shape_of(shape).attention == "full" else 8)
-    sizes, rows, keys = (
+    sizes, rows, keys, loads = (
         tuple(options.convert(part, int, flag) for part in text.split(",") if text)
-        for text, flag in ((batch_size, "--batch-size"), (lengths, "--lengths"), (contexts, "--contexts"))
+        for text, flag in (
+            (batch_size, "--batch-size"),
+            (lengths, "--lengths"),
+            (contexts, "--contexts"),
+            (busy, "--busy"),
+        )
     )
-    if min(*sizes, *rows, *keys, repeats, new_tokens, prompt_tokens, block) < 1:
-        raise RequestError("Batch sizes, lengths and repeats of a bench must be at least 1.")
+    if min(*sizes, *rows, *keys, *loads, repeats, new_tokens, prompt_tokens, block) < 1:
+        raise RequestError("Batch sizes, lengths, loads and repeats of a bench must be at least 1.")
+    if loads and (place != "cpu" or shape_of(shape).attention == "full"):
+        raise RequestError(
+            "--busy times block-causal forwards on the CPU, whose threads it is about: leave --device out, or take "
+            "another --shape."
+        )
     if decoders:
         from dlmbench.bench.decoders import run_decoders
 
         record, show = run_decoders(max(sizes), repeats), _show_decoders
+    elif loads:
+        from dlmbench.bench.busy import run_busy
+
+        record, show = run_busy(shape, kind, block, sizes, loads), _show_busy
     else:
         asked = Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, cudnn, rows)
         record, show = run(asked), _show
@@ -70,7 +87,7 @@ def _save(record: dict, folder: Path) -> None:
     import json
     import re
 
-    name = "decoders" if "decoders" in record else record["shape"]
+    name = "decoders" if "decoders" in record else f"{record['shape']}{'-busy' if 'busy' in record else ''}"
     machine = "cpu" if record["device"] == "cpu" else re.sub(r"\W+", "-", record["device"]).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{machine}-{name}"
@@ -103,6 +120,23 @@ def _show(record: dict) -> None:
             f"a forward grows as {law['constant_ms']:.2f} ms + {law['ms_a_row']:.3f} ms a row + "
             f"{1e6 * law['ms_a_row_and_key']:.1f} ns a row and key, at most {law['largest_error']:.0%} off"
         )
+
+
+def _show_busy(record: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{record['shape']}, {record['dtype']}: ms of a forward, blocks of {record['block_length']}, beside busy "
+        "processes; watched: the number of threads is chosen, all: it is torch's own"
+    )
+    for name in ("busy", "batch", "watched", "p95", "threads", "of its quiet time", f"all ({record['threads']})"):
+        table.add_column(name, justify="right")
+    for row in record["busy"]:
+        times = [f"{row[name]:.2f}" for name in ("ms", "ms_p95")]
+        ratio, all_threads = f"{row['times_quiet']:.2f}x", f"{row['all_threads_ms']:.1f}"
+        table.add_row(str(row["load"]), str(row["batch"]), *times, str(row["chosen"]), ratio, all_threads)
+    Console(markup=False).print(table)
 
 
 def _show_forwards(record: dict, table_class):

@@ -83,8 +83,14 @@ def _timed(engine, role: str, rows: int, width: int, keys: int, projected: int, 
 
 @torch.inference_mode()
 def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
-    """Median seconds of one forward: `rows` rows of `width` queries over `keys` keys, `projected` of them through the
-    head.
+    """Median seconds of one forward (`forward_of`), as a replayed graph on a GPU."""
+    with forward_of(net, rows, width, keys, projected) as once:
+        return median_seconds(_recorded(once) if net.device.type == "cuda" else once, net.device, repeats)
+
+
+@contextmanager
+def forward_of(net: Network, rows: int, width: int, keys: int, projected: int) -> Iterator[Callable[[], None]]:
+    """One forward to be timed: `rows` rows of `width` queries over `keys` keys, `projected` of them through the head.
 
     Runs on the network's own keys and values where they are large enough, and spends them; else on scratch buffers.
     """
@@ -101,7 +107,7 @@ def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: i
             if projected:
                 net.model.project(states[: rows * projected])
 
-        return median_seconds(_recorded(once) if net.device.type == "cuda" else once, net.device, repeats)
+        yield once
 
 
 @contextmanager
