@@ -23,10 +23,11 @@ import torch
 T = TypeVar("T")
 
 GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-TRIES = 7  # calls whose median counts
+TRIES = 5  # calls whose median counts
 BETTER = 0.95  # more threads are taken where they need at most this share of the time
 SLOW = 3.0  # a step that takes so many times its usual time is slow
 GRACE = 0.03  # seconds lost to slow steps before threads are tried again
+SHARE = 0.01  # of the time goes into trials at most, where nothing else asks for one
 WAITS = (1.0, 32.0)  # seconds between two trials without an occasion: the first, then doubling up to the second
 
 
@@ -154,6 +155,7 @@ class Watch:
         self._wait = first if self.threads.changes > changes else min(max(2 * self._wait, first), longest)
         now = self.threads.clock()
         self.spent += now - began
+        self._wait = max(self._wait, (now - began) / SHARE)
         self._due, self._usual, self._lost = now + self._wait, None, 0.0
 
 
