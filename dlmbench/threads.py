@@ -23,6 +23,7 @@ import torch
 T = TypeVar("T")
 
 GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+LONG = 0.1  # seconds
 TRIES = 5  # calls whose median counts
 BETTER = 0.95  # more threads are taken where they need at most this share of the time
 SLOW = 3.0  # a step that takes so many times its usual time is slow
@@ -86,7 +87,8 @@ class Threads:
         began = self.clock()
         work()  # threads start, code and weights come near
         samples, at = [], self.clock()
-        while len(samples) < TRIES and (not samples or at - began < limit):
+        enough = began + LONG  # two calls that take long tell as much as many that do not
+        while len(samples) < TRIES and (not samples or at - began < limit) and (len(samples) < 2 or at < enough):
             work()
             now = self.clock()
             samples.append(now - at)
