@@ -14,7 +14,7 @@ from pathlib import Path
 from dlmbench.scoring.cell import wire
 from dlmbench.scoring.problem import STATUSES, Problem, Verdict
 
-VERSION = 1  # of the judging rules; a change of rules makes old files useless
+VERSION = 2  # of the judging rules; a change of rules makes old files useless
 
 
 def verdict_key(problem: Problem, program: str, limits: tuple) -> str:

@@ -8,6 +8,10 @@ import math
 import os
 import sys
 import time
+from datetime import date, datetime, timedelta
+from datetime import time as datetime_time
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -191,6 +195,24 @@ def test_mbpp_objects_of_the_program_can_be_passed_but_not_believed(sandbox):
     assert "assert f(1)" in sandbox.run(truth, "def f(x):\n    return False\n").detail
 
 
+def test_fractions_decimals_and_dates_are_values(sandbox):
+    code = "import datetime\nfrom fractions import Fraction\ndef half():\n    return Fraction(1, 2)\n"
+    code += "def leap(year):\n    return datetime.date(year, 2, 29)\n"
+    tests = ("assert half() * 2 == 1", "assert leap(2024) - datetime.timedelta(days=1) == datetime.date(2024, 2, 28)")
+    assert sandbox.run(Problem("values", "half", asserts=tests), code).passed
+    other = code.replace("Fraction(1, 2)", "Fraction(1, 3)")
+    assert not sandbox.run(Problem("values", "half", asserts=tests), other).passed
+
+
+def test_tests_may_read_a_module_that_the_program_imports_and_no_other(sandbox):
+    near = Problem("near", "area", asserts=("assert math.isclose(area(2), 4 * math.pi)",))
+    body = "def area(r):\n    return m.pi * r * r\n".replace("m.", "math.")
+    assert sandbox.run(near, "import math\n" + body).passed
+    assert not sandbox.run(near, "from math import pi\n" + body.replace("math.", "")).passed
+    theirs = "import math\nclass math:\n    pi = 0\n    isclose = lambda a, b: True\ndef area(r):\n    return 0\n"
+    assert not sandbox.run(near, theirs).passed, "the tests read Python's module, not the program's"
+
+
 def test_mbpp_entry_points():
     assert mbpp_entry_point(["assert set(similar((1,), (2,))) == set((3,))"]) == "similar"
     assert mbpp_entry_point(["assert sum(10, 15) == 6"], "def sum(a, b):\n    return 6\n") == "sum"
@@ -285,6 +307,12 @@ def test_plain_values_round_trip():
         {"a": None, (1, 2): []},
         frozenset({1}),
         range(0, 9, 2),
+        Fraction(1, 3),
+        Decimal("1.50"),
+        date(2026, 2, 28),
+        datetime(2026, 2, 28, 1, 2, 3, 4),
+        datetime_time(23, 59),
+        timedelta(days=-1, seconds=5),
     ):
         back = wire.decode(wire.encode(value))
         assert back == value and type(back) is type(value)
@@ -306,6 +334,9 @@ def test_plain_values_round_trip():
         b"Szz:",
         b"F1:x",
         b"S2:\xff\xff",
+        b"V3:S18:fractions.FractionI1:1I1:0",
+        b"V2:S9:os.systemS2:ls",
+        b"V2:S15:decimal.DecimalL0:",
     ],
 )
 def test_bytes_that_are_no_value_are_refused(data):

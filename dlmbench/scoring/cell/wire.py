@@ -2,9 +2,10 @@
 
 Pickle would run code on the reading side and JSON loses tuples, sets, bytes and int keys, so values travel in a small
 tagged format with an exact round trip: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
-range. The reader only ever builds these exact built-in types: a subclass with a dishonest `__eq__` arrives as the
-plain value it holds. Iterators arrive as iterators over a list. Anything else is *opaque*: the sender keeps it and
-sends a reference (int or str), which the receiver can hand back but cannot look into.
+range, and of the standard library fractions, decimals and dates without a time zone. The reader only ever builds these
+exact types: a subclass with a dishonest `__eq__` arrives as the plain value it holds. Iterators arrive as iterators
+over a list. Anything else is *opaque*: the sender keeps it and sends a reference (int or str), which the receiver can
+hand back but cannot look into.
 
 The module imports nothing but `posix`, a built-in: the program's process starts in ten milliseconds because of that.
 Left out: shared references (a list that appears twice arrives as two lists) and cycles (refused by depth).
@@ -12,6 +13,14 @@ Left out: shared references (a list that appears twice arrives as two lists) and
 
 import posix
 
+STANDARD = {  # type -> what it is built from, ints and texts
+    "fractions.Fraction": lambda value: (value.numerator, value.denominator),
+    "decimal.Decimal": lambda value: (str(value),),
+    "datetime.date": lambda value: (value.year, value.month, value.day),
+    "datetime.datetime": lambda value: (*STANDARD["datetime.date"](value), *STANDARD["datetime.time"](value)),
+    "datetime.time": lambda value: (value.hour, value.minute, value.second, value.microsecond),
+    "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
+}
 MAX_BYTES = 1 << 22
 MAX_DEPTH = 100
 
@@ -79,10 +88,21 @@ def _encode(value, parts, room, opaque, depth):
         _encode_items(b"Z", frozenset.__iter__(value), parts, room, opaque, depth)
     elif isinstance(value, range):
         _encode_items(b"R", (value.start, value.stop, value.step), parts, room, opaque, depth)
+    elif _is_standard(value):
+        name = _name(value)
+        _encode_items(b"V", (name, *STANDARD[name](value)), parts, room, opaque, depth)
     elif _is_foreign_iterable(value):
         _encode_items(b"G", value, parts, room, opaque, depth)
     else:
         _encode_items(b"O", (opaque(value),), parts, room, opaque, depth)
+
+
+def _name(value):
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def _is_standard(value):
+    return _name(value) in STANDARD and getattr(value, "tzinfo", None) is None
 
 
 def _is_foreign_iterable(value):
@@ -112,7 +132,7 @@ def decode(data, opaque=_refuse):
         value, end = _decode(data, 0, opaque, 0)
     except WireError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError) as error:  # all that odd bytes can cause
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:  # all that odd bytes can cause
         raise WireError(f"unreadable value ({type(error).__name__})") from None
     if end != len(data):
         raise WireError("bytes after the value")
@@ -147,9 +167,19 @@ def _decode(data, at, opaque, depth):
         return complex(*items), at
     if tag == b"R":
         return range(*items), at
+    if tag == b"V":
+        return _build(*items), at
     if tag == b"O":
         return opaque(*items), at
     raise WireError("unknown tag")
+
+
+def _build(name, *parts):
+    """A value of the standard library, whose module is imported only now."""
+    if name not in STANDARD or not all(type(part) in (int, str) for part in parts):
+        raise WireError("unknown type")
+    module, kind = name.split(".")
+    return getattr(__import__(module), kind)(*parts)
 
 
 def _scalar(tag, payload):
