@@ -497,10 +497,12 @@ def test_the_budget_of_a_task_file_under_any_of_its_names(tmp_path, monkeypatch,
     assert load_task("mine", data_dir=str(tmp_path)).items(limit=1)[0].max_tokens == tokens
 
 
-def test_a_task_of_several_answers_an_item_is_refused(tmp_path):
-    write(tmp_path / "test.jsonl", [problem(0)])
+def test_a_task_of_several_answers_an_item_is_refused(tmp_path, monkeypatch):
+    register(tmp_path, monkeypatch)
+    with (tmp_path / "mine.yaml").open("a") as file:
+        file.write("repeats: 64\n")
     with pytest.raises(RequestError, match="64 answers an item together and dlmbench makes one"):
-        load_task("gsm8k_cot_self_consistency", data_dir=str(tmp_path), num_fewshot=0)
+        load_task("mine", data_dir=str(tmp_path))
 
 
 def test_a_shipped_name_cannot_be_registered_again(tmp_path, monkeypatch):
