@@ -136,7 +136,7 @@ class Watch:
         if self._lost > max(GRACE, 4 * self._usual) or self.threads.clock() >= self._due:
             self.look()
 
-    def steady(self, measure: Callable[[], T], tries: int = 3) -> tuple[T, bool]:
+    def steady(self, measure: Callable[[], T], tries: int = 2) -> tuple[T, bool]:
         """What `measure` returns, taken again where the number of threads had to be changed meanwhile; was it kept?"""
         for _ in range(tries):
             self.look()

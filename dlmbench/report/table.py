@@ -318,7 +318,7 @@ LEGEND = (
     "where each costs the weights it reads, SDAR-8B with SDAR-1.7B as the draft or a module of three layers, prefill "
     "left out. TPF: tokens / NFE. tok/s: median of "
     "repeated natural-stop passes over a subset (column *speed items*), decoding only and with prefill; ~ where other "
-    "work on the machine made the number of threads change, in three tries."
+    "work on the machine made the number of threads change, and again in a second try."
 )
 
 
