@@ -67,7 +67,7 @@ def _make_room(needed: Iterable[_Place], device: str) -> None:
     for place in idle[: len(idle) - kept]:
         del _networks[place]
     if device.startswith("cuda"):
-        gc.collect()  # engines hold their networks in cycles
+        gc.collect()  # whatever still holds a network in a cycle
         torch.cuda.empty_cache()
 
 

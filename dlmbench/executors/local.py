@@ -194,7 +194,8 @@ class Local:
         self.progress.stage("timing")
         speed = self.speed(job, engine, samples)
         calibration = self.calibration(job, engine, samples)
-        manifest["environment"]["threads"] = here(job.cell)["threads"]  # those of the speed pass
+        if speed["threads"]:  # pricing may have changed them since
+            manifest["environment"]["threads"] = speed["threads"]
         writer.manifest({**manifest, "model": model_record(job, engine), "calibration": calibration})
         self._trace(job, engine, writer)
         writer.metrics({**aggregate(samples, calibration["prices"]), "speed": speed})
