@@ -42,8 +42,8 @@ def bench(
 
     from dlmbench import options
     from dlmbench.bench.core import Settings, run
-    from dlmbench.bench.shapes import shape_of
     from dlmbench.errors import RequestError
+    from dlmbench.models.shapes import shape_of
     from dlmbench.spec.fields import dtype_on, present
 
     place = present(device)

@@ -90,7 +90,7 @@ def _model(name: str) -> list[dict[str, str]]:
     from dlmbench.backbone.loading import load_tokenizer, read_config
     from dlmbench.errors import RequestError
     from dlmbench.executors.needs import GIB, checkpoint_here, weights_need
-    from dlmbench.presets import PRESETS, resolve
+    from dlmbench.models.presets import PRESETS, resolve
 
     try:
         preset = resolve(name)
@@ -152,7 +152,7 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _models() -> list[dict[str, str]]:
-    from dlmbench.presets import ABSENT, PRESETS
+    from dlmbench.models.presets import ABSENT, PRESETS
 
     checks = []
     for preset in PRESETS.values():

@@ -47,7 +47,7 @@ def generate(
     from dlmbench import options
     from dlmbench.engine import Request, build
     from dlmbench.errors import RequestError
-    from dlmbench.presets import default_model, resolve
+    from dlmbench.models.presets import default_model, resolve
     from dlmbench.spec import RunSpec
     from dlmbench.spec.checks import notes_on
 

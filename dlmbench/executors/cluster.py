@@ -34,7 +34,7 @@ from dlmbench.executors.pool import Lost, Pool, Seat
 from dlmbench.executors.prices import Prices
 from dlmbench.executors.traces import TRACED
 from dlmbench.executors.worker import Piece
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.spec import Checked, RunSpec, canonical
 from dlmbench.spec.fields import HELPERS
 from dlmbench.store import RunFolder

@@ -14,7 +14,7 @@ from typing import Any
 from dlmbench import options
 from dlmbench.axes import OWNERS
 from dlmbench.errors import RequestError
-from dlmbench.spec.checks import attention_of
+from dlmbench.models.compatibility import attention_of
 from dlmbench.spec.fields import FIELDS, HELPERS
 from dlmbench.spec.request import Checked, RunSpec, knob_is_confidence
 

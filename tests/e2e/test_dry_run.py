@@ -9,7 +9,7 @@ from tiny import make_data, make_model
 from dlmbench.cli.app import main
 from dlmbench.executors.estimate import Planned, Trial, _nearest, _one_of_each_method_first
 from dlmbench.executors.needs import Need, checkpoint_here, worst
-from dlmbench.presets import Preset
+from dlmbench.models.presets import Preset
 from dlmbench.store import find_runs
 
 ITEMS = 16

@@ -18,7 +18,7 @@ from dlmbench.engine import Request, build, network_hashes
 from dlmbench.errors import RequestError, RunError
 from dlmbench.executors.local import Local
 from dlmbench.files import checkpoint_hash, read_json, weights_hash
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.spec import RunSpec
 
 building = importlib.import_module("dlmbench.engine.build")  # the name in the package is the function

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dlmbench.bench.shapes import SHAPES
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
 from dlmbench.executors import needs
-from dlmbench.presets import PRESETS, resolve
+from dlmbench.models.presets import PRESETS, resolve
+from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
 from dlmbench.spec import RunSpec, SweepSpec
 

@@ -158,9 +158,9 @@ def test_a_local_checkpoint_is_told_which_block_length_is_assumed(tmp_path):
 
 
 def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path, monkeypatch):
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
 
-    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     assert PRESETS["nano"].location == str(tmp_path / "nano" / "nano"), "a folder, no name on the hub"
     with pytest.raises(RequestError, match="nano is not in this copy; make train-nano"):
         RunSpec("static", "nano-gsm").check()
@@ -444,9 +444,7 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
          "set": ["cache.refresh_every=0:2"]}
     )  # fmt: skip
     found = [(c.spec.method, c.axes.cache.refresh_every) for c in sweep.checked()[0]]
-    assert found == [
-        (method, n) for n in (0, 1, 2) for method in ("threshold", "static")
-    ]
+    assert found == [(method, n) for n in (0, 1, 2) for method in ("threshold", "static")]
 
 
 def test_a_label_names_a_helper_that_the_model_does_not_bring():
