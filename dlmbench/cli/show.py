@@ -57,7 +57,7 @@ def _method(name: str) -> dict[str, Any] | None:
             "option": field.name,
             "default": _default(field),
             "type": getattr(field.type, "__name__", str(field.type)),
-            "knob": "--threshold" if field.metadata.get("knob") else "",
+            "threshold": "--threshold" if field.metadata.get("threshold") else "",
             "meaning": _meaning(field),
         }
         for field in dataclasses.fields(decoder.Config)
@@ -81,7 +81,13 @@ def _cache(name: str) -> dict[str, Any] | None:
         return None
     recomputed, approximated = POLICIES[name]
     rows = [
-        {"option": f"cache.{f.name}", "default": f.default, "type": str(f.type), "knob": "", "meaning": _meaning(f)}
+        {
+            "option": f"cache.{f.name}",
+            "default": f.default,
+            "type": str(f.type),
+            "threshold": "",
+            "meaning": _meaning(f),
+        }
         for f in dataclasses.fields(CacheOptions)
     ]
     return {"cache policy": name, "recomputed": recomputed, "approximated": approximated, "options": rows}

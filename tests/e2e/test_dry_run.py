@@ -7,10 +7,10 @@ import pytest
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
-from dlmbench.runs.estimate import Planned, Trial, _nearest, _one_of_each_method_first
-from dlmbench.runs.preflight import Need, checkpoint_here, worst
 from dlmbench.models.presets import Preset
 from dlmbench.runs import find_runs
+from dlmbench.runs.estimate import Planned, Trial, _nearest, _one_of_each_method_first
+from dlmbench.runs.preflight import Need, checkpoint_here, worst
 
 ITEMS = 16
 
@@ -56,7 +56,7 @@ def test_the_estimate_foretells_the_sweep(place, call):
     assert code == 0 and json.loads(out)["estimate"]["runs"] == 1 and not (place / "out").exists()
 
     assert call("sweep", *SWEEP, "--json")[0] == 0
-    samples = [sample for run in find_runs(place / "out") for sample in run.samples()]
+    samples = [sample for run in find_runs(place / "out") for sample in run.samples]
     forwards = sum(sum(sample["widths"].values()) for sample in samples)
     size = sum((run.path / "samples.jsonl").stat().st_size for run in find_runs(place / "out"))
     assert guess["forwards"] == pytest.approx(forwards, rel=0.1)

@@ -72,7 +72,7 @@ def content(out: Path) -> dict:
     timing = ("seconds",)
     return {
         run.name: sorted(
-            json.dumps({k: v for k, v in sample.items() if k not in timing}, sort_keys=True) for sample in run.samples()
+            json.dumps({k: v for k, v in sample.items() if k not in timing}, sort_keys=True) for sample in run.samples
         )
         for run in find_runs(out)
     }
@@ -101,14 +101,14 @@ def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
         return len(lines) == 2 and 3 <= lines[0] < ITEMS
 
     kill_when(process, in_the_second_cell)
-    (torn,) = [run for run in find_runs(out) if not run.finished and run.samples()]
-    left = len(torn.samples())
+    (torn,) = [run for run in find_runs(out) if not run.finished and run.samples]
+    left = len(torn.samples)
     with open(torn.path / "samples.jsonl", "a") as stream:
         stream.write('{"key": "test/')  # what a kill in the middle of a write leaves
     before = {run.name: (run.path / "samples.jsonl").read_bytes() for run in find_runs(out) if run.finished}
 
     assert call(capsys, "sweep", *SWEEP, *command(place, "killed"))[0] == 0
-    assert 3 <= left < ITEMS and len(torn.samples()) == ITEMS
+    assert 3 <= left < ITEMS and len(torn.samples) == ITEMS
     for name, samples in before.items():
         assert (out / name / "samples.jsonl").read_bytes() == samples, "finished runs are left alone"
 
@@ -165,13 +165,13 @@ def test_a_run_that_went_on_elsewhere_names_both_environments_and_prices_every_s
     arguments = ["run", "--method", "static", *command(place, "moved", "--against", "none", "--json")]
     call(capsys, *arguments)
     (run,) = find_runs(place / "moved")
-    assert "environments" not in run.manifest() and run.manifest()["calibration"]["interpolated"] == []
+    assert "environments" not in run.manifest and run.manifest["calibration"]["interpolated"] == []
     (run.path / "metrics.json").unlink()
     lines = (run.path / "samples.jsonl").read_text().splitlines()
     (run.path / "samples.jsonl").write_text("\n".join(lines[:10]) + "\n")
     monkeypatch.setattr("dlmbench.runs.environment.commit", lambda: "second")
     assert call(capsys, *arguments)[0] == 0
-    manifest = run.manifest()
+    manifest = run.manifest
     assert [(one["commit"], one["samples_before"]) for one in manifest["environments"]] == [
         ("first", 0),
         ("second", 10),
@@ -184,7 +184,7 @@ def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
     code, out = call(capsys, "run", "--method", "static", *arguments)
     assert code == 0 and json.loads(out)["run"]["accuracy"] == 0.0
     (run,) = find_runs(place / "scored")
-    samples = run.samples()
+    samples = run.samples
     samples[0]["text"] = "the answer is\n#### 2"  # item test/0: 0 plus 2
     assert {sample["key"] for sample in samples[:2]} == {"test/0", "test/1"}
     with run.writing() as writer:
@@ -193,7 +193,7 @@ def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
     assert code == 0
     (row,) = json.loads(out)["runs"]
     assert row["changed"] == 1 and row["accuracy"] == pytest.approx(1 / ITEMS)
-    assert run.metrics()["speed"]["items"] == 8, "what was measured stays"
+    assert run.metrics["speed"]["items"] == 8, "what was measured stays"
 
 
 def test_chat_prompts_of_a_local_checkpoint_are_scored_with_its_folder(place, capsys):
@@ -272,7 +272,7 @@ from dlmbench.registry import DECODERS
 
 @dataclass(frozen=True)
 class Options:
-    share: float = option(0.5, "share of the block revealed a step", knob=True)
+    share: float = option(0.5, "share of the block revealed a step", threshold=True)
 
 
 class Share(StepDecoder):

@@ -16,10 +16,10 @@ import dlmbench
 from dlmbench import files
 from dlmbench.engine import Request, build, network_hashes
 from dlmbench.errors import RequestError, RunError
-from dlmbench.runs.local import Local
 from dlmbench.files import checkpoint_hash, read_json, weights_hash
 from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
+from dlmbench.runs.local import LocalRunner
 
 building = importlib.import_module("dlmbench.engine.build")  # the name in the package is the function
 SDAR = "SDAR-1.7B-Chat"
@@ -46,10 +46,10 @@ def _old(folder):
 def test_another_configuration_is_another_network(file, tmp_path):
     folder = make_checkpoint(tmp_path / "m", SDAR)
     spec = RunSpec(method="simsd", task="nano-gsm", model=str(folder), draft=str(folder), block_length=4)
-    before, weights = network_hashes(spec.check()), weights_hash(folder)
+    before, weights = network_hashes(spec.resolve()), weights_hash(folder)
     assert set(before) == {"target", "draft"}
     edit(folder / file, rms_norm_eps=0.5, pad_token_id=3)
-    after = network_hashes(spec.check())
+    after = network_hashes(spec.resolve())
     assert all(after[role] != before[role] for role in before)
     assert weights_hash(folder) == weights, "a head trained beside these weights still fits"
 
@@ -156,7 +156,7 @@ def test_memory_that_ends_while_loading_is_one_sentence_and_keeps_nothing(tmp_pa
 def test_a_cell_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     cells = [SimpleNamespace(label=f"m{i}", spec=SimpleNamespace(task="t"), preset=SimpleNamespace(name=f"big{i}"))
              for i in range(3)]  # fmt: skip
-    local, done = Local(), []
+    local, done = LocalRunner(), []
 
     def run_cell(cell):
         if cell.label == "m1":
