@@ -6,9 +6,9 @@ own: for a task whose items have finitely many valid answers it gives the exact 
 that puts its mass on these alone (`conditionals`). One token at a time, any order of positions ends in a valid answer;
 what a decoder loses on it, it loses by its rule.
 
-`Oracle` is a network handle like any other: decoders ask it for forwards, the counter counts them. Its answers come with
-the requests (`Request.answers`). `OracleOptions` make it another ideal model (answers of unlike probability) or one that
-is wrong in a known way (sharpened, flattened, perturbed: an overconfident model).
+`Oracle` is a network handle like any other: decoders ask it for forwards, the counter counts them. Its answers come
+with the requests (`Request.answers`). `OracleOptions` make it another ideal model (answers of unlike probability) or
+one that is wrong in a known way (sharpened, flattened, perturbed: an overconfident model).
 
 Left out: helpers (drafts, guides, heads), packed forwards, embeddings: there is nothing to embed.
 """

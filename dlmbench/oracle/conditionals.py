@@ -5,8 +5,8 @@ share of the answers that agree with these:
 
     p_i(v) = |{a : a agrees with r, a_i = v}| / |{a : a agrees with r}|,
 
-or the same with weights. One rule covers what this leaves open. What counts at position i are the tokens revealed at all
-OTHER positions, so that a revealed token can be looked at again; and where no answer agrees with these any more (a
+or the same with weights. One rule covers what this leaves open. What counts at position i are the tokens revealed at
+all OTHER positions, so that a revealed token can be looked at again; and where no answer agrees with these any more (a
 decoder has contradicted itself), those that disagree at the fewest positions stand for it.
 
 Axes: R rows, A answers, L positions of the answer, W positions asked for, V vocabulary.
@@ -23,8 +23,8 @@ ABSENT = 1 << 14  # more disagreements than an answer has positions
 def conditionals(answers: Tensor, weights: Tensor, tokens: Tensor, revealed: Tensor, at: Tensor, size: int) -> Tensor:
     """Distributions over `size` ids at the positions `at`, each row summing to 1. [R,W,V] float32
 
-    answers [R,L,A] ids of any integer type; weights [R,A] float, 0 for answers that a row does not have; tokens [R,L] the
-    row as it stands and revealed [R,L] bool which of them count; at [R,W] positions in 0 .. L-1.
+    answers [R,L,A] ids of any integer type; weights [R,A] float, 0 for answers that a row does not have; tokens [R,L]
+    the row as it stands and revealed [R,L] bool which of them count; at [R,W] positions in 0 .. L-1.
     """
     differs = (answers != tokens.to(answers.dtype).unsqueeze(2)) & revealed.unsqueeze(2)  # [R,L,A]
     there = at.unsqueeze(2).expand(-1, -1, answers.shape[2])

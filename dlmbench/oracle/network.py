@@ -37,8 +37,8 @@ def oracle_config(
 
 
 class _Prepared(NamedTuple):
-    """Answers `given` [A,L] of a request as `answers` [L,A] of the device, how likely they are [A], how long the shortest
-    and the longest of them is, and a number that stands for all of them whatever their order (0: nobody asks)."""
+    """Answers `given` [A,L] of a request as `answers` [L,A] on the device, how likely they are [A], how long the
+    shortest and the longest of them is, and a number that stands for all of them whatever their order (0: unused)."""
 
     given: Tensor
     answers: Tensor

@@ -1,4 +1,7 @@
-"""Exact accuracies on the ideal model: some of every task at once, all with -m slow. pytest tests/golden/test_oracle_exact.py"""
+"""Exact accuracies on the ideal model: some of every task; all with -m "slow or not slow".
+
+pytest tests/golden/test_oracle_exact.py
+"""
 
 from pathlib import Path
 

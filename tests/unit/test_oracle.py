@@ -1,4 +1,7 @@
-"""The ideal model: its arithmetic against the definition, what every decoder keeps on it. pytest tests/unit/test_oracle.py"""
+"""The ideal model: its arithmetic against the definition, and what every decoder keeps on it.
+
+pytest tests/unit/test_oracle.py
+"""
 
 import random
 from fractions import Fraction

@@ -1,8 +1,8 @@
 """The stress tasks as sets: a question about a list or a grid, and every answer that is right.
 
-What these tasks ask is trivial, and nearly all of them have many right answers at once, which is what tokens drawn
-together get wrong (ParallelBench, Kang et al., arXiv 2510.04767: list edits, shuffles, Latin squares, Sudoku). A list is
-a tuple of different words, a grid of symbols is read row by row.
+What these tasks ask is trivial, but many of them have several right answers, which is what tokens drawn together get
+wrong (ParallelBench, Kang et al., arXiv 2510.04767: list edits, shuffles, Latin squares, Sudoku). A list is a tuple of
+different words, a grid of symbols is read row by row.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LONGEST = 8  # items of a list: 8 have 40,320 orders
 def answers(kind: str, items: Sequence[str], index: int | None = None, new: str | None = None) -> list[Answer]:
     """Every right answer, without repetition.
 
-    `items` are the list, the symbols of a Latin square, or the cells of a Sudoku with "" where nothing is given; `index`
-    counts from 0, `new` is the word to be put in. Raises ValueError for an unknown kind and for a list that is too long.
+    `items` are the list, the symbols of a Latin square, or the cells of a Sudoku with "" where nothing is given;
+    `index` counts from 0, `new` is the word to be put in. Raises ValueError for an unknown kind and a list too long.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; there are {', '.join(KINDS)}")
