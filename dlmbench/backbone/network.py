@@ -12,6 +12,7 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,9 @@ class Network:
         self.cache = None
 
     # --- what the engine does -------------------------------------------------------------------------------------
+
+    def admit(self, row: int, request: Any) -> None:
+        """`request` is decoded in `row` from now on. Its tokens are all that a network with weights has to know."""
 
     @property
     def stores(self) -> bool:

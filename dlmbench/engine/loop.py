@@ -342,6 +342,8 @@ class Engine:
             fixed = request.fixed or self.fixed
             start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed, fixed)
             end = len(request.prompt_ids) + request.max_tokens
+            for net in self.nets.values():
+                net.admit(row, request)
             self.slots[row] = _Slot(request, index, admitted, start, end)
             rows.append(row)
         lengths = [len(self.slots[row].request.prompt_ids) for row in rows]
