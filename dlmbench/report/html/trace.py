@@ -16,12 +16,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
-from dlmbench.runs import RunFolder, Trace
+from dlmbench.runs.folder import RunFolder
+from dlmbench.runs.record import Trace
 
 BUDGET = 900_000  # characters of steps in one report
 _CONSIDERED = 16  # masked positions shown beside what a step revealed, leftmost first
+
+
+class Record(TypedDict):
+    """The steps of one item under one setting."""
+
+    section: int
+    setting: int
+    key: str
+    same: bool  # are its tokens those of the sample?
+    end: int  # tokens of the answer
+    steps: list[list[Any]]
 
 
 class Words:
@@ -38,14 +50,12 @@ class Words:
         return list(self.numbers)
 
 
-def trace_records(sections: Sequence[Sequence[RunFolder]], words: Words) -> list[dict[str, Any]]:
-    """Traces of all runs of all sections, first items first, as many as fit into `BUDGET`.
-
-    {"section", "setting", "key", "same", "end": tokens of the answer, "steps"}; an item is shown for every run or none.
-    """
+def trace_records(sections: Sequence[Sequence[RunFolder]], words: Words) -> list[Record]:
+    """Traces of all runs of all sections, first items first, as many as fit into `BUDGET`; an item is shown for every
+    run or none."""
     recorded = [[(i, j, run.traces) for j, run in enumerate(runs)] for i, runs in enumerate(sections)]
     share = BUDGET // max(len(sections), 1)
-    found = []
+    found: list[Record] = []
     for runs in recorded:
         spent = 0
         for number in range(max((len(traces) for *_, traces in runs), default=0)):
@@ -57,7 +67,7 @@ def trace_records(sections: Sequence[Sequence[RunFolder]], words: Words) -> list
     return found
 
 
-def _record(section: int, setting: int, trace: Trace, words: Words) -> dict[str, Any]:
+def _record(section: int, setting: int, trace: Trace, words: Words) -> Record:
     text = {int(token): words(word) for token, word in trace.words.items()}
     return {
         "section": section,

@@ -11,12 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from dlmbench import stats
+from dlmbench.analysis.row import Row
+from dlmbench.analysis.text import percent, signed
 from dlmbench.errors import RequestError
-from dlmbench.report.table import percent, row, signed
-from dlmbench.runs import RunFolder, Sample, Trace
+from dlmbench.runs.record import Sample, Trace
+
+Shown: TypeAlias = list[tuple[int, str, float | None]]  # (position behind the prompt, token's text, lead)
+Commit: TypeAlias = tuple[str, int, float | None]  # (token's text, step, lead)
+Step: TypeAlias = Mapping[str, Any]  # as `Trace.steps`
 
 TAKEN_BACK = "(taken back)"
 
@@ -32,9 +37,9 @@ class Parting:
 
     step: int
     steps: tuple[int, int]
-    first: list[tuple[int, str, float | None]]
-    second: list[tuple[int, str, float | None]]
-    clash: tuple[int, tuple[str, int, float | None], tuple[str, int, float | None]] | None
+    first: Shown
+    second: Shown
+    clash: tuple[int, Commit, Commit] | None
 
     @property
     def lead(self) -> float | None:
@@ -64,7 +69,7 @@ class Item:
 class Comparison:
     """Two runs, the items that both hold, and the paired difference (first minus second)."""
 
-    rows: tuple[dict[str, Any], dict[str, Any]]
+    rows: tuple[Row, Row]
     items: list[Item]
     alone: tuple[int, int]  # items that only the first, only the second holds
     difference: stats.Difference
@@ -72,7 +77,7 @@ class Comparison:
 
     def sentence(self) -> str:
         """The whole comparison in words."""
-        labels = [record["label"] for record in self.rows]
+        labels = [row.label for row in self.rows]
         if labels[0] == labels[1]:
             labels = ["the first", "the second"]
         wins = [sum(item.scores[i] > item.scores[1 - i] for item in self.items) for i in (0, 1)]
@@ -88,27 +93,28 @@ class Comparison:
         )
 
 
-def compare(first: RunFolder, second: RunFolder) -> Comparison:
+def compare(first: Row, second: Row) -> Comparison:
     """Both runs, item by item. Raises RequestError where they did not answer the same prompts."""
-    rows = (row(first), row(second))
-    samples = [{sample.key: sample for sample in run.samples} for run in (first, second)]
-    traces = [{trace.key: trace for trace in run.traces} for run in (first, second)]
+    rows = (first, second)
+    traces = [{trace.key: trace for trace in row.run.traces} for row in rows]
     shared = [
         key
-        for key, sample in samples[0].items()
-        if key in samples[1] and samples[1][key].prompt_hash == sample.prompt_hash
+        for key, sample in first.samples.items()
+        if key in second.samples and second.samples[key].prompt_hash == sample.prompt_hash
     ]
     if not shared:
-        tasks = " and ".join(f"{record['task']} ({record['split']}, {record['items']} items)" for record in rows)
+        tasks = " and ".join(f"{row.task} ({row.split}, {row.metrics.items} items)" for row in rows)
         raise RequestError(f"The two runs share no prompt: they are on {tasks}; give two runs on the same items.")
-    items = [_item(key, *(one[key] for one in samples), *(one.get(key) for one in traces)) for key in sorted(shared)]
-    scores = [[item.scores[i] for item in items] for i in (0, 1)]
+    items = [
+        _item(key, first.samples[key], second.samples[key], *(one.get(key) for one in traces)) for key in sorted(shared)
+    ]
+    ours, theirs = ([item.scores[i] for item in items] for i in (0, 1))
     return Comparison(
         rows,
         items,
-        tuple(len(one) - len(shared) for one in samples),
-        stats.paired_difference(*scores),
-        stats.paired_score_interval(*scores),
+        (len(first.samples) - len(shared), len(second.samples) - len(shared)),
+        stats.paired_difference(ours, theirs),
+        stats.paired_score_interval(ours, theirs),
     )
 
 
@@ -127,14 +133,14 @@ def parting(left: Trace, right: Trace) -> Parting | None:
     """Where two recorded decodings part, None where all steps reveal and take back the same."""
     length = max(len(left.steps), len(right.steps))
     for n in range(length):
-        pair = [one.steps[n] if n < len(one.steps) else None for one in (left, right)]
-        if _acts(pair[0]) != _acts(pair[1]):
-            shown = [_shown(step, one) for step, one in zip(pair, (left, right))]
-            return Parting(n + 1, (len(left.steps), len(right.steps)), *shown, _clash(left, right))
+        a, b = (one.steps[n] if n < len(one.steps) else None for one in (left, right))
+        if _acts(a) != _acts(b):
+            steps = len(left.steps), len(right.steps)
+            return Parting(n + 1, steps, _shown(a, left), _shown(b, right), _clash(left, right))
     return None
 
 
-def _clash(left: Trace, right: Trace) -> Any:
+def _clash(left: Trace, right: Trace) -> tuple[int, Commit, Commit] | None:
     a, b = _commits(left), _commits(right)
     others = [position for position in a.keys() & b.keys() if a[position][0] != b[position][0]]
     if not others:
@@ -143,26 +149,26 @@ def _clash(left: Trace, right: Trace) -> Any:
     return place, a[place], b[place]
 
 
-def _commits(trace: Trace) -> dict[int, tuple[str, int, float | None]]:
+def _commits(trace: Trace) -> dict[int, Commit]:
     """position behind the prompt -> (token's text, step, lead) of the token that stayed."""
-    found = {}
+    found: dict[int, Commit] = {}
     for n, step in enumerate(trace.steps, 1):
         found |= {position: (word, n, lead) for position, word, lead in _shown(step, trace) if word != TAKEN_BACK}
     return found
 
 
-def _acts(step: Mapping[str, Any] | None) -> Any:
+def _acts(step: Step | None) -> tuple[dict[int, int], list[int]] | None:
     """What a step did to the canvas, in any order."""
-    return step and (dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]))
+    return None if step is None else (dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]))
 
 
-def _shown(step: Mapping[str, Any] | None, trace: Trace) -> list[tuple[int, str, float | None]]:
+def _shown(step: Step | None, trace: Trace) -> Shown:
     if step is None:
         return []
     scores = step.get("scores") or {}
     leads = dict(zip(scores.get("positions", ()), scores.get("lead", ())))
     words = trace.words
-    found = [
+    found: Shown = [
         (position - trace.start, words.get(str(token), f"<{token}>"), leads.get(position))
         for position, token in zip(step["positions"], step["tokens"])
     ]

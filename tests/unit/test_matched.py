@@ -1,10 +1,12 @@
-"""Rows as curves: who may be compared, fronts, matched points. Run: pytest tests/unit/test_curves.py"""
+"""Groups of comparable rows: who may be compared, fronts, matched points. Run: pytest tests/unit/test_matched.py"""
 
 import pytest
-from synthetic import PRICES, make_run
+from synthetic import PRICES, forwards, make_run
 
-from dlmbench.report.curves import groups, matched, matched_markdown
-from dlmbench.report.table import read_results, write_table
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.matched import matched
+from dlmbench.report.columns import record
+from dlmbench.report.markdown import matched_markdown, write_table
 from dlmbench.runs import find_runs
 from dlmbench.runs.aggregate import aggregate, item_costs
 
@@ -22,8 +24,8 @@ def runs(tmp_path):
 def test_item_costs_add_up_to_the_row(runs):
     run = find_runs(runs)[0]
     costs = item_costs(run.samples, PRICES)
-    assert sum(costs) / len(costs) == pytest.approx(aggregate(run.samples, PRICES)["cost"])
-    assert item_costs(run.samples, {"draft/denoise/8": 1.0}) is None
+    assert sum(costs) / len(costs) == pytest.approx(aggregate(run.samples, PRICES).cost)
+    assert item_costs(run.samples, forwards(draft_denoise_8=1.0)) is None
 
 
 def test_other_hardware_weights_and_batches_are_other_groups(runs):
@@ -31,51 +33,55 @@ def test_other_hardware_weights_and_batches_are_other_groups(runs):
     make_run(runs, threshold=0.7, weights="b" * 16)
     make_run(runs, threshold=0.7, batch_size=1)
     make_run(runs, threshold=0.7, seed=1)
-    found = groups(find_runs(runs))
+    found = Results.load(runs).groups
     assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 6]
 
 
 def test_a_group_keeps_the_items_that_all_rows_hold(runs):
     make_run(runs, method="wino", threshold=0.5, items=50)
-    (group,) = groups(find_runs(runs))
+    (group,) = Results.load(runs).groups
     assert group.accuracy.shape == group.cost.shape == (7, 50) and group.unit == "cost"
 
 
 def test_front_shares_are_a_column(runs):
-    frame = read_results(runs).set_index("label")
-    assert frame.loc["threshold 0.3", "front_share"] == 1, "the cheapest stands always"
-    assert frame.loc["mrp 0.6", "front_share"] > 0.9 > 0.1 > frame.loc["static k=2", "front_share"]
-    assert "front_share" not in read_results(runs, samples=False)
+    rows = {row.label: row for row in Results.load(runs).rows}
+    assert rows["threshold 0.3"].front_share == 1, "the cheapest stands always"
+    assert rows["mrp 0.6"].front_share > 0.9 > 0.1 > rows["static k=2"].front_share
+    assert "front_share" in record(rows["mrp 0.6"]) and "front_share" not in record(rows["mrp 0.6"], samples=False)
 
 
 def test_matched_points(runs):
-    (group,) = groups(find_runs(runs))
-    by_method = {record["method"]: record for record in matched(group)}
+    (group,) = Results.load(runs).groups
+    by_method = {one.method: one for one in matched(group)}
     ours, plain = by_method["mrp"], by_method["threshold"]
-    assert ours["accuracy"].value == pytest.approx(group.rows[0]["accuracy"]), "one setting, within the budget"
-    assert ours["against"].low > 0, "better than threshold at the same cost"
-    assert ours["against"].value == pytest.approx(ours["accuracy"].value - plain["accuracy"].value)
-    assert ours["cost"].value == pytest.approx(group.cost[0].mean() / group.cost[group.reference()].mean(), abs=1e-6)
-    assert plain["against"] is None and 0 < ours["hypervolume"] < 1 and ours["aup"] > 0
+    assert ours.accuracy.value == pytest.approx(group.rows[0].accuracy), "one setting, within the budget"
+    assert ours.against.low > 0, "better than threshold at the same cost"
+    assert ours.against.value == pytest.approx(ours.accuracy.value - plain.accuracy.value)
+    assert ours.cost.value == pytest.approx(group.cost[0].mean() / group.curve(group.reference).cost.mean(), abs=1e-6)
+    assert plain.against is None and 0 < ours.hypervolume < 1 and ours.aup > 0
     # static k=2 costs more than half of k=1 (prefill is paid twice): below its cheapest setting there is nothing
-    assert by_method["static"]["accuracy"].value != by_method["static"]["accuracy"].value
+    assert by_method["static"].accuracy.value != by_method["static"].accuracy.value
 
 
 def test_all_right_on_a_few_items_is_not_certain(tmp_path):
     make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=1.0, nfe=40, items=12)
     make_run(tmp_path, threshold=0.6, accuracy=1.0, nfe=10, items=12)
-    by_method = {record["method"]: record for record in matched(groups(find_runs(tmp_path))[0])}
-    found = by_method["threshold"]["accuracy"]
+    by_method = {one.method: one for one in matched(Results.load(tmp_path).groups[0])}
+    found = by_method["threshold"].accuracy
     assert found.value == found.high == pytest.approx(1) and found.low == pytest.approx(0.7575, abs=1e-3)
 
 
 def test_without_a_reference_there_is_nothing_to_match(tmp_path):
     make_run(tmp_path, threshold=0.3)
-    assert matched(groups(find_runs(tmp_path))[0]) == [] and matched_markdown(groups(find_runs(tmp_path))) == ""
+    (group,) = Results.load(tmp_path).groups
+    assert matched(group) == () and matched_markdown([group]) == ""
 
 
 def test_the_section_ends_the_table(runs):
-    _, path = write_table(read_results(runs), runs, tail=matched_markdown(groups(find_runs(runs))))
+    _, path = write_table(Results.load(runs), runs)
     text = path.read_text()
-    assert text.index("at equal cost") > text.index("Accuracy in percent") and "AUP = p_1 y_1" in text
+    assert (
+        text.index("at equal cost") > text.index("in percent, with its 95 % Wilson interval")
+        and "AUP = p_1 y_1" in text
+    )
     assert "Reference: static k=1" in text and " better" in text

@@ -7,42 +7,64 @@ taken in their order while they fit into `BUDGET`; the report says how many ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
-from dlmbench.runs import RunFolder, Sample
+from dlmbench.runs.folder import RunFolder
 from dlmbench.runs.prompts import read_prompts
+from dlmbench.runs.record import Sample
 
 BUDGET = 1_200_000  # characters of prompts and answers in one report
 _LONGEST = 6_000  # characters of one text; the middle of a longer one is left out
 
 
-def item_sections(sections: Sequence[tuple[str, list[str], list[RunFolder]]]) -> list[dict[str, Any]]:
-    """One record a section (title, labels of its settings, their runs in the same order).
+Answer = tuple[str, float, str, list[int]]  # text, right 0 to 1, the same in a word, indices of the settings
 
-    {"title", "settings": [label], "total", "items": [{"key", "prompt", "target", "answers", "nfe"}]}, where answers are
-    [text, right 0..1, word, indices of the settings] and nfe has one number a setting.
-    """
+
+class Item(TypedDict):
+    """One item of a task."""
+
+    key: str
+    prompt: str | None
+    target: str | None
+    answers: list[Answer]
+    nfe: list[int | None]  # of each setting
+
+
+class Items(TypedDict):
+    """The items of one section."""
+
+    title: str
+    settings: list[str]
+    total: int
+    items: list[Item]
+
+
+def item_sections(sections: Sequence[tuple[str, list[str], list[RunFolder]]]) -> list[Items]:
+    """One record a section (title, labels of its settings, their runs in the same order)."""
     share = BUDGET // max(len(sections), 1)
     return [_section(title, labels, runs, share) for title, labels, runs in sections]
 
 
-def _section(title: str, labels: list[str], runs: list[RunFolder], budget: int) -> dict[str, Any]:
+def _section(title: str, labels: list[str], runs: list[RunFolder], budget: int) -> Items:
     samples = [{sample.key: sample for sample in run.samples} for run in runs]
-    prompts = {key: record for run in runs for key, record in read_prompts(run).items()}
+    asking = {(run.path.parent, run.manifest.prompts): run for run in runs}  # they share the file of their prompts
+    prompts = {key: record for run in asking.values() for key, record in read_prompts(run).items()}
     keys = [key for key in prompts if any(key in one for one in samples)]
     keys += list(dict.fromkeys(key for one in samples for key in one if key not in prompts))
-    items, spent = [], 0
+    items: list[Item] = []
+    spent = 0
     for key in keys:
-        items.append(_item(key, prompts.get(key, {}), [one.get(key) for one in samples]))
-        spent += sum(len(items[-1][name] or "") for name in ("prompt", "target"))
-        spent += sum(len(answer[0]) + 4 * len(answer[3]) for answer in items[-1]["answers"])
+        item = _item(key, prompts.get(key), [one.get(key) for one in samples])
+        items.append(item)
+        spent += len(item["prompt"] or "") + len(item["target"] or "")
+        spent += sum(len(answer[0]) + 4 * len(answer[3]) for answer in item["answers"])
         if spent > budget:
             break
     return {"title": title, "settings": labels, "total": len(keys), "items": items}
 
 
-def _item(key: str, asked: Mapping[str, Any], samples: Sequence[Sample | None]) -> dict[str, Any]:
-    answers: dict[tuple, list[int]] = {}
+def _item(key: str, asked: Mapping[str, str] | None, samples: Sequence[Sample | None]) -> Item:
+    answers: dict[tuple[str, float, str], list[int]] = {}
     for setting, sample in enumerate(samples):
         if sample is not None:
             answers.setdefault((_cut(sample.text), sample.accuracy, _word(sample)), []).append(setting)
@@ -50,8 +72,8 @@ def _item(key: str, asked: Mapping[str, Any], samples: Sequence[Sample | None]) 
         "key": key,
         "prompt": _cut(asked["prompt"]) if asked else None,
         "target": _cut(asked["target"]) if asked else None,
-        "answers": [[*answer, given] for answer, given in sorted(answers.items(), key=lambda one: -len(one[1]))],
-        "nfe": [sample and sample.calls() for sample in samples],
+        "answers": [(*answer, given) for answer, given in sorted(answers.items(), key=lambda one: -len(one[1]))],
+        "nfe": [sample.calls() if sample else None for sample in samples],
     }
 
 

@@ -8,17 +8,17 @@ three layers of the 8B as the head. Prefill is left out. Other helpers have no s
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 # weights read by a pass (layers and output head) over those of SDAR-8B, from the shapes of dlmbench.models.shapes
 SHARES = {"draft": 0.227, "head": 0.163}
 OTHERS = ("guide", "reference")
 
 
-def projected_cost(record: dict[str, Any]) -> float | None:
-    """Forwards of an 8B target that an item of this row would cost; `record` holds nfe and passes by role."""
-    if record.get("nfe") is None or any(record.get(role) for role in OTHERS):
+def projected_cost(method: str, nfe: float | None, helpers: Mapping[str, float]) -> float | None:
+    """Forwards of an 8B target that an item of this row would cost; helpers: role -> passes an item."""
+    if nfe is None or any(helpers.get(role) for role in OTHERS):
         return None
-    if record.get("head") and record["method"] != "mrp":
+    if helpers.get("head") and method != "mrp":
         return None  # another head than the one that the share belongs to
-    return record["nfe"] + sum(share * record.get(role, 0.0) for role, share in SHARES.items())
+    return nfe + sum(share * helpers.get(role, 0.0) for role, share in SHARES.items())

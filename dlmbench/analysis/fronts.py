@@ -141,17 +141,19 @@ def cost_at(cost: np.ndarray, accuracy: np.ndarray, wanted: float) -> float:
     return math.nan if wanted > ys[-1] else float(np.interp(wanted, ys, xs))
 
 
-def accuracy_at_cost(ours: Curve, theirs: Curve, budget: float, **options: float) -> Estimate:
+def accuracy_at_cost(ours: Curve, theirs: Curve, budget: float, resamples: int = RESAMPLES) -> Estimate:
     """Accuracy of ours minus that of theirs where both cost `budget`, as shares."""
-    return estimate([ours, theirs], lambda m: accuracy_at(*m[0], budget) - accuracy_at(*m[1], budget), **options)
+    return estimate(
+        [ours, theirs], lambda m: accuracy_at(*m[0], budget) - accuracy_at(*m[1], budget), resamples=resamples
+    )
 
 
-def cost_at_accuracy(ours: Curve, theirs: Curve, drop: float = 0.0, **options: float) -> Estimate:
+def cost_at_accuracy(ours: Curve, theirs: Curve, drop: float = 0.0, resamples: int = RESAMPLES) -> Estimate:
     """Cost of ours over cost of theirs, both at the best accuracy of theirs less `drop` (a share)."""
     return estimate(
         [ours, theirs],
         lambda m: cost_at(*m[0], m[1][1].max() - drop) / cost_at(*m[1], m[1][1].max() - drop),
-        **options,
+        resamples=resamples,
     )
 
 
@@ -173,7 +175,7 @@ def aup(tpf: Sequence[float], accuracy: Sequence[float], best: float, penalty: f
     return kept[0][0] * kept[0][1] + sum((q - p) * (v + w) / 2 for (p, _), (q, _), v, w in steps)
 
 
-def hypervolume(cost: Sequence[float], accuracy: Sequence[float], reference: float) -> float:
+def hypervolume(cost: Sequence[float] | np.ndarray, accuracy: Sequence[float] | np.ndarray, reference: float) -> float:
     """Share of the rectangle [0, reference] x [0, 1] that the settings dominate; accuracies from 0 to 1."""
     xs, ys = _front(np.asarray(cost, dtype=float), np.asarray(accuracy, dtype=float))
     inside = xs < reference

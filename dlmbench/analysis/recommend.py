@@ -1,6 +1,6 @@
 """Which decoder at which setting, if the accuracy may fall by so much and no more.
 
-Among comparable rows (`curves.groups`) every setting is compared with one-token-a-step decoding on the same items.
+Among comparable rows every setting is compared with one-token-a-step decoding on the same items.
 A setting keeps the limit when the score interval of its difference does; because the best of many settings is chosen on
 the items that judge it, the intervals are widened so that they hold for all candidates together (Bonferroni). Where the
 items allow neither yes nor no, that is the answer, with a guess at how many would do.
@@ -11,13 +11,11 @@ Left out: the choice between models, and costs in money.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from dlmbench import fronts, stats
-from dlmbench.report.curves import Group, ratio
-from dlmbench.report.table import interval, number, signed, with_spread
+from dlmbench import stats
+from dlmbench.analysis import fronts, text
+from dlmbench.analysis.row import Group, Row
 
 BY = {"cost": "cost", "tps": "tokens/s"}
 
@@ -26,7 +24,7 @@ BY = {"cost": "cost", "tps": "tokens/s"}
 class Candidate:
     """A setting, its loss against the reference and whether that keeps the limit."""
 
-    row: dict[str, Any]
+    row: Row
     difference: float
     low: float
     high: float
@@ -38,7 +36,7 @@ class Candidate:
 class Advice:
     """What to take in one group of comparable rows; no `choice` where the items are too few, or nothing keeps it."""
 
-    reference: dict[str, Any]
+    reference: Row
     drop: float
     tried: int
     choice: Candidate | None
@@ -48,18 +46,19 @@ class Advice:
     def sentences(self) -> list[str]:
         """The advice in words."""
         points, base = f"{100 * self.drop:g} point{'s' if self.drop != 0.01 else ''}", self.reference
-        seed = f", seed {base['seed']}" if base["seed"] else ""
-        place = f"{base['task']}, {base['model']}, batch {base['batch_size']}{seed}, {base['device']}"
+        number = base.manifest.spec.seed
+        seed = f", seed {number}" if number else ""
+        place = f"{base.task}, {base.model}, batch {base.batch_size}{seed}, {base.device}"
         if self.choice:
-            found = [f"{place}: take {self.choice.row['label']}; {_facts(self.choice, base)}."]
+            found = [f"{place}: take {self.choice.row.label}; {_facts(self.choice, base)}."]
         elif self.unsure:
-            found = [f"{place}: {stats.TOO_FEW} which setting loses at most {points} against {base['label']}."]
+            found = [f"{place}: {stats.TOO_FEW} which setting loses at most {points} against {base.label}."]
         else:
-            found = [f"{place}: stay with {base['label']}; every cheaper setting loses more than {points}."]
+            found = [f"{place}: stay with {base.label}; every cheaper setting loses more than {points}."]
         if self.unsure:
             more = f"about {_round(self.needed):,} items would tell" if self.needed else "it stands just at the limit"
             found.append(
-                f"It may be {self.unsure.row['label']} ({_facts(self.unsure, base)}), but {base['items']:.0f} items "
+                f"It may be {self.unsure.row.label} ({_facts(self.unsure, base)}), but {base.metrics.items} items "
                 f"are too few to say so; {more}."
             )
         return found
@@ -71,57 +70,56 @@ def _round(count: int) -> int:
     return math.ceil(count / scale) * scale
 
 
-def _facts(one: Candidate, base: dict[str, Any]) -> str:
-    row = one.row
+def _facts(one: Candidate, base: Row) -> str:
+    metrics = one.row.metrics
     parts = [
-        f"{interval(row['accuracy'], row['accuracy_low'], row['accuracy_high'])} %",
-        f"{signed(one.difference, one.low, one.high)} points against {base['label']}",
-        f"{ratio(one.cost)} of its cost",
+        f"{text.interval(metrics.accuracy, metrics.accuracy_low, metrics.accuracy_high)} %",
+        f"{text.signed(one.difference, one.low, one.high)} points against {base.label}",
+        f"{text.ratio(one.cost.value, one.cost.low, one.cost.high)} of its cost",
     ]
-    if with_spread(row, "tps_decode") != "-":
-        parts.append(f"{with_spread(row, 'tps_decode')} tokens/s (there {number(base['tps_decode'], 0)})")
+    if metrics.speed:
+        speed = text.rate(metrics.speed.decode, metrics.speed.steady)
+        parts.append(f"{speed} tokens/s (there {text.number(base.tps, 0)})")
     return ", ".join(parts)
 
 
 def recommend(group: Group, drop: float, by: str = "cost") -> Advice | None:
     """Advice for a group: the cheapest (`by` "cost") or fastest ("tps") setting that loses at most `drop`, a share.
 
-    None where there is no reference row or nothing beside it.
+    None where there is no reference row, nothing beside it, or no item that all rows hold.
     """
-    base = group.reference()
-    if base is None or len(group.rows) < 2:
+    base = group.reference
+    if base is None or len(group.rows) < 2 or not group.items:
         return None
     better = _better(group, base, by)
     level = 1 - (1 - stats.LEVEL) / max(1, len(better))
-    candidates = [_candidate(group, i, base, drop, level) for i in better]
+    candidates = [_candidate(group, row, base, drop, level) for row in better]
     order = sorted(candidates, key=lambda one: _price(one, by))
     choice = next((one for one in order if one.keeps == "yes"), None)
     unsure = next((one for one in order if one.keeps == stats.TOO_FEW and one.difference >= -drop), None)
     if choice and unsure and _price(unsure, by) >= _price(choice, by):
         unsure = None
-    items, needed = group.accuracy.shape[1], None
+    needed = None
     if unsure:
-        needed = stats.items_needed(items, unsure.difference, unsure.low, unsure.high, -drop)
-    return Advice(group.rows[base], drop, len(candidates), choice, unsure, needed)
+        needed = stats.items_needed(len(group.items), unsure.difference, unsure.low, unsure.high, -drop)
+    return Advice(base, drop, len(candidates), choice, unsure, needed)
 
 
-def _better(group: Group, base: int, by: str) -> Sequence[int]:
+def _better(group: Group, base: Row, by: str) -> list[Row]:
     """Rows that are cheaper (or faster) than the reference."""
     if by == "tps":
-        rates = [row["tps_decode"] or 0 for row in group.rows]
-        return [i for i, rate in enumerate(rates) if rate > rates[base]]
-    costs = group.cost.mean(1)
-    return [i for i, cost in enumerate(costs) if cost < costs[base]]
+        return [row for row in group.rows if (row.tps or 0) > (base.tps or 0)]
+    costs = dict(zip(group.rows, group.cost.mean(1)))
+    return [row for row, cost in costs.items() if cost < costs[base]]
 
 
-def _candidate(group: Group, i: int, base: int, drop: float, level: float) -> Candidate:
-    ours, theirs = group.accuracy[i], group.accuracy[base]
-    low, high = stats.paired_score_interval(ours, theirs, level)
-    cost = fronts.estimate([group.curve([i]), group.curve([base])], lambda m: m[0][0][0] / m[1][0][0], resamples=500)
-    gap = float((ours - theirs).mean())
-    return Candidate(group.rows[i], gap, low, high, cost, stats.within(low, high, drop))
+def _candidate(group: Group, row: Row, base: Row, drop: float, level: float) -> Candidate:
+    ours, theirs = group.curve(row), group.curve(base)
+    low, high = stats.paired_score_interval(ours.accuracy[0].tolist(), theirs.accuracy[0].tolist(), level)
+    cost = fronts.estimate([ours, theirs], lambda means: float(means[0][0][0] / means[1][0][0]), resamples=500)
+    gap = float((ours.accuracy - theirs.accuracy).mean())
+    return Candidate(row, gap, low, high, cost, stats.within(low, high, drop))
 
 
 def _price(one: Candidate, by: str) -> float:
-    rate = one.row["tps_decode"] or math.nan
-    return one.cost.value if by == "cost" else -rate
+    return one.cost.value if by == "cost" else -(one.row.tps or math.nan)

@@ -7,45 +7,41 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-import matplotlib.pyplot as plt
-import pandas as pd
-
-from dlmbench.report import pareto
-from dlmbench.report.table import number, percent
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.row import Row
+from dlmbench.analysis.text import number, percent
+from dlmbench.report.figures import pareto
+from dlmbench.report.figures.style import COLOURS, GREY, INK, LINE, house_style
 
 _AXES = {"cost": "Cost", "nfe": "Forwards", "tps": "Tokens/s"}
-_PAPER = {"#ffffff": "var(--card)", "#222222": "var(--ink)", "#8a8a8a": "var(--quiet)", "#e6e6e6": "var(--line)"}
+_PAPER = {"#ffffff": "var(--card)", INK: "var(--ink)", GREY.lower(): "var(--quiet)", LINE.lower(): "var(--line)"}
 DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of a figure's colours
 _CONTRAST = 4.5
 
 
-def figures(frame: pd.DataFrame) -> str:
+def figures(results: Results) -> str:
     """One figure a task and axis; the axes are switched by buttons."""
-    axes = [name for name in _AXES if frame[pareto.AXES[name][0]].notna().any()]
+    axes = [name for name in _AXES if pareto.placed(results.rows, name, "accuracy")]
     buttons = "".join(
         f'<button type="button" data-axis="{name}" aria-pressed="{str(name == axes[0]).lower()}">{_AXES[name]}</button>'
         for name in axes
     )
-    parts = []
-    for axis in axes:
-        for (task, split), group in frame.groupby(["task", "split"], sort=False):
-            shown = group[group[pareto.AXES[axis][0]].notna() & group["accuracy"].notna()]
-            if not shown.empty:
-                parts.append(
-                    f'<figure class="card" data-axis="{axis}">{figure(shown, axis, f"{task}-{split}")}</figure>'
-                )
+    parts = [
+        f'<figure class="card" data-axis="{axis}">{figure(shown, axis, f"{task}-{split}")}</figure>'
+        for axis in axes
+        for (task, split), rows in results.sections.items()
+        if (shown := pareto.placed(rows, axis, "accuracy"))
+    ]
     choice = f'<div class="choice" role="group" aria-label="Horizontal axis of the figures">{buttons}</div>'
     return f'{choice}<div class="figures">{"".join(parts)}</div>'
 
 
-def figure(frame: pd.DataFrame, axis: str, salt: str) -> str:
+def figure(rows: Sequence[Row], axis: str, salt: str) -> str:
     """The Pareto figure of one task as inline SVG whose colours are CSS variables."""
-    settings = {"font.size": 8.5, "axes.edgecolor": "#8A8A8A", "svg.hashsalt": f"{salt} {axis}"}
     stream = io.StringIO()
-    with plt.rc_context(settings):
-        drawn = pareto.draw(frame, axis, "accuracy")
+    with house_style(f"{salt} {axis}"):
+        drawn = pareto.draw(rows, axis, "accuracy")
         drawn.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        plt.close(drawn)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
@@ -53,23 +49,23 @@ def figure(frame: pd.DataFrame, axis: str, salt: str) -> str:
     head, _, body = svg.partition(">")
     svg = re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
     svg = re.sub(r"#[0-9a-fA-F]{6}", _variable, svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(_spoken(frame, axis))}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(_spoken(rows, axis))}" ', 1)
 
 
-def _variable(match: re.Match) -> str:
+def _variable(match: re.Match[str]) -> str:
     """CSS variable of a colour of the figure; unknown ones stay."""
     colour = match[0].lower()
     return _PAPER.get(colour) or _NAMES.get(colour, colour)
 
 
 _NAMED = "figure|axes|matplotlib|xtick|ytick|text|line2d|patch|LineCollection"  # ids that nothing refers to
-_NAMES = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(pareto.COLOURS)}
+_NAMES = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(COLOURS)}
 
 
 def palette() -> str:
     """The figures' colours: as they are on light paper, mixed with white on dark until they can be read."""
-    light = "".join(f"--c{i}:{colour};" for i, colour in enumerate(pareto.COLOURS))
-    dark = "".join(f"--c{i}:{_lighter(colour)};" for i, colour in enumerate(pareto.COLOURS))
+    light = "".join(f"--c{i}:{colour};" for i, colour in enumerate(COLOURS))
+    dark = "".join(f"--c{i}:{_lighter(colour)};" for i, colour in enumerate(COLOURS))
     return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
@@ -88,13 +84,12 @@ def luminance(channels: Sequence[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _spoken(frame: pd.DataFrame, axis: str) -> str:
+def _spoken(rows: Sequence[Row], name: str) -> str:
     """What the figure shows, for those who hear it; the tables hold every number."""
-    column, title, _ = pareto.AXES[axis]
-    ends = frame.sort_values(column)
-    low, high = ends.iloc[0], ends.iloc[-1]
+    axis = pareto.AXES[name]
+    ordered = sorted(rows, key=lambda row: axis.value(row) or 0.0)
+    ends = [f"{row.label} ({number(axis.value(row))}, {percent(row.accuracy)} %)" for row in (ordered[0], ordered[-1])]
     return (
-        f"Accuracy against {title} of {len(frame)} settings on {low['task']}: from {low['label']} "
-        f"({number(low[column])}, {percent(low['accuracy'])} %) to {high['label']} ({number(high[column])}, "
-        f"{percent(high['accuracy'])} %). The table below has every value."
+        f"Accuracy against {axis.title} of {len(rows)} settings on {rows[0].task}: from {ends[0]} to {ends[1]}. "
+        "The table below has every value."
     )
