@@ -141,20 +141,25 @@ def cost_at(cost: np.ndarray, accuracy: np.ndarray, wanted: float) -> float:
     return math.nan if wanted > ys[-1] else float(np.interp(wanted, ys, xs))
 
 
-def accuracy_at_cost(ours: Curve, theirs: Curve, budget: float, resamples: int = RESAMPLES) -> Estimate:
+def accuracy_at_cost(ours: Curve, theirs: Curve, budget: float, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Accuracy of ours minus that of theirs where both cost `budget`, as shares."""
-    return estimate(
-        [ours, theirs], lambda m: accuracy_at(*m[0], budget) - accuracy_at(*m[1], budget), resamples=resamples
-    )
+
+    def statistic(means: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        return accuracy_at(*means[0], budget) - accuracy_at(*means[1], budget)
+
+    return estimate([ours, theirs], statistic, resamples=resamples, seed=seed)
 
 
-def cost_at_accuracy(ours: Curve, theirs: Curve, drop: float = 0.0, resamples: int = RESAMPLES) -> Estimate:
+def cost_at_accuracy(
+    ours: Curve, theirs: Curve, drop: float = 0.0, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
     """Cost of ours over cost of theirs, both at the best accuracy of theirs less `drop` (a share)."""
-    return estimate(
-        [ours, theirs],
-        lambda m: cost_at(*m[0], m[1][1].max() - drop) / cost_at(*m[1], m[1][1].max() - drop),
-        resamples=resamples,
-    )
+
+    def statistic(means: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        wanted = means[1][1].max() - drop
+        return cost_at(*means[0], wanted) / cost_at(*means[1], wanted)
+
+    return estimate([ours, theirs], statistic, resamples=resamples, seed=seed)
 
 
 # --- areas ----------------------------------------------------------------------------------------------------------

@@ -34,15 +34,14 @@ class Results:
                 raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
         found = cls(find_runs(*folders))
         names = ", ".join(map(str, folders))
+        found.runs = [run for run in found.runs if split in ("all", run.manifest.spec.split)]
         if not found.runs:
-            raise RequestError(f"No finished run in {names}; make one with dlmbench run or dlmbench sweep.")
-        chosen = [run for run in found.runs if split in ("all", run.manifest.spec.split)]
-        if not chosen:
+            which, other = "", ""
+            if split != "all":
+                which, other = f" on {split} items", ", or choose another --split (test, dev or all)"
             raise RequestError(
-                f"No finished run on {split} items in {names}; make one with dlmbench run or dlmbench sweep, or choose "
-                "another --split (test, dev or all)."
+                f"No finished run{which} in {names}; make one with dlmbench run or dlmbench sweep{other}."
             )
-        found.runs = chosen
         return found
 
     @cached_property

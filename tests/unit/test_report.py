@@ -17,7 +17,7 @@ from dlmbench.cli.sweep import _write
 from dlmbench.errors import RequestError
 from dlmbench.report import columns
 from dlmbench.report.figures import pareto
-from dlmbench.report.html import page
+from dlmbench.report.html import document, page
 from dlmbench.report.latex import latex
 from dlmbench.report.markdown import write_table
 from dlmbench.report.terminal import print_run
@@ -200,7 +200,7 @@ def test_at_the_end_of_a_sweep_every_file_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda path, **more: opened.update([path]) or text(path, **more))
     monkeypatch.setattr(stats, "paired_difference", lambda *pair: drawn.update([str(pair)]) or bootstrap(*pair))
     monkeypatch.setattr(pareto, "plot", lambda rows, folder: [Path(folder) / "pareto.png"])
-    monkeypatch.setattr("dlmbench.report.html.page.figures", lambda results: "")
+    monkeypatch.setattr(document, "figures", lambda results: "")
     spec = SweepSpec("many", (RunSpec("static", "nano-gsm"),), out=str(tmp_path))
     _write(spec, Swept(find_runs(tmp_path), []), [], json=False)
     names = Counter(path.name for path in opened if path.is_relative_to(tmp_path))
