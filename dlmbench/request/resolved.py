@@ -28,7 +28,7 @@ from dlmbench.request.rules import (
     companion_of,
     notes_on,
 )
-from dlmbench.request.run_spec import RunSpec
+from dlmbench.request.run_spec import OPTIONS, RunSpec
 from dlmbench.request.shared import SharedOptions
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Anywhere(Machine):
 
 
 def dtype_on(device: str, dtype: str) -> str:
-    """What is computed in on this device."""
+    """What is computed in on this device. Raises RequestError for a dtype that is none."""
+    dtype = OPTIONS["dtype"].convert(dtype, "dtype")
     return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
 
 
