@@ -36,7 +36,7 @@ def _near(name: str) -> str:
     import difflib
 
     from dlmbench.cli.sweep import recipe_files
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
     from dlmbench.registry import DECODERS
     from dlmbench.tasks import catalogue
 
@@ -75,7 +75,7 @@ def _method(name: str) -> dict[str, Any] | None:
 
 
 def _cache(name: str) -> dict[str, Any] | None:
-    from dlmbench.axes import POLICIES, CacheOptions
+    from dlmbench.request.shared import POLICIES, CacheOptions
 
     if name not in POLICIES:
         return None
@@ -101,7 +101,7 @@ def _meaning(field: dataclasses.Field) -> str:
 def _model(name: str) -> dict[str, Any] | None:
     from pathlib import Path
 
-    from dlmbench.presets import ABSENT, PRESETS, resolve
+    from dlmbench.models.presets import ABSENT, PRESETS, resolve
 
     if name not in PRESETS and not Path(name).expanduser().is_dir():
         return None
@@ -145,7 +145,7 @@ def _task(name: str) -> dict[str, Any] | None:
 
 def _recipe(name: str) -> dict[str, Any] | None:
     from dlmbench.cli.sweep import find_recipe
-    from dlmbench.spec import SweepSpec, read_recipe
+    from dlmbench.request import SweepSpec, read_recipe
 
     path = find_recipe(name)
     if not path.is_file():

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmbench import options
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
@@ -32,6 +31,7 @@ from dlmbench.engine import Engine, Request
 from dlmbench.engine.canvas import Canvas, replacements
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.request import options
 
 MASK, EOS, VOCABULARY, BLOCK = 3, 1, 89, 4
 

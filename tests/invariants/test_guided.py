@@ -13,7 +13,7 @@ from dlmbench.decoders.sequential import Sequential, SequentialConfig
 from dlmbench.decoders.testing import EOS, VOCABULARY, random_requests, tiny_model
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 
 EVERYTHING = GuidedConfig(match="topk", top=VOCABULARY)
 NOTHING = GuidedConfig(match="probability", eta=1.1)

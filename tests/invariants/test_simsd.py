@@ -14,7 +14,7 @@ from dlmbench.decoders.static import Static
 from dlmbench.decoders.testing import EOS, MASK, no_host_reads, random_requests, tiny_model
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.verify.identity import differences
 
 DRAFTS = ("noisy", "self", "unrelated")

@@ -11,7 +11,7 @@ from synthetic import make_family, make_run
 from typer.testing import CliRunner
 
 from dlmbench.cli.app import VERBS, app, main
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.registry import DECODERS
 
 
@@ -86,7 +86,7 @@ def test_debug_shows_the_traceback_anywhere(call):
 
 
 def test_a_failure_of_ours_exits_with_1_and_one_line(call, monkeypatch):
-    monkeypatch.setattr("dlmbench.store.find_runs", lambda *_: 1 / 0)
+    monkeypatch.setattr("dlmbench.runs.find_runs", lambda *_: 1 / 0)
     code, _, err = call("score", ".")
     assert code == 1 and err.startswith("dlmbench: ZeroDivisionError") and len(err.splitlines()) == 1
 
@@ -111,7 +111,7 @@ def test_list_and_show_know_everything(call):
 def examined(call, monkeypatch):
     """Doctor on a machine where everything is there: (exit code, checks by name)."""
     monkeypatch.setattr("dlmbench.scoring.capabilities", lambda: {"sandbox": (True, "walls"), "memory": (False, "-")})
-    monkeypatch.setattr("dlmbench.presets.PRESETS", {"nano": PRESETS["nano"]})
+    monkeypatch.setattr("dlmbench.models.presets.PRESETS", {"nano": PRESETS["nano"]})
 
     def run():
         code, out, _ = call("doctor", "--offline", "--json")
@@ -129,7 +129,7 @@ def test_doctor_reports_without_a_network(examined):
 
 
 def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypatch, tmp_path):
-    from dlmbench.store import environment
+    from dlmbench.runs import environment
 
     real = environment.version
 
@@ -139,8 +139,8 @@ def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypat
         return real(package)
 
     for place, value, what, remedy in (
-        ("dlmbench.store.environment.version", version, "pandas", "pip install pandas"),
-        ("dlmbench.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
+        ("dlmbench.runs.environment.version", version, "pandas", "pip install pandas"),
+        ("dlmbench.models.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
         ("dlmbench.scoring.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
     ):
         with monkeypatch.context() as change:
@@ -156,7 +156,7 @@ def run_python(code, **streams):
 
 def test_an_interrupt_says_that_nothing_is_lost():
     process = run_python(
-        "import signal, time, dlmbench.store as store\nfrom dlmbench.cli.app import main\n"
+        "import signal, time, dlmbench.runs as store\nfrom dlmbench.cli.app import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "store.find_runs = lambda *_: (print('ready', flush=True), time.sleep(60))\nmain(['score', '.'])",
         stdout=subprocess.PIPE,
@@ -190,7 +190,7 @@ def test_lists_keep_names_in_one_piece_at_80_columns(call, monkeypatch, kind):
 
 
 def test_a_shipped_model_that_is_not_here_is_listed_as_absent(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     where = {row["model"]: row["where"] for row in json.loads(call("list", "models", "--json")[1])["models"]}
     assert where["nano"] == "absent" and where["sdar-8b"] == "hub"
     assert "make train-nano" in call("show", "nano")[1]

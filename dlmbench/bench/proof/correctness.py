@@ -20,7 +20,7 @@ from dlmbench.engine import Engine, Request, build
 from dlmbench.engine.graphs import first_line
 from dlmbench.errors import RunError
 from dlmbench.registry import DECODERS
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.verify.cases import SKIPPED, cases_of, run_case
 from dlmbench.verify.identity import ITEMS
 from dlmbench.verify.tape import HostReads, Tape
@@ -175,7 +175,7 @@ def _sync_is_an_error() -> Iterator[None]:
 def _nano(trial: Trial, batch: int, **options) -> Engine:
     from dlmbench.backbone.loading import load_checkpoint
     from dlmbench.backbone.network import Network
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
 
     model = load_checkpoint(PRESETS["nano"].location, str(trial.device), torch.float32)
     return Engine({"target": Network("target", model, 8)}, Threshold(ThresholdConfig(0.9)), batch_size=batch, **options)
