@@ -152,6 +152,7 @@ def _task(name: str) -> dict[str, Any] | None:
 def _recipe(name: str) -> dict[str, Any] | None:
     from dlmbench.cli.sweep import find_recipe
     from dlmbench.request import SweepSpec, read_recipe
+    from dlmbench.request.resolved import Anywhere
 
     path = find_recipe(name)
     if not path.is_file():
@@ -164,22 +165,22 @@ def _recipe(name: str) -> dict[str, Any] | None:
             "what it does": record.get("description", ""),
             "settings": [{"setting": key, "value": value} for key, value in record.items() if key != "description"],
         }
-    cells, _ = SweepSpec.from_recipe(path).checked()
+    runs, _ = SweepSpec.from_recipe(path).resolve(Anywhere())
     rows = [
         {
-            "task": cell.spec.task,
-            "model": cell.spec.model,
-            "method": cell.label,
-            "items": cell.spec.limit or "all",
-            "batch": cell.spec.batch_size,
+            "task": run.spec.task,
+            "model": run.spec.model,
+            "method": run.label,
+            "items": run.spec.limit or "all",
+            "batch": run.spec.batch_size,
         }
-        for cell in cells
+        for run in runs
     ]
     return {
         "recipe": path.stem,
         "verb": f"dlmbench sweep {path.parent.name}/{path.name}",
         "what it does": record.get("description", ""),
-        "into": cells[0].spec.out,
+        "into": runs[0].spec.out,
         "cells": rows,
     }
 

@@ -1,6 +1,5 @@
 """Requests: typed, expanded, refused with a reason. Run: pytest tests/unit/test_spec.py"""
 
-import dataclasses
 import json
 import subprocess
 import sys
