@@ -38,8 +38,8 @@ Networks: TypeAlias = Mapping[str, Any]  # role -> `Network`, or the sort of it 
 
 
 def option(default: Any, help: str, *, threshold: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A documented field of a decoder's Config. `threshold` marks the one that ``--threshold`` sets; a property `uses_threshold`
-    of the Config may say that the other options leave it without a use.
+    """A documented field of a decoder's Config. `threshold` marks the one that ``--threshold`` sets; a property
+    `uses_threshold` of the Config may say that the other options leave it without a use.
 
     unit "confidence" says that it is a probability that a position must pass: only then do its values mean the
     same to the `threshold` baseline, which runs at them and is compared at them.

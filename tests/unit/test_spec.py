@@ -213,7 +213,8 @@ def test_baselines_share_everything_but_the_method():
     assert static.resolve().config.k == 2
     assert (threshold.method, threshold.threshold) == ("threshold", None), "nats are no confidence"
     assert threshold.resolve().label == "threshold 0.9"
-    assert [other.threshold for other in with_baselines([RunSpec("rcd", "nano-gsm", threshold=0.3)])] == [None, 0.3, 0.3]
+    confident = RunSpec("rcd", "nano-gsm", threshold=0.3)
+    assert [other.threshold for other in with_baselines([confident])] == [None, 0.3, 0.3]
     alone = RunSpec("ar", "nano-gsm", model="nano-ar")
     assert with_baselines([alone]) == [alone]
 
