@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dlmbench.errors import RequestError
 
 ATTENTIONS = ("block_causal", "full", "causal")
-GRIDS = ("origin", "prompt", "split")
+GRIDS = ("origin", "cut", "prompt", "split")
 FLAGS = {  # field -> the flag that gives it
     "attention": "--attention",
     "block_length": "--block-length",
@@ -37,10 +37,11 @@ class Descriptor:
     `confidence`: what a drawn token is scored by (`Sampling.confidence`).
 
     `grid` says where block_causal blocks lie. ``origin``: cut at multiples of the block length from position 0, the
-    prompt's tail standing in the first active block (SDAR). ``prompt``: counted from the prompt's end, so that the
-    prompt's *first* block is the short one and the answer's last may be (dllm's bd3lm since January 2026). ``split``:
-    cut from position 0, but the prompt's tail keeps the keys and values it has without the answer until its block is
-    complete, and the answer has as many blocks as its budget alone fills (dllm's bd3lm before).
+    prompt's tail standing in the first active block and the answer filling its last one (SDAR). ``cut``: the same, but
+    the answer ends with its budget, inside a block that ends there (kohra, on bd3lm). ``prompt``: counted from the
+    prompt's end, so that the prompt's *first* block is the short one and the answer's last may be (dllm's bd3lm since
+    January 2026). ``split``: cut from position 0, but the prompt's tail keeps the keys and values it has without the
+    answer until its block is complete, and the answer has as many blocks as its budget alone fills (dllm's before).
 
     Raises RequestError for values that no field can have.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.decoders.base import Decision, StepDecoder, View, option
 from dlmbench.decoders.static import share
 
@@ -24,6 +25,7 @@ class Sequential(StepDecoder):
     name = "sequential"
     Config = SequentialConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
 
     def decide(self, view: View, logits: Tensor) -> Decision:
         due = self.config.k

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import share
@@ -63,6 +64,7 @@ class Threshold(StepDecoder):
     name = "threshold"
     Config = ThresholdConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
     equalities = ("tau=1.1 == static:k=1",)
 
     def decide(self, view: View, logits: Tensor) -> Decision:
