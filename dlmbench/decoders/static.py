@@ -62,8 +62,8 @@ def share(steps: int, block_length: int, step: Tensor) -> Tensor:
 def linear_quota(longest: int, steps: int, device: torch.device) -> Tensor:
     """Tokens due at every step when n masks are divided by dllm's linear schedule -> [longest+1, steps] by n and step.
 
-    From time t to time s a mask is revealed with probability p = 1 - s/t: k = round(n p) of the n that are left, half to
-    even, n in float64 and p in float32, as the released code computes them: products like x.5 are decided by the
+    From time t to time s a mask is revealed with probability p = 1 - s/t: k = round(n p) of the n that are left, half
+    to even, n in float64 and p in float32, as the released code computes them: products like x.5 are decided by the
     rounding of p. Steps that would reveal nothing are not run, so the others move up.
     """
     with torch.inference_mode(False):
