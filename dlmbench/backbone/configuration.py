@@ -36,7 +36,7 @@ def read_config(folder: Path, told: Told = NOTHING) -> tuple[BackboneConfig, Fam
     with _fields_of(folder / "config.json"):
         config = family.layout.read(raw)
     settled = _settle(raw, family, folder, told, config.vocab_size)
-    _check_settled(settled, config.vocab_size, family, folder)
+    _check_settled(settled, config.vocab_size, folder)
     found = settled.descriptor
     return replace(
         config, family=family.name, attention=found.attention, shift=found.shift, mask_id=found.mask_id,
@@ -91,15 +91,11 @@ def _settle(raw: dict[str, Any], family: Family, folder: Path, told: Told, vocab
     )
 
 
-def _check_settled(settled: Settled, vocabulary: int, family: Family, folder: Path) -> None:
+def _check_settled(settled: Settled, vocabulary: int, folder: Path) -> None:
     """Refuse what nobody says, and a mask that is no token."""
     found, name = settled.descriptor, model_name(folder)
-    if settled.unknown == ["mask_id"]:
-        raise RequestError(
-            f"{name}: config.json has no mask_token_id, and the tokenizer names no mask token: give --mask-id."
-        )
     if settled.unknown:
-        raise ask(name, family.name, settled.unknown)
+        raise ask(name, settled.unknown)
     if found.mask_id is not None and found.mask_id >= vocabulary:
         raise RequestError(
             f"{name}: the {settled.sources['mask_id']} says mask id {found.mask_id}, which is no token of a vocabulary "

@@ -126,11 +126,14 @@ def settle(*said: tuple[str, Descriptor]) -> Settled:
     return Settled(Descriptor(**values), sources)
 
 
-def ask(name: str, family: str, unknown: list[str]) -> RequestError:
+def ask(name: str, unknown: list[str]) -> RequestError:
     """The refusal of a checkpoint that nobody describes."""
-    words = {"attention": "how it attends", "mask_id": "what its mask token is", "shift": "whether its head is shifted"}
-    flags = " and ".join(FLAGS[field] for field in unknown)
-    return RequestError(
-        f"{name}: nothing says {' and '.join(words[field] for field in unknown)} (models of several kinds have the "
-        f"layout {family}): give {flags}."
-    )
+    words = {
+        "attention": "how it attends",
+        "mask_id": "what its mask token is (config.json has no mask_token_id and the tokenizer names no mask token)",
+        "shift": "whether its head predicts the next position",
+        "block_length": "how long the blocks are that it was trained with",
+    }
+    missing = [words[field] for field in unknown]
+    flags = [FLAGS[field] for field in unknown]
+    return RequestError(f"{name}: nothing says {' and '.join(missing)}: give {' and '.join(flags)}.")

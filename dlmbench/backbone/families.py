@@ -66,32 +66,40 @@ def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
     if not related:
         known = ", ".join(dict.fromkeys(t for one in families for t in one.model_types))
         raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
-    architectures, mapped = _classes(raw)
-    named = _named(related, architectures) or _named(related, mapped)
-    if named is None or named.descriptor.attention == "causal":  # a preset and own code say more than a parent's class
-        others = [one for one in related if one is not named]
-        preset = next((one for one in others if one.name == told.family), None)
-        named = preset or _named(others, mapped) or named
-    if architectures and not set(architectures) & {one for family in related for one in family.architectures}:
-        if told.diffusion:
-            return next((one for one in related if one.name == told.family), related[0])
-        read = " or ".join(one for family in related for one in family.architectures)
-        raise RequestError(
-            f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(architectures)}, which "
-            f"may decode in another way; {model_type} is read as {read} only: {_DESCRIBE}"
-        )
-    marked = next((one for one in related if any(raw.get(mark) is not None for mark in one.marks)), None)
-    family = named or marked or next((one for one in related if not one.marks), related[0])
-    if family.descriptor.attention == "causal" and not told.diffusion:
-        _refuse_traces(raw, name, family, [one for one in mapped if one not in family.architectures])
+    architectures, own = _classes(raw)
+    named = _named(related, architectures)
+    if named is None and architectures and not told.diffusion:
+        if not any(one.name == told.family and not one.architectures for one in related):
+            read = " or ".join(one for family in related for one in family.architectures)
+            raise RequestError(
+                f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(architectures)}, "
+                f"which may decode in another way; {model_type} is read as {read} only: {_DESCRIBE}"
+            )
+    if named is None or _autoregressive(named):  # a preset, and code of its own, say more than a parent's class
+        others = [one for one in related if one is not named and not _autoregressive(one)]
+        told_so = [one for one in others if one.name == told.family]
+        marked = [one for one in others if any(raw.get(mark) is not None for mark in one.marks)]
+        found = told_so + [one for one in others if set(one.architectures) & set(own)] + marked * (named is None)
+        if found:
+            return found[0]
+    family = named or next((one for one in related if one.architectures and not one.marks), related[0])
+    if _autoregressive(family) and not told.diffusion:
+        _refuse_traces(raw, name, family, [one for one in own if one not in family.architectures])
     return family
+
+
+def _autoregressive(family: Family) -> bool:
+    return family.descriptor.attention == "causal"
 
 
 def _named(families: list[Family], classes: list[str]) -> Family | None:
     return next((one for one in families if set(one.architectures) & set(classes)), None)
 
 
-_DESCRIBE = "if it is a diffusion model in that layout, give --attention, --block-length, --mask-id and --shift."
+_DESCRIBE = (
+    "if it is a diffusion model in that layout, give --attention, --block-length, --mask-id and --shift; --attention "
+    "causal says that it is none."
+)
 _TRACES = ("block_size", "bd_size", "block_length")  # fields of diffusion models' files alone
 
 
@@ -375,6 +383,9 @@ STABLE_DIFFCODER = Family(
     "stable-diffcoder", ("llama",), ("StableDiffcoderForCausalLM",), LLAMA_LAYOUT,
     Descriptor(attention="block_causal", shift=0, mask_id=5, tokenizer=_LLAMA_BPE),
 )  # fmt: skip
+EFFICIENT_DLM = Family(  # what its class is called, its mask and its shift are not established
+    "efficient-dlm", ("qwen3",), (), QWEN3_LAYOUT, Descriptor(attention="block_causal", tokenizer=_QWEN_BPE)
+)
 FASTDLLM2 = Family(  # bd_size is the block length of training, with which it is decoded too
     "fastdllm2", ("Fast_dLLM_Qwen",), ("Fast_dLLM_QwenForCausalLM",), QWEN2_LAYOUT,
     Descriptor(attention="block_causal", shift=1, mask_id=151_665, tokenizer=_QWEN_BPE),
