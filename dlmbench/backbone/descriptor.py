@@ -83,9 +83,9 @@ class Told(NamedTuple):
     family: str | None = None  # by the preset, for files that name a parent's class
 
     @property
-    def diffusion(self) -> bool:
-        """Does it say how the checkpoint is used, so that the names in config.json need not?"""
-        return bool(self.flags.attention or self.preset.attention)
+    def by_user(self) -> bool:
+        """Does the user say how the checkpoint is used, so that the names in config.json need not?"""
+        return self.flags.attention is not None
 
 
 NOTHING = Told()

@@ -41,7 +41,8 @@ class Family:
     """Checkpoints of one kind: their layout and what is known of their use.
 
     Families that share a model type are told apart by `architectures`, and where a file names none by `marks`, fields
-    of config.json that only this one has. `block_field` is the field that says the block length.
+    of config.json that only this one has. `block_field` is the field that says the block length,
+    `mask_word` the spelling of a mask token that tokenizers have without saying what it is.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     descriptor: Descriptor = Descriptor()
     marks: tuple[str, ...] = ()
     block_field: str = "block_size"
+    mask_word: str | None = None
 
 
 def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
@@ -68,7 +70,7 @@ def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
         raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
     architectures, own = _classes(raw)
     named = _named(related, architectures)
-    if named is None and architectures and not told.diffusion:
+    if named is None and architectures and not told.by_user:
         if not any(one.name == told.family and not one.architectures for one in related):
             read = " or ".join(one for family in related for one in family.architectures)
             raise RequestError(
@@ -83,7 +85,7 @@ def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
         if found:
             return found[0]
     family = named or next((one for one in related if one.architectures and not one.marks), related[0])
-    if _autoregressive(family) and not told.diffusion:
+    if _autoregressive(family) and not told.by_user:
         _refuse_traces(raw, name, family, [one for one in own if one not in family.architectures])
     return family
 
@@ -389,12 +391,18 @@ EFFICIENT_DLM = Family(  # what its class is called, its mask and its shift are 
 FASTDLLM2 = Family(  # bd_size is the block length of training, with which it is decoded too
     "fastdllm2", ("Fast_dLLM_Qwen",), ("Fast_dLLM_QwenForCausalLM",), QWEN2_LAYOUT,
     Descriptor(attention="block_causal", shift=1, mask_id=151_665, tokenizer=_QWEN_BPE),
-    block_field="bd_size",
+    block_field="bd_size", mask_word="|<MASK>|",
 )  # fmt: skip
 
 _A2D = Descriptor(shift=0, tokenizer=_QWEN_BPE, confidence="clean")  # mdlm and bd3lm: the files do not say which
-A2D_QWEN3 = Family("a2d-qwen3", ("a2d-qwen3",), ("A2DQwen3LMHeadModel",), QWEN3_LAYOUT, _A2D)
-A2D_QWEN2 = Family("a2d-qwen2", ("a2d-qwen2",), ("A2DQwen2LMHeadModel",), QWEN2_LAYOUT, _A2D)
+_MASK = "<|mask|>"
+A2D_QWEN3 = Family(
+    "a2d-qwen3", ("a2d-qwen3",), ("A2DQwen3LMHeadModel",), QWEN3_LAYOUT, _A2D, mask_word=_MASK
+)  # fmt: skip
+A2D_QWEN2 = Family(
+    "a2d-qwen2", ("a2d-qwen2",), ("A2DQwen2LMHeadModel",), QWEN2_LAYOUT, _A2D, mask_word=_MASK
+)  # fmt: skip
 A2D_LLAMA = Family(
-    "a2d-llama", ("a2d-llama",), ("A2DLlamaLMHeadModel",), LLAMA_LAYOUT, replace(_A2D, tokenizer=_LLAMA_BPE)
-)
+    "a2d-llama", ("a2d-llama",), ("A2DLlamaLMHeadModel",), LLAMA_LAYOUT, replace(_A2D, tokenizer=_LLAMA_BPE),
+    mask_word=_MASK,
+)  # fmt: skip

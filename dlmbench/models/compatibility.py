@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlmbench.backbone.descriptor import FLAGS, ask
+from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.descriptor import FLAGS, Descriptor, ask
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
@@ -60,6 +61,25 @@ def check_described(preset: Preset, block_length: int | None = None) -> None:
         asked.pop("block_length", None)
     if asked:
         raise ask(preset.name, list(asked))
+
+
+def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: Any) -> None:
+    """Refuse a method that does not know where the model's block-causal blocks lie, or how its head predicts.
+
+    `rules` is what is known of the model, `decoder` the method's class. Raises RequestError.
+    """
+    if rules.attention != "block_causal":
+        return
+    if rules.shift and not decoder.anchored:
+        raise RequestError(
+            f"Method {decoder.name} predicts all positions of a block, and the head of {preset.name} predicts the next "
+            "position, so that a block must begin with a known token: use --method fastdllm2."
+        )
+    if (grid := rules.grid or "origin") not in decoder.grids:
+        raise RequestError(
+            f"Method {decoder.name} counts blocks from position 0, and those of {preset.name} lie on the grid {grid}: "
+            "give --grid origin, or use --method static or threshold."
+        )
 
 
 def check_helper(role: str, target: Preset, helper: Preset) -> None:

@@ -42,11 +42,13 @@ def described(preset: Preset) -> Settled:
 
 def asked_for(preset: Preset) -> dict[str, str]:
     """What nobody says and a run needs: field -> where it can come from."""
+    elsewhere = not (Path(preset.location).expanduser() / "config.json").is_file()
+    if elsewhere and preset.family not in BACKBONES:
+        return {}  # its files will say
     settled = described(preset)
     unknown = settled.unknown
     if settled.descriptor.attention == "block_causal" and settled.descriptor.block_length is None:
         unknown = [*unknown, "block_length"]
-    elsewhere = not (Path(preset.location).expanduser() / "config.json").is_file()
     return {
         name: f"its files, else {FLAGS[name]}" if elsewhere and name == "mask_id" else FLAGS[name] for name in unknown
     }
