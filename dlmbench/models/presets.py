@@ -300,7 +300,7 @@ PRESETS: dict[str, Preset] = {
                 f"Dream-org/DreamReasoner-8B{'-Base' * base}",
                 "dreamreasoner",
                 f"DreamReasoner 8B{' base' * base}: Qwen3 as a block-diffusion reasoner",
-                shape="sdar-8b",
+                shape="dreamreasoner-8b",
                 block_length=32,
                 chat_template=not base,
                 settings={"entropy": {"rule": "chosen", "steps": 32}},

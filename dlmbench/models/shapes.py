@@ -28,6 +28,9 @@ SHAPES: dict[str, BackboneConfig] = {
     "illada-8b": BackboneConfig(
         "illada", 155_136, 4096, 32, 32, 8, 128, 14336, tie_embeddings=True, mask_id=5, max_positions=8192, **_LLADA
     ),
+    "dreamreasoner-8b": BackboneConfig(
+        "dreamreasoner", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288, **_QWEN
+    ),
     "qwen3-0.6b": BackboneConfig(
         "a2d-qwen3", hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072, tie_embeddings=True, **_QWEN
     ),
