@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dlmbench.backbone.descriptor import GRIDS
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import without
 from dlmbench.decoders.static import scores
@@ -31,9 +31,7 @@ class EntropyConfig:
         choices=("cumulative", "eb", "chosen"),
     )
     steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit")
-    proxy: str = option(
-        "entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin")
-    )
+    proxy: str = option("entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin"))
 
 
     def __post_init__(self):
@@ -48,7 +46,8 @@ class Entropy(StepDecoder):
     grids = GRIDS
     equalities = ("budget=-1,rule=eb,proxy=confidence == static:k=1",)
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
+    def decide(self, view: View, forward: Forward) -> Decision:
+        logits = forward.logits
         if self.config.rule == "eb":
             logits = without(logits, (view.mask_id,))
         best = view.candidates(logits)
@@ -68,4 +67,4 @@ class Entropy(StepDecoder):
         due = within.clamp_min(1)
         if self.config.steps:
             due = torch.where(view.step + 1 >= self.config.steps, view.block_length, due)
-        return Decision(best.tokens, top_n(score, view.eligible, due), guard=within < 1)
+        return Decision(best.tokens, top_n(score, view.eligible, due), fallback=within < 1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.descriptor import GRIDS
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 
@@ -101,12 +102,13 @@ class Static(StepDecoder):
     grids = GRIDS
     fixed_schedule = True
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        best = view.candidates(logits)
+    def decide(self, view: View, forward: Forward) -> Decision:
+        best = view.candidates(forward.logits)
         reveal = self.reveal(view, best)
         if self.config.schedule in ("share", "linear"):
             return Decision(best.tokens, reveal)
-        return Decision(best.tokens, reveal, hold=view.step + 1 < self.steps(view), idle=~reveal.any(1))
+        more_to_come = view.step + 1 < self.steps(view)
+        return Decision(best.tokens, reveal, keep_block_open=more_to_come, planned_empty=~reveal.any(1))
 
     def reveal(self, view: View, best: Candidates) -> Tensor:
         """Positions [R,W] to reveal now."""
