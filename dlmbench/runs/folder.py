@@ -5,7 +5,7 @@ cut by the kill is removed when the run goes on; manifest and metrics are replac
 advisory lock keeps a second writer out and dies with its process. metrics.json is written last: it marks a run as
 finished.
 
-A `RunFolder` parses each of its files once and again only after it was written through it. A sweep's folder also keeps
+A `RunFolder` parses each of its files once, and again only when it has changed. A sweep's folder also keeps
 ``manifests.jsonl``, one line a run with its manifest and metrics: enough for a table where the folders did not come
 along.
 
@@ -42,7 +42,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._parsed: dict[str, Any] = {}  # file -> what stands in it
+        self._parsed: dict[str, tuple[object, Any]] = {}  # file -> (its state when it was read, what stands in it)
 
     @classmethod
     def at(cls, root: str | Path, task: str, method: str, key: str) -> RunFolder:
@@ -104,9 +104,18 @@ class RunFolder:
         return self._once("traces.jsonl", self._read_traces)
 
     def _once(self, name: str, read: Callable[[], T]) -> T:
-        if name not in self._parsed:
-            self._parsed[name] = read()
-        return self._parsed[name]
+        state = self._state(name)
+        if name not in self._parsed or self._parsed[name][0] != state:
+            self._parsed[name] = state, read()
+        return self._parsed[name][1]
+
+    def _state(self, name: str) -> object:
+        """Other whenever the file may be; None where there is none."""
+        try:
+            found = os.stat(self.path / name)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _read_manifest(self) -> Manifest | None:
         return self._read("manifest.json", Manifest)
@@ -163,7 +172,6 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"
         with self._locked(lock):
-            self._parsed.clear()  # another process may have written meanwhile
             self._drop_torn_line()
             try:
                 with open(self._samples_path, "a", encoding="utf-8") as stream:
@@ -213,7 +221,6 @@ class Writer:
         """Append one item and flush it to the operating system."""
         self._stream.write(_line(plain(sample)))
         self._stream.flush()
-        self.folder._parsed.pop("samples.jsonl", None)
 
     def samples(self, samples: Iterable[Sample]) -> None:
         """Replace all items at once (after re-scoring)."""
@@ -230,15 +237,12 @@ class Writer:
     def unfinish(self) -> None:
         """Take the aggregates away before anything they were made from is changed."""
         (self.folder.path / "metrics.json").unlink(missing_ok=True)
-        self.folder._parsed.pop("metrics.json", None)
 
     def _replace(self, name: str, record: Json) -> None:
         write_whole(self.folder.path / name, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-        self.folder._parsed.pop(name, None)
 
     def _replace_lines(self, name: str, records: Iterable[object]) -> None:
         write_lines(self.folder.path / name, map(plain, records))
-        self.folder._parsed.pop(name, None)
 
 
 class BundledRun(RunFolder):
@@ -246,7 +250,8 @@ class BundledRun(RunFolder):
 
     def __init__(self, sweep: Path, name: str, manifest: Manifest, metrics: Metrics):
         super().__init__(sweep / name)
-        self._parsed = {"manifest.json": manifest, "metrics.json": metrics, "samples.jsonl": [], "traces.jsonl": []}
+        held = {"manifest.json": manifest, "metrics.json": metrics, "samples.jsonl": [], "traces.jsonl": []}
+        self._parsed = {name: (None, value) for name, value in held.items()}
 
 
 def parsed(kind: type[T], record: Any) -> T:

@@ -178,7 +178,7 @@ def sample_of(item: Item, generation: Generation, scores: dict[str, Json]) -> Sa
         tokens=generation.tokens,
         seconds=round(generation.seconds, 6),
         stop_reason=generation.stop_reason,
-        fallbacks=generation.fallbacks,
+        fallbacks=generation.guards,
         proposed=generation.proposed,
         accepted=list(generation.accepted),
     )
@@ -304,6 +304,6 @@ def _load_task(run: ResolvedRun) -> Task:
         data_dir=run.spec.data_dir,
         num_fewshot=run.spec.num_fewshot,
         gen_length=run.gen_length,
-        tokenizer=tokenizer_of(run.spec.model) if run.chat_template else None,
+        tokenizer=tokenizer_of(run.preset) if run.chat_template else None,
         chat_template=run.chat_template,
     )

@@ -16,6 +16,7 @@ from tiny import make_data, make_model
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError, RunError
 from dlmbench.request import SweepSpec
+from dlmbench.request.resolved import Anywhere
 from dlmbench.runs import find_runs
 from dlmbench.runs.local import LocalRunner
 from dlmbench.runs.pool import Lost, Pool, WorkerSlot
@@ -52,8 +53,8 @@ def sweep_of(place, out, gen_length=16, **more):
     return SweepSpec.from_flags({**given, **more})
 
 
-def run(sweep, executor):
-    return run_sweep(sweep, sweep.resolve()[0], executor).folders
+def run(sweep, runner):
+    return run_sweep(sweep, sweep.resolve(Anywhere())[0], runner).folders
 
 
 def content(out):
@@ -118,7 +119,7 @@ def test_any_number_of_workers_gives_the_samples_of_the_local_executor(place, ex
     assert all(folder.finished and len(folder.traces) == 4 for folder in folders)
     assert not list((place / out).rglob(".lock"))
     assert pool.alone == 3, "every cell was measured, with its node for itself"
-    prices = [folder.manifest["calibration"]["prices"] for folder in folders]
+    prices = [folder.manifest.prices for folder in folders]
     shared = set.intersection(*map(set, prices))
     assert shared and all(len({one[width] for one in prices}) == 1 for width in shared), "one price for one forward"
     again = InProcess(slots)
@@ -177,8 +178,9 @@ def test_devices_are_the_clusters(place):
     with pytest.raises(RequestError, match="Ray deals out the GPUs"):
         run(sweep_of(place, "gpus", device="cuda:1"), RayRunner(InProcess()))
     cluster = RayRunner(SimpleNamespace(capacity=lambda kind: 2))
-    cell = sweep_of(place, "gpus", device="auto").resolve()[0][0]
-    assert (cluster._placed(cell).spec.device, cluster._placed(cell).spec.dtype) == ("cuda", "bfloat16")
+    cell = sweep_of(place, "gpus", device="auto").resolve(Anywhere())[0][0]
+    placed = cell.on(cluster.machine)
+    assert (placed.device, placed.dtype) == ("cuda", "bfloat16")
 
 
 def refusal(capsys, *arguments):

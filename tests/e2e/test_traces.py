@@ -23,17 +23,17 @@ def cell(tmp_path_factory):
 
 def test_the_first_items_are_traced_and_their_steps_make_their_ids(cell):
     run = LocalRunner(traces=2).run_one(cell)
-    samples = {sample["key"]: sample for sample in run.samples}
+    samples = {sample.key: sample for sample in run.samples}
     traces = run.traces
-    assert [trace["key"] for trace in traces] == ["test/0", "test/1"] and len(samples) == 6
+    assert [trace.key for trace in traces] == ["test/0", "test/1"] and len(samples) == 6
     for trace in traces:
         canvas = {}
-        for step in trace["steps"]:
+        for step in trace.steps:
             canvas.update(zip(step["positions"], step["tokens"]))
-        ids = samples[trace["key"]]["ids"]
-        assert trace["same_ids"] and trace["ids"] == ids
-        assert [canvas[trace["start"] + i] for i in range(len(ids))] == ids
-        assert {str(token) for token in ids} <= trace["words"].keys()
+        ids = samples[trace.key].ids
+        assert trace.same_ids and trace.ids == ids
+        assert [canvas[trace.start + i] for i in range(len(ids))] == ids
+        assert {str(token) for token in ids} <= trace.words.keys()
 
 
 def test_every_prompt_and_right_answer_is_kept_once(cell):

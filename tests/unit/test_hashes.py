@@ -148,7 +148,7 @@ def test_memory_that_ends_while_loading_is_one_sentence_and_keeps_nothing(tmp_pa
 
     monkeypatch.setattr(building, "load_checkpoint", end)
     with pytest.raises(RunError, match="memory of cpu ended while big was loaded") as failure:
-        build(RunSpec(method="threshold", task="nano-gsm", model=str(folder), block_length=4, device="cpu"))
+        build(RunSpec(method="threshold", task="nano-gsm", model=str(folder), block_length=4, device="cpu").resolve())
     assert "\n" not in str(failure.value) and not building._networks
     assert failure.value.__context__ is None, "a traceback would hold what was half loaded"
 
@@ -158,14 +158,13 @@ def test_a_cell_that_fails_does_not_stop_the_others(monkeypatch, capsys):
              for i in range(3)]  # fmt: skip
     local, done = LocalRunner(), []
 
-    def run_cell(cell):
+    def run_one(cell):
         if cell.label == "m1":
             raise RunError("The memory of cuda ended.")
         done.append(cell.label)
         return cell.label
 
-    monkeypatch.setattr(local, "here", lambda cell: cell)
-    monkeypatch.setattr(local, "run_cell", run_cell)
+    monkeypatch.setattr(local, "run_one", run_one)
     with pytest.raises(RunError, match="1 of 3 runs failed, the other 2 are .* again. m1 on t with big1: The"):
         local.run(cells)
     assert done == ["m0", "m2"] and "m1 on t" in capsys.readouterr().err
