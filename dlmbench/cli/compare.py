@@ -77,8 +77,8 @@ def _print(columns: dict[str, list[str]], lines: list[str]) -> None:
         table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
         for name in columns:
             table.add_column(name, overflow="fold", no_wrap=name not in ("task", "model", "setting"))
-        for line in zip(*columns.values()):
-            table.add_row(*line)
+        for cells in zip(*columns.values()):
+            table.add_row(*cells)
         console.print(table)
     for line in lines:
         console.print(line, style="dim", markup=False, soft_wrap=True)
