@@ -10,8 +10,9 @@ Left out: the uncertainty of the clock. A price is measured once for all rows, s
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from dlmbench.stats import LEVEL
 
 RESAMPLES = 2_000
-_AT_ONCE = 250  # draws that are in memory together
+_AT_ONCE = 250  # draws that are evaluated together
 
 AUP = (
     "AUP (accuracy under parallelism, d3LLM): with points (tokens a forward p_i, accuracy y_i in percent) in the order "
@@ -63,12 +64,13 @@ class Estimate:
         return not (math.isnan(self.value) or math.isnan(self.low))
 
 
-def draws(items: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+@functools.lru_cache(maxsize=2)  # every statistic of a table is computed on the same draws
+def draws(items: int, resamples: int = RESAMPLES, seed: int = 0) -> list[np.ndarray]:
     """Weights [some, items] of the items in bootstrap draws, `resamples` in all; each row sums to 1."""
     rng = np.random.default_rng(seed)
     share = np.full(items, 1 / items)
-    for start in range(0, resamples, _AT_ONCE):
-        yield rng.multinomial(items, share, size=min(_AT_ONCE, resamples - start)) / items
+    sizes = (min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE))
+    return [rng.multinomial(items, share, size=size) / items for size in sizes]
 
 
 def estimate(

@@ -133,6 +133,8 @@ def acceptance(rows: Sequence[Row], folder: Path, name: str, column: bool = Fals
     for row in sorted(rows, key=lambda row: row.label):
         if row.metrics.accepted_lengths:
             tasks.setdefault(row.task, []).append(row)
+    if not tasks and any(row.metrics.acceptance is not None for row in rows):
+        raise RequestError("The lengths that these runs accepted did not come along with them; run the sweep again.")
     if not tasks:
         raise RequestError("No run drafted tokens, so nothing was accepted; simsd and mrp (mode=speculative) draft.")
     for task, drafting in tasks.items():
@@ -266,7 +268,7 @@ def _telling(words: Sequence[str]) -> str:
 
 def _finish(figure: Figure, names: Sequence[Name]) -> Figure:
     """Put each name right of its line's last point; names that would overlap are moved apart and get a leader."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
     beside: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
     for ax in dict.fromkeys(name.ax for name in names):

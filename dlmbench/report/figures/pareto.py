@@ -21,7 +21,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from dlmbench.analysis.published import Pair
 from dlmbench.analysis.row import Row
@@ -89,16 +88,33 @@ def draw(rows: Sequence[Row], x: str, y: str, published: Sequence[Pair] = (), co
     across = 1 if column else min(3, len(panels))
     down = -(-len(panels) // across)
     size = (COLUMN_WIDTH, 3.1 * down) if column else (max(4.6 * across, 5.2), 3.9 * down)
-    figure, axes = subplots(down, across, size)
+    figure, axes = subplots(down, across, size, layout=None)
+    _fix_margins(figure, down, across)
     style = styles([row.method for row in rows])
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     drawn = [(ax, _panel(ax, group, x, y, style, published)) for ax, group in zip(axes.flat, panels)]
-    figure.canvas.draw()  # fixes the layout: labels are placed in final pixels
-    figure.set_layout_engine("none")
     for ax, panel in drawn:
         _place_labels(ax, panel)
     return figure
+
+
+def _fix_margins(figure: Figure, down: int, across: int) -> None:
+    """Room around the panels in inches, the same in every figure: finding it anew takes as long as drawing it, and
+    labels can be placed in final pixels at once."""
+    wide, high = figure.get_size_inches()
+    left, right, above = 0.58, 0.12, 0.32
+    below = 0.62 if wide <= COLUMN_WIDTH else 0.48  # two lines below an axis, or one
+    panel_width = (wide - across * (left + right)) / across
+    panel_height = (high - down * (below + above)) / down
+    figure.subplots_adjust(
+        left=left / wide,
+        right=1 - right / wide,
+        bottom=below / high,
+        top=1 - above / high,
+        wspace=(left + right) / panel_width,
+        hspace=(below + above) / panel_height,
+    )
 
 
 def _most(values: Sequence[str]) -> str:
@@ -293,11 +309,11 @@ def _place_labels(ax: Axes, panel: _Panel) -> None:
     scale, renderer = figure.dpi / 72, renderer_of(figure)
     points = ax.transData.transform(np.column_stack([panel.x, panel.y]))
     marks = ax.transData.transform(panel.marks) if len(panel.marks) else panel.marks
-    taken = [Bbox.from_extents(*(p - 4 * scale), *(p + 4 * scale)) for p in (*points, *marks)]
+    taken = [np.concatenate([p - 4 * scale, p + 4 * scale]) for p in (*points, *marks)]
     if legend := ax.get_legend():
-        taken.append(legend.get_window_extent())
+        taken.append(np.array(legend.get_window_extent(renderer).extents))
     soft = _soft_obstacles(ax, panel, scale)
-    area = ax.get_window_extent()
+    area = np.array(ax.get_window_extent().extents)
     for i, text, size, needed in _wishes(panel):
         method = panel.rows[i].method
         colour = panel.style[method][0]
@@ -316,15 +332,16 @@ def _place_labels(ax: Axes, panel: _Panel) -> None:
                 annotation_clip=False,
             )
             box = label.get_window_extent(renderer)
-            spot = _best_spot(points[i], box.width, box.height, taken, soft, area, scale, wide=needed)
+            extent = np.array([box.width, box.height])
+            spot = _best_spot(points[i], extent, np.array(taken), soft, area, scale, wide=needed)
             if spot is None:
                 label.remove()
                 continue
-            offset, found, radius = spot
-            label.set_position(tuple(offset / scale))
-            taken.append(found.expanded(1.04, 1.15))
+            centre, radius = spot
+            label.set_position(tuple((centre - points[i]) / scale))
+            taken.append(_around(centre, extent * (1.04, 1.15)))
             if radius >= _LEADER_FROM:
-                _leader(ax, points[i], found, colour)
+                _leader(ax, points[i], _around(centre, extent), colour)
             break
 
 
@@ -359,61 +376,61 @@ def _names(rows: list[Row]) -> list[str]:
     return [f"{row.label} b{row.batch_size}" if several else row.label for row in rows]
 
 
-def _soft_obstacles(ax: Axes, panel: _Panel, scale: float) -> list[Bbox]:
-    """Error bars and the front line: labels keep off them where they can."""
+def _soft_obstacles(ax: Axes, panel: _Panel, scale: float) -> np.ndarray:
+    """Error bars and the front line, as boxes [N, 4]: labels keep off them where they can."""
     boxes = []
     if panel.bars is not None:
         for x, y, low, high in zip(panel.x, panel.y, *panel.bars):
             (left, bottom), (_, top) = ax.transData.transform([(x, y - low), (x, y + high)])
-            boxes.append(Bbox.from_extents(left - scale, bottom, left + scale, top))
+            boxes.append((left - scale, bottom, left + scale, top))
     corners = ax.transData.transform(panel.curve) if len(panel.curve) > 1 else np.empty((0, 2))
     for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:]):
         turn = (x0, y1) if panel.larger else (x1, y0)
         for start, end in (((x0, y0), turn), (turn, (x1, y1))):
-            low, high = np.minimum(start, end) - 0.5 * scale, np.maximum(start, end) + 0.5 * scale
-            boxes.append(Bbox.from_extents(*low, *high))
-    return boxes
+            boxes.append((*(np.minimum(start, end) - 0.5 * scale), *(np.maximum(start, end) + 0.5 * scale)))
+    return np.array(boxes).reshape(-1, 4)
 
 
 def _best_spot(
     point: np.ndarray,
-    width: float,
-    height: float,
-    taken: list[Bbox],
-    soft: list[Bbox],
-    area: Bbox,
+    extent: np.ndarray,
+    taken: np.ndarray,
+    soft: np.ndarray,
+    area: np.ndarray,
     scale: float,
     wide: bool,
-) -> tuple[np.ndarray, Bbox, float] | None:
-    """Nearest place for a box around `point` that overlaps nothing; optional labels look only close by.
+) -> tuple[np.ndarray, float] | None:
+    """Nearest place for a box of this extent around `point` that overlaps nothing; optional labels look only close by.
 
-    Returns (offset of the centre in pixels, the box, distance in points), None when there is no room.
+    Boxes are (x0, y0, x1, y1) in pixels. Returns (centre, distance in points), None when there is no room.
     """
-    best, lowest = None, np.inf
-    for radius in _RADII if wide else _RADII[:3]:
-        for angle in _ANGLES:
-            direction = np.array([np.cos(angle), np.sin(angle)])
-            offset = direction * (radius * scale) + np.sign(np.round(direction, 3)) * (width / 2, 0) * abs(direction[0])
-            offset[1] += np.sign(np.round(direction[1], 3)) * height / 2 * abs(direction[1])
-            centre = point + offset
-            box = Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
-            if not _inside(box, area) or any(box.overlaps(other) for other in taken):
-                continue
-            crossed = sum(box.overlaps(other) for other in soft)
-            if crossed and not wide:
-                continue
-            penalty = radius + 9 * crossed
-            if penalty < lowest:
-                best, lowest = (offset, box, radius), penalty
-    return best
+    radii = np.repeat(_RADII if wide else _RADII[:3], len(_ANGLES))
+    ways = np.tile(np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES)]), (len(radii) // len(_ANGLES), 1))
+    sides = np.sign(np.round(ways, 3)) * extent / 2 * np.column_stack([np.abs(ways[:, 0]), np.ones(len(ways))])
+    centres = point + ways * radii[:, None] * scale + sides
+    boxes = _around(centres, extent)
+    free = (boxes[:, :2] >= area[:2]).all(1) & (boxes[:, 2:] <= area[2:]).all(1) & ~_overlaps(boxes, taken).any(1)
+    crossed = _overlaps(boxes, soft).sum(1)
+    if not wide:
+        free &= crossed == 0
+    if not free.any():
+        return None
+    best = int(np.argmin(np.where(free, radii + 9 * crossed, np.inf)))
+    return centres[best], float(radii[best])
 
 
-def _inside(box: Bbox, area: Bbox) -> bool:
-    return box.x0 >= area.x0 and box.x1 <= area.x1 and box.y0 >= area.y0 and box.y1 <= area.y1
+def _around(centre: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """The boxes [..., 4] of this extent around centres [..., 2]."""
+    return np.concatenate([centre - extent / 2, centre + extent / 2], axis=-1)
 
 
-def _leader(ax: Axes, point: np.ndarray, box: Bbox, colour: str) -> None:
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of boxes [N, 4] touch which of others [M, 4]: [N, M]."""
+    a, b = boxes[:, None], others[None]
+    return np.all((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:]), axis=-1)
+
+
+def _leader(ax: Axes, point: np.ndarray, box: np.ndarray, colour: str) -> None:
     """A thin line from the point to the nearest edge of its label."""
-    end = np.array([np.clip(point[0], box.x0, box.x1), np.clip(point[1], box.y0, box.y1)])
-    start, stop = ax.transData.inverted().transform([point, end])
+    start, stop = ax.transData.inverted().transform([point, np.clip(point, box[:2], box[2:])])
     ax.plot([start[0], stop[0]], [start[1], stop[1]], color=colour, linewidth=0.6, alpha=0.7, zorder=3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib import rc_context, rcParams
@@ -41,9 +42,11 @@ COLUMN_WIDTH = 3.4  # inches: one column of a two-column page, at the size it is
 INK, GREY, LINE = "#222222", "#8A8A8A", "#E6E6E6"
 
 
-def subplots(down: int, across: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def subplots(
+    down: int, across: int, size: tuple[float, float], layout: Literal["constrained"] | None = "constrained"
+) -> tuple[Figure, np.ndarray]:
     """A figure of so many inches and its axes [down, across]."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(down, across, squeeze=False)
 
