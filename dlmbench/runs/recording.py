@@ -36,6 +36,7 @@ def trace_records(engine: Any, requests: Sequence[Any], stored: dict[str, list[i
 
 def _words(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> dict[str, str]:
     ids = {token for step in steps for token in (*step["tokens"], *step["scores"].get("tokens", ()))}
+    ids |= {token for step in steps for token in step.get("replaced", {}).get("tokens", ())}
     ids |= {token for step in steps for token in _integers(step["extra"])}
     return {str(token): tokenizer.decode([token]) for token in sorted(ids) if 0 <= token < len(tokenizer)}
 

@@ -221,7 +221,7 @@ def test_a_long_prompt_does_not_stall_rows_under_way(monkeypatch, decoder, lag):
     expected = engine(decoder(), eos=()).generate(items)
     monkeypatch.setattr(network, "PREFILL_CHUNK", 16)
     machine, told = engine(decoder(), eos=(), batch_size=2, lag=lag), []
-    for owner, name in ((machine.target, "_prefill_chunk"), (machine, "_round")):
+    for owner, name in ((machine.target, "_prefill_chunk"), (machine.step, "round")):
         plain = getattr(owner, name)
         setattr(owner, name, lambda *args, name=name, plain=plain: told.append(name) or plain(*args))
     results = machine.generate(items)
@@ -236,14 +236,14 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing():
     items, finished = requests(9), []
     expected = engine(batch_size=8).generate(items)
     tight = engine(batch_size=8)
-    step = tight._step
+    launch = tight.step.launch
 
-    def limited():
-        if tight.canvas.rows > 3 and len(finished) > 1:
+    def limited(*bounds):
+        if tight.step.canvas.rows > 3 and len(finished) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
-        return step()
+        return launch(*bounds)
 
-    tight._step = limited
+    tight.step.launch = limited
     results = tight.generate(items, on_finish=lambda g: finished.append(g.key))
     assert [g.raw_ids for g in results] == [g.raw_ids for g in expected]
     assert [g.counts for g in results] == [g.counts for g in expected]
@@ -255,10 +255,10 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing():
 def test_memory_that_holds_no_single_row_is_said():
     tight = engine(batch_size=4)
 
-    def never():
+    def never(*bounds):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
 
-    tight._step = never
+    tight.step.launch = never
     with pytest.raises(RunError, match="single row .CUDA out of memory. Tried to allocate 2 GiB.: shorten"):
         tight.generate(requests(4))
 
@@ -387,7 +387,7 @@ def test_a_slot_is_judged_anew_when_its_next_prompt_is_ready():
     machine = engine(batch_size=1)
     first = machine.generate(requests(2))
     with torch.inference_mode():
-        machine.canvas.health.fill_(math.nan)  # what an empty slot has read is nobody's
+        machine.step.canvas.health.fill_(math.nan)  # what an empty slot has read is nobody's
     assert [g.ids for g in machine.generate(requests(2))] == [g.ids for g in first]
 
 
