@@ -19,7 +19,8 @@ from dlmbench.backbone.counter import Work
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine import calibrate
+from dlmbench.engine import calibrate as pricing
+from dlmbench.engine.calibrate import Measured
 from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import Generation, Request, Timing, TracedStep, now, validate
@@ -234,15 +235,15 @@ class Engine:
         if not (self.graphs and self.graphs.steps):
             return None
         recording = list(self.graphs.steps.values())[-1].recording
-        return calibrate.median_seconds(recording.replay, self.device, repeats)
+        return pricing.median_seconds(recording.replay, self.device, repeats)
 
     @_at_work
-    def calibrate(self, repeats: int = 5) -> dict[str, float]:
-        """Price of every forward met so far ("role/kind/shape"): its time over that of a plain denoise of the target.
+    def calibrate(self, repeats: int = 5) -> Measured:
+        """Price of every forward met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
         of `repeats`. Spends the buffers: what was decoded last is no longer there.
         """
         if self.watch is None:
-            return calibrate.prices(self, repeats)
-        return self.watch.steady(lambda: calibrate.prices(self, repeats))[0]
+            return pricing.prices(self, repeats)
+        return self.watch.steady(lambda: pricing.prices(self, repeats))[0]
