@@ -96,7 +96,7 @@ class Engine:
         wanted = self.device.type == "cuda" if graphs is None else bool(graphs)
         recording = graphs if callable(graphs) else CUDARecording
         self.graphs = StepGraphs(recording) if wanted and lag else None
-        self.step = Step(nets, decoder, self.traits, self.sampling, self._mask_id, lag, self.graphs, fill_after_eos)
+        self.step = Step(nets, decoder, self.traits, self.sampling, lag, self.graphs, fill_after_eos)
         self.scheduler: Scheduler | None = None  # of the last call
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
         self.timing = Timing()
@@ -132,7 +132,7 @@ class Engine:
         requests = list(requests)
         if not requests:
             return []
-        validate(requests, self._mask_id, self.target.config.vocab_size)
+        validate(requests, self.step.mask_id, self.target.config.vocab_size)
         began = now(self.device)
         self.timing = Timing()
         results: dict[int, Generation] = {}
@@ -144,19 +144,16 @@ class Engine:
 
         while left := [(i, request) for i, request in enumerate(requests) if i not in results]:
             try:
-                self._prepare([request for _, request in left], trace or on_step is not None, on_step)
-                self._serve(deque(left), done)
+                scheduler = self._prepare([request for _, request in left], trace or on_step is not None, on_step)
+                scheduler.serve(deque(left), done)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
         self.timing.total = now(self.device) - began - (self.watch.spent if self.watch else 0.0)
         return [results[i] for i in range(len(requests))]
 
-    @property
-    def _mask_id(self) -> int:
-        mask = self.target.config.mask_id
-        return self.target.config.vocab_size if mask is None else mask  # an id that no head can produce
-
-    def _prepare(self, requests: list[Request], tracing: bool, on_step: Callable[[TracedStep], None] | None) -> None:
+    def _prepare(
+        self, requests: list[Request], tracing: bool, on_step: Callable[[TracedStep], None] | None
+    ) -> Scheduler:
         """Buffers and slots for these requests. Raises RequestError when one is too long for the model."""
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
         limit = self.target.config.max_positions
@@ -176,10 +173,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.step, sizes.rows, self.text, self.timing, self.shapes, self.fixed, self.stall_limit, self.watch
         )
-
-    def _serve(self, queue: deque[tuple[int, Request]], done: Callable[[int, Generation], None]) -> None:
-        assert self.scheduler is not None  # `_prepare` has made it
-        self.scheduler.serve(queue, done)
+        return self.scheduler
 
     def _sizes(self, requests: list[Request], longest: int) -> Sizes:
         block = self.target.block_length

@@ -61,10 +61,10 @@ class Step:
     """
 
     def __init__(
-        self, nets: dict[str, Network], decoder: Decoder, traits: Traits, sampling: Sampling, mask_id: int,
-        lag: int, graphs: StepGraphs | None, fill_after_eos: bool,
+        self, nets: dict[str, Network], decoder: Decoder, traits: Traits, sampling: Sampling, lag: int,
+        graphs: StepGraphs | None, fill_after_eos: bool,
     ):  # fmt: skip
-        self.nets, self.decoder, self.traits, self.sampling, self.mask_id = nets, decoder, traits, sampling, mask_id
+        self.nets, self.decoder, self.traits, self.sampling = nets, decoder, traits, sampling
         self.target = nets["target"]
         self.device, self.block_length = self.target.device, self.target.block_length
         self.lag, self.graphs, self.fill_after_eos = lag, graphs, fill_after_eos
@@ -74,6 +74,11 @@ class Step:
         self.counter: Counter
         self.state: dict[str, Tensor] = {}
         self._fresh_state: dict[str, Tensor] = {}
+
+    @property
+    def mask_id(self) -> int:
+        mask = self.target.config.mask_id
+        return self.target.config.vocab_size if mask is None else mask  # an id that no head can produce
 
     # --- buffers ------------------------------------------------------------------------------------------------------
 

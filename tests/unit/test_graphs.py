@@ -310,8 +310,8 @@ def test_everything_an_engine_does_happens_on_its_own_device(monkeypatch):
     engine = make("static", "block_causal", Tape)
     cuda, seen = FakeCUDA(monkeypatch), []
     engine.device = torch.device("cuda:1")
-    monkeypatch.setattr(engine, "_prepare", lambda *_: seen.append(cuda.device))
-    monkeypatch.setattr(engine, "_serve", lambda queue, done: done(0, seen.append(cuda.device)))
+    serving = SimpleNamespace(serve=lambda queue, done: done(0, seen.append(cuda.device)))
+    monkeypatch.setattr(engine, "_prepare", lambda *_: seen.append(cuda.device) or serving)
     monkeypatch.setattr(calibrate, "prices", lambda *_: seen.append(cuda.device))
     recording = SimpleNamespace(replay=lambda: seen.append((cuda.device, torch.is_inference_mode_enabled())))
     engine.graphs.steps["step"] = SimpleNamespace(recording=recording)
