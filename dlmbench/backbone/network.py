@@ -46,6 +46,7 @@ class Network:
     """
 
     carried: tuple[str, ...] = ("pending",)
+    needs_answers = False  # must requests bring all right answers? (an oracle is made of them)
     keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):

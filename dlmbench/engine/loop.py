@@ -251,6 +251,11 @@ class Engine:
     # --- one call of generate -----------------------------------------------------------------------------------
 
     @property
+    def needs_answers(self) -> bool:
+        """Must requests bring all right answers? Those of an oracle must."""
+        return self.target.needs_answers
+
+    @property
     def _mask_id(self) -> int:
         mask = self.target.config.mask_id
         return self.target.config.vocab_size if mask is None else mask  # an id that no head can produce

@@ -434,7 +434,7 @@ def requests_of(job: Job, engine: Any, items: Sequence[Any]) -> list[Any]:
     from dlmbench.tasks.lm import EngineLM
 
     maker = EngineLM(engine, chat_template=job.task.chat_template, seed=job.cell.spec.seed)
-    return [maker.request(item.key, item.prompt, item.stop, item.max_tokens) for item in items]
+    return [maker.request_of(job.task, item) for item in items]
 
 
 # --- the real source ------------------------------------------------------------------------------------------------

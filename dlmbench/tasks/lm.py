@@ -25,6 +25,7 @@ from lm_eval.api.model import LM
 from dlmbench.engine import Request
 from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import RequestError
+from dlmbench.oracle.answers import encode
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.task import MAX_TOKENS, Task, most_tokens
 
@@ -53,10 +54,19 @@ class EngineLM(LM):
         self.seed = seed
         self.generations: dict[str, Generation] = {}
 
-    def request(self, key: str, prompt: str, stop: Iterable[str], max_tokens: int) -> Request:
-        """The engine's request for one prompt."""
+    def request(
+        self, key: str, prompt: str, stop: Iterable[str], max_tokens: int, answers: Sequence[str] | None = None
+    ) -> Request:
+        """The engine's request for one prompt; with all right `answers` where its network is made of them."""
         ids = prompt_ids(self.engine.tokenizer, prompt, self.templated)
-        return Request(key, ids, max_tokens, tuple(stop), item_seed(self.seed, key))
+        known = None if answers is None else encode(self.engine.tokenizer, answers)
+        return Request(key, ids, max_tokens, tuple(stop), item_seed(self.seed, key), answers=known)
+
+    def request_of(self, task: Task, item: Item) -> Request:
+        """The engine's request for an item; an oracle's brings all right answers, and RequestError says which tasks
+        do not list them."""
+        answers = task.answers(item) if getattr(self.engine, "needs_answers", False) else None
+        return self.request(item.key, item.prompt, item.stop, item.max_tokens, answers)
 
     def run(
         self, requests: Sequence[Request], on_finish: Callable[[Generation], None] | None = None
@@ -125,7 +135,7 @@ def evaluate(
     lm = EngineLM(engine, chat_template=task.chat_template, seed=seed)
     scored = _Scored(task, by_key, on_item, workers if task.is_code else 0)
     with scored:
-        lm.run([lm.request(item.key, item.prompt, item.stop, item.max_tokens) for item in wanted], scored.add)
+        lm.run([lm.request_of(task, item) for item in wanted], scored.add)
     return [(item, lm.generations[item.key], scored.scores[item.key]) for item in wanted]
 
 
