@@ -25,11 +25,13 @@ from lm_eval.api.model import LM
 from dlmbench.engine import Request
 from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import RequestError
-from dlmbench.oracle.answers import encode
+from dlmbench.oracle.answers import answers_of
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.task import MAX_TOKENS, Task, most_tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dlmbench.engine import Engine, Generation
 
 Scores = dict[str, float | bool | str]
@@ -55,17 +57,17 @@ class EngineLM(LM):
         self.generations: dict[str, Generation] = {}
 
     def request(
-        self, key: str, prompt: str, stop: Iterable[str], max_tokens: int, answers: Sequence[str] | None = None
+        self, key: str, prompt: str, stop: Iterable[str], max_tokens: int, answers: Tensor | None = None
     ) -> Request:
-        """The engine's request for one prompt; with all right `answers` where its network is made of them."""
+        """The engine's request for one prompt; with the ids of all right `answers` [A,L] for an oracle."""
         ids = prompt_ids(self.engine.tokenizer, prompt, self.templated)
-        known = None if answers is None else encode(self.engine.tokenizer, answers)
-        return Request(key, ids, max_tokens, tuple(stop), item_seed(self.seed, key), answers=known)
+        return Request(key, ids, max_tokens, tuple(stop), item_seed(self.seed, key), answers=answers)
 
     def request_of(self, task: Task, item: Item) -> Request:
         """The engine's request for an item; an oracle's brings all right answers, and RequestError says which tasks
         do not list them."""
-        answers = task.answers(item) if getattr(self.engine, "needs_answers", False) else None
+        wanted = getattr(self.engine, "needs_answers", False)
+        answers = answers_of(task, item, self.engine.tokenizer) if wanted else None
         return self.request(item.key, item.prompt, item.stop, item.max_tokens, answers)
 
     def run(
