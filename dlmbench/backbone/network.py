@@ -12,7 +12,7 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Network:
     """
 
     carried: tuple[str, ...] = ("pending",)
+    needs_answers = False  # must requests bring all right answers? (an oracle is made of them)
     keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):
@@ -89,6 +90,9 @@ class Network:
         self.cache = None
 
     # --- what the engine does -------------------------------------------------------------------------------------
+
+    def admit(self, row: int, request: Any) -> None:
+        """`request` is decoded in `row` from now on. Its tokens are all that a network with weights has to know."""
 
     @property
     def stores(self) -> bool:

@@ -95,5 +95,7 @@ def _given(values: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, 
     return {**{name: value for name, value in defaults.items() if name not in given}, **given}
 
 
+Set = flag_of("settings")
+Threshold = flag_of("threshold")
 DataDir = flag_of("data_dir")
 Plugin = flag_of("plugin")
