@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
     from dlmbench.engine import Engine, Generation
-    from dlmbench.spec import RunSpec, SweepSpec
+    from dlmbench.request import RunSpec, SweepSpec
 
 
 def __getattr__(name: str) -> Any:
@@ -45,7 +45,7 @@ def load(model: str | None = None, *, method: str = "threshold", **options: Any)
     """
     from dlmbench.engine import build
     from dlmbench.presets import default_model
-    from dlmbench.spec import RunSpec
+    from dlmbench.request import RunSpec
 
     return build(RunSpec(method=method, task="nano-gsm", model=model or default_model(), **options))
 
@@ -70,7 +70,7 @@ def decode(
 
 def run(spec: RunSpec) -> Path:
     """Run one cell and its baselines, or find them finished; the folder of the cell."""
-    from dlmbench.executors.local import run_cells
+    from dlmbench.runs.local import run_cells
 
     return run_cells([*spec.baselines(), spec])[-1]
 

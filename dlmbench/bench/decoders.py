@@ -17,7 +17,7 @@ import torch
 from dlmbench.bench.clock import Clock
 from dlmbench.engine import Engine, Request, build, tokenizer_of
 from dlmbench.presets import PRESETS
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.tasks import cards
 from dlmbench.training.evaluate import dev_items
 

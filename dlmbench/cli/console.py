@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
 class Bars:
     """Progress of an executor on stderr: all cells with their ETA, and the cell at work. Plain lines when piped.
 
-    Use as a context manager; satisfies `dlmbench.executors.local.Progress`.
+    Use as a context manager; satisfies `dlmbench.runs.local.Progress`.
     """
 
     def __init__(self, cells: int):

@@ -45,7 +45,7 @@ def diff(
 def _run(place: Path) -> Any:
     """The finished run in a folder."""
     from dlmbench.errors import RequestError
-    from dlmbench.store import RunFolder
+    from dlmbench.runs import RunFolder
 
     run = RunFolder(place)
     if not run.manifest():

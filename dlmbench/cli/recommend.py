@@ -22,10 +22,10 @@ def recommend(
 ) -> None:
     """Say which setting to use, or that the items are too few to tell."""
     from dlmbench.errors import RequestError
-    from dlmbench.options import parse_values
     from dlmbench.report.curves import finished, groups
     from dlmbench.report.recommend import BY
     from dlmbench.report.recommend import recommend as advise
+    from dlmbench.request.options import parse_values
 
     if by not in BY:
         raise RequestError(f"--by is {by!r}; it takes {' or '.join(BY)}.")

@@ -27,7 +27,7 @@ def report(
     from dlmbench.report.html import write_report
     from dlmbench.report.summary import paragraphs
     from dlmbench.report.table import table
-    from dlmbench.store import find_runs
+    from dlmbench.runs import find_runs
 
     for folder in folders:
         if not folder.is_dir():

@@ -47,8 +47,8 @@ def run(
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
     given = flags.given(locals())
-    from dlmbench.options import parse_assignments
-    from dlmbench.spec import RunSpec
+    from dlmbench.request import RunSpec
+    from dlmbench.request.options import parse_assignments
 
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
     cells, notes = cells_with_baselines(spec)
@@ -87,8 +87,8 @@ def cells_with_baselines(spec: Any) -> tuple[list[Any], list[str]]:
 
 def _execute(cells: list[Any], traces: int) -> tuple[Any, dict[str, Any]]:
     """Run the cells; their table, and what the screen shows about the first of them."""
-    from dlmbench.executors.local import Local
     from dlmbench.report.table import table
+    from dlmbench.runs.local import Local
 
     with Bars(len(cells)) as bars:
         folders = Local(progress=bars, traces=traces).run(cells)

@@ -22,7 +22,7 @@ def score(
 ) -> None:
     """Score stored generations again and renew their metrics; generated code runs in the sandbox only."""
     from dlmbench.errors import RequestError
-    from dlmbench.store import find_runs
+    from dlmbench.runs import find_runs
 
     runs = find_runs(*folders)
     if not runs:
@@ -49,7 +49,7 @@ def score(
 
 def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, model: str | None, workers: int) -> dict[str, Any]:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
-    from dlmbench.store.metrics import aggregate
+    from dlmbench.runs.aggregate import aggregate
 
     manifest, before = run.manifest(), run.metrics()
     task = _task(manifest, tasks, data_dir, model)

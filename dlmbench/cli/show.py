@@ -75,7 +75,7 @@ def _method(name: str) -> dict[str, Any] | None:
 
 
 def _cache(name: str) -> dict[str, Any] | None:
-    from dlmbench.axes import POLICIES, CacheOptions
+    from dlmbench.request.shared import POLICIES, CacheOptions
 
     if name not in POLICIES:
         return None
@@ -145,7 +145,7 @@ def _task(name: str) -> dict[str, Any] | None:
 
 def _recipe(name: str) -> dict[str, Any] | None:
     from dlmbench.cli.sweep import find_recipe
-    from dlmbench.spec import SweepSpec, read_recipe
+    from dlmbench.request import SweepSpec, read_recipe
 
     path = find_recipe(name)
     if not path.is_file():

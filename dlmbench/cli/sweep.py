@@ -62,14 +62,14 @@ def sweep(
     """Run many settings, then write table and figure. The same command resumes it."""
     given = flags.given(locals())
     from dlmbench.errors import RequestError
-    from dlmbench.spec import SweepSpec
+    from dlmbench.request import SweepSpec
 
     if executor not in ("local", "ray"):
         raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
     if address and executor != "ray":
         raise RequestError("--address belongs to --executor ray.")
     if executor == "ray":
-        from dlmbench.executors.pool import require_ray
+        from dlmbench.runs.pool import require_ray
 
         require_ray()
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
@@ -77,7 +77,7 @@ def sweep(
     print_notes([*notes, *_tries(spec, cells)])
     if dry_run:
         from dlmbench.cli.plan import print_plan
-        from dlmbench.executors.sweep import planned_cells
+        from dlmbench.runs.sweep import planned_cells
 
         print_plan(spec.name, planned_cells(spec, cells), traces, json, spec.tune_on)
         return
@@ -85,7 +85,7 @@ def sweep(
 
 
 def _tries(spec: Any, cells: list[Any]) -> list[str]:
-    from dlmbench.executors.sweep import tries
+    from dlmbench.runs.sweep import tries
 
     return tries(cells) if spec.tune_on else []
 
@@ -118,12 +118,12 @@ class _Executor(NamedTuple):
     def running(self, bars: Bars) -> Iterator[Any]:
         """The executor, for as long as it is needed."""
         if self.name == "local":
-            from dlmbench.executors.local import Local
+            from dlmbench.runs.local import Local
 
             yield Local(progress=bars, traces=self.traces)
             return
-        from dlmbench.executors.cluster import Cluster
-        from dlmbench.executors.pool import Pool
+        from dlmbench.runs.pool import Pool
+        from dlmbench.runs.ray import Cluster
 
         with Pool(self.address) as pool:
             cluster = Cluster(pool, bars, self.traces)
@@ -133,7 +133,6 @@ class _Executor(NamedTuple):
 
 
 def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> None:
-    from dlmbench.executors.sweep import run_sweep
     from dlmbench.report.curves import groups, matched_markdown
     from dlmbench.report.html import write_report
     from dlmbench.report.pareto import plot
@@ -141,6 +140,7 @@ def _execute(spec: Any, cells: list[Any], executor: _Executor, json: bool) -> No
     from dlmbench.report.seeds import over_seeds, seeds_markdown
     from dlmbench.report.summary import paragraphs
     from dlmbench.report.table import table, write_table
+    from dlmbench.runs.sweep import run_sweep
 
     with Bars(len(cells) * (2 if spec.tune_on else 1)) as bars, executor.running(bars) as runner:
         swept = run_sweep(spec, cells, runner)

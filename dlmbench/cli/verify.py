@@ -18,7 +18,7 @@ def verify(
 
     from rich.console import Console
 
-    from dlmbench.spec.fields import present
+    from dlmbench.request.values import present
     from dlmbench.verify import run_folder
 
     device = present(device)

@@ -19,9 +19,9 @@ import numpy as np
 from dlmbench import fronts
 from dlmbench.errors import RequestError
 from dlmbench.report.table import circumstances_of, number, percent, pipe, row, signed, sort_key
+from dlmbench.runs import RunFolder, find_runs
+from dlmbench.runs.aggregate import calls, item_costs
 from dlmbench.stats import verdict, wilson
-from dlmbench.store import RunFolder, find_runs
-from dlmbench.store.metrics import calls, item_costs
 
 RESAMPLES = 1_000
 REFERENCE, RIVAL = "static", "threshold"

@@ -16,7 +16,7 @@ from typing import Any
 from dlmbench import stats
 from dlmbench.errors import RequestError
 from dlmbench.report.table import percent, row, signed
-from dlmbench.store import RunFolder
+from dlmbench.runs import RunFolder
 
 TAKEN_BACK = "(taken back)"
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from dlmbench.errors import RequestError
 from dlmbench.report.pareto import COLUMN_WIDTH, plt, save, styles
-from dlmbench.store import RunFolder
+from dlmbench.runs import RunFolder
 
 KINDS = ("pareto", "threshold", "acceptance", "batch")
 _INK, _GREY = "#222222", "#8A8A8A"

@@ -25,7 +25,7 @@ from dlmbench.report.html_items import item_sections
 from dlmbench.report.html_table import emphasised, equal_cost, results
 from dlmbench.report.html_trace import Words, trace_records
 from dlmbench.report.table import LEGEND, interval, number, signed
-from dlmbench.store import RunFolder
+from dlmbench.runs import RunFolder
 
 
 def write_report(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlmbench.store import RunFolder
-from dlmbench.store.metrics import calls
-from dlmbench.store.prompts import read_prompts
+from dlmbench.runs import RunFolder
+from dlmbench.runs.aggregate import calls
+from dlmbench.runs.prompts import read_prompts
 
 BUDGET = 1_200_000  # characters of prompts and answers in one report
 _LONGEST = 6_000  # characters of one text; the middle of a longer one is left out

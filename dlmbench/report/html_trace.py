@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlmbench.store import RunFolder
+from dlmbench.runs import RunFolder
 
 BUDGET = 900_000  # characters of steps in one report
 _CONSIDERED = 16  # masked positions shown beside what a step revealed, leftmost first

@@ -17,7 +17,7 @@ from typing import Any
 from dlmbench import stats
 from dlmbench.report.curves import Group, groups
 from dlmbench.report.table import number, percent
-from dlmbench.store import RunFolder
+from dlmbench.runs import RunFolder
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _SPECIAL |= {letter: "\\" + letter for letter in "&%$#_{}"}

@@ -101,9 +101,7 @@ def save(make: Callable[[], Any], folder: str | Path, name: str, formats: Sequen
 def draw(frame: pd.DataFrame, x: str, y: str, published: Sequence[Any] = (), column: bool = False) -> Any:
     """The matplotlib figure: a panel a task and weights, at most three a line; one below the other in a column."""
     panels = [
-        (where, part)
-        for where, group in frame.groupby(["task", "split"], sort=False)
-        for part in _by_weights(group)
+        (where, part) for where, group in frame.groupby(["task", "split"], sort=False) for part in _by_weights(group)
     ]
     across = 1 if column else min(3, len(panels))
     down = -(-len(panels) // across)

@@ -18,7 +18,7 @@ import numpy as np
 from dlmbench import stats
 from dlmbench.errors import RequestError
 from dlmbench.report.table import PAIRED_ON, interval, number, percent, pipe, row
-from dlmbench.store import RunFolder
+from dlmbench.runs import RunFolder
 
 _SAME = (
     *(name for name in PAIRED_ON if name != "seed"),

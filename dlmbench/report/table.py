@@ -19,8 +19,8 @@ import pandas as pd
 from dlmbench import stats
 from dlmbench.errors import RequestError
 from dlmbench.report.projection import SHARES, projected_cost
-from dlmbench.store import RunFolder, find_runs
-from dlmbench.store.metrics import HELPER_ROLES
+from dlmbench.runs import RunFolder, find_runs
+from dlmbench.runs.aggregate import HELPER_ROLES
 
 TIMING = (  # columns that come from a clock: the only ones that may differ when a run is made again
     "cost",

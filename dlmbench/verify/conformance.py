@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from dlmbench import options
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
@@ -27,6 +26,7 @@ from dlmbench.engine import Engine, Request
 from dlmbench.engine.canvas import Canvas
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.request import options
 
 MASK, EOS, VOCABULARY, BLOCK = 3, 1, 89, 4
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 
-from dlmbench import options
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.decoders.base import Decoder
@@ -20,6 +19,7 @@ from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Generation, Request
 from dlmbench.heads.policy import PolicyNetwork, load_policy
+from dlmbench.request import options
 from dlmbench.training.learned_policy import advantages, bernoulli_log_likelihood, dpls_log_likelihood, reward
 from dlmbench.verify.cases import Case, Mismatch, close, equal, know_equation
 

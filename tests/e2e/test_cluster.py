@@ -15,13 +15,13 @@ from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError, RunError
-from dlmbench.executors.cluster import TRIES, Cluster
-from dlmbench.executors.local import Local
-from dlmbench.executors.pool import Lost, Pool, Seat
-from dlmbench.executors.sweep import run_sweep
-from dlmbench.executors.worker import Worker
-from dlmbench.spec import SweepSpec
-from dlmbench.store import find_runs
+from dlmbench.request import SweepSpec
+from dlmbench.runs import find_runs
+from dlmbench.runs.local import Local
+from dlmbench.runs.pool import Lost, Pool, Seat
+from dlmbench.runs.ray import TRIES, Cluster
+from dlmbench.runs.sweep import run_sweep
+from dlmbench.runs.worker import Worker
 
 ITEMS = 20
 

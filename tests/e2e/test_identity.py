@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from dlmbench.engine import Request, build
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.tasks import load_task
 from dlmbench.verify.identity import differences, holds
 

@@ -5,7 +5,7 @@ from browser import Browser, find_chromium
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
-from dlmbench.store import find_runs
+from dlmbench.runs import find_runs
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed here")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}

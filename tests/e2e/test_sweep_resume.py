@@ -16,7 +16,7 @@ from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
 from dlmbench.report.table import TIMING
-from dlmbench.store import find_runs
+from dlmbench.runs import find_runs
 
 ITEMS = 16
 
@@ -141,7 +141,7 @@ def test_a_finished_run_is_a_no_op_that_prints_its_table(place, capsys, monkeypa
     def refuse(*_):
         raise AssertionError("a finished run loaded its model")
 
-    monkeypatch.setattr("dlmbench.executors.local._build", refuse)
+    monkeypatch.setattr("dlmbench.runs.local._build", refuse)
     assert call(capsys, *arguments) == (0, first)
     assert stamps == {file: file.stat().st_mtime_ns for file in (place / "again").rglob("*") if file.is_file()}
     # another method on the same items finds the same baselines
@@ -161,7 +161,7 @@ def test_a_run_killed_after_its_last_item_only_finishes(place, capsys):
 
 
 def test_a_run_that_went_on_elsewhere_names_both_environments_and_prices_every_shape(place, capsys, monkeypatch):
-    monkeypatch.setattr("dlmbench.store.environment.commit", lambda: "first")
+    monkeypatch.setattr("dlmbench.runs.environment.commit", lambda: "first")
     arguments = ["run", "--method", "static", *command(place, "moved", "--against", "none", "--json")]
     call(capsys, *arguments)
     (run,) = find_runs(place / "moved")
@@ -169,7 +169,7 @@ def test_a_run_that_went_on_elsewhere_names_both_environments_and_prices_every_s
     (run.path / "metrics.json").unlink()
     lines = (run.path / "samples.jsonl").read_text().splitlines()
     (run.path / "samples.jsonl").write_text("\n".join(lines[:10]) + "\n")
-    monkeypatch.setattr("dlmbench.store.environment.commit", lambda: "second")
+    monkeypatch.setattr("dlmbench.runs.environment.commit", lambda: "second")
     assert call(capsys, *arguments)[0] == 0
     manifest = run.manifest()
     assert [(one["commit"], one["samples_before"]) for one in manifest["environments"]] == [
@@ -254,7 +254,7 @@ def test_dry_run_plans_and_leaves_nothing(place, capsys):
 
 def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr("dlmbench.tasks.data.PROBE_SECONDS", 0.2)
-    monkeypatch.setattr("dlmbench.executors.local._build", lambda *_: 1 / 0)
+    monkeypatch.setattr("dlmbench.runs.local._build", lambda *_: 1 / 0)
     with pytest.raises(SystemExit) as leaving:
         main(
             ["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"), "--out", str(place / "no")]

@@ -5,9 +5,9 @@ import json
 import pytest
 from tiny import make_data, make_model
 
-from dlmbench.executors.local import Local
-from dlmbench.spec import RunSpec
-from dlmbench.store.prompts import read_prompts
+from dlmbench.request import RunSpec
+from dlmbench.runs.local import Local
+from dlmbench.runs.prompts import read_prompts
 
 
 @pytest.fixture(scope="module")

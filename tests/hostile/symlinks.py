@@ -11,8 +11,12 @@ def weigh(word):
                 file.write("here")
         except OSError:
             pass
-    for act in (lambda: os.link("@OUTSIDE@/precious", "hard"), lambda: os.unlink("door/precious"),
-                lambda: os.chmod("file", 0), lambda: os.truncate("file", 0)):
+    for act in (
+        lambda: os.link("@OUTSIDE@/precious", "hard"),
+        lambda: os.unlink("door/precious"),
+        lambda: os.chmod("file", 0),
+        lambda: os.truncate("file", 0),
+    ):
         try:
             act()
         except OSError:

@@ -12,7 +12,7 @@ from dlmbench.decoders.guided import Guided, GuidedConfig, agrees
 from dlmbench.decoders.sequential import Sequential, SequentialConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.verify.conformance import EOS, VOCABULARY, _model, _requests
 
 EVERYTHING = GuidedConfig(match="topk", top=VOCABULARY)

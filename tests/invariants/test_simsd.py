@@ -13,7 +13,7 @@ from dlmbench.decoders.speculation import KNOWN, NEVER
 from dlmbench.decoders.static import Static
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.verify.conformance import EOS, MASK, _model, _no_host_reads, _requests
 from dlmbench.verify.identity import differences
 

@@ -7,8 +7,8 @@ import math
 import random
 from pathlib import Path
 
-from dlmbench.store import RunFolder, prompt_hash
-from dlmbench.store.metrics import aggregate
+from dlmbench.runs import RunFolder, prompt_hash
+from dlmbench.runs.aggregate import aggregate
 
 PRICES = {"target/denoise/8": 1.0, "target/denoise/16": 1.3, "target/prefill/prompt": 1.8, "draft/denoise/8": 0.3}
 

@@ -370,7 +370,7 @@ def test_a_guide_is_compared_by_vocabulary_whichever_files_hold_it(tmp_path):
 
 def test_a_head_needs_no_configuration_and_a_model_does(tmp_path):
     from dlmbench.presets import ASSETS
-    from dlmbench.spec import RunSpec
+    from dlmbench.request import RunSpec
 
     head = tmp_path / "head"
     head.mkdir()

@@ -86,7 +86,7 @@ def test_debug_shows_the_traceback_anywhere(call):
 
 
 def test_a_failure_of_ours_exits_with_1_and_one_line(call, monkeypatch):
-    monkeypatch.setattr("dlmbench.store.find_runs", lambda *_: 1 / 0)
+    monkeypatch.setattr("dlmbench.runs.find_runs", lambda *_: 1 / 0)
     code, _, err = call("score", ".")
     assert code == 1 and err.startswith("dlmbench: ZeroDivisionError") and len(err.splitlines()) == 1
 
@@ -129,7 +129,7 @@ def test_doctor_reports_without_a_network(examined):
 
 
 def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypatch, tmp_path):
-    from dlmbench.store import environment
+    from dlmbench.runs import environment
 
     real = environment.version
 
@@ -139,7 +139,7 @@ def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypat
         return real(package)
 
     for place, value, what, remedy in (
-        ("dlmbench.store.environment.version", version, "pandas", "pip install pandas"),
+        ("dlmbench.runs.environment.version", version, "pandas", "pip install pandas"),
         ("dlmbench.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
         ("dlmbench.scoring.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
     ):
@@ -156,7 +156,7 @@ def run_python(code, **streams):
 
 def test_an_interrupt_says_that_nothing_is_lost():
     process = run_python(
-        "import signal, time, dlmbench.store as store\nfrom dlmbench.cli.app import main\n"
+        "import signal, time, dlmbench.runs as store\nfrom dlmbench.cli.app import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "store.find_runs = lambda *_: (print('ready', flush=True), time.sleep(60))\nmain(['score', '.'])",
         stdout=subprocess.PIPE,

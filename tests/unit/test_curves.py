@@ -5,8 +5,8 @@ from synthetic import PRICES, make_run
 
 from dlmbench.report.curves import groups, matched, matched_markdown
 from dlmbench.report.table import read_results, write_table
-from dlmbench.store import find_runs
-from dlmbench.store.metrics import aggregate, item_costs
+from dlmbench.runs import find_runs
+from dlmbench.runs.aggregate import aggregate, item_costs
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dlmbench.cli.app import app
 from dlmbench.errors import RequestError
 from dlmbench.report.curves import groups
 from dlmbench.report.latex import clearly_best, escape, latex
-from dlmbench.store import find_runs
+from dlmbench.runs import find_runs
 
 
 def balanced(text):

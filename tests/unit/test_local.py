@@ -3,10 +3,10 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-from dlmbench.executors import local
-from dlmbench.executors.local import Local, files_hash, with_history
-from dlmbench.executors.prices import UNIT, Prices
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
+from dlmbench.runs import local
+from dlmbench.runs.local import Local, files_hash, with_history
+from dlmbench.runs.prices import UNIT, Prices
 
 HERE, THERE = {"device": "a CPU", "commit": "1"}, {"device": "a CPU", "commit": "2"}
 
@@ -94,7 +94,7 @@ def test_hash_of_files_is_that_of_names_and_contents(tmp_path):
 
 
 def test_batch_size_fits_into_memory():
-    from dlmbench.executors.needs import fitting_batch, memory_bytes
+    from dlmbench.runs.preflight import fitting_batch, memory_bytes
 
     cell = RunSpec(method="static", task="nano-gsm", device="cpu", gen_length=64).check()
     one, two = (memory_bytes(replace(cell, spec=replace(cell.spec, batch_size=n)), None) for n in (1, 2))

@@ -14,7 +14,7 @@ from dlmbench.backbone.network import Network
 from dlmbench.errors import RequestError
 from dlmbench.heads.mrp import MRPModule, load_module, save_module
 from dlmbench.heads.mrp_network import MRPHead
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.training import block_diffusion
 from dlmbench.training.data import Example, collate
 from dlmbench.training.mrp import MRPWorker, Objective, _rank

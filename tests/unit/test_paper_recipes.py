@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dlmbench.report import published
-from dlmbench.spec import SweepSpec
+from dlmbench.request import SweepSpec
 from dlmbench.tasks import catalogue
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "papers").glob("*.yaml"))

@@ -14,10 +14,10 @@ import pytest
 from dlmbench.bench.shapes import SHAPES
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.executors import needs
 from dlmbench.presets import PRESETS, resolve
 from dlmbench.registry import DECODERS
-from dlmbench.spec import RunSpec, SweepSpec
+from dlmbench.request import RunSpec, SweepSpec
+from dlmbench.runs import needs
 
 CELLS = Path(__file__).parent / "cells.txt"
 RECIPES = sorted(

@@ -10,8 +10,8 @@ from dlmbench.cli.app import app
 from dlmbench.errors import RequestError
 from dlmbench.report.curves import groups
 from dlmbench.report.recommend import recommend
+from dlmbench.runs import find_runs
 from dlmbench.stats import TOO_FEW
-from dlmbench.store import find_runs
 
 
 def runs(root, items=400, batch_size=16):

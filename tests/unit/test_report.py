@@ -299,7 +299,7 @@ def test_threshold_curves(tmp_path):
 
 def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
     from dlmbench.report import figures
-    from dlmbench.store import find_runs
+    from dlmbench.runs import find_runs
 
     make_run(tmp_path, knob=0.6)
     frame = read_results(tmp_path, samples=False)
@@ -314,7 +314,7 @@ def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
 
 def test_accepted_lengths_show_twelve_runs_a_task(tmp_path):
     from dlmbench.report import figures
-    from dlmbench.store import RunFolder
+    from dlmbench.runs import RunFolder
 
     for number in range(14):
         run = tmp_path / f"run-{number}"

@@ -12,8 +12,8 @@ from dlmbench.report.html import page, write_report
 from dlmbench.report.pareto import COLOURS
 from dlmbench.report.summary import groups, needs, paragraphs, within
 from dlmbench.report.table import read_results
-from dlmbench.store import find_runs
-from dlmbench.store.prompts import keep_prompts
+from dlmbench.runs import find_runs
+from dlmbench.runs.prompts import keep_prompts
 
 STEP = {"block": 0, "remasked": [], "forwards": [{"role": "target", "kind": "denoise"}], "extra": {}, "scores": {}}
 SIMSD = {"verified": True, "window": 4, "draft": [40, 51, 60], "step_map": [-2, 0, 0], "accepted": [True, False, True]}

@@ -6,8 +6,8 @@ from synthetic import make_run
 
 from dlmbench.errors import RequestError
 from dlmbench.report.seeds import average, over_seeds, seeds_markdown
+from dlmbench.runs import find_runs
 from dlmbench.stats import wilson
-from dlmbench.store import find_runs
 
 
 def test_seeds_are_averaged_item_by_item(tmp_path):

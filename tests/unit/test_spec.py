@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dlmbench import options
 from dlmbench.errors import RequestError
 from dlmbench.registry import DECODERS
-from dlmbench.spec import RunSpec, SweepSpec, canonical, digest, identity
+from dlmbench.request import RunSpec, SweepSpec, canonical, digest, identity, options
 
 
 @dataclass(frozen=True)
@@ -390,7 +389,8 @@ def test_wrong_recipes_are_refused(tmp_path, text, words):
 
 def test_specs_import_nothing_heavy():
     code = (
-        "import sys, dlmbench.spec, dlmbench.store, dlmbench.registry; dlmbench.spec.RunSpec('static', 'nano-gsm');"
+        "import sys, dlmbench.request, dlmbench.runs, dlmbench.registry\n"
+        "dlmbench.request.RunSpec('static', 'nano-gsm')\n"
         "assert not {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -444,9 +444,7 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
          "set": ["cache.refresh_every=0:2"]}
     )  # fmt: skip
     found = [(c.spec.method, c.axes.cache.refresh_every) for c in sweep.checked()[0]]
-    assert found == [
-        (method, n) for n in (0, 1, 2) for method in ("threshold", "static")
-    ]
+    assert found == [(method, n) for n in (0, 1, 2) for method in ("threshold", "static")]
 
 
 def test_a_label_names_a_helper_that_the_model_does_not_bring():

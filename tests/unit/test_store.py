@@ -9,9 +9,9 @@ import pytest
 from synthetic import PRICES, make_run, sample
 
 from dlmbench.errors import RunError
-from dlmbench.store import RunFolder, find_runs
-from dlmbench.store.folder import find_by_key
-from dlmbench.store.metrics import aggregate, price
+from dlmbench.runs import RunFolder, find_runs
+from dlmbench.runs.aggregate import aggregate, price
+from dlmbench.runs.folder import find_by_key
 
 KEY = "ab" * 32
 
@@ -80,7 +80,7 @@ def test_two_writers_exclude_each_other_and_a_dead_one_does_not(folder):
             with folder.writing():
                 raise AssertionError("two writers")
     code = (
-        "import os, sys; from dlmbench.store import RunFolder\n"
+        "import os, sys; from dlmbench.runs import RunFolder\n"
         "with RunFolder(sys.argv[1]).writing(): os.kill(os.getpid(), 9)"
     )
     dead = subprocess.run([sys.executable, "-c", code, str(folder.path)])

@@ -30,7 +30,7 @@ from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
 from dlmbench.heads.policy_network import PolicyHead
 from dlmbench.presets import PRESETS
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.training import adjust, learned_policy, loop
 from dlmbench.training.data import Example
 from dlmbench.training.recipe import AdjustPlan, PolicyPlan, Recipe, WarmStart, read_recipe

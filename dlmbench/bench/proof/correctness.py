@@ -19,7 +19,7 @@ from dlmbench.engine import Engine, Request, build
 from dlmbench.engine.graphs import first_line
 from dlmbench.errors import RunError
 from dlmbench.registry import DECODERS
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
 from dlmbench.verify import conformance
 from dlmbench.verify.cases import SKIPPED, cases_of, run_case
 from dlmbench.verify.identity import ITEMS

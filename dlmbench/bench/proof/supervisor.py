@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, SIZES, STAGES, STOPPED, Stage
 from dlmbench.bench.proof.summary import line_of, screen_of, summary_of
 from dlmbench.errors import RequestError, RunError
-from dlmbench.store.folder import write_lines, write_whole
+from dlmbench.runs.folder import write_lines, write_whole
 
 START = 90.0  # seconds within which a worker must be ready: a fresh machine reads torch from its disk
 RESERVE = 3.0  # seconds of the budget kept for this process to start, to stop a worker and to write the summary

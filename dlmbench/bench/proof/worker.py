@@ -21,8 +21,8 @@ from typing import Any, TextIO
 import dlmbench
 from dlmbench.bench.proof.stage import RUNNING, SIZES, STAGES, Trial, perform
 from dlmbench.errors import DlmbenchError
-from dlmbench.spec.fields import present
-from dlmbench.store.folder import write_lines
+from dlmbench.request.values import present
+from dlmbench.runs.folder import write_lines
 
 PACKAGES = ("torch", "transformers", "triton", "numpy")
 
@@ -84,7 +84,7 @@ def circumstances(device: str, shapes: str) -> dict[str, Any]:
     """What a result depends on: results of others are measured again."""
     import torch
 
-    from dlmbench.store.environment import commit, cpu_model, versions
+    from dlmbench.runs.environment import commit, cpu_model, versions
 
     cuda = device.startswith("cuda")
     return {

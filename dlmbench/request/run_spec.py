@@ -19,12 +19,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dlmbench import options
-from dlmbench.axes import OWNERS, Axes
 from dlmbench.errors import RequestError
 from dlmbench.presets import Preset, default_model, resolve
 from dlmbench.registry import DECODERS, load_plugin
-from dlmbench.spec.checks import (
+from dlmbench.request import options
+from dlmbench.request.rules import (
     answer_of,
     attention_of,
     attention_type,
@@ -36,7 +35,8 @@ from dlmbench.spec.checks import (
     companion_of,
     notes_on,
 )
-from dlmbench.spec.fields import BASELINES, CONVERTERS, HELPERS, dtype_on, present
+from dlmbench.request.shared import OWNERS, Axes
+from dlmbench.request.values import BASELINES, CONVERTERS, HELPERS, dtype_on, present
 
 _AUTO_BATCH = 16  # rows decoded together when nobody says
 

@@ -3,8 +3,8 @@
 `request` is one run, `sweep` many, `fields` the options, `checks` the refusals, `key` the identity.
 """
 
-from dlmbench.spec.key import canonical, digest, identity
-from dlmbench.spec.request import Checked, RunSpec
-from dlmbench.spec.sweep import SweepSpec, read_recipe
+from dlmbench.request.key import canonical, digest, identity
+from dlmbench.request.run_spec import Checked, RunSpec
+from dlmbench.request.sweep import SweepSpec, read_recipe
 
 __all__ = ["Checked", "RunSpec", "SweepSpec", "canonical", "digest", "identity", "read_recipe"]

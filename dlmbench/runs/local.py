@@ -18,18 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlmbench import options
 from dlmbench.errors import RunError
-from dlmbench.executors.prices import Prices
-from dlmbench.executors.traces import TRACED, trace_records
 from dlmbench.files import file_dtype, files_hash, tell, tokenizer_files
-from dlmbench.spec import Checked, RunSpec, canonical, digest, identity
+from dlmbench.request import Checked, RunSpec, canonical, digest, identity, options
+from dlmbench.runs import RunFolder, prompt_hash
+from dlmbench.runs.aggregate import aggregate
+from dlmbench.runs.environment import environment
+from dlmbench.runs.folder import Writer, find_by_key
+from dlmbench.runs.prices import Prices
+from dlmbench.runs.prompts import keep_prompts
+from dlmbench.runs.recording import TRACED, trace_records
 from dlmbench.stats import spread
-from dlmbench.store import RunFolder, prompt_hash
-from dlmbench.store.environment import environment
-from dlmbench.store.folder import Writer, find_by_key
-from dlmbench.store.metrics import aggregate
-from dlmbench.store.prompts import keep_prompts
 from dlmbench.threads import THREADS
 
 SPEED_REPEATS = 3
@@ -153,7 +152,7 @@ class Local:
         if cell.spec.batch_size == "auto" and spec.device.startswith("cuda"):
             import torch
 
-            from dlmbench.executors.needs import fitting_batch
+            from dlmbench.runs.preflight import fitting_batch
 
             room = torch.cuda.mem_get_info(spec.device)[1]
             spec = replace(spec, batch_size=fitting_batch(replace(cell, spec=spec), self._task(cell), room))

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dlmbench.executors.local import (
+from dlmbench.request import Checked, canonical
+from dlmbench.runs.local import (
     SPEED_LEAST,
     SPEED_REPEATS,
     SPEED_ROUNDS,
@@ -27,9 +28,8 @@ from dlmbench.executors.local import (
     requests_of,
     sample_record,
 )
-from dlmbench.executors.needs import Need, Needs, memory_bytes
-from dlmbench.executors.prices import Prices
-from dlmbench.spec import Checked, canonical
+from dlmbench.runs.preflight import Need, Needs, memory_bytes
+from dlmbench.runs.prices import Prices
 
 BUDGET = 30.0  # seconds of trials for a whole plan
 _PEEK = 8  # tokens of the first look, which tells how long a forward takes

@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from dlmbench.errors import RequestError, RunError
-from dlmbench.executors.local import (
+from dlmbench.presets import PRESETS
+from dlmbench.request import Checked, RunSpec, canonical
+from dlmbench.request.values import HELPERS
+from dlmbench.runs import RunFolder
+from dlmbench.runs.aggregate import aggregate
+from dlmbench.runs.folder import Writer
+from dlmbench.runs.local import (
     Job,
     Local,
     Progress,
@@ -30,16 +36,10 @@ from dlmbench.executors.local import (
     Source,
     with_history,
 )
-from dlmbench.executors.pool import Lost, Pool, Seat
-from dlmbench.executors.prices import Prices
-from dlmbench.executors.traces import TRACED
-from dlmbench.executors.worker import Piece
-from dlmbench.presets import PRESETS
-from dlmbench.spec import Checked, RunSpec, canonical
-from dlmbench.spec.fields import HELPERS
-from dlmbench.store import RunFolder
-from dlmbench.store.folder import Writer
-from dlmbench.store.metrics import aggregate
+from dlmbench.runs.pool import Lost, Pool, Seat
+from dlmbench.runs.prices import Prices
+from dlmbench.runs.recording import TRACED
+from dlmbench.runs.worker import Piece
 
 SHARD_ROUNDS = 4  # a shard has so many items for each slot of the batch ...
 SHARD_LEAST = 8  # ... and at least this many

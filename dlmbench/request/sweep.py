@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlmbench import options
-from dlmbench.axes import OWNERS
 from dlmbench.errors import RequestError
-from dlmbench.spec.checks import attention_of
-from dlmbench.spec.fields import FIELDS, HELPERS
-from dlmbench.spec.request import Checked, RunSpec, knob_is_confidence
+from dlmbench.request import options
+from dlmbench.request.rules import attention_of
+from dlmbench.request.run_spec import Checked, RunSpec, knob_is_confidence
+from dlmbench.request.shared import OWNERS
+from dlmbench.request.values import FIELDS, HELPERS
 
 SINGLE = ("against", "out", "plugin", "data_dir", "settings")  # options that a sweep does not expand
 _RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlmbench.errors import RequestError, RunError
-from dlmbench.executors.worker import Piece, Worker
+from dlmbench.runs.worker import Piece, Worker
 
 NEEDS = {"cpu": {"num_cpus": 1, "num_gpus": 0}, "cuda": {"num_cpus": 0, "num_gpus": 1}}
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dlmbench.errors import RunError
-from dlmbench.executors.local import Job, Local, Source, here, model_record, sample_record
-from dlmbench.executors.prices import Prices
-from dlmbench.spec import RunSpec
+from dlmbench.request import RunSpec
+from dlmbench.runs.local import Job, Local, Source, here, model_record, sample_record
+from dlmbench.runs.prices import Prices
 from dlmbench.threads import THREADS
 
 

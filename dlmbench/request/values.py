@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlmbench import options
 from dlmbench.errors import RequestError
+from dlmbench.request import options
 
 CACHES = ("none", "prefix", "dual", "freecache", "prompt")
 STORES = ("fused", "separate")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlmbench import options
+from dlmbench.request import options
 
 OWNERS = ("cache", "sampling")
 

@@ -89,7 +89,7 @@ class RunFolder:
         return records
 
     def traces(self) -> list[dict[str, Any]]:
-        """Recorded steps of the first items, see `dlmbench.executors.traces`; empty when none were recorded or the file
+        """Recorded steps of the first items, see `dlmbench.runs.recording`; empty when none were recorded or the file
         is damaged: then they are recorded again."""
         path = self.path / "traces.jsonl"
         try:

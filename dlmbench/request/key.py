@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dlmbench.spec.request import Checked
+from dlmbench.request.run_spec import Checked
 
 
 def canonical(record: Any) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlmbench.spec import canonical
-from dlmbench.store import find_runs
+from dlmbench.request import canonical
+from dlmbench.runs import find_runs
 
 UNIT = "seconds_per_denoise"  # what a price of 1 was, among the prices that an engine measures
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlmbench.store.folder import RunFolder, write_lines
+from dlmbench.runs.folder import RunFolder, write_lines
 
 _LETTERS = 16
 

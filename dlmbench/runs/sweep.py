@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlmbench.spec import Checked, SweepSpec
-from dlmbench.store import RunFolder
+from dlmbench.request import Checked, SweepSpec
+from dlmbench.runs import RunFolder
 
 
 class Executor(Protocol):
-    """Who runs cells: `dlmbench.executors.local.Local` here, `dlmbench.executors.cluster.Cluster` on many machines."""
+    """Who runs cells: `dlmbench.runs.local.Local` here, `dlmbench.runs.ray.Cluster` on many machines."""
 
     def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
         """Run or resume every cell; the finished folders, in the order of the cells."""

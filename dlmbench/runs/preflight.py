@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dlmbench.errors import RequestError
 from dlmbench.files import weight_files
 from dlmbench.presets import Preset, resolve
-from dlmbench.spec import Checked, RunSpec
+from dlmbench.request import Checked, RunSpec
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

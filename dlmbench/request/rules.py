@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlmbench.axes import Axes
 from dlmbench.companions import check_companion
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
 from dlmbench.presets import PRESETS, Preset, config_of, resolve
+from dlmbench.request.shared import Axes
 
 if TYPE_CHECKING:
-    from dlmbench.spec.request import RunSpec
+    from dlmbench.request.run_spec import RunSpec
 
 ATTENTION = {  # family -> attention type, the word a decoder declares
     "sdar": "block_causal",
