@@ -1,9 +1,9 @@
 """Families: how an official checkpoint spells its configuration and its tensors.
 
 A family is data: a reader of ``config.json``, the names of its tensors, its attention rule and its logit shift.
-SDAR is Qwen3 with block-causal attention (card of SDAR, section 2); Qwen3, Qwen2 and Llama are its causal relatives.
+SDAR is Qwen3 with block-causal attention (docs/models/sdar.md); Qwen3, Qwen2 and Llama are its causal relatives.
 LLaDA is Llama with full attention under names of its own; Dream is Qwen2 with full attention whose head at position i
-predicts token i + 1 (cards of LLaDA and Dream, section 2).
+predicts token i + 1 (docs/models).
 """
 
 from __future__ import annotations

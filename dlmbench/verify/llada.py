@@ -1,4 +1,4 @@
-"""Golden cases of LLaDA's own decoder (card of LLaDA).
+"""Golden cases of LLaDA's own decoder.
 
 Compared: ids, every step with empty ones, calls and row-forwards (guidance has two a call).
 """

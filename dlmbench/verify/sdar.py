@@ -1,4 +1,4 @@
-"""Golden cases of the SDAR backbone and its own decoders (card of SDAR).
+"""Golden cases of the SDAR backbone and its own decoders.
 
 Compared: all ids up to the end of the last decoded block, every step, the forwards by kind, and where decoding stopped.
 The official loop spends a separate store forward on every block, so cases run with ``store=separate``; ids and steps
