@@ -42,8 +42,9 @@ class MRPPlan:
 
     start: ``layers`` (the backbone's last ones), ``random``, ``authors``, or a trained module, preset or folder, to go
     on from. reveal: ``gt`` shows `counts[0]` true tokens of every block, ``gt_random`` a number drawn from `counts`,
-    ``model`` the backbone's own choices above a threshold drawn from `thresholds` (what remasking meets). unrolled: reveals in a row, each with its pass. leave_one_out:
-    weight of the loss at revealed positions, whose teacher is the backbone with that one position masked again.
+    ``model`` the backbone's own choices above a threshold drawn from `thresholds` (what remasking meets). unrolled:
+    reveals in a row, each with its pass. leave_one_out: weight of the loss at revealed positions, whose teacher is the
+    backbone with that one position masked again.
     residual: the module moves the logits (True) or replaces them.
     """
 
