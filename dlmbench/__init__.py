@@ -44,7 +44,7 @@ def load(model: str | None = None, *, method: str = "threshold", **options: Any)
     Raises RequestError for a name or combination that does not exist.
     """
     from dlmbench.engine import build
-    from dlmbench.presets import default_model
+    from dlmbench.models.presets import default_model
     from dlmbench.request import RunSpec
 
     return build(RunSpec(method=method, task="nano-gsm", model=model or default_model(), **options))

@@ -23,11 +23,11 @@ from dlmbench.backbone.network import Network
 from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.plain import PlainLoop, qwen_of
-from dlmbench.bench.shapes import SHAPES, random_model
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
 from dlmbench.engine.graphs import first_line, on_device
+from dlmbench.models.shapes import SHAPES, random_model
 from dlmbench.registry import DECODERS
 from dlmbench.threads import THREADS
 

@@ -16,7 +16,7 @@ import torch
 
 from dlmbench.bench.clock import Clock
 from dlmbench.engine import Engine, Request, build, tokenizer_of
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
 from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items

@@ -40,10 +40,10 @@ def bench(
     """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
     import json as json_module
 
-    from dlmbench.bench.core import Settings, run
-    from dlmbench.bench.shapes import shape_of
-    from dlmbench.errors import RequestError
     from dlmbench.request import options
+    from dlmbench.bench.core import Settings, run
+    from dlmbench.errors import RequestError
+    from dlmbench.models.shapes import shape_of
     from dlmbench.request.values import dtype_on, present
 
     place = present(device)

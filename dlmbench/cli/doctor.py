@@ -89,8 +89,8 @@ def _model(name: str) -> list[dict[str, str]]:
     """A model: which settings it takes, its files, its configuration and its tokenizer. Loads no weights."""
     from dlmbench.backbone.loading import load_tokenizer, read_config
     from dlmbench.errors import RequestError
-    from dlmbench.presets import PRESETS, resolve
     from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
+    from dlmbench.models.presets import PRESETS, resolve
 
     try:
         preset = resolve(name)
@@ -118,8 +118,8 @@ def _model(name: str) -> list[dict[str, str]]:
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.errors import RequestError
-    from dlmbench.request import SweepSpec
     from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
+    from dlmbench.request import SweepSpec
     from dlmbench.tasks import data
 
     sweep = SweepSpec.from_recipe(recipe, given)
@@ -152,7 +152,7 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _models() -> list[dict[str, str]]:
-    from dlmbench.presets import ABSENT, PRESETS
+    from dlmbench.models.presets import ABSENT, PRESETS
 
     checks = []
     for preset in PRESETS.values():

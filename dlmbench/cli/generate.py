@@ -44,10 +44,11 @@ def generate(
     ] = False,
 ) -> None:
     """Decode one prompt."""
+    from dlmbench.request import options
     from dlmbench.engine import Request, build
     from dlmbench.errors import RequestError
-    from dlmbench.presets import default_model, resolve
-    from dlmbench.request import RunSpec, options
+    from dlmbench.models.presets import default_model, resolve
+    from dlmbench.request import RunSpec
     from dlmbench.request.rules import notes_on
 
     _exactly_one(prompt, prompt_ids)

@@ -74,7 +74,7 @@ def first_sentence(decoder: Any) -> str:
 
 
 def _models() -> Any:
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
 
     return [
         {

@@ -36,7 +36,7 @@ def _near(name: str) -> str:
     import difflib
 
     from dlmbench.cli.sweep import recipe_files
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
     from dlmbench.registry import DECODERS
     from dlmbench.tasks import catalogue
 
@@ -101,7 +101,7 @@ def _meaning(field: dataclasses.Field) -> str:
 def _model(name: str) -> dict[str, Any] | None:
     from pathlib import Path
 
-    from dlmbench.presets import ABSENT, PRESETS, resolve
+    from dlmbench.models.presets import ABSENT, PRESETS, resolve
 
     if name not in PRESETS and not Path(name).expanduser().is_dir():
         return None

@@ -26,7 +26,7 @@ from dlmbench.engine.graphs import first_line
 from dlmbench.engine.loop import Engine
 from dlmbench.errors import RequestError, RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
-from dlmbench.presets import Preset, resolve
+from dlmbench.models.presets import Preset, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both

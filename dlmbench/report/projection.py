@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# weights read by a pass (layers and output head) over those of SDAR-8B, from the shapes of dlmbench.bench.shapes
+# weights read by a pass (layers and output head) over those of SDAR-8B, from the shapes of dlmbench.models.shapes
 SHARES = {"draft": 0.227, "head": 0.163}
 OTHERS = ("guide", "reference")
 

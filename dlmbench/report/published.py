@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dlmbench.errors import RequestError
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.resources import recipe_folders
 
 COLUMNS = (

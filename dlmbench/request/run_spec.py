@@ -20,16 +20,14 @@ from types import MappingProxyType
 from typing import Any
 
 from dlmbench.errors import RequestError
-from dlmbench.presets import Preset, default_model, resolve
+from dlmbench.models.compatibility import attention_of, attention_type, check_helper
+from dlmbench.models.presets import Preset, default_model, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
 from dlmbench.request.rules import (
     answer_of,
-    attention_of,
-    attention_type,
     check_attention,
     check_cache,
-    check_helper,
     check_sampling,
     check_shared,
     companion_of,

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlmbench.errors import RequestError
 from dlmbench.request import options
-from dlmbench.request.rules import attention_of
-from dlmbench.request.run_spec import Checked, RunSpec, knob_is_confidence
 from dlmbench.request.shared import OWNERS
+from dlmbench.errors import RequestError
+from dlmbench.models.compatibility import attention_of
 from dlmbench.request.values import FIELDS, HELPERS
+from dlmbench.request.run_spec import Checked, RunSpec, knob_is_confidence
 
 SINGLE = ("against", "out", "plugin", "data_dir", "settings")  # options that a sweep does not expand
 _RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")

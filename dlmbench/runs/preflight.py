@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dlmbench.errors import RequestError
 from dlmbench.files import weight_files
-from dlmbench.presets import Preset, resolve
+from dlmbench.models.presets import Preset, resolve
 from dlmbench.request import Checked, RunSpec
 
 GIB = 1 << 30
@@ -165,7 +165,7 @@ def _config(preset: Preset) -> Any:
     """Backbone configuration of a checkpoint: a preset's known shape, so that what follows from it is the same before
     and after a download; else by its config.json, which the hub's client may fetch; None when neither can be had."""
     from dlmbench.backbone.loading import read_config
-    from dlmbench.bench.shapes import SHAPES
+    from dlmbench.models.shapes import SHAPES
 
     folder = Path(preset.location).expanduser()
     if not folder.is_dir():

@@ -22,12 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from dlmbench.errors import RequestError, RunError
-from dlmbench.presets import PRESETS
-from dlmbench.request import Checked, RunSpec, canonical
-from dlmbench.request.values import HELPERS
-from dlmbench.runs import RunFolder
-from dlmbench.runs.aggregate import aggregate
-from dlmbench.runs.folder import Writer
 from dlmbench.runs.local import (
     Job,
     Local,
@@ -40,6 +34,12 @@ from dlmbench.runs.pool import Lost, Pool, Seat
 from dlmbench.runs.prices import Prices
 from dlmbench.runs.recording import TRACED
 from dlmbench.runs.worker import Piece
+from dlmbench.models.presets import PRESETS
+from dlmbench.request import Checked, RunSpec, canonical
+from dlmbench.request.values import HELPERS
+from dlmbench.runs import RunFolder
+from dlmbench.runs.folder import Writer
+from dlmbench.runs.aggregate import aggregate
 
 SHARD_ROUNDS = 4  # a shard has so many items for each slot of the batch ...
 SHARD_LEAST = 8  # ... and at least this many

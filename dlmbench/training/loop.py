@@ -27,7 +27,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
-from dlmbench.presets import PRESETS, resolve
+from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.tasks.nano import stream
 from dlmbench.training import autoregressive, block_diffusion
 from dlmbench.training.data import Batch, Batches, Draw, Example, Layout

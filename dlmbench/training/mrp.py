@@ -30,7 +30,7 @@ from torch import Tensor
 from dlmbench.backbone import Transformer, load_checkpoint, weights_hash
 from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.heads.mrp import MRPModule, load_module, save_module
-from dlmbench.presets import resolve
+from dlmbench.models.presets import resolve
 from dlmbench.training import block_diffusion
 from dlmbench.training.data import Batch, Example, collate, cut
 from dlmbench.training.evaluate import dev_items

@@ -19,7 +19,7 @@ from dlmbench.backbone import Transformer, load_checkpoint
 from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.decoders.rcd import mix, residual
 from dlmbench.errors import RequestError
-from dlmbench.presets import resolve
+from dlmbench.models.presets import resolve
 from dlmbench.training.data import Batch
 from dlmbench.training.loop import Worker
 from dlmbench.training.step import _compiled_head, _head, run_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from dlmbench.errors import RequestError
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 
 OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd", "adjust", "learned_policy")
 STARTS = ("layers", "random", "authors")  # of an MRP module

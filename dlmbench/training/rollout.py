@@ -27,7 +27,7 @@ from dlmbench.backbone.loading import checkpoint_folder, read_config
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
-from dlmbench.presets import resolve
+from dlmbench.models.presets import resolve
 from dlmbench.training.data import LENGTH_STEP, Batches, Example
 from dlmbench.training.evaluate import answers_agree, dev_items
 from dlmbench.training.full_diffusion import DEV_SOURCES, regions

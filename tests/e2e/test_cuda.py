@@ -15,7 +15,7 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.build import tokenizer_of
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.registry import DECODERS
 from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items

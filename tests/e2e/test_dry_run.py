@@ -7,10 +7,10 @@ import pytest
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
-from dlmbench.presets import Preset
-from dlmbench.runs import find_runs
 from dlmbench.runs.estimate import Planned, Trial, _nearest, _one_of_each_method_first
 from dlmbench.runs.preflight import Need, checkpoint_here, worst
+from dlmbench.models.presets import Preset
+from dlmbench.runs import find_runs
 
 ITEMS = 16
 

@@ -12,7 +12,7 @@ import pytest
 
 from dlmbench.backbone import Transformer, load_checkpoint, save_checkpoint
 from dlmbench.engine import Request, build
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
 from dlmbench.tasks import load_task
 from dlmbench.verify.identity import differences, holds

@@ -493,7 +493,7 @@ def checkpoint(tmp_path):
     """Makes a folder with a shipped model, some values of its files changed."""
     import shutil
 
-    from dlmbench.presets import ASSETS
+    from dlmbench.models.presets import ASSETS
 
     def make(name, model="nano", **changes):
         folder = tmp_path / name

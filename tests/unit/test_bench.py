@@ -14,8 +14,8 @@ from dlmbench.bench import core, decoders
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.core import fit_growth
 from dlmbench.bench.plain import PlainLoop, qwen_of
-from dlmbench.bench.shapes import SHAPES, random_model
 from dlmbench.cli.app import app
+from dlmbench.models.shapes import SHAPES, random_model
 
 
 class Model:

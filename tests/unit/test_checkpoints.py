@@ -16,7 +16,7 @@ from dlmbench.backbone.tensors import Tensors
 from dlmbench.engine import Request
 from dlmbench.errors import RequestError
 from dlmbench.files import file_dtype, model_name, read_json, weight_files
-from dlmbench.presets import Preset
+from dlmbench.models.presets import Preset
 
 CAUSAL = ("qwen3", "qwen2", "llama")
 SDAR, LLADA, DREAM = "SDAR-1.7B-Chat", "LLaDA-8B-Instruct", "Dream-v0-Instruct-7B"
@@ -357,7 +357,7 @@ def _preset(folder, family=None):
 
 
 def test_a_guide_is_compared_by_vocabulary_whichever_files_hold_it(tmp_path):
-    from dlmbench.companions import check_companion
+    from dlmbench.models.compatibility import check_companion
 
     target = make_checkpoint(tmp_path / "target", DREAM)
     guide = make_checkpoint(tmp_path / "guide", "Qwen2.5-1.5B-Instruct", vocab_size=288)
@@ -369,7 +369,7 @@ def test_a_guide_is_compared_by_vocabulary_whichever_files_hold_it(tmp_path):
 
 
 def test_a_head_needs_no_configuration_and_a_model_does(tmp_path):
-    from dlmbench.presets import ASSETS
+    from dlmbench.models.presets import ASSETS
     from dlmbench.request import RunSpec
 
     head = tmp_path / "head"

@@ -11,7 +11,7 @@ from synthetic import make_family, make_run
 from typer.testing import CliRunner
 
 from dlmbench.cli.app import VERBS, app, main
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.registry import DECODERS
 
 
@@ -111,7 +111,7 @@ def test_list_and_show_know_everything(call):
 def examined(call, monkeypatch):
     """Doctor on a machine where everything is there: (exit code, checks by name)."""
     monkeypatch.setattr("dlmbench.scoring.capabilities", lambda: {"sandbox": (True, "walls"), "memory": (False, "-")})
-    monkeypatch.setattr("dlmbench.presets.PRESETS", {"nano": PRESETS["nano"]})
+    monkeypatch.setattr("dlmbench.models.presets.PRESETS", {"nano": PRESETS["nano"]})
 
     def run():
         code, out, _ = call("doctor", "--offline", "--json")
@@ -140,7 +140,7 @@ def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypat
 
     for place, value, what, remedy in (
         ("dlmbench.runs.environment.version", version, "pandas", "pip install pandas"),
-        ("dlmbench.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
+        ("dlmbench.models.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
         ("dlmbench.scoring.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
     ):
         with monkeypatch.context() as change:
@@ -190,7 +190,7 @@ def test_lists_keep_names_in_one_piece_at_80_columns(call, monkeypatch, kind):
 
 
 def test_a_shipped_model_that_is_not_here_is_listed_as_absent(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     where = {row["model"]: row["where"] for row in json.loads(call("list", "models", "--json")[1])["models"]}
     assert where["nano"] == "absent" and where["sdar-8b"] == "hub"
     assert "make train-nano" in call("show", "nano")[1]

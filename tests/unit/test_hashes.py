@@ -16,10 +16,10 @@ import dlmbench
 from dlmbench import files
 from dlmbench.engine import Request, build, network_hashes
 from dlmbench.errors import RequestError, RunError
-from dlmbench.files import checkpoint_hash, read_json, weights_hash
-from dlmbench.presets import PRESETS
-from dlmbench.request import RunSpec
 from dlmbench.runs.local import Local
+from dlmbench.files import checkpoint_hash, read_json, weights_hash
+from dlmbench.models.presets import PRESETS
+from dlmbench.request import RunSpec
 
 building = importlib.import_module("dlmbench.engine.build")  # the name in the package is the function
 SDAR = "SDAR-1.7B-Chat"

@@ -19,7 +19,7 @@ def test_generation_and_bench_need_no_evaluation_packages(command):
 
 
 def test_a_hub_name_may_carry_a_revision():
-    from dlmbench.presets import resolve
+    from dlmbench.models.presets import resolve
 
     preset = resolve("owner/model@abc123")
     assert (preset.source, preset.revision, preset.name) == ("owner/model", "abc123", "owner/model@abc123")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dlmbench.bench.shapes import SHAPES
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.presets import PRESETS, resolve
+from dlmbench.runs import needs
+from dlmbench.models.presets import PRESETS, resolve
+from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
 from dlmbench.request import RunSpec, SweepSpec
-from dlmbench.runs import needs
 
 CELLS = Path(__file__).parent / "cells.txt"
 RECIPES = sorted(

@@ -337,7 +337,7 @@ def test_names_at_line_ends_are_kept_apart():
 
 
 def test_projection_follows_from_the_shapes_of_the_large_models():
-    from dlmbench.bench.shapes import SHAPES
+    from dlmbench.models.shapes import SHAPES
 
     def read(config):
         return config.num_layers * config.layer_parameters + config.vocab_size * config.hidden_size

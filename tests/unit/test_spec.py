@@ -157,9 +157,9 @@ def test_a_local_checkpoint_is_told_which_block_length_is_assumed(tmp_path):
 
 
 def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path, monkeypatch):
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
 
-    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     assert PRESETS["nano"].location == str(tmp_path / "nano" / "nano"), "a folder, no name on the hub"
     with pytest.raises(RequestError, match="nano is not in this copy; make train-nano"):
         RunSpec("static", "nano-gsm").check()

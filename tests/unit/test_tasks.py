@@ -436,7 +436,7 @@ def test_nano_code_is_judged_by_running_it():
 def test_every_shipped_target_fits_the_token_budget(name):
     from tokenizers import Tokenizer
 
-    from dlmbench.presets import ASSETS
+    from dlmbench.models.presets import ASSETS
 
     tokenizer = Tokenizer.from_file(str(ASSETS / "nano" / "tokenizer" / "tokenizer.json"))
     task = load_task(name)

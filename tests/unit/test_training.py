@@ -10,7 +10,7 @@ import torch
 
 from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
 from dlmbench.errors import RequestError
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.training import autoregressive, block_diffusion, full_diffusion, loop
 from dlmbench.training.data import Batches, Example, collate
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, decode_full, dev_items

@@ -29,7 +29,7 @@ from dlmbench.heads.adjust import AdjustModule, load_module
 from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
 from dlmbench.heads.policy_network import PolicyHead
-from dlmbench.presets import PRESETS
+from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
 from dlmbench.training import adjust, learned_policy, loop
 from dlmbench.training.data import Example
@@ -391,7 +391,7 @@ def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
 
 
 def test_nano_llada_finds_the_head_of_each_method(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlmbench.presets.ASSETS", tmp_path)
+    monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     shutil.copytree(folder, tmp_path / "nano" / "nano-llada")
     for method, head in (("adjust", "nano-adjust"), ("learned_policy", "nano-policy")):
         spec = RunSpec(method, "nano-gsm", model="nano-llada")

@@ -174,7 +174,7 @@ def _sync_is_an_error() -> Iterator[None]:
 def _nano(trial: Trial, batch: int, **options) -> Engine:
     from dlmbench.backbone.loading import load_checkpoint
     from dlmbench.backbone.network import Network
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
 
     model = load_checkpoint(PRESETS["nano"].location, str(trial.device), torch.float32)
     return Engine({"target": Network("target", model, 8)}, Threshold(ThresholdConfig(0.9)), batch_size=batch, **options)

@@ -14,12 +14,12 @@ from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.proof.device import bandwidth, working_dtype
 from dlmbench.bench.proof.prompts import nano_requests
 from dlmbench.bench.proof.stage import Trial
-from dlmbench.bench.shapes import random_model
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.build import tokenizer_of
 from dlmbench.engine.calibrate import forward_seconds
+from dlmbench.models.shapes import random_model
 from dlmbench.registry import DECODERS
 from dlmbench.training.evaluate import answers_agree
 from dlmbench.verify.tape import Tape
@@ -146,7 +146,7 @@ def sdar_4b(trial: Trial) -> None:
 def nano(trial: Trial) -> None:
     """A sweep of nano: every threshold on the test problems, through the engine, answers compared."""
     from dlmbench.backbone.loading import load_checkpoint
-    from dlmbench.presets import PRESETS
+    from dlmbench.models.presets import PRESETS
 
     sizes, tokenizer = trial.sizes, tokenizer_of("nano")
     requests, targets = nano_requests(sizes.generations, 64)

@@ -11,7 +11,50 @@ from typing import Any
 
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
-from dlmbench.presets import Preset
+from dlmbench.models.presets import Preset, resolve
+
+ATTENTION = {  # family -> attention type, the word a decoder declares
+    "sdar": "block_causal",
+    "qwen3": "causal",
+    "qwen2": "causal",
+    "llama": "causal",
+    "llada": "full",
+    "dream": "full",
+}
+
+
+def attention_of(model: str) -> str | None:
+    """Attention type of a model's family, None when only its checkpoint can tell (a hub name)."""
+    return attention_type(resolve(model))
+
+
+def attention_type(preset: Preset) -> str | None:
+    """The same of a preset."""
+    return ATTENTION.get(family_of(preset) or "")
+
+
+def family_of(preset: Preset) -> str | None:
+    """Its family, from the checkpoint's config.json where the preset does not say; None when neither is here."""
+    if preset.family:
+        return preset.family
+    folder = Path(preset.location).expanduser()
+    config = read_json(folder / "config.json")
+    if config is None and folder.is_dir():
+        raise RequestError(f"Model folder {str(folder)!r} has no config.json; give the folder of a checkpoint.")
+    return str(config.get("model_type")).lower() if config else None
+
+
+def check_helper(role: str, target: Preset, helper: Preset) -> None:
+    """A draft attends like its target, a guide reads left to right, and both share the target's tokens."""
+    if role == "head":  # judged with its tensors; it may lack a config.json
+        return
+    ours, theirs = (attention_type(preset) for preset in (target, helper))
+    wanted = {"draft": ours, "reference": ours, "guide": "causal"}.get(role)
+    if wanted and theirs and theirs != wanted:
+        raise RequestError(
+            f"The {role} {helper.name} has {theirs} attention and {wanted} is needed: give another --{role}."
+        )
+    check_companion(role, target, helper)
 
 
 def check_companion(role: str, target: Preset, helper: Preset) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
 
 
@@ -28,7 +28,7 @@ class Preset:
     family: str | None  # None: read from the checkpoint's config.json
     description: str
     _: KW_ONLY
-    shape: str | None = None  # its size among `dlmbench.bench.shapes`, known before anything is downloaded
+    shape: str | None = None  # its size among `dlmbench.models.shapes`, known before anything is downloaded
     like: str | None = None  # the preset that a local folder was recognised as
     block_length: int = 4
     blocks: dict[str, int] = field(default_factory=dict)  # per task, where papers differ by task
