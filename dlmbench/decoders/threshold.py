@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
@@ -64,6 +65,7 @@ class Threshold(StepDecoder):
     name = "threshold"
     Config = ThresholdConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
     equalities = ("tau=1.1 == static:k=1",)
 
     def decide(self, view: View, forward: Forward) -> Decision:

@@ -304,6 +304,6 @@ def _load_task(run: ResolvedRun) -> Task:
         data_dir=run.spec.data_dir,
         num_fewshot=run.spec.num_fewshot,
         gen_length=run.gen_length,
-        tokenizer=tokenizer_of(run.spec.model) if run.chat_template else None,
+        tokenizer=tokenizer_of(run.preset) if run.chat_template else None,
         chat_template=run.chat_template,
     )
