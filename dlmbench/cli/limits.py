@@ -24,7 +24,7 @@ def limits(
     plugin: flags.Plugin = None,
     json: flags.Json = False,
 ) -> None:
-    """Accuracy and forwards of a decoder on an ideal model, where all that is lost is its rule's, and on a too sure one."""
+    """Accuracy and forwards of a decoder on an ideal model, where only the rule loses, and on a too sure one."""
     import json as json_module
 
     from rich.console import Console
