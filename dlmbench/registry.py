@@ -136,3 +136,5 @@ for _name, _class in _DECODERS.items():
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_class}")
 for _name in ("sdar", "qwen3", "qwen2", "llama", "llada", "dream"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper()}")
+for _name in ("llada2", "lladamoe", "sdarmoe"):
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

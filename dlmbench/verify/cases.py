@@ -49,6 +49,12 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
 }
+FORWARDS = {  # model type (mrp: any with such a module) -> module with check_forward(file)
+    "sdar": "dlmbench.verify.sdar",
+    "sdar_moe": "dlmbench.verify.sdar",
+    "llada2_moe": "dlmbench.verify.sdar",
+    "mrp": "dlmbench.verify.mrp",
+}
 _RANDOM_ORDER = "needs one library's global random order"
 SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it
     "ll-06-random-seeded": _RANDOM_ORDER,
@@ -208,7 +214,7 @@ def _forward_check(file: Path):
             weights = handle.metadata().get("weights", "")
         config = json.loads((file.parent / weights / "config.json").read_text())
         area = "mrp" if config.get("num_nextn_predict_layers") else config.get("model_type")
-        module = {"sdar": "dlmbench.verify.sdar", "mrp": "dlmbench.verify.mrp"}.get(area)
+        module = FORWARDS.get(area)
         if module is None:
             raise Mismatch(f"no adapter knows forwards of model type {config.get('model_type')!r}")
         importlib.import_module(module).check_forward(file)
