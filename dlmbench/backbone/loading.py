@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.families import Family, Fields
+from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.sparse_families import stacked, usual_fields
 from dlmbench.backbone.tensors import Tensors
@@ -150,10 +151,12 @@ def load_checkpoint(
 ) -> Transformer:
     """A frozen network from an official checkpoint, in evaluation mode.
 
-    At no time are there two copies of more than one tensor. Raises RequestError for what `check_checkpoint` refuses.
+    At no time are there two copies of more than one tensor, and of one expert where experts are stored one by one.
+    Raises RequestError for what `check_checkpoint` refuses, and for weights that are larger than the device.
     """
     folder = checkpoint_folder(str(name), revision)
     model, tensors, official = _prepared(folder)
+    check_room(model_name(folder), model.config.parameters * dtype.itemsize, device, dtype)
     size = sum(file.stat().st_size for file in weight_files(folder))
     if size > LARGE:
         tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dlmbench.backbone import load_checkpoint, save_checkpoint
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.experts import SparseMLP, by_all, by_group, by_loop, groupable, route
 from dlmbench.backbone.model import Transformer
+from dlmbench.cli.app import main
+from dlmbench.errors import RequestError
+from dlmbench.models.shapes import SHAPES, random_model, scaled
 from dlmbench.verify.tape import HostReads, Tape
 
 D = 16
@@ -209,3 +214,43 @@ def test_heads_that_rotate_in_part_leave_the_rest_as_it_is():
     with torch.inference_mode():
         fast = model.hidden(ids)
     assert torch.allclose(model.hidden(ids), fast, atol=1e-5)  # what training computes
+
+
+def test_shapes_of_sparse_models_have_the_published_sizes():
+    billions = {name: (config.parameters / 1e9, config.active_parameters / 1e9) for name, config in SHAPES.items()}
+    assert billions["llada2-mini"] == pytest.approx((16.3, 1.4), abs=0.05)
+    assert billions["llada2-flash"] == pytest.approx((103, 6.1), abs=0.15)
+    assert billions["llada-moe-7b"][0] == pytest.approx(7.36, abs=0.005)
+    assert billions["sdar-30b-a3b"] == pytest.approx((30.5, 3.35), abs=0.05)
+    assert SHAPES["llada2-mini"].parameters_read(32) / 1e9 == pytest.approx(10.4, abs=0.1)
+
+
+def test_a_shape_has_fewer_experts_on_a_cpu_and_all_of_them_elsewhere():
+    mini = SHAPES["llada2-mini"]
+    assert scaled(mini, "cuda:0") is mini and scaled(SHAPES["sdar-4b"], "cpu") is SHAPES["sdar-4b"]
+    here = scaled(mini, "cpu").experts
+    assert (here.count, here.active, here.groups) == (32, 8, 8)
+
+
+def test_weights_that_are_larger_than_the_device_are_refused_with_both_figures(tmp_path, monkeypatch):
+    folder = save_checkpoint(Transformer(replace(CONFIG, mask_id=2)).init_weights(), tmp_path / "m", torch.float32)
+    monkeypatch.setattr("dlmbench.backbone.memory.total_memory", lambda device: 20_000)
+    with pytest.raises(RequestError, match=r"m is \S+ GB in float32 and cpu has 2e-05 GB of memory: take a 16-bit"):
+        load_checkpoint(folder)
+    monkeypatch.setattr("dlmbench.backbone.memory.total_memory", lambda device: 24_000_000_000)
+    with pytest.raises(
+        RequestError, match=r"llada2-flash is 31 GB in bfloat16 and cpu has 24 GB .*: take a smaller"
+    ):
+        random_model("llada2-flash", "cpu", torch.bfloat16)
+
+
+def test_bench_times_a_sparse_shape_and_says_how_many_experts_it_has(monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, "tiny", replace(CONFIG, experts=replace(CONFIG.experts, count=64, groups=2)))
+    short = ["--repeats", "1", "--batch-size", "1,2", "--new-tokens", "16"]
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "--shape", "tiny", *short])
+    text = capsys.readouterr().out
+    record = json.loads(text.splitlines()[-1])
+    assert left.value.code == 0 and "experts a layer: 32 of 64" in text
+    assert (record["experts"], record["experts_of_shape"]) == (32, 64)
+    assert record["active_parameters"] < record["parameters"] and len(record["decoding"]) == 4
