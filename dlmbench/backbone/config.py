@@ -1,6 +1,7 @@
-"""What distinguishes one backbone from another: a page of numbers, three switches, and the rule of its experts.
+"""What distinguishes one backbone from another: a page of numbers, a few switches, and the rule of its experts.
 
-Read from the official ``config.json`` of a checkpoint by the families (`dlmbench.backbone.families`).
+Sizes are read from the official ``config.json`` of a checkpoint by its layout (`dlmbench.backbone.families`), rules
+come from its descriptor (`dlmbench.backbone.descriptor`).
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class BackboneConfig:
     """Shape and rules of one transformer.
 
     `attention` says which keys a query may see: ``block_causal`` (own block and earlier ones), ``causal``, or ``full``.
-    `shift` is 1 when the head at position i predicts token i + 1 (autoregressive parents, Dream), else 0. The first
-    `rotary_dim` numbers of a head are rotated by position, all of them where it is None. `experts`: the sparse MLP of
-    the layers behind the dense ones, whose inner width is `intermediate_size`.
+    `shift` is 1 when the head at position i predicts token i + 1 (autoregressive parents, Dream), else 0: the two are
+    independent. `block_length` is what the weights were trained with where that is known, `grid` where blocks lie; both
+    as `Descriptor` says. The first `rotary_dim` numbers of a head are rotated by position, all of them where it is
+    None. `experts`: the sparse MLP of the layers behind the dense ones, whose inner width is `intermediate_size`.
     """
 
     family: str
@@ -62,6 +64,8 @@ class BackboneConfig:
     pad_id: int | None = None
     max_positions: int = 32_768
     rope_scaling: tuple[tuple[str, object], ...] = ()
+    block_length: int | None = None
+    grid: str = "origin"
     rotary_dim: int | None = None
     experts: Experts | None = None
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from dlmbench.backbone.config import BackboneConfig, Experts
-from dlmbench.backbone.families import EXPERTS, Family, Fields, _qwen_names, _read_qwen_like
+from dlmbench.backbone.descriptor import Descriptor
+from dlmbench.backbone.families import EXPERTS, Family, Fields, Layout, _qwen_names, _read_qwen_like
 from dlmbench.errors import RequestError
 
 _CLASS_EPS = 1e-5  # of norms, where a file of Ling or OLMoE descent does not say
@@ -42,7 +43,7 @@ def _read_llada2(raw: dict) -> BackboneConfig:
         scaling=float(fields.number("routed_scaling_factor", 1.0)),
     )
     kept = {"partial_rotary_factor": None, "num_key_value_heads": raw.get("num_key_value_heads") or heads}
-    config = _read(Fields({**fields.raw, **kept}), experts, family="llada2", qk_norm=True, attention="block_causal")
+    config = _read(Fields({**fields.raw, **kept}), experts, family="llada2", qk_norm=True)
     rotary = int(config.head_dim * part)
     if rotary % 2 or not 0 < rotary <= config.head_dim:
         raise RequestError(
@@ -65,7 +66,7 @@ def _read_lladamoe(raw: dict) -> BackboneConfig:
     sizes = {"intermediate_size": fields.get("dense_intermediate_size", width), "head_dim": None}
     return _read(
         Fields({**fields.raw, **sizes}), experts,
-        family="lladamoe", qk_norm=bool(fields.get("qk_layernorm", True)), attention="full",
+        family="lladamoe", qk_norm=bool(fields.get("qk_layernorm", True)),
     )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def _read_sdarmoe(raw: dict) -> BackboneConfig:
     experts = Experts(_number(fields), fields.count("num_experts_per_tok"), width, renormalised=renormalised)
     sizes = {"intermediate_size": fields.get("intermediate_size", width)}  # of dense layers, of which there are none
     return _read(
-        Fields({**raw, **sizes}), experts, family="sdarmoe", qk_norm=True, attention="block_causal"
+        Fields({**raw, **sizes}), experts, family="sdarmoe", qk_norm=True
     )  # fmt: skip
 
 
@@ -180,29 +181,20 @@ _LLADA2_NAMES = {
 }
 _QWEN_MOE_NAMES = {**_qwen_names(qk_norm=True, bias=False), **_experts(_LAYER, "mlp.gate.weight")}
 
+LLADA2_LAYOUT = Layout(_read_llada2, _LLADA2_NAMES)
+LLADAMOE_LAYOUT = Layout(_read_lladamoe, _QWEN_MOE_NAMES, _spell_lladamoe)
+SDARMOE_LAYOUT = Layout(_read_sdarmoe, _QWEN_MOE_NAMES)
+
 LLADA2 = Family(
-    "llada2",
-    ("llada2_moe", "llada21_moe", "llada2_moe_veomni"),
-    ("LLaDA2MoeModelLM",),
-    _read_llada2,
-    _LLADA2_NAMES,
-    mask_id=156_895,
-)
-LLADAMOE = Family(
-    "lladamoe",
-    ("llada", "lladamoe"),
-    ("LLaDAMoEModelLM",),
-    _read_lladamoe,
-    _QWEN_MOE_NAMES,
-    _spell_lladamoe,
-    mask_id=156_895,
-)
+    "llada2", ("llada2_moe", "llada21_moe", "llada2_moe_veomni"), ("LLaDA2MoeModelLM",), LLADA2_LAYOUT,
+    Descriptor(attention="block_causal", shift=0, block_length=32, mask_id=156_895),
+)  # fmt: skip
+LLADAMOE = Family(  # released under dense LLaDA's model type
+    "lladamoe", ("llada", "lladamoe"), ("LLaDAMoEModelLM",), LLADAMOE_LAYOUT,
+    Descriptor(attention="full", shift=0, mask_id=156_895, confidence="clean"),
+    marks=("num_experts",),
+)  # fmt: skip
 SDARMOE = Family(
-    "sdarmoe",
-    ("sdar_moe",),
-    ("SDARMoeForCausalLM",),
-    _read_sdarmoe,
-    _QWEN_MOE_NAMES,
-    mask_id=151_669,
-    tokenizer="Qwen2Tokenizer",
-)
+    "sdarmoe", ("sdar_moe",), ("SDARMoeForCausalLM",), SDARMOE_LAYOUT,
+    Descriptor(attention="block_causal", shift=0, mask_id=151_669, tokenizer="Qwen2Tokenizer"),
+)  # fmt: skip

@@ -48,7 +48,7 @@ def bench(
 
     place = present(device)
     kind = dtype_on(place, dtype)
-    block = block_length or (32 if shape_of(shape).attention == "full" else 8)
+    block = block_length or shape_of(shape).block_length or (32 if shape_of(shape).attention == "full" else 8)
     sizes, rows, keys, loads = (
         tuple(options.convert(part, int, flag) for part in text.split(",") if text)
         for text, flag in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -13,13 +14,9 @@ import torch
 
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
-from dlmbench.backbone.loading import (
-    check_checkpoint,
-    check_vocabulary,
-    checkpoint_folder,
-    read_config,
-    tokenizer_mask_id,
-)
+from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
+from dlmbench.backbone.descriptor import NOTHING, Told
+from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.graphs import first_line
@@ -27,6 +24,7 @@ from dlmbench.engine.loop import Engine
 from dlmbench.errors import RequestError, RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.registry import BACKBONES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
@@ -41,12 +39,13 @@ KEPT = 4  # networks in a CPU's memory; a GPU keeps those of one cell
 
 
 class _Place(NamedTuple):
-    """Which network: a folder as its files stand now, on a device in a dtype."""
+    """Which network: a folder as its files stand now, used as it is told, on a device in a dtype."""
 
     folder: Path
     files: tuple
     device: str
     dtype: str
+    told: Told = NOTHING
 
 
 _networks: dict[_Place, Transformer] = {}  # the one used last is the last
@@ -55,7 +54,7 @@ _networks: dict[_Place, Transformer] = {}  # the one used last is the last
 def _model(place: _Place) -> Transformer:
     """The network of a place, loaded once."""
     network = _networks.pop(place, None)
-    _networks[place] = network or load_checkpoint(place.folder, place.device, DTYPES[place.dtype])
+    _networks[place] = network or load_checkpoint(place.folder, place.device, DTYPES[place.dtype], None, place.told)
     return _networks[place]
 
 
@@ -83,36 +82,43 @@ def network_hashes(checked) -> dict[str, str]:
     Raises RequestError, before a large file is read, for checkpoints that cannot be run.
     """
     _check_files(checked)
-    return {role: checkpoint_hash(_folder(preset)) for role, preset in _presets(checked).items()}
+    return {role: _identity(preset) for role, preset in _presets(checked).items()}
+
+
+def _identity(preset: Preset) -> str:
+    """Hash of a checkpoint's files and of what is told of it, which makes other networks of the same files."""
+    files, told = checkpoint_hash(_folder(preset)), [one.said() for one in preset.told[:2]]
+    return hashlib.sha256(f"{files} {told}".encode()).hexdigest() if any(told) else files
 
 
 def _presets(checked) -> dict[str, Preset]:
-    names = {"target": checked.spec.model, **checked.companions}
-    return {role: resolve(name) for role, name in names.items()}
+    helpers = {role: resolve(name) for role, name in checked.companions.items()}
+    return {"target": checked.preset, **helpers}
 
 
 def _check_files(checked) -> None:
     """Refuse what can be seen in configurations, then in the tokenizer's files, then in the headers of weights."""
-    folders = {role: _folder(preset) for role, preset in _presets(checked).items() if role != "head"}
-    configs = {role: read_config(folder)[0] for role, folder in folders.items()}
+    presets = {role: preset for role, preset in _presets(checked).items() if role != "head"}
+    configs = {role: read_config(_folder(preset), preset.told)[0] for role, preset in presets.items()}
     _check_attention(checked, configs["target"])
-    preset = resolve(checked.spec.model)
-    check_vocabulary(checkpoint_folder(preset.tokenizer_location, preset.revision))
-    for folder in folders.values():
-        check_checkpoint(folder)
+    target = checked.preset
+    check_vocabulary(checkpoint_folder(target.tokenizer_location, target.revision))
+    for preset in presets.values():
+        check_checkpoint(_folder(preset), preset.told)
 
 
-def tokenizer_of(model: str) -> Any:
-    """The tokenizer that belongs to a model name; a configuration that cannot be run is refused before.
+def tokenizer_of(model: str | Preset) -> Any:
+    """The tokenizer that belongs to a model; a configuration that cannot be run is refused before.
 
-    It begins raw prompts with BOS where the family was evaluated so.
+    It begins raw prompts with BOS where the model was evaluated so.
     """
-    preset = resolve(model)
-    _, family = read_config(_folder(preset))
-    folder = checkpoint_folder(preset.tokenizer_location, preset.revision)
-    tokenizer = _tokenizer(folder, stamps(tokenizer_files(folder)))
-    if family.bos_on_raw_prompts:
-        tokenizer.add_bos_token = True
+    preset = resolve(model) if isinstance(model, str) else model
+    folder = _folder(preset)
+    read_config(folder, preset.told)
+    place = checkpoint_folder(preset.tokenizer_location, preset.revision)
+    tokenizer = _tokenizer(place, stamps(tokenizer_files(place)))
+    if begins := describe(folder, preset.told).descriptor.bos_on_raw_prompts:
+        tokenizer.add_bos_token = begins
     return tokenizer
 
 
@@ -138,9 +144,9 @@ def build(spec, *, lag: int | None = None) -> Engine:
     checked = spec.check()
     spec = spec.resolved()
     _check_files(checked)
-    tokenizer = tokenizer_of(spec.model)  # before any weight: it may be missing
+    tokenizer = tokenizer_of(checked.preset)  # before any weight: it may be missing
     nets = _load(checked, spec)
-    _note_mask(_folder(resolve(spec.model)), nets["target"].config.mask_id)
+    _note_mask(_folder(checked.preset), nets["target"].config.mask_id)
     target = nets["target"]
     own = target.config  # the switch for EOS is defined on what it names, a row ends at more
     target.config = replace(own, eos_ids=end_ids(own, tokenizer))
@@ -162,7 +168,7 @@ def _load(checked, spec) -> dict[str, Network]:
     presets = _presets(checked)
     folders = {role: _folder(preset) for role, preset in presets.items()}
     places = {
-        role: _Place(folder, stamps(network_files(folder)), spec.device, spec.dtype)
+        role: _Place(folder, stamps(network_files(folder)), spec.device, spec.dtype, presets[role].told)
         for role, folder in folders.items()
         if role != "head"
     }
@@ -222,7 +228,8 @@ def _check_attention(checked, config) -> None:
 def _network(role: str, model, checked) -> Network:
     """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
     if model.config.attention != "full":
-        return Network(role, model, 1 if model.config.shift else checked.block_length, checked.spec.store)
+        block_length = 1 if model.config.attention == "causal" else checked.block_length
+        return Network(role, model, block_length, checked.spec.store)
     if role != "target":
         return Bidirectional(role, model, checked.block_length)
     policy = CachePolicy(checked.spec.cache, **asdict(checked.axes.cache))
@@ -230,9 +237,9 @@ def _network(role: str, model, checked) -> Network:
 
 
 def _sampling(checked, config, tokenizer) -> Sampling:
-    """What is drawn and scored. LLaDA scores without temperature, Dream after its filters (cards, sections 4 and 5)."""
+    """What is drawn and scored. LLaDA scores without temperature, Dream after its filters."""
     spec = checked.spec
-    confidence = "clean" if config.family == "llada" else "full"
+    confidence = BACKBONES.get(config.family).descriptor.confidence or "full"
     if checked.axes.sampling.filtered:
         confidence = "filtered"
     banned = config.eos_ids if checked.eos == "never" else ()
@@ -253,7 +260,7 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
 
 def _describe(checked, spec, nets: dict[str, Network]) -> dict[str, Any]:
     return {
-        "model": resolve(spec.model).name,
+        "model": checked.preset.name,
         "parameters": {role: net.config.parameters for role, net in nets.items()},
         "block_length": nets["target"].block_length,
         "decoder": {"name": checked.decoder.name, "version": checked.decoder.version},

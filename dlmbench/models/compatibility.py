@@ -1,4 +1,4 @@
-"""Do a target and its helper belong together? Judged from their configuration files, before any weight is loaded.
+"""How does a model attend, and do a target and its helper belong together? Judged before any weight is loaded.
 
 A draft proposes ids and a guide judges ids, so an id must be the same token to both. Files that are not on this machine
 yet cannot be compared here; the decoder looks at the loaded configurations once more. Imports nothing heavy.
@@ -9,28 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dlmbench.backbone.descriptor import ask
+from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
-from dlmbench.models.presets import Preset, resolve
-
-ATTENTION = {  # family -> attention type, the word a decoder declares
-    "sdar": "block_causal",
-    "qwen3": "causal",
-    "qwen2": "causal",
-    "llama": "causal",
-    "llada": "full",
-    "dream": "full",
-}
+from dlmbench.models.descriptors import described
+from dlmbench.models.presets import Preset, config_of, resolve
+from dlmbench.registry import BACKBONES
 
 
 def attention_of(model: str) -> str | None:
-    """Attention type of a model's family, None when only its checkpoint can tell (a hub name)."""
+    """Attention type of a model, None when only its checkpoint can tell (a hub name)."""
     return attention_type(resolve(model))
 
 
 def attention_type(preset: Preset) -> str | None:
-    """The same of a preset."""
-    return ATTENTION.get(family_of(preset) or "")
+    """The same of a preset: the word that a decoder declares."""
+    flags, usual, _ = preset.told
+    if attention := flags.attention or usual.attention:
+        return attention
+    family = family_of(preset)
+    return BACKBONES.get(family).descriptor.attention if family in BACKBONES else None
 
 
 def family_of(preset: Preset) -> str | None:
@@ -41,7 +40,24 @@ def family_of(preset: Preset) -> str | None:
     config = read_json(folder / "config.json")
     if config is None and folder.is_dir():
         raise RequestError(f"Model folder {str(folder)!r} has no config.json; give the folder of a checkpoint.")
-    return str(config.get("model_type")).lower() if config else None
+    return find(config, preset.name, preset.told).name if config else None
+
+
+def check_described(preset: Preset, block_length: int | None = None) -> None:
+    """Refuse a model of which too little is known to decode with it, before anything is fetched.
+
+    `block_length` is what the run asks for. Raises RequestError with the flags that say what is missing.
+    """
+    settled = described(preset)
+    found, family = settled.descriptor, family_of(preset)
+    unknown = [name for name in settled.unknown if name != "mask_id" or config_of(preset)]
+    if family in BACKBONES and unknown:
+        raise ask(preset.name, family, unknown)
+    if found.attention == "block_causal" and not (block_length or preset.block_length or found.block_length):
+        raise RequestError(
+            f"{preset.name} attends by blocks, and nothing says how long those that it was trained with are: give "
+            "--block-length."
+        )
 
 
 def check_helper(role: str, target: Preset, helper: Preset) -> None:

@@ -1,7 +1,7 @@
 """Model presets: a short name for a checkpoint and the settings that belong to it. Imports nothing heavy.
 
 `resolve` turns what a user gives to ``--model`` (a preset, a folder, a hub name) into a `Preset`. Values come from the
-checkpoints' official configurations and the papers' evaluation settings (cards of SDAR and its relatives).
+checkpoints' official configurations and the papers' evaluation settings.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dlmbench.backbone.descriptor import Descriptor, Told
+from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
+from dlmbench.registry import BACKBONES
 
 ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
@@ -28,9 +31,11 @@ class Preset:
     family: str | None  # None: read from the checkpoint's config.json
     description: str
     _: KW_ONLY
+    descriptor: Descriptor = Descriptor()  # what its files do not say
+    flags: Descriptor = Descriptor()  # what the user says of it
     shape: str | None = None  # its size among `dlmbench.models.shapes`, known before anything is downloaded
     like: str | None = None  # the preset that a local folder was recognised as
-    block_length: int = 4
+    block_length: int | None = None  # None: not known
     blocks: dict[str, int] = field(default_factory=dict)  # per task, where papers differ by task
     whole_answer: bool = False  # the block is the whole answer unless somebody says otherwise
     eos: dict[str, str] = field(default_factory=dict)  # per task, fixed schedules: EOS never, or last (sampling.eos)
@@ -41,6 +46,11 @@ class Preset:
     settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
+
+    @property
+    def told(self) -> Told:
+        """All that is told of the checkpoint from outside its folder."""
+        return Told(self.flags, self.descriptor, self.family if self.family in BACKBONES else None)
 
     @property
     def location(self) -> str:
@@ -241,7 +251,7 @@ def resolve(name: str, like: str | None = None) -> Preset:
         if not (path / "config.json").is_file() and not any(path.glob("*.safetensors")):  # heads may lack one
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
         plain = Preset(path.resolve().name, str(path), None, "local checkpoint folder")
-        plain = replace(plain, block_length=_raw_config(path).get("block_size") or plain.block_length)
+        plain = replace(plain, block_length=_block_length(plain))
         return _taken_as(plain, _preset(like) if like else recognised(path))
     if path.is_file():
         raise RequestError(f"Model {name!r} is a file; give the folder that it lies in, with its config.json.")
@@ -294,13 +304,27 @@ def _taken_as(preset: Preset, known: Preset | None) -> Preset:
         revision=preset.revision,
         tokenizer=preset.tokenizer,
         like=known.name,
-        block_length=config_of(preset).get("block_size") or known.block_length,
+        block_length=_block_length(preset) or known.block_length,
+        flags=preset.flags,
         companions={role: own if name == known.name else name for role, name in known.companions.items()},
     )
 
 
 def _same_family(folder: Path, known: Preset) -> bool:
-    return str(_raw_config(folder).get("model_type") or known.family).lower() == known.family
+    raw = _raw_config(folder)
+    if known.family not in BACKBONES or not raw.get("model_type"):
+        return raw.get("model_type") in (None, known.family)
+    try:
+        return find(raw, folder.name, known.told).name == known.family
+    except RequestError:  # loading says what is wrong with it
+        return False
+
+
+def _block_length(preset: Preset) -> int | None:
+    """What the config.json of a local checkpoint says, under whichever name its family has for it."""
+    raw = config_of(preset)
+    lengths = (raw.get(BACKBONES.get(name).block_field) for name in BACKBONES.names())
+    return next((length for length in lengths if length), None)
 
 
 def config_of(preset: Preset) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _QWEN = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, m
 _CAUSAL = dict(attention="causal", shift=1)
 
 _LING = dict(vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
-_LLADA2 = dict(num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384, **_LING)
+_LLADA2 = dict(block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384, **_LING)
 _SIGMOID = dict(dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
 CPU_EXPERTS = 32  # of a layer, at most, on a CPU: all of them are for the memory of a GPU
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from dlmbench.request.shared import Axes
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import ATTENTION, attention_type
+from dlmbench.models.compatibility import attention_type
 from dlmbench.models.presets import PRESETS, Preset, config_of, resolve
 
 if TYPE_CHECKING:
     from dlmbench.request.run_spec import RunSpec
+
+USUAL_BLOCK = 4  # of full attention, where block length is a choice and nobody makes it
 
 
 def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
@@ -22,8 +24,8 @@ def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
     notes = []
     if preset.family is None:
         folder = Path(preset.location).expanduser()
-        if spec.block_length is None and attention_type(preset) != "causal" and not config_of(preset).get("block_size"):
-            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
+        if spec.block_length is None and attention_type(preset) == "full" and not preset.block_length:
+            notes.append(f"block length {USUAL_BLOCK} assumed for {preset.name}; give --block-length.")
         if spec.chat_template is None and has_chat_template(folder):
             notes.append(f"{preset.name} has a chat template, which is not used: --chat-template uses it.")
     return notes
@@ -82,7 +84,7 @@ def check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
         raise RequestError(f"Method {spec.method} fills masks and {spec.model} is autoregressive: {remedy}.")
     if decoder.attention == ("causal",):
         parent = preset.companions.get("guide")
-        causal = parent if parent in PRESETS and ATTENTION.get(PRESETS[parent].family or "") == "causal" else "nano-ar"
+        causal = parent if parent in PRESETS and attention_type(PRESETS[parent]) == "causal" else "nano-ar"
         raise RequestError(
             f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: use --model {causal}."
         )

@@ -20,11 +20,12 @@ from types import MappingProxyType
 from typing import Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_helper
+from dlmbench.models.compatibility import attention_of, attention_type, check_described, check_helper
 from dlmbench.models.presets import Preset, default_model, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
 from dlmbench.request.rules import (
+    USUAL_BLOCK,
     answer_of,
     check_attention,
     check_cache,
@@ -91,6 +92,7 @@ class RunSpec:
             load_plugin(self.plugin)
         decoder = DECODERS.get(self.method)
         preset = resolve(self.model, self.like)
+        check_described(preset, self.block_length)
         config, notes = self._bind(decoder, preset)
         notes += notes_on(preset, self)
         shared = Axes.bind(self.settings, preset.settings)
@@ -110,7 +112,7 @@ class RunSpec:
                 f"on {self.task}."
             )
         causal = attention == "causal"  # one position at a time, whatever the preset says
-        block_length = 1 if causal else self.block_length or preset.block_length
+        block_length = 1 if causal else self.block_length or preset.block_length or USUAL_BLOCK
         if not self.block_length and not causal:
             block_length = preset.blocks.get(self.task.partition("/")[0], block_length)
             if preset.whole_answer:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.attention import CachedAttention, Group, block_causal
 from dlmbench.backbone.cache import KVCache
+from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.experts import route
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
@@ -66,8 +67,8 @@ def _compare(case: Case, run: Generation) -> None:
 
 def _run(case: Case, store: str, device: str) -> Generation:
     params = case.params
-    model = load_checkpoint(case.weights(), device)
-    model.config = replace(model.config, mask_id=params["mask_id"], eos_ids=tuple(params.get("stop_token_ids") or ()))
+    model = load_checkpoint(case.weights(), device, told=case.told("block_causal"))
+    model.config = replace(model.config, eos_ids=tuple(params.get("stop_token_ids") or ()))
     sampling = Sampling(params["temperature"], params["top_k"], params["top_p"], _confidence(params["confidence"]))
     network = Network("target", model, params["block_length"], store)
     engine = Engine({"target": network}, _decoder(params), sampling=sampling)
@@ -99,7 +100,7 @@ def check_forward(file: Path) -> None:
     with safe_open(file, framework="pt") as handle:
         meta = handle.metadata()
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-    model = load_checkpoint(file.parent / meta["weights"])
+    model = load_checkpoint(file.parent / meta["weights"], told=Told(Descriptor(attention="block_causal", mask_id=0)))
     block, prefix = int(meta["block_length"]), int(meta["prefill_length"])
     ids, positions = tensors["input_ids"].view(1, -1), tensors["position_ids"].view(1, -1)
     bias = block_causal(positions, block, torch.float32)

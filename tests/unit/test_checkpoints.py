@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import dlmbench
 from dlmbench.backbone import load_checkpoint, load_tokenizer, loading
-from dlmbench.backbone.loading import read_config
+from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.engine import Request
 from dlmbench.errors import RequestError
@@ -51,7 +51,7 @@ def test_a_released_layout_loads_and_answers_as_a_folder_and_out_of_the_hubs_cac
     assert len(engine.tokenizer.encode("word", add_special_tokens=False)) == 1, "merges are read"
     added = {token: engine.tokenizer.convert_tokens_to_ids(token) for token in (*layout.special.values(), *layout.more)}
     named = {added[layout.special["eos_token"]], *(added[end] for end in layout.ends)}
-    assert set(loading.read_config(folder)[0].eos_ids) == named <= set(config.eos_ids)
+    assert set(read_config(folder)[0].eos_ids) == named <= set(config.eos_ids)
     if config.attention != "causal":
         assert config.mask_id == added[layout.special.get("mask_token", "<|mdm_mask|>")]
     messages = [{"role": "user", "content": "word"}]

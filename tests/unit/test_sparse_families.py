@@ -33,7 +33,7 @@ SHAPE = dict(
 )  # fmt: skip
 CONFIGS = {
     "llada2": BackboneConfig(
-        "llada2", rotary_dim=4, **SHAPE,
+        "llada2", rotary_dim=4, block_length=32, **SHAPE,
         experts=Experts(
             8, 2, 12, shared_width=24, dense_layers=1, score="sigmoid", bias=True, groups=4, active_groups=2,
             scaling=2.5,
