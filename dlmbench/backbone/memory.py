@@ -9,18 +9,19 @@ import torch
 from dlmbench.errors import RequestError
 
 
-def total_memory(device: str) -> int | None:
+def total_memory(device: torch.device | str) -> int | None:
     """Bytes of memory of a device, taken or not; None where nobody says."""
-    if device.startswith("cuda"):
+    kind = torch.device(device).type
+    if kind == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     info = Path("/proc/meminfo")
-    if device != "cpu" or not info.is_file():
+    if kind != "cpu" or not info.is_file():
         return None
     lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
     return int(lines["MemTotal"].split()[0]) * 1024
 
 
-def check_room(name: str, size: int, device: str, dtype: torch.dtype) -> None:
+def check_room(name: str, size: int, device: torch.device | str, dtype: torch.dtype) -> None:
     """Refuse weights of `size` bytes that are more than the device has. Raises RequestError with both figures."""
     room = total_memory(device)
     if room is not None and size > room:

@@ -16,7 +16,7 @@ from dlmbench.errors import RequestError
 from dlmbench.runs import needs
 from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.models.shapes import SHAPES
-from dlmbench.registry import DECODERS
+from dlmbench.registry import BACKBONES, DECODERS
 from dlmbench.request import RunSpec, SweepSpec
 
 CELLS = Path(__file__).parent / "cells.txt"
@@ -104,8 +104,9 @@ def folder(root: Path, name: str, **config) -> Path:
 
 @pytest.mark.parametrize("preset", REAL, ids=lambda preset: preset.name)
 def test_a_local_copy_of_a_known_checkpoint_keeps_its_settings(tmp_path, preset):
-    family = "Dream" if preset.family == "dream" else preset.family
-    place = folder(tmp_path, preset.source.rpartition("/")[2], model_type=family)
+    family = BACKBONES.get(preset.family)
+    named = {"model_type": family.model_types[0], "architectures": [family.architectures[0]]}
+    place = folder(tmp_path, preset.source.rpartition("/")[2], **named)
     method = "ar" if preset in CAUSAL else "static"
     theirs, ours = (RunSpec(method, "gsm8k", model=name).check() for name in (preset.name, str(place)))
     assert ours.preset.like == preset.name and ours.preset.location == str(place)
