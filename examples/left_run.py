@@ -16,8 +16,8 @@ class LeftRun(StepDecoder):
     Config = Options
     equalities = ("tau=1.1 == sequential:k=1",)
 
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         first = view.eligible & (view.eligible.cumsum(1) == 1)
         sure = first | ~view.eligible | (best.confidence > self.config.tau)
         return Decision(best.tokens, view.eligible & sure.int().cumprod(1).bool())

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import without
 from dlmbench.decoders.static import scores
@@ -23,9 +22,7 @@ class EntropyConfig:
         0.35, "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb)", knob=True
     )
     rule: str = option("cumulative", "how the budget is spent", choices=("cumulative", "eb"))
-    proxy: str = option(
-        "entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin")
-    )
+    proxy: str = option("entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin"))
 
 
 class Entropy(StepDecoder):
@@ -34,7 +31,8 @@ class Entropy(StepDecoder):
     attention = ("block_causal", "full")
     equalities = ("budget=-1,rule=eb,proxy=confidence == static:k=1",)
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
+    def decide(self, view: View, forward: Forward) -> Decision:
+        logits = forward.logits
         if self.config.rule == "eb":
             logits = without(logits, (view.mask_id,))
         best = view.candidates(logits)
@@ -48,4 +46,4 @@ class Entropy(StepDecoder):
             within = (spent <= self.config.budget).sum(1)  # inf - inf is no number and compares as false
         else:
             within = (spent < self.config.budget).sum(1)
-        return Decision(best.tokens, top_n(score, view.eligible, within.clamp_min(1)), guard=within < 1)
+        return Decision(best.tokens, top_n(score, view.eligible, within.clamp_min(1)), fallback=within < 1)

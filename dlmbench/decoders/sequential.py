@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option
 from dlmbench.decoders.static import share
 
@@ -25,8 +24,8 @@ class Sequential(StepDecoder):
     Config = SequentialConfig
     attention = ("block_causal", "full")
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
+    def decide(self, view: View, forward: Forward) -> Decision:
         due = self.config.k
         if self.config.steps:
             due = share(self.config.steps, view.block_length, view.step).unsqueeze(1)
-        return Decision(view.candidates(logits).tokens, view.eligible & (view.eligible.cumsum(1) <= due))
+        return Decision(view.candidates(forward.logits).tokens, view.eligible & (view.eligible.cumsum(1) <= due))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 
@@ -72,12 +73,13 @@ class Static(StepDecoder):
     attention = ("block_causal", "full")
     fixed_schedule = True
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        best = view.candidates(logits)
+    def decide(self, view: View, forward: Forward) -> Decision:
+        best = view.candidates(forward.logits)
         reveal = self.reveal(view, best)
         if self.config.schedule == "share":
             return Decision(best.tokens, reveal)
-        return Decision(best.tokens, reveal, hold=view.step + 1 < self.steps(view), idle=~reveal.any(1))
+        more_to_come = view.step + 1 < self.steps(view)
+        return Decision(best.tokens, reveal, keep_block_open=more_to_come, planned_empty=~reveal.any(1))
 
     def reveal(self, view: View, best: Candidates) -> Tensor:
         """Positions [R,W] to reveal now."""

@@ -165,13 +165,13 @@ def _try(job: Job, local: Local, allowed: float, loads: dict[str, float]) -> Tri
     found = evaluate(job.task, engine, [replace(item, max_tokens=tokens) for item in items], seed=job.cell.spec.seed)
     seconds = time.monotonic() - began
     more, slower = _growth(job, engine, tokens, [generation for _, generation, _ in found])
-    calls = sum(sum(generation.widths.values()) for _, generation, _ in found)
+    calls = sum(sum(generation.forward_counts.values()) for _, generation, _ in found)
     return Trial(
         items=len(items),
         seconds=more * slower * seconds / len(items),
         forwards=more * calls / len(items),
         bytes=more * sum(len(json.dumps(sample_record(*one))) for one in found) / len(items),
-        shapes=frozenset(engine.shapes),
+        shapes=frozenset(map(str, engine.shapes)),
         forward=engine.timing.decode / max(engine.launched, 1),
         bound=more > 1,
     )

@@ -270,7 +270,7 @@ class Local:
 
     def _meet(self, job: Job, engine: Any, samples: Sequence[dict[str, Any]], needed: set[str]) -> None:
         """Make items again whose forwards this engine has not computed: their samples are from an earlier process."""
-        missing, keys = needed - engine.shapes.keys(), []
+        missing, keys = needed - {str(key) for key in engine.shapes}, []
         for sample in samples:
             if missing & sample["widths"].keys():
                 missing -= sample["widths"].keys()
@@ -396,7 +396,7 @@ def sample_record(item: Any, generation: Any, scores: dict[str, Any]) -> dict[st
         "text": generation.text,
         "scores": dict(scores),
         "counts": generation.counts,
-        "widths": generation.widths,
+        "widths": {str(key): calls for key, calls in generation.forward_counts.items()},
         "tokens": generation.tokens,
         "seconds": round(generation.seconds, 6),
         "stop_reason": generation.stop_reason,

@@ -114,7 +114,7 @@ def check_forward(file: Path) -> None:
 
         def cached(first: int, last: int, seen_bias: torch.Tensor) -> torch.Tensor:
             part = positions[:, first:last]
-            attend = CachedAttention(cache, cache.places(None, part), [Group(part, seen_bias)])
+            attend = CachedAttention(cache, cache.slot_mapping(None, part), [Group(part, seen_bias)])
             return model.project(model(model.embed(ids[0, first:last]), part.reshape(-1), attend)).unsqueeze(0)
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))
@@ -122,7 +122,7 @@ def check_forward(file: Path) -> None:
         keys = cache.leading(prefix)[0][0]
         _close("layer0_key_cache", keys, tensors["layer0_key_cache"])
         whole = ids.shape[1]
-        last = cached(prefix, whole, cache.before(torch.tensor([whole]), whole))
+        last = cached(prefix, whole, cache.prefix_bias(torch.tensor([whole]), whole))
         _close("block_logits", last, tensors["block_logits"])
 
 

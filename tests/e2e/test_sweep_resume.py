@@ -279,8 +279,8 @@ class Share(StepDecoder):
     name = "share"
     Config = Options
 
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         number = max(1, int(self.config.share * view.block_length))
         return Decision(best.tokens, top_n(best.log_odds, view.masked, number))
 

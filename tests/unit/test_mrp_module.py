@@ -218,7 +218,7 @@ def test_training_passes_see_what_decoding_passes_see(backbone):
             net.prefill(torch.tensor([0]), [start])
         view = canvas.view({}, Sampling(), 32, 64, None, False)
         with torch.inference_mode():
-            _, hidden = target.denoise(view, hidden=True)
+            hidden = target.denoise(view).hidden
             _, ours = head.residual(view, view.tokens, hidden, view.live)
         assert torch.allclose(ours[0], states[columns], atol=1e-4)
 
