@@ -119,6 +119,7 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "edit": "Edit",
     "entropy": "Entropy",
     "guided": "Guided",
     "klass": "Klass",

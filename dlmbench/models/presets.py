@@ -46,6 +46,7 @@ class Preset:
     companions: dict[str, str] = field(default_factory=dict)  # role, or role/method where methods differ -> preset name
     settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
+    trained: tuple[str, ...] = ()  # methods that it was trained for, of those that ask for it
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
 
     @property
@@ -104,7 +105,7 @@ _LLADA2 = dict(
     gen_length=dict.fromkeys(_LONG, 2048),
     chat_template=True,
     chat=_LLADA2_CHAT,
-    settings={"threshold": {"tau": 0.95}},
+    settings={"threshold": {"tau": 0.95}, "edit": {"threshold": 0.7, "edit_threshold": 0.5}},  # 2.1's quality mode
 )
 _LLADAMOE = dict(family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024))
 _CAUSAL = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
@@ -190,9 +191,10 @@ PRESETS: dict[str, Preset] = {
                 f"inclusionAI/LLaDA2.{minor}-{size}",
                 description=f"LLaDA2.{minor} {size}, {parameters} (mixture of experts), block 32{more}",
                 shape=f"llada2-{size}",
+                trained=trained,
                 **_LLADA2,
             )
-            for minor, more in (("0", ""), ("1", ", trained to edit its own tokens"))
+            for minor, more, trained in (("0", "", ()), ("1", ", trained to edit its own tokens", ("edit",)))
             for size, parameters in (("mini", "16B, 1.4B active"), ("flash", "103B, 6.1B active"))
         ),
         Preset(
