@@ -111,8 +111,6 @@ class RunSpec:
                 f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
                 f"on {self.task}."
             )
-        if decoder.needs_training and self.method not in preset.trained:
-            notes.append(f"{preset.name} is not known to have been trained for {self.method}: its rows say so.")
         causal = attention == "causal"  # one position at a time, whatever the preset says
         block_length = 1 if causal else self.block_length or preset.block_length or USUAL_BLOCK
         if not self.block_length and not causal:
@@ -205,8 +203,6 @@ class Checked:
         words = [f"{name.partition('.')[2]}={value}" for name, value in self.axes.chosen().items()]
         cache = [self.spec.cache] if self.spec.cache != "none" else []
         helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
-        strange = self.decoder.needs_training and self.spec.method not in self.preset.trained
-        words += ["(model not trained for it)"] if strange else []
         return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
 
     def _unusual(self, role: str, name: str) -> bool:
