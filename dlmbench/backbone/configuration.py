@@ -36,7 +36,7 @@ def read_config(folder: Path, told: Told = NOTHING) -> tuple[BackboneConfig, Fam
     with _fields_of(folder / "config.json"):
         config = family.layout.read(raw)
     settled = _settle(raw, family, folder, told, config.vocab_size)
-    _check_settled(settled, config.vocab_size, family, folder)
+    _check_settled(settled, config.vocab_size, folder)
     found = settled.descriptor
     return replace(
         config, family=family.name, attention=found.attention, shift=found.shift, mask_id=found.mask_id,
@@ -63,7 +63,7 @@ def _raw_config(folder: Path, told: Told) -> tuple[dict[str, Any], Family]:
 
 
 def _settle(raw: dict[str, Any], family: Family, folder: Path, told: Told, vocabulary: int) -> Settled:
-    """All sources in their order; a family's mask id is used where the vocabulary has it."""
+    """All sources in their order; a preset's or family's mask id is used where the vocabulary has it."""
     with _fields_of(folder / "config.json"):
         fields = Fields(raw)
         mask, ends = fields.get("mask_token_id"), fields.ids("eos_token_id")
@@ -75,31 +75,29 @@ def _settle(raw: dict[str, Any], family: Family, folder: Path, told: Told, vocab
             f"{model_name(folder)}: config.json leads to the mask id {mask!r}, which is no token of a vocabulary of "
             f"{vocabulary}: correct mask_token_id there."
         )
-    usual = family.descriptor
-    if usual.mask_id is not None and usual.mask_id >= vocabulary:
-        usual = replace(usual, mask_id=None)
+    preset, usual = (
+        replace(one, mask_id=None) if one.mask_id is not None and one.mask_id >= vocabulary else one
+        for one in (told.preset, family.descriptor)
+    )
     ends = tuple(dict.fromkeys((*more, *ends)))
-    silent = mask is None and told.flags.mask_id is None and told.preset.mask_id is None
-    asked = silent and (told.diffusion or usual.attention != "causal")
+    silent = mask is None and told.flags.mask_id is None
+    asked = silent and (told.by_user or usual.attention != "causal")
+    named = tokenizer_mask_id(folder, family.mask_word) if asked else None
     return settle(
         ("flag", told.flags),
         ("config.json", Descriptor(mask_id=mask, block_length=block)),
         ("config.json and generation_config.json" if more else "config.json", Descriptor(end_ids=ends)),
-        ("preset", told.preset),
-        ("tokenizer", Descriptor(mask_id=tokenizer_mask_id(folder) if asked else None)),
+        ("tokenizer", Descriptor(mask_id=named)),
+        ("preset", preset),
         (f"family {family.name}", usual),
     )
 
 
-def _check_settled(settled: Settled, vocabulary: int, family: Family, folder: Path) -> None:
+def _check_settled(settled: Settled, vocabulary: int, folder: Path) -> None:
     """Refuse what nobody says, and a mask that is no token."""
     found, name = settled.descriptor, model_name(folder)
-    if settled.unknown == ["mask_id"]:
-        raise RequestError(
-            f"{name}: config.json has no mask_token_id, and the tokenizer names no mask token: give --mask-id."
-        )
     if settled.unknown:
-        raise ask(name, family.name, settled.unknown)
+        raise ask(name, settled.unknown)
     if found.mask_id is not None and found.mask_id >= vocabulary:
         raise RequestError(
             f"{name}: the {settled.sources['mask_id']} says mask id {found.mask_id}, which is no token of a vocabulary "
@@ -118,11 +116,12 @@ def _fields_of(file: Path) -> Iterator[None]:
         raise broken(file, f"has a field of another kind than it should be ({error}): fetch it again") from error
 
 
-def tokenizer_mask_id(folder: Path) -> int | None:
-    """The mask token's id by the tokenizer's files, without building it; None when they do not say."""
+def tokenizer_mask_id(folder: Path, word: str | None = None) -> int | None:
+    """The mask token's id by the tokenizer's files, without building it; None when they do not say. `word` is how the
+    family spells it, for files that have the token and do not say that it is the mask."""
     settings = read_json(folder / "tokenizer_config.json") or {}
     token = settings.get("mask_token") or (read_json(folder / "special_tokens_map.json") or {}).get("mask_token")
-    text = token.get("content") if isinstance(token, dict) else token
+    text = (token.get("content") if isinstance(token, dict) else token) or word
     if not text:
         return None
     with _fields_of(folder / "tokenizer_config.json"):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dlmbench.errors import RequestError
 
 ATTENTIONS = ("block_causal", "full", "causal")
-GRIDS = ("origin", "prompt", "split")
+GRIDS = ("origin", "cut", "prompt", "split")
 FLAGS = {  # field -> the flag that gives it
     "attention": "--attention",
     "block_length": "--block-length",
@@ -37,10 +37,11 @@ class Descriptor:
     `confidence`: what a drawn token is scored by (`Sampling.confidence`).
 
     `grid` says where block_causal blocks lie. ``origin``: cut at multiples of the block length from position 0, the
-    prompt's tail standing in the first active block (SDAR). ``prompt``: counted from the prompt's end, so that the
-    prompt's *first* block is the short one and the answer's last may be (dllm's bd3lm since January 2026). ``split``:
-    cut from position 0, but the prompt's tail keeps the keys and values it has without the answer until its block is
-    complete, and the answer has as many blocks as its budget alone fills (dllm's bd3lm before).
+    prompt's tail standing in the first active block and the answer filling its last one (SDAR). ``cut``: the same, but
+    the answer ends with its budget, inside a block that ends there (kohra, on bd3lm). ``prompt``: counted from the
+    prompt's end, so that the prompt's *first* block is the short one and the answer's last may be (dllm's bd3lm since
+    January 2026). ``split``: cut from position 0, but the prompt's tail keeps the keys and values it has without the
+    answer until its block is complete, and the answer has as many blocks as its budget alone fills (dllm's before).
 
     Raises RequestError for values that no field can have.
     """
@@ -82,9 +83,9 @@ class Told(NamedTuple):
     family: str | None = None  # by the preset, for files that name a parent's class
 
     @property
-    def diffusion(self) -> bool:
-        """Does it say how the checkpoint is used, so that the names in config.json need not?"""
-        return bool(self.flags.attention or self.preset.attention)
+    def by_user(self) -> bool:
+        """Does the user say how the checkpoint is used, so that the names in config.json need not?"""
+        return self.flags.attention is not None
 
 
 NOTHING = Told()
@@ -125,11 +126,14 @@ def settle(*said: tuple[str, Descriptor]) -> Settled:
     return Settled(Descriptor(**values), sources)
 
 
-def ask(name: str, family: str, unknown: list[str]) -> RequestError:
+def ask(name: str, unknown: list[str]) -> RequestError:
     """The refusal of a checkpoint that nobody describes."""
-    words = {"attention": "how it attends", "mask_id": "what its mask token is", "shift": "whether its head is shifted"}
-    flags = " and ".join(FLAGS[field] for field in unknown)
-    return RequestError(
-        f"{name}: nothing says {' and '.join(words[field] for field in unknown)} (models of several kinds have the "
-        f"layout {family}): give {flags}."
-    )
+    words = {
+        "attention": "how it attends",
+        "mask_id": "what its mask token is (config.json has no mask_token_id and the tokenizer names no mask token)",
+        "shift": "whether its head predicts the next position",
+        "block_length": "how long the blocks are that it was trained with",
+    }
+    missing = [words[field] for field in unknown]
+    flags = [FLAGS[field] for field in unknown]
+    return RequestError(f"{name}: nothing says {' and '.join(missing)}: give {' and '.join(flags)}.")

@@ -41,7 +41,8 @@ class Family:
     """Checkpoints of one kind: their layout and what is known of their use.
 
     Families that share a model type are told apart by `architectures`, and where a file names none by `marks`, fields
-    of config.json that only this one has. `block_field` is the field that says the block length.
+    of config.json that only this one has. `block_field` is the field that says the block length,
+    `mask_word` the spelling of a mask token that tokenizers have without saying what it is.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     descriptor: Descriptor = Descriptor()
     marks: tuple[str, ...] = ()
     block_field: str = "block_size"
+    mask_word: str | None = None
 
 
 def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
@@ -66,32 +68,40 @@ def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
     if not related:
         known = ", ".join(dict.fromkeys(t for one in families for t in one.model_types))
         raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
-    architectures, mapped = _classes(raw)
-    named = _named(related, architectures) or _named(related, mapped)
-    if named is None or named.descriptor.attention == "causal":  # a preset and own code say more than a parent's class
-        others = [one for one in related if one is not named]
-        preset = next((one for one in others if one.name == told.family), None)
-        named = preset or _named(others, mapped) or named
-    if architectures and not set(architectures) & {one for family in related for one in family.architectures}:
-        if told.diffusion:
-            return next((one for one in related if one.name == told.family), related[0])
-        read = " or ".join(one for family in related for one in family.architectures)
-        raise RequestError(
-            f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(architectures)}, which "
-            f"may decode in another way; {model_type} is read as {read} only: {_DESCRIBE}"
-        )
-    marked = next((one for one in related if any(raw.get(mark) is not None for mark in one.marks)), None)
-    family = named or marked or next((one for one in related if not one.marks), related[0])
-    if family.descriptor.attention == "causal" and not told.diffusion:
-        _refuse_traces(raw, name, family, [one for one in mapped if one not in family.architectures])
+    architectures, own = _classes(raw)
+    named = _named(related, architectures)
+    if named is None and architectures and not told.by_user:
+        if not any(one.name == told.family and not one.architectures for one in related):
+            read = " or ".join(one for family in related for one in family.architectures)
+            raise RequestError(
+                f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(architectures)}, "
+                f"which may decode in another way; {model_type} is read as {read} only: {_DESCRIBE}"
+            )
+    if named is None or _autoregressive(named):  # a preset, and code of its own, say more than a parent's class
+        others = [one for one in related if one is not named and not _autoregressive(one)]
+        told_so = [one for one in others if one.name == told.family]
+        marked = [one for one in others if any(raw.get(mark) is not None for mark in one.marks)]
+        found = told_so + [one for one in others if set(one.architectures) & set(own)] + marked * (named is None)
+        if found:
+            return found[0]
+    family = named or next((one for one in related if one.architectures and not one.marks), related[0])
+    if _autoregressive(family) and not told.by_user:
+        _refuse_traces(raw, name, family, [one for one in own if one not in family.architectures])
     return family
+
+
+def _autoregressive(family: Family) -> bool:
+    return family.descriptor.attention == "causal"
 
 
 def _named(families: list[Family], classes: list[str]) -> Family | None:
     return next((one for one in families if set(one.architectures) & set(classes)), None)
 
 
-_DESCRIBE = "if it is a diffusion model in that layout, give --attention, --block-length, --mask-id and --shift."
+_DESCRIBE = (
+    "if it is a diffusion model in that layout, give --attention, --block-length, --mask-id and --shift; --attention "
+    "causal says that it is none."
+)
 _TRACES = ("block_size", "bd_size", "block_length")  # fields of diffusion models' files alone
 
 
@@ -375,15 +385,24 @@ STABLE_DIFFCODER = Family(
     "stable-diffcoder", ("llama",), ("StableDiffcoderForCausalLM",), LLAMA_LAYOUT,
     Descriptor(attention="block_causal", shift=0, mask_id=5, tokenizer=_LLAMA_BPE),
 )  # fmt: skip
+EFFICIENT_DLM = Family(  # what its class is called, its mask and its shift are not established
+    "efficient-dlm", ("qwen3",), (), QWEN3_LAYOUT, Descriptor(attention="block_causal", tokenizer=_QWEN_BPE)
+)
 FASTDLLM2 = Family(  # bd_size is the block length of training, with which it is decoded too
     "fastdllm2", ("Fast_dLLM_Qwen",), ("Fast_dLLM_QwenForCausalLM",), QWEN2_LAYOUT,
     Descriptor(attention="block_causal", shift=1, mask_id=151_665, tokenizer=_QWEN_BPE),
-    block_field="bd_size",
+    block_field="bd_size", mask_word="|<MASK>|",
 )  # fmt: skip
 
 _A2D = Descriptor(shift=0, tokenizer=_QWEN_BPE, confidence="clean")  # mdlm and bd3lm: the files do not say which
-A2D_QWEN3 = Family("a2d-qwen3", ("a2d-qwen3",), ("A2DQwen3LMHeadModel",), QWEN3_LAYOUT, _A2D)
-A2D_QWEN2 = Family("a2d-qwen2", ("a2d-qwen2",), ("A2DQwen2LMHeadModel",), QWEN2_LAYOUT, _A2D)
+_MASK = "<|mask|>"
+A2D_QWEN3 = Family(
+    "a2d-qwen3", ("a2d-qwen3",), ("A2DQwen3LMHeadModel",), QWEN3_LAYOUT, _A2D, mask_word=_MASK
+)  # fmt: skip
+A2D_QWEN2 = Family(
+    "a2d-qwen2", ("a2d-qwen2",), ("A2DQwen2LMHeadModel",), QWEN2_LAYOUT, _A2D, mask_word=_MASK
+)  # fmt: skip
 A2D_LLAMA = Family(
-    "a2d-llama", ("a2d-llama",), ("A2DLlamaLMHeadModel",), LLAMA_LAYOUT, replace(_A2D, tokenizer=_LLAMA_BPE)
-)
+    "a2d-llama", ("a2d-llama",), ("A2DLlamaLMHeadModel",), LLAMA_LAYOUT, replace(_A2D, tokenizer=_LLAMA_BPE),
+    mask_word=_MASK,
+)  # fmt: skip

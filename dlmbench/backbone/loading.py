@@ -214,6 +214,8 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     }
     if config.mask_id is not None:
         raw["mask_token_id"] = config.mask_id
+    if config.block_length is not None:
+        raw[family.block_field] = config.block_length
     return family.layout.spell(raw | usual_fields(config))
 
 

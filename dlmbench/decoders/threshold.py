@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
@@ -71,6 +72,7 @@ class Threshold(StepDecoder):
     name = "threshold"
     Config = ThresholdConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
     equalities = ("tau=1.1 == static:k=1",)
 
     def bind(self, nets: Networks, block_length: int) -> Traits:

@@ -23,6 +23,7 @@ from dlmbench.engine.graphs import first_line
 from dlmbench.engine.loop import Engine
 from dlmbench.errors import RequestError, RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
+from dlmbench.models.compatibility import check_blocks
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import BACKBONES
 
@@ -222,6 +223,10 @@ def _check_attention(checked, config) -> None:
             f"Method {checked.decoder.name} works with {' or '.join(checked.decoder.attention)} attention and "
             f"{checked.spec.model} has {config.attention}: choose another --model or --method."
         )
+    check_blocks(checked.preset, config, checked.decoder)
+    if config.attention == "block_causal" and not (checked.spec.block_length or checked.preset.block_length):
+        known = f" ({config.block_length} by its config.json)" if config.block_length else ""
+        raise RequestError(f"{checked.preset.name} attends by blocks: give their length with --block-length{known}.")
     if checked.spec.cache != "none" and config.attention != "full":
         raise RequestError(
             f"Cache policy {checked.spec.cache} approximates full attention, and {checked.spec.model} has "

@@ -4,9 +4,11 @@ All of it are row-indexed tensors allocated once. `apply` carries out a decision
 returns one packed flag a row, which is all that the host ever reads of a step.
 
 Block-causal rows: blocks are cut at absolute multiples of B, the canvas ends with a whole block, decoding stops after
-the block that holds an EOS. Full-attention rows: blocks are counted from the prompt's end, the answer has exactly its
-budget of positions, and no token stops anything (cards of SDAR and LLaDA) unless `fill_after_eos`: then whatever lies
-right of the first EOS becomes EOS after every step (FreeCache's early stop).
+the block that holds an EOS. Other grids (`Descriptor`) end the answer with its budget (``cut``), count blocks from the
+prompt's end as well (``prompt``), or decode as many blocks as the budget alone fills (``split``). Full-attention rows:
+blocks are counted from the prompt's end, the answer has exactly its budget of positions, and no token stops anything
+unless `fill_after_eos`: then whatever lies right of the first EOS becomes EOS after every step (FreeCache's early
+stop).
 
 Axes: R rows (slots), L capacity, B block length, W positions of the view.
 """
@@ -41,11 +43,14 @@ class Canvas:
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
-        answer: int, device: torch.device, fill_after_eos: bool = False,
+        answer: int, device: torch.device, fill_after_eos: bool = False, grid: str = "origin",
     ):  # fmt: skip
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
+        self.grid = grid
         self.fill_after_eos, self.filled = fill_after_eos, None
-        self.fixed = attention == "full"  # may blocks begin with fewer masks than positions?
+        self.from_prompt = attention == "full" or grid == "prompt"  # blocks are counted from the prompt's end
+        self.exact = self.from_prompt or grid == "cut"  # the answer ends with its budget
+        self.fixed = self.exact  # may blocks begin with fewer masks than positions?
         self.tokens = torch.full((rows, capacity), mask_id, dtype=torch.long, device=device)
         self.given = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
         for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "fallbacks"):
@@ -59,7 +64,7 @@ class Canvas:
     @property
     def _overhangs(self) -> bool:
         """May a view reach past the end of a short row?"""
-        return self.attention == "full" or self.answer > 0
+        return self.exact or self.answer > 0
 
     @property
     def rows(self) -> int:
@@ -75,8 +80,12 @@ class Canvas:
         """
         length, block = len(prompt), self.block_length
         start, end = length, length + max_tokens
-        if self.attention != "full":
-            start, end = length // block * block, -(-end // block) * block
+        if not self.from_prompt:
+            start = length // block * block
+        if not self.exact:
+            end = -(-end // block) * block
+        if self.grid == "split":
+            end = start + -(-max_tokens // block) * block
         canvas = prompt + [self.mask_id] * (self.tokens.shape[1] - length)
         for offset, token in fixed:
             if offset < max_tokens:

@@ -293,7 +293,7 @@ class Engine:
         config, block = self.target.config, self.target.block_length
         self.canvas = Canvas(
             rows, capacity, block, self._mask_id, () if self.traits.ends_rows else config.eos_ids, config.attention,
-            answer, self.device, self.fill_after_eos,
+            answer, self.device, self.fill_after_eos, config.grid,
         )  # fmt: skip
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():
@@ -510,6 +510,8 @@ class Engine:
         prompt = len(request.prompt_ids)
         whole = self.canvas.attention == "full" or self.canvas.answer > 0
         last = slot.end if whole else last_block + self.target.block_length
+        if self.canvas.exact:
+            last = min(last, slot.end)
         raw = self.decoder.answer(self.state, row, self.canvas.tokens[row, prompt:last].tolist())
         ids, reason = raw[: request.max_tokens], "length"
         end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlmbench.backbone.descriptor import ask
+from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.descriptor import FLAGS, Descriptor, ask
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
-from dlmbench.models.descriptors import described
-from dlmbench.models.presets import Preset, config_of, resolve
+from dlmbench.models.descriptors import asked_for, described
+from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import BACKBONES
 
 
@@ -46,17 +47,38 @@ def family_of(preset: Preset) -> str | None:
 def check_described(preset: Preset, block_length: int | None = None) -> None:
     """Refuse a model of which too little is known to decode with it, before anything is fetched.
 
-    `block_length` is what the run asks for. Raises RequestError with the flags that say what is missing.
+    `block_length` is what the run asks for. A mask id that only the checkpoint's files can say is left to its loading
+    where they are not here. Raises RequestError with the flags that say what is missing.
     """
-    settled = described(preset)
-    found, family = settled.descriptor, family_of(preset)
-    unknown = [name for name in settled.unknown if name != "mask_id" or config_of(preset)]
-    if family in BACKBONES and unknown:
-        raise ask(preset.name, family, unknown)
-    if found.attention == "block_causal" and not (block_length or preset.block_length or found.block_length):
+    found = described(preset).descriptor
+    if found.grid not in (None, "origin") and found.attention != "block_causal":
         raise RequestError(
-            f"{preset.name} attends by blocks, and nothing says how long those that it was trained with are: give "
-            "--block-length."
+            f"--grid {found.grid} says where block-causal blocks lie and {preset.name} has {found.attention} "
+            "attention: leave it out."
+        )
+    asked = {name: place for name, place in asked_for(preset).items() if place in FLAGS.values()}
+    if block_length or preset.block_length:
+        asked.pop("block_length", None)
+    if asked:
+        raise ask(preset.name, list(asked))
+
+
+def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: Any) -> None:
+    """Refuse a method that does not know where the model's block-causal blocks lie, or how its head predicts.
+
+    `rules` is what is known of the model, `decoder` the method's class. Raises RequestError.
+    """
+    if rules.attention != "block_causal":
+        return
+    if rules.shift and not decoder.anchored:
+        raise RequestError(
+            f"Method {decoder.name} predicts all positions of a block, and the head of {preset.name} predicts the next "
+            "position, so that a block must begin with a known token: use --method fastdllm2."
+        )
+    if (grid := rules.grid or "origin") not in decoder.grids:
+        raise RequestError(
+            f"Method {decoder.name} counts blocks from position 0, and those of {preset.name} lie on the grid {grid}: "
+            "give --grid origin, or use --method static or threshold."
         )
 
 

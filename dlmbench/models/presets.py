@@ -108,6 +108,15 @@ _LLADA2 = dict(
     settings={"threshold": {"tau": 0.95}, "edit": {"threshold": 0.7, "edit_threshold": 0.5}},  # 2.1's quality mode
 )
 _LLADAMOE = dict(family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024))
+_DREAM_CODER = {**_DREAM, "chat_template": True, "gen_length": {"humaneval": 768, "mbpp": 1024}}
+_DREAM_INSTRUCT = dict(chat_template=True, gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024})
+_A2D = dict(gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
+_MDLM = Descriptor(attention="full")
+_BD3LM = Descriptor(attention="block_causal", block_length=32, grid="prompt")
+_ONE_BLOCK = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
+_BLOCKS = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
+_QWEN3_MASK = dict(mask_id=151_669)  # Qwen2.5's tokenizer ends elsewhere and names its own
+
 _CAUSAL = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
 
 PRESETS: dict[str, Preset] = {
@@ -262,6 +271,164 @@ PRESETS: dict[str, Preset] = {
             gen_length={"humaneval": 256, "mbpp": 256},
             chat_template=True,
             **_DREAM,
+        ),
+        Preset(
+            "dream-coder",
+            "Dream-org/Dream-Coder-v0-Instruct-7B",
+            description="Dream-Coder 7B instruct: Dream's layout, for code",
+            **_DREAM_CODER,
+        ),
+        Preset(
+            "dparallel-llada",
+            "Zigeng/dParallel-LLaDA-8B-instruct",
+            description="LLaDA 8B instruct, distilled to answer in parallel",
+            gen_length=dict.fromkeys(_LONG, 256),
+            chat_template=True,
+            **_LLADA,
+        ),
+        Preset(
+            "dparallel-dream",
+            "Zigeng/dParallel_Dream_7B_Instruct",
+            description="Dream 7B instruct, distilled to answer in parallel",
+            gen_length=dict.fromkeys(_LONG, 256),
+            chat_template=True,
+            **{**_DREAM, "whole_answer": False},
+        ),
+        Preset(
+            "d3llm-llada",
+            "d3LLM/d3LLM_LLaDA",
+            description="LLaDA 8B instruct, distilled for several blocks at once",
+            gen_length=dict.fromkeys(_LONG, 256),
+            chat_template=True,
+            **_LLADA,
+        ),
+        Preset(
+            "d3llm-dream",
+            "d3LLM/d3LLM_Dream",
+            description="Dream 7B instruct, distilled for several blocks at once",
+            **{**_DREAM, **_DREAM_INSTRUCT, "whole_answer": False},
+        ),
+        Preset(
+            "d3llm-dream-coder",
+            "d3LLM/d3LLM_Dream_Coder",
+            description="Dream-Coder 7B instruct, distilled for several blocks at once",
+            **{**_DREAM_CODER, "whole_answer": False},
+        ),
+        *(
+            Preset(
+                f"sdar-{size}-b{block}",
+                f"JetLM/SDAR-{size.upper()}-Chat-b{block}",
+                description=f"SDAR {size.upper()} chat, block {block}",
+                shape=f"sdar-{size}",
+                **{**_SDAR, "block_length": block},
+            )
+            for size in ("1.7b", "4b", "8b")
+            for block in (8, 16, 32, 64)
+        ),
+        *(
+            Preset(
+                f"trado-{size}",
+                f"Gen-Verse/TraDo-{size.upper()}-Instruct",
+                description=f"TraDo {size.upper()} instruct: SDAR trained by reinforcement, block 4",
+                shape=f"sdar-{size}",
+                **_SDAR,
+            )
+            for size in ("4b", "8b")
+        ),
+        *(
+            Preset(
+                f"illada-8b-{kind}",
+                f"GSAI-ML/iLLaDA-8B-{kind.capitalize()}",
+                "illada",
+                f"iLLaDA 8B {kind}: LLaDA's successor in Llama's layout",
+                shape="illada-8b",
+                block_length=32,
+                chat_template=kind == "instruct",
+            )
+            for kind in ("base", "instruct")
+        ),
+        *(
+            Preset(
+                f"dreamreasoner-8b{'-base' * base}",
+                f"Dream-org/DreamReasoner-8B{'-Base' * base}",
+                "dreamreasoner",
+                f"DreamReasoner 8B{' base' * base}: Qwen3 as a block-diffusion reasoner",
+                shape="dreamreasoner-8b",
+                block_length=32,
+                chat_template=not base,
+                settings={"entropy": {"rule": "chosen", "steps": 32}},
+            )
+            for base in (False, True)
+        ),
+        Preset(
+            "qwen3-0.6b-mdlm",
+            "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
+            "a2d-qwen3",
+            "Qwen3 0.6B made a full-attention diffusion model, the answer as one block",
+            descriptor=replace(_MDLM, **_QWEN3_MASK),
+            shape="qwen3-0.6b",
+            whole_answer=True,
+            settings=_ONE_BLOCK,
+            **_A2D,
+        ),
+        Preset(
+            "qwen3-0.6b-bd3lm",
+            "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1",
+            "a2d-qwen3",
+            "Qwen3 0.6B made a block-diffusion model, block 32 from the prompt's end",
+            descriptor=replace(_BD3LM, **_QWEN3_MASK),
+            shape="qwen3-0.6b",
+            block_length=32,
+            settings=_BLOCKS,
+            **_A2D,
+        ),
+        Preset(
+            "qwen2.5-coder-0.5b-mdlm",
+            "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1",
+            "a2d-qwen2",
+            "Qwen2.5-Coder 0.5B made a full-attention diffusion model",
+            descriptor=_MDLM,
+            shape="qwen2.5-0.5b",
+            whole_answer=True,
+            settings=_ONE_BLOCK,
+            **_A2D,
+        ),
+        Preset(
+            "qwen2.5-coder-0.5b-bd3lm",
+            "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-bd3lm-v0.1",
+            "a2d-qwen2",
+            "Qwen2.5-Coder 0.5B made a block-diffusion model, block 32 from the prompt's end",
+            descriptor=_BD3LM,
+            shape="qwen2.5-0.5b",
+            block_length=32,
+            settings=_BLOCKS,
+            **_A2D,
+        ),
+        *(
+            Preset(
+                f"fastdllm2-{size}",
+                f"Efficient-Large-Model/Fast_dLLM_v2_{size.upper()}",
+                "fastdllm2",
+                f"Fast-dLLM v2 {size.upper()}: Qwen2.5 with blocks and a head that stays shifted",
+                shape=f"fastdllm2-{size}",
+                block_length=32,
+                gen_length=dict.fromkeys(_LONG, 2048),
+                chat_template=True,
+            )
+            for size in ("1.5b", "7b")
+        ),
+        Preset(
+            "stable-diffcoder-8b",
+            "ByteDance-Seed/Stable-DiffCoder-8B-Instruct",
+            "stable-diffcoder",
+            "Stable-DiffCoder 8B instruct in Llama's layout; its block length is asked for",
+            chat_template=True,
+        ),
+        Preset(
+            "efficient-dlm-4b",
+            "nvidia/Efficient-DLM-4B",
+            "efficient-dlm",
+            "Efficient-DLM 4B in Qwen3's layout; shift, mask and block length are asked for",
         ),
         Preset(
             "qwen3-8b",

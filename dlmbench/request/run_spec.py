@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_described, check_helper
+from dlmbench.models.compatibility import attention_of, attention_type, check_blocks, check_described, check_helper
+from dlmbench.models.descriptors import described
 from dlmbench.models.presets import Preset, default_model, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
@@ -100,6 +101,7 @@ class RunSpec:
         fixed = check_shared(self, preset, decoder, shared)
         config = decoder.on_task(config, attention, fixed, answer_of(self.task) is not None)
         check_attention(self, preset, decoder)
+        check_blocks(preset, described(preset).descriptor, decoder)
         check_sampling(self, decoder, config)
         check_cache(self, preset, decoder)
         needed = decoder.needs(config, attention)

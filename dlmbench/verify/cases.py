@@ -50,6 +50,13 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "simsd": "dlmbench.verify.simsd",
     "simsd_mask": "dlmbench.verify.simsd",
     "simsd_acceptance": "dlmbench.verify.simsd",
+    "a2d_mdlm": "dlmbench.verify.a2d",
+    "a2d_bd3lm": "dlmbench.verify.a2d",
+    "a2d_bd3lm_v0": "dlmbench.verify.a2d",
+    "a2d_bd3lm_grid0": "dlmbench.verify.a2d",
+    "a2d_quota": "dlmbench.verify.a2d",
+    "illada_var_generate": "dlmbench.verify.illada",
+    "dreamreasoner": "dlmbench.verify.sdar",
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
 }
@@ -65,6 +72,7 @@ SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters ca
 UNITS = {  # files of many small cases: the list that holds them -> method of each
     "masks": "simsd_mask",
     "cases": "simsd_acceptance",
+    "quotas": "a2d_quota",
 }
 
 

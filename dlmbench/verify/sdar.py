@@ -1,4 +1,5 @@
-"""Golden cases of the SDAR backbone and its own decoders (card of SDAR).
+"""Golden cases of the SDAR backbone and its own decoders, and of DreamReasoner's, which are the same but for an entropy
+of the proposed token alone and a last step that reveals whatever is left.
 
 Compared: all ids up to the end of the last decoded block, every step, the forwards by kind, and where decoding stopped.
 The official loop spends a separate store forward on every block, so cases run with ``store=separate``; ids and steps
@@ -30,7 +31,9 @@ from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Generation, Request
 from dlmbench.verify.cases import Case, Mismatch, equal
 
-FIELDS = {"id", "family", "weights", "method", "params", "source", "prompt_ids", "min_top1_top2_margin", "expected"}
+FIELDS = {
+    "id", "family", "weights", "method", "params", "source", "note", "prompt_ids", "min_top1_top2_margin", "expected",
+}  # fmt: skip
 PARAMS = {
     "mask_id", "temperature", "top_k", "top_p", "block_length", "denoising_steps", "gen_length", "remasking_strategy",
     "confidence", "eb_threshold", "confidence_threshold", "stop_token_ids",
@@ -71,7 +74,7 @@ def _run(case: Case, store: str, device: str) -> Generation:
     model.config = replace(model.config, eos_ids=tuple(params.get("stop_token_ids") or ()))
     sampling = Sampling(params["temperature"], params["top_k"], params["top_p"], _confidence(params["confidence"]))
     network = Network("target", model, params["block_length"], store)
-    engine = Engine({"target": network}, _decoder(params), sampling=sampling)
+    engine = Engine({"target": network}, _decoder(params, case.raw["method"]), sampling=sampling)
     request = Request(case.raw["id"], tuple(case.raw["prompt_ids"]), params["gen_length"])
     return engine.generate([request], trace=True)[0]
 
@@ -80,7 +83,7 @@ def _confidence(name: str) -> str:
     return {"full_softmax": "full", "post_truncation_softmax": "truncated"}[name]
 
 
-def _decoder(params: dict):
+def _decoder(params: dict, method: str):
     steps = params["denoising_steps"]
     match params["remasking_strategy"]:
         case "low_confidence_static":
@@ -90,6 +93,8 @@ def _decoder(params: dict):
         case "sequential":
             return Sequential(SequentialConfig(steps=steps))
         case "entropy_bounded":
+            if method == "dreamreasoner":
+                return Entropy(EntropyConfig(budget=params["eb_threshold"], rule="chosen", steps=steps))
             return Entropy(EntropyConfig(budget=params["eb_threshold"]))
         case other:
             raise Mismatch(f"unknown remasking_strategy {other!r}")
