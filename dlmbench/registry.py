@@ -119,6 +119,7 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "edit": "Edit",
     "entropy": "Entropy",
     "guided": "Guided",
     "klass": "Klass",
@@ -134,5 +135,11 @@ _DECODERS = {  # method -> class, in the module of the method's name
 }
 for _name, _class in _DECODERS.items():
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_class}")
-for _name in ("sdar", "qwen3", "qwen2", "llama", "llada", "dream"):
-    BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper()}")
+for _name in (
+    "qwen3", "qwen2", "llama", "sdar", "llada", "dream", "dreamreasoner", "illada", "stable-diffcoder",
+    "efficient-dlm", "fastdllm2",
+    "a2d-qwen3", "a2d-qwen2", "a2d-llama",
+):  # fmt: skip
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+for _name in ("llada2", "lladamoe", "sdarmoe"):
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

@@ -2,7 +2,7 @@
 
 Without a cache every forward runs over the whole row. A policy names, for every row, the window of positions that a
 forward recomputes; keys and values of all other positions are those of their last recomputation (Fast-dLLM,
-arXiv 2505.22618; FreeCache, arXiv 2505.21467):
+arXiv 2505.22618, and FreeCache, arXiv 2505.21467; docs/full-attention.md):
 
 * ``none``: the whole row, exact.
 * ``prefix``: the whole row at the first step of a block, then the block and everything right of it.

@@ -6,9 +6,6 @@ Never runs code that comes with a checkpoint. A hub that cannot be reached is on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.families import Family, Fields
+from dlmbench.backbone.configuration import read_config
+from dlmbench.backbone.descriptor import NOTHING, Told
+from dlmbench.backbone.families import Family
+from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
+from dlmbench.backbone.sparse_families import stacked, usual_fields
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
 from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
@@ -51,151 +52,95 @@ def _snapshot(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> tuple[BackboneConfig, Family]:
-    """Configuration and family of a checkpoint folder; no weight and no tokenizer is loaded.
-
-    End tokens are those of config.json and of generation_config.json together. Raises RequestError for a layout that no
-    family reads, and for fields that are missing or ask for something that is not built.
-    """
-    name = model_name(folder)
-    raw = read_json(folder / "config.json")
-    if raw is None:
-        raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
-    family = _family(raw, name)
-    generation = read_json(folder / "generation_config.json") or {}
-    with _fields_of(folder / "config.json"):
-        config = family.read(raw)
-    with _fields_of(folder / "generation_config.json"):
-        eos = Fields(generation).ids("eos_token_id")
-    eos = tuple(dict.fromkeys((*eos, *config.eos_ids)))
-    return replace(config, eos_ids=eos, mask_id=_mask_id(config, family, folder)), family
-
-
-@contextmanager
-def _fields_of(file: Path) -> Iterator[None]:
-    """Errors about the fields of a file name the model and the file."""
-    try:
-        yield
-    except RequestError as error:
-        raise broken(file, str(error)) from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise broken(file, f"has a field of another kind than it should be ({error}): fetch it again") from error
-
-
-def _family(raw: dict[str, Any], name: str) -> Family:
-    """The family by ``model_type``, whose known ``architectures`` must agree: other models go by the same type."""
-    model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
-    architectures = [architectures] if isinstance(architectures, str) else architectures
-    families = [BACKBONES.get(one) for one in BACKBONES.names()]
-    family = next((one for one in families if model_type in one.model_types), None)
-    if family is None:
-        known = ", ".join(t for one in families for t in one.model_types)
-        raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
-    if architectures and not set(family.architectures) & set(architectures):
-        raise RequestError(
-            f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(map(str, architectures))}"
-            f", which may decode in another way; {model_type} is read as {' or '.join(family.architectures)} only."
-        )
-    if method := raw.get("quantization_config") or raw.get("compression_config"):
-        method = method.get("quant_method", "an unnamed method") if isinstance(method, dict) else method
-        raise RequestError(
-            f"{name} is quantised with {method} (quantization_config in config.json), which is not supported: take the "
-            "checkpoint that it was made from, in bfloat16, float16 or float32."
-        )
-    return family
-
-
-def _mask_id(config: BackboneConfig, family: Family, folder: Path) -> int | None:
-    """config.json's mask id, else the tokenizer's, else the one that all released models of the family have."""
-    mask = config.mask_id
-    if mask is None and config.attention != "causal":
-        mask = tokenizer_mask_id(folder)
-        if mask is None and (family.mask_id or config.vocab_size) < config.vocab_size:
-            mask = family.mask_id
-        if mask is None:
-            raise RequestError(
-                f"{model_name(folder)}: config.json has no mask_token_id, and the tokenizer names no mask token: add "
-                "the id of the mask to config.json."
-            )
-    if mask is not None and not (type(mask) is int and 0 <= mask < config.vocab_size):
-        raise RequestError(
-            f"{model_name(folder)}: config.json leads to the mask id {mask!r}, which is no token of a vocabulary of "
-            f"{config.vocab_size}: correct mask_token_id there."
-        )
-    return mask
-
-
-def tokenizer_mask_id(folder: Path) -> int | None:
-    """The mask token's id by the tokenizer's files, without building it; None when they do not say."""
-    settings = read_json(folder / "tokenizer_config.json") or {}
-    token = settings.get("mask_token") or (read_json(folder / "special_tokens_map.json") or {}).get("mask_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    if not text:
-        return None
-    with _fields_of(folder / "tokenizer_config.json"):
-        decoder = settings.get("added_tokens_decoder") or {}
-        added = {one.get("content"): int(number) for number, one in decoder.items()}
-    added |= read_json(folder / "added_tokens.json") or {}
-    if text not in added:
-        listed = (read_json(folder / "tokenizer.json") or {}).get("added_tokens") or []
-        added |= {one.get("content"): one.get("id") for one in listed}
-    return added.get(text)
-
-
 def load_checkpoint(
-    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
-) -> Transformer:
-    """A frozen network from an official checkpoint, in evaluation mode.
+    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None,
+    told: Told = NOTHING,
+) -> Transformer:  # fmt: skip
+    """A frozen network from an official checkpoint, in evaluation mode, used as its files and `told` say.
 
-    At no time are there two copies of more than one tensor. Raises RequestError for what `check_checkpoint` refuses.
+    At no time are there two copies of more than one tensor, and of one expert where experts are stored one by one.
+    Raises RequestError for what `check_checkpoint` refuses, and for weights that are larger than the device.
     """
     folder = checkpoint_folder(str(name), revision)
-    model, tensors, official = _prepared(folder)
+    model, tensors, official = _prepared(folder, told)
+    check_room(model_name(folder), model.config.parameters * dtype.itemsize, device, dtype)
     size = sum(file.stat().st_size for file in weight_files(folder))
     if size > LARGE:
         tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")
-    state = {ours: tensors.joined(names, device, dtype) for ours, names in official.items()}
+    shapes = {ours: weight.shape for ours, weight in model.state_dict().items()}
+    state = {
+        ours: tensors.joined(names, device, _dtype_of(ours, dtype)).view(shapes[ours])
+        for ours, names in official.items()
+    }
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def check_checkpoint(folder: Path) -> None:
+def _dtype_of(ours: str, dtype: torch.dtype) -> torch.dtype:
+    """Routers stay in float32 at least, for near ties decide which experts are chosen."""
+    routes = ours.endswith((".experts.router", ".experts.bias"))
+    return torch.promote_types(dtype, torch.float32) if routes else dtype
+
+
+def check_checkpoint(folder: Path, told: Told = NOTHING) -> None:
     """Judge a folder by its configuration and the headers of its weights, before anything large is read.
 
     Raises RequestError when it is incomplete, quantised, holds tensors that the network does not have, or one of
     another shape than the configuration says.
     """
-    _prepared(folder)
+    _prepared(folder, told)
 
 
-def _prepared(folder: Path) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
+def _prepared(folder: Path, told: Told) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
     """A network without weights, the folder's tensors, and the official names that each of its own comes from."""
-    config, family = read_config(folder)
+    config, family = read_config(folder, told)
     with torch.device("meta"):
         model = Transformer(config)
     tensors = Tensors(folder)
-    official = {ours: _official(ours, family) for ours in model.state_dict()}
+    official = {ours: _in_files(ours, config, family, tensors) for ours in model.state_dict()}
     wanted = [name for names in official.values() for name in names]
     tensors.check(wanted, config.num_layers, ignored=_tied_copies(config, family, tensors))
     for ours, parameter in model.state_dict().items():
-        if tensors.shape(official[ours]) != parameter.shape:
+        names, expected = official[ours], tuple(parameter.shape)
+        shape = tensors.shape(names)
+        one_by_one = len(shape) < len(expected)  # experts
+        fits = shape == ((expected[0] * expected[1], *expected[2:]) if one_by_one else expected)
+        if not fits or (len(names) > 1 and tensors.rows(names) != _packed_sizes(ours, config, len(names))):
             raise RequestError(
-                f"{model_name(folder)}: tensor {ours} has shape {tensors.shape(official[ours])}, config.json says "
-                f"{tuple(parameter.shape)}; the two files do not belong together."
+                f"{model_name(folder)}: tensor {ours} has shape {shape}, config.json says {expected}; the two files do "
+                "not belong together."
             )
     return model, tensors, official
 
 
-def _official(ours: str, family: Family) -> list[str]:
-    """The official names that one of our tensors is packed from, in order."""
+def _official(ours: str, config: BackboneConfig, family: Family) -> list[str]:
+    """The official names that one of our tensors is packed from, in order; experts one by one."""
+    layer, names = _pattern(ours, family)
+    experts = range(config.experts.count) if config.experts and "{expert}" in names[0] else (0,)
+    return [name.format(layer, expert=expert) for expert in experts for name in names]
+
+
+def _in_files(ours: str, config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
+    """The same as the files have them, which may stack experts."""
+    layer, names = _pattern(ours, family)
+    if "{expert}" in names[0]:
+        for some in stacked(names):
+            found = [name.format(layer) for name in some]
+            if all(name in tensors.place for name in found):
+                return found
+    return _official(ours, config, family)
+
+
+def _pattern(ours: str, family: Family) -> tuple[str, tuple[str, ...]]:
+    """Number of the layer that one of our tensors belongs to ("" for none), and its names as the family has them."""
     layer = ours.split(".")[1] if ours.startswith("layers.") else ""
     pattern = ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours
-    return [name.format(layer) for name in family.names[pattern]]
+    return layer, family.layout.names[pattern]
 
 
 def _tied_copies(config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
     """A head that was saved although it is tied to the embedding; it is refused when it differs from it."""
-    (head,), (embedding,) = family.names["head.weight"], family.names["embedding.weight"]
+    (head,), (embedding,) = family.layout.names["head.weight"], family.layout.names["embedding.weight"]
     if not config.tie_embeddings or head not in tensors.place:
         return []
     if embedding in tensors.place and not torch.equal(tensors.get(head), tensors.get(embedding)):
@@ -225,16 +170,23 @@ def official_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     """A network's weights under the family's official names: views of what is packed here."""
     family, tensors = BACKBONES.get(model.config.family), {}
     for ours, tensor in model.state_dict().items():
-        official = _official(ours, family)
-        sizes = _packed_sizes(ours, model.config) if len(official) > 1 else [tensor.shape[0]]
+        official = _official(ours, model.config, family)
+        if tensor.dim() > 2:  # a stack of experts
+            tensor = tensor.flatten(0, 1)
+        sizes = _packed_sizes(ours, model.config, len(official)) if len(official) > 1 else [tensor.shape[0]]
         tensors |= zip(official, tensor.split(sizes), strict=True)
     return tensors
 
 
-def _packed_sizes(name: str, config: BackboneConfig) -> list[int]:
+def _packed_sizes(name: str, config: BackboneConfig, parts: int = 2) -> list[int]:
+    """Rows of the official tensors that one of ours is packed from."""
     if ".qkv." in name:
         return [n * config.head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
-    return [config.intermediate_size] * 2
+    if ".experts." not in name:
+        return [config.intermediate_size] * parts
+    if name.endswith(".down"):
+        return [config.hidden_size] * parts
+    return [config.experts.shared_width if ".shared_" in name else config.experts.width] * parts
 
 
 def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
@@ -262,7 +214,9 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     }
     if config.mask_id is not None:
         raw["mask_token_id"] = config.mask_id
-    return family.spell(raw)
+    if config.block_length is not None:
+        raw[family.block_field] = config.block_length
+    return family.layout.spell(raw | usual_fields(config))
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
@@ -333,9 +287,9 @@ def _known_class(folder: Path) -> Any:
     """A class of transformers for files whose own class it does not know."""
     import transformers
 
-    model_type = (read_json(folder / "config.json") or {}).get("model_type")
+    raw = read_json(folder / "config.json") or {}
     families = (BACKBONES.get(one) for one in BACKBONES.names())
-    family = next((one for one in families if model_type in one.model_types), None)
+    family = next((one for one in families if raw.get("model_type") in one.model_types), None)
     if (folder / "tokenizer.json").is_file() or family is None:
         return transformers.PreTrainedTokenizerFast
-    return getattr(transformers, family.tokenizer)
+    return getattr(transformers, family.descriptor.tokenizer or "PreTrainedTokenizerFast")

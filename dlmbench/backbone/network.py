@@ -12,7 +12,7 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Network:
     """
 
     carried: tuple[str, ...] = ("pending",)
+    needs_answers = False  # must requests bring all right answers? (an oracle is made of them)
     keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):
@@ -91,10 +92,18 @@ class Network:
 
     # --- what the engine does -------------------------------------------------------------------------------------
 
+    def admit(self, row: int, request: Any) -> None:
+        """`request` is decoded in `row` from now on. Its tokens are all that a network with weights has to know."""
+
     @property
     def stores(self) -> bool:
-        """Do finished blocks need a forward to keep their keys and values? A shifted head keeps them as it reads."""
-        return not self.config.shift
+        """Do finished blocks need a forward to keep their keys and values? A causal network keeps them as it reads."""
+        return not self._causal
+
+    @property
+    def _causal(self) -> bool:
+        """Does it read token by token? Then the last known token is the query that predicts the next one."""
+        return self.config.attention == "causal"
 
     @property
     def reads_host(self) -> bool:
@@ -102,9 +111,12 @@ class Network:
         return False
 
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
-        """Leading prompt tokens that are encoded ahead: whole blocks; all but the last token for a shifted head."""
-        if self.config.shift:
+        """Leading prompt tokens that are encoded ahead: whole blocks, which is all of them where blocks end with the
+        prompt; all but the last token of a causal network."""
+        if self._causal:
             return [n - 1 for n in prompt_lengths]
+        if self.config.grid in ("prompt", "split"):
+            return prompt_lengths
         return [n // self.block_length * self.block_length for n in prompt_lengths]
 
     def prefill(self, rows: Tensor, lengths: list[int]) -> None:
@@ -119,8 +131,9 @@ class Network:
         """
         if max(lengths) == 0:
             return
-        width = min(bucket(max(lengths), PREFILL_BUCKET), self.cache.capacity)
         ends = torch.tensor(lengths, device=self.device)
+        ahead = self.block_length if self.config.grid == "prompt" else 0  # the first block may lack that many tokens
+        width = min(bucket(max(lengths) + ahead, PREFILL_BUCKET), self.cache.capacity)
         chunk = max(PREFILL_CHUNK // self.block_length, 1) * self.block_length
         states = []
         for at in range(0, width, chunk):
@@ -130,18 +143,40 @@ class Network:
             if self.keeps_states:
                 states.append(chunk_states)
         self.prefill_states = torch.cat(states, 1) if states else None
-        unit = 1 if self.config.attention == "causal" else self.block_length
+        unit = 1 if self._causal else self.block_length
         self._count("prefill", "prompt", ends > 0, (ends + unit) // 2, ends, 0, rows)  # a query sees half on average
 
     def _prefill_chunk(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
-        """Positions first .. last-1 of the prompts, which see all before them -> hidden states [n,last-first,D]."""
+        """Positions first .. last-1 of the prompts, which see all before them -> hidden states [n,last-first,D].
+
+        Where blocks do not begin with the row they are so many positions less, of which those below 0 are nobody's.
+        """
+        if self.config.grid in ("prompt", "split"):
+            return self._prefill_chunk_on_grid(rows, ends, first, last)
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
         slot_mapping = self.cache.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
-        unit = 1 if self.config.attention == "causal" else self.block_length
+        unit = 1 if self._causal else self.block_length
         bias = prompt_bias(first, last, unit, self.dtype, self.device)
         group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
         # padding may hold an id that no embedding has (a causal network without a mask token); nobody sees it
         ids = self.canvas[rows, first:last].reshape(-1).clamp_max(self.config.vocab_size - 1)
+        return self._forward(self.model.embed(ids), slot_mapping, [group]).view(*positions.shape, -1)
+
+    def _prefill_chunk_on_grid(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
+        """The same where every row has its own grid, whose first block lacks `offset` [n] tokens."""
+        block = self.block_length
+        offset = -ends % block if self.config.grid == "prompt" else torch.zeros_like(ends)
+        on_grid = torch.arange(first, last, device=self.device)
+        positions = on_grid - offset.unsqueeze(1)
+        valid = (positions >= 0) & (positions < ends.unsqueeze(1))
+        positions = positions.clamp_min(0)
+        slots = torch.arange(last, device=self.device)
+        blocks = (slots + offset.unsqueeze(1)) // block  # [n,last]
+        seen = blocks.unsqueeze(1) <= (on_grid // block).view(1, -1, 1)
+        seen = seen & (slots < ends.unsqueeze(1)).unsqueeze(1)
+        group = Group(positions, visible(seen, self.dtype).unsqueeze(1), rows)
+        ids = self.canvas[rows].gather(1, positions).reshape(-1)
+        slot_mapping = self.cache.slot_mapping(rows, positions, valid)
         return self._forward(self.model.embed(ids), slot_mapping, [group]).view(*positions.shape, -1)
 
     def forced(self, view):
@@ -195,19 +230,21 @@ class Network:
         row as what each needs it for.
         """
         queries, ids = view.positions, view.tokens
-        if self.config.shift:
-            queries = queries - self.config.shift
+        if self._causal:
+            queries = queries - 1
             ids = self.canvas.gather(1, queries)
         ends = queries[:, -1] + 1
+        if self.config.grid in ("cut", "prompt"):  # the answer's last block may be a short one
+            ends = torch.minimum(ends, view.ends)
         x = self.model.embed(ids) if embeds is None else embeds
         group = Group(queries, self.cache.prefix_bias(ends, view.max_keys))
-        # what rows that are not live write is written again before anybody sees it, but for a shifted head's first slot
-        slot_mapping = self.cache.slot_mapping(None, queries, view.live if self.config.shift else None)
-        states = self._with_stores(view, x.flatten(0, 1), slot_mapping, group)
+        slot_mapping = self.cache.slot_mapping(None, queries, self._writes(view))
+        states = self._with_stores(view, x.flatten(0, 1), slot_mapping, group).view(*queries.shape, -1)
         for name, served in served_by(kind, active):
             self._count_with_stores(view, name, ends, self.block_length, self.block_length, served)
-        logits = self.model.project(states).view(*queries.shape, -1)
-        return Forward(logits, states.view(*queries.shape, -1))
+        if self.config.shift and not self._causal:
+            states = shifted(states)
+        return Forward(self.model.project(states), states)
 
     def packed(
         self,
@@ -252,12 +289,24 @@ class Network:
         return lambda positions, attend: self.model(x, positions, attend)
 
     def sample(self, tokens: int) -> Callable[[], Tensor]:
-        """A stretch of a forward of `tokens` tokens, long enough to be timed: one layer, attention left out."""
-        layer, x = self.model.layers[0], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
+        """A stretch of a forward of `tokens` tokens, long enough to be timed: the last layer, attention left out."""
+        layer, x = self.model.layers[-1], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
         cos, sin = self.model._rotation(torch.arange(tokens, device=self.device) % self.config.max_positions, x.dtype)
         return lambda: layer(0, x, cos, sin, lambda _, q, kv: q.flatten(1))
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _writes(self, view) -> Tensor | None:
+        """Queries of a denoising forward that keep their keys and values, [R] or [R,B]; None: all of them.
+
+        What rows that are not live write is written again before anybody sees it, but for a causal network's first
+        slot. On the grid ``split`` the prompt's tail keeps what it was encoded with until its block is stored.
+        """
+        if self._causal:
+            return view.live
+        if self.config.grid == "split":
+            return view.positions >= view.prompt_length.unsqueeze(1)
+        return None
 
     def _pack_bias(self, start: Tensor, allowed: Tensor, seen: int) -> Tensor:
         """The pack's keys sit in the slots from `start` on, whatever their positions -> bias [R,1,Q,seen]."""
@@ -351,6 +400,12 @@ class Network:
         needed = view.live if active is None else view.live & active
         both = needed & self.pending
         return needed > both, both
+
+
+def shifted(states: Tensor) -> Tensor:
+    """States [R,B,D] of a block whose head predicts the next position -> those that predict its own: of the position
+    before, and of the first position its own, which is of no use: that position must be known already."""
+    return torch.cat([states[:, :1], states[:, :-1]], 1)
 
 
 def served_by(kind: Kinds, active: Tensor | None) -> list[tuple[str, Tensor | None]]:

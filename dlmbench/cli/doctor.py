@@ -87,7 +87,8 @@ def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[di
 
 def _model(name: str) -> list[dict[str, str]]:
     """A model: which settings it takes, its files, its configuration and its tokenizer. Loads no weights."""
-    from dlmbench.backbone.loading import load_tokenizer, read_config
+    from dlmbench.backbone.configuration import read_config
+    from dlmbench.backbone.loading import load_tokenizer
     from dlmbench.errors import RequestError
     from dlmbench.models.presets import PRESETS, resolve
     from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
@@ -103,7 +104,7 @@ def _model(name: str) -> list[dict[str, str]]:
     if folder is None:
         return checks
     try:
-        config, _ = read_config(folder)
+        config, _ = read_config(folder, preset.told)
         size = f"{config.parameters / 1e6:,.1f} M parameters, {2 * config.parameters / GIB:.2g} GiB in bfloat16"
         checks.append(_check("configuration", "ok", f"{config.family}, {config.attention} attention, {size}"))
         place = Path(preset.tokenizer_location).expanduser()

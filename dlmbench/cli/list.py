@@ -80,7 +80,7 @@ def _models() -> Any:
         {
             "model": preset.name,
             "family": preset.family,
-            "block": preset.block_length,
+            "block": preset.block_length or "ask",
             "where": "absent" if preset.absent else "shipped" if preset.shipped else "hub",
             "source": preset.source,
             "what it is": preset.description,

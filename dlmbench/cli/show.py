@@ -132,12 +132,25 @@ def _model(name: str) -> dict[str, Any] | None:
         )
         or "defaults",
         "trained for": ", ".join(preset.tasks) or "general use",
+        "descriptor": _descriptor(preset),
     }
+
+
+def _descriptor(preset: Any) -> list[dict[str, Any]]:
+    """How the model is used, each value with who says it, and what is asked for."""
+    from dlmbench.models.descriptors import asked_for, described
+
+    settled = described(preset)
+    known = [(name, value, settled.sources[name]) for name, value in settled.descriptor.said().items()]
+    asked = [(name, "not known", f"asked for: {place}") for name, place in asked_for(preset).items()]
+    return [{"field": name, "value": value, "who says it": source} for name, value, source in (*known, *asked)]
 
 
 def _blocks(preset: Any) -> str:
     if preset.whole_answer:
         return "the whole answer"
+    if preset.block_length is None:
+        return "not known: --block-length"
     by_task = [f"{task} {n}" for task, n in preset.blocks.items()]
     return ", ".join([*by_task, f"others {preset.block_length}"] if by_task else [str(preset.block_length)])
 

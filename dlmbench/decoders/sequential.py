@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option
 from dlmbench.decoders.static import share
@@ -23,6 +24,7 @@ class Sequential(StepDecoder):
     name = "sequential"
     Config = SequentialConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
 
     def decide(self, view: View, forward: Forward) -> Decision:
         due = self.config.k

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -14,28 +15,27 @@ import torch
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.loading import (
-    check_checkpoint,
-    check_vocabulary,
-    checkpoint_folder,
-    read_config,
-    tokenizer_mask_id,
-)
+from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
+from dlmbench.backbone.descriptor import NOTHING, Told
+from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.engine import Engine
 from dlmbench.engine.graphs import first_line
 from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
+from dlmbench.models.compatibility import check_blocks
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.registry import BACKBONES
 from dlmbench.request.resolved import ResolvedRun
-from dlmbench.request.rules import check_attention, check_cache
+from dlmbench.request.rules import check_attention, check_block_length, check_cache
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
 END_TOKENS = (  # what ends a document or a turn, and what a model pads its answer with, in the families' own words
     "<|endoftext|>", "<|im_end|>",  # Qwen, SDAR, Dream; the first also LLaDA's
     END_OF_TURN, "<|end_of_text|>",  # LLaDA, Llama 3
+    "<|role_end|>",  # LLaDA2, LLaDA-MoE
     "<|dlm_pad|>",  # DiffuCoder
 )  # fmt: skip
 
@@ -44,12 +44,13 @@ KEPT = 4  # networks in a CPU's memory; a GPU keeps those of one run
 
 
 class _Place(NamedTuple):
-    """Which network: a folder as its files stand now, on a device in a dtype."""
+    """Which network: a folder as its files stand now, used as it is told, on a device in a dtype."""
 
     folder: Path
     files: tuple
     device: str
     dtype: str
+    told: Told = NOTHING
 
 
 _networks: dict[_Place, Transformer] = {}  # the one used last is the last
@@ -58,7 +59,7 @@ _networks: dict[_Place, Transformer] = {}  # the one used last is the last
 def _model(place: _Place) -> Transformer:
     """The network of a place, loaded once."""
     network = _networks.pop(place, None)
-    _networks[place] = network or load_checkpoint(place.folder, place.device, DTYPES[place.dtype])
+    _networks[place] = network or load_checkpoint(place.folder, place.device, DTYPES[place.dtype], None, place.told)
     return _networks[place]
 
 
@@ -85,7 +86,13 @@ def network_hashes(run: ResolvedRun) -> dict[str, str]:
     Raises RequestError, before a large file is read, for checkpoints that cannot be run.
     """
     _check_files(run)
-    return {role: checkpoint_hash(_folder(preset)) for role, preset in _presets(run).items()}
+    return {role: _identity(preset) for role, preset in _presets(run).items()}
+
+
+def _identity(preset: Preset) -> str:
+    """Hash of a checkpoint's files and of what is told of it, which makes other networks of the same files."""
+    files, told = checkpoint_hash(_folder(preset)), [one.said() for one in preset.told[:2]]
+    return hashlib.sha256(f"{files} {told}".encode()).hexdigest() if any(told) else files
 
 
 def _presets(run: ResolvedRun) -> dict[str, Preset]:
@@ -94,26 +101,32 @@ def _presets(run: ResolvedRun) -> dict[str, Preset]:
 
 def _check_files(run: ResolvedRun) -> None:
     """Refuse what can be seen in configurations, then in the tokenizer's files, then in the headers of weights."""
-    folders = {role: _folder(preset) for role, preset in _presets(run).items() if role != "head"}
-    configs = {role: read_config(folder)[0] for role, folder in folders.items()}
+    presets = {role: preset for role, preset in _presets(run).items() if role != "head"}
+    configs = {role: read_config(_folder(preset), preset.told)[0] for role, preset in presets.items()}
     check_attention(run.spec, run.preset, run.decoder, configs["target"].attention)  # a hub name did not tell before
+    check_blocks(run.preset, configs["target"], run.decoder)
+    check_block_length(run.spec, run.preset, configs["target"])
     check_cache(run.spec, run.preset, run.decoder, configs["target"].attention)
     check_vocabulary(checkpoint_folder(run.preset.tokenizer_location, run.preset.revision))
-    for folder in folders.values():
-        check_checkpoint(folder)
+    for preset in presets.values():
+        check_checkpoint(_folder(preset), preset.told)
 
 
-def tokenizer_of(model: str) -> Any:
-    """The tokenizer that belongs to a model name; a configuration that cannot be run is refused before.
+def tokenizer_of(model: str | Preset) -> Any:
+    """The tokenizer that belongs to a model; a configuration that cannot be run is refused before.
 
-    It begins raw prompts with BOS where the family was evaluated so.
+    It begins raw prompts with BOS where the model was evaluated so, and has the model's chat markup where its own files
+    have none.
     """
-    preset = resolve(model)
-    _, family = read_config(_folder(preset))
-    folder = checkpoint_folder(preset.tokenizer_location, preset.revision)
-    tokenizer = _tokenizer(folder, stamps(tokenizer_files(folder)))
-    if family.bos_on_raw_prompts:
-        tokenizer.add_bos_token = True
+    preset = resolve(model) if isinstance(model, str) else model
+    folder = _folder(preset)
+    read_config(folder, preset.told)
+    place = checkpoint_folder(preset.tokenizer_location, preset.revision)
+    tokenizer = _tokenizer(place, stamps(tokenizer_files(place)))
+    if begins := describe(folder, preset.told).descriptor.bos_on_raw_prompts:
+        tokenizer.add_bos_token = begins
+    if preset.chat and not tokenizer.chat_template:
+        tokenizer.chat_template = preset.chat
     return tokenizer
 
 
@@ -137,7 +150,7 @@ def build(run: ResolvedRun, *, lag: int | None = None) -> Engine:
     when memory ends while they are loaded.
     """
     _check_files(run)
-    tokenizer = tokenizer_of(run.spec.model)  # before any weight: it may be missing
+    tokenizer = tokenizer_of(run.preset)  # before any weight: it may be missing
     nets = _load(run)
     _note_mask(_folder(run.preset), nets["target"].config.mask_id)
     target = nets["target"]
@@ -161,7 +174,7 @@ def _load(run: ResolvedRun) -> dict[str, Network]:
     presets = _presets(run)
     folders = {role: _folder(preset) for role, preset in presets.items()}
     places = {
-        role: _Place(folder, stamps(network_files(folder)), run.device, run.dtype)
+        role: _Place(folder, stamps(network_files(folder)), run.device, run.dtype, presets[role].told)
         for role, folder in folders.items()
         if role != "head"
     }
@@ -207,7 +220,8 @@ def _note_mask(folder: Path, mask_id: int | None) -> None:
 def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
     """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
     if model.config.attention != "full":
-        return Network(role, model, 1 if model.config.shift else run.block_length, run.spec.store)
+        block_length = 1 if model.config.attention == "causal" else run.block_length
+        return Network(role, model, block_length, run.spec.store)
     if role != "target":
         return Bidirectional(role, model, run.block_length)
     policy = CachePolicy(run.spec.cache, **asdict(run.shared.cache))
@@ -217,7 +231,7 @@ def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
 def _sampling(run: ResolvedRun, config: BackboneConfig, tokenizer: Any) -> Sampling:
     """What is drawn and scored. LLaDA scores without temperature, Dream after its filters."""
     spec = run.spec
-    confidence = "clean" if config.family == "llada" else "full"
+    confidence = BACKBONES.get(config.family).descriptor.confidence or "full"
     if run.shared.sampling.filtered:
         confidence = "filtered"
     banned = config.eos_ids if run.eos == "never" else ()

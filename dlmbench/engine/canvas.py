@@ -4,9 +4,11 @@ All of it are row-indexed tensors allocated once. `apply` carries out a decision
 returns one packed flag a row, which is all that the host ever reads of a step.
 
 Block-causal rows: blocks are cut at absolute multiples of B, the canvas ends with a whole block, decoding stops after
-the block that holds an EOS. Full-attention rows: blocks are counted from the prompt's end, the answer has exactly its
-budget of positions, and no token stops anything (LLaDA's code does the same) unless `fill_after_eos`: then
-whatever lies right of the first EOS becomes EOS after every step (FreeCache's early stop).
+the block that holds an EOS. Other grids (`Descriptor`) end the answer with its budget (``cut``), count blocks from the
+prompt's end as well (``prompt``), or decode as many blocks as the budget alone fills (``split``). Full-attention rows:
+blocks are counted from the prompt's end, the answer has exactly its budget of positions, and no token stops anything
+unless `fill_after_eos`: then whatever lies right of the first EOS becomes EOS after every step (FreeCache's early
+stop).
 
 Axes: R rows (slots), L capacity, B block length, W positions of the view.
 """
@@ -41,11 +43,14 @@ class Canvas:
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
-        answer: int, device: torch.device, fill_after_eos: bool = False, fixed: bool = False,
+        answer: int, device: torch.device, fill_after_eos: bool = False, grid: str = "origin", fixed: bool = False,
     ):  # fmt: skip
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
-        self.fill_after_eos, self.fixed = fill_after_eos, fixed
+        self.grid, self.fill_after_eos = grid, fill_after_eos
         self.filled: Tensor | None = None
+        self.from_prompt = attention == "full" or grid == "prompt"  # blocks are counted from the prompt's end
+        self.exact = self.from_prompt or grid == "cut"  # the answer ends with its budget
+        self.fixed = fixed or self.exact  # may blocks begin with fewer masks than positions?
         self.tokens = torch.full((rows, capacity), mask_id, dtype=torch.long, device=device)
         self.given = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
 
@@ -64,7 +69,7 @@ class Canvas:
     @property
     def _overhangs(self) -> bool:
         """May a view reach past the end of a short row?"""
-        return self.attention == "full" or self.answer > 0
+        return self.exact or self.answer > 0
 
     @property
     def rows(self) -> int:
@@ -83,8 +88,12 @@ class Canvas:
             raise ValueError("this canvas was made for answers without tokens that are given in advance")
         length, block = len(prompt), self.block_length
         start, end = length, length + max_tokens
-        if self.attention != "full":
-            start, end = length // block * block, -(-end // block) * block
+        if not self.from_prompt:
+            start = length // block * block
+        if not self.exact:
+            end = -(-end // block) * block
+        if self.grid == "split":
+            end = start + -(-max_tokens // block) * block
         canvas = prompt + [self.mask_id] * (self.tokens.shape[1] - length)
         for offset, token in fixed:
             if offset < max_tokens:
@@ -154,7 +163,7 @@ class Canvas:
         self.step = torch.where(block_done, 0, self.step + stepped)
         self.total_steps = self.total_steps + stepped
         self.start = torch.add(self.start, self.moved, alpha=self.block_length)
-        if self.fixed or self.attention == "full":  # blocks may begin with fewer masks than positions
+        if self.fixed:
             self.block_masks = torch.where(self.moved, self._masks_in_block(), self.block_masks)
         else:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)

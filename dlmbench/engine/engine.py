@@ -108,6 +108,11 @@ class Engine:
         """Steps of the last call of `generate`."""
         return self.scheduler.launched if self.scheduler else 0
 
+    @property
+    def needs_answers(self) -> bool:
+        """Must requests bring all right answers? Those of an oracle must."""
+        return self.target.needs_answers
+
     # --- decoding -----------------------------------------------------------------------------------------------------
 
     @_at_work

@@ -112,6 +112,8 @@ class Scheduler:
             index, request = queue.popleft()
             prompt, fixed = list(request.prompt_ids), request.fixed or self.fixed
             start = self.step.canvas.admit(row, prompt, request.max_tokens, request.seed, fixed)
+            for net in self.step.nets.values():
+                net.admit(row, request)
             self.slots[row] = Slot(request, index, admitted, start, len(prompt) + request.max_tokens)
             rows.append(row)
             lengths.append(len(prompt))
@@ -243,6 +245,8 @@ class Scheduler:
         canvas = self.step.canvas
         whole = canvas.attention == "full" or canvas.answer > 0
         last = slot.end if whole else last_block + self.step.block_length
+        if canvas.exact:
+            last = min(last, slot.end)
         ids = canvas.tokens[row, len(slot.request.prompt_ids) : last].tolist()
         return self.step.decoder.answer(self.step.state, row, ids)
 

@@ -94,7 +94,7 @@ class Step:
         config = self.target.config
         self.canvas = Canvas(
             rows, capacity, self.block_length, self.mask_id, () if self.traits.ends_rows else config.eos_ids,
-            config.attention, answer, self.device, self.fill_after_eos, fixed,
+            config.attention, answer, self.device, self.fill_after_eos, config.grid, fixed,
         )  # fmt: skip
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():

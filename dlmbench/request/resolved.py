@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_helper
+from dlmbench.models.compatibility import attention_of, attention_type, check_blocks, check_described, check_helper
+from dlmbench.models.descriptors import described, with_flags
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
 from dlmbench.request.key import same_items_and_weights
 from dlmbench.request.rules import (
+    USUAL_BLOCK,
     answer_of,
     check_attention,
     check_cache,
@@ -178,7 +180,8 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     if spec.plugin:
         load_plugin(spec.plugin)
     decoder = DECODERS.get(spec.method)
-    preset = resolve(spec.model, spec.like)
+    preset = with_flags(resolve(spec.model, spec.like), spec.descriptor)
+    check_described(preset, spec.block_length)
     config, notes = _bind(spec, decoder, preset)
     notes += notes_on(preset, spec)
     shared = SharedOptions.bind(spec.settings, preset.settings)
@@ -186,6 +189,7 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     fixed = check_shared(spec, preset, decoder, shared)
     config = decoder.on_task(config, attention, fixed, answer_of(spec.task) is not None)
     check_attention(spec, preset, decoder, attention)
+    check_blocks(preset, described(preset).descriptor, decoder)
     check_sampling(spec, decoder, config)
     check_cache(spec, preset, decoder, attention)
     needed = decoder.needs(config, attention)
@@ -207,7 +211,7 @@ def _block_length(spec: RunSpec, preset: Preset, attention: str | None) -> int:
     if spec.block_length:
         return spec.block_length
     task = spec.task.partition("/")[0]
-    usual = preset.blocks.get(task, preset.block_length)
+    usual = preset.blocks.get(task, preset.block_length or USUAL_BLOCK)
     return (spec.gen_length or preset.gen_length.get(task, usual)) if preset.whole_answer else usual
 
 

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import ATTENTION, attention_type
+from dlmbench.models.compatibility import attention_type
 from dlmbench.models.presets import PRESETS, Preset, config_of, resolve
 from dlmbench.request.shared import SharedOptions
 
 if TYPE_CHECKING:
+    from dlmbench.backbone.config import BackboneConfig
+    from dlmbench.backbone.descriptor import Descriptor
     from dlmbench.decoders.base import Decoder
     from dlmbench.request.run_spec import RunSpec
+
+USUAL_BLOCK = 4  # of full attention, where block length is a choice and nobody makes it
 
 
 def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
@@ -23,8 +27,8 @@ def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
     notes = []
     if preset.family is None:
         folder = Path(preset.location).expanduser()
-        if spec.block_length is None and attention_type(preset) != "causal" and not config_of(preset).get("block_size"):
-            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
+        if spec.block_length is None and attention_type(preset) == "full" and not preset.block_length:
+            notes.append(f"block length {USUAL_BLOCK} assumed for {preset.name}; give --block-length.")
         if spec.chat_template is None and has_chat_template(folder):
             notes.append(f"{preset.name} has a chat template, which is not used: --chat-template uses it.")
     return notes
@@ -40,10 +44,10 @@ def has_chat_template(folder: Path) -> bool:
 
 def answer_of(task: str) -> Mapping[str, Any] | None:
     """A task's answer marker: {"text", "position", "window"}, positions counted from the prompt's end."""
-    from dlmbench.tasks import cards
+    from dlmbench.tasks import task_files
 
-    card = cards.find(task)
-    return card.metadata.get("answer") if card else None
+    file = task_files.find(task)
+    return file.metadata.get("answer") if file else None
 
 
 def check_shared(
@@ -84,7 +88,7 @@ def check_attention(spec: RunSpec, preset: Preset, decoder: type[Decoder], atten
         raise RequestError(f"Method {spec.method} fills masks and {spec.model} is autoregressive: {remedy}.")
     if decoder.attention == ("causal",):
         parent = preset.companions.get("guide")
-        causal = parent if parent in PRESETS and ATTENTION.get(PRESETS[parent].family or "") == "causal" else "nano-ar"
+        causal = parent if parent in PRESETS and attention_type(PRESETS[parent]) == "causal" else "nano-ar"
         raise RequestError(
             f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: use --model {causal}."
         )
@@ -92,6 +96,13 @@ def check_attention(spec: RunSpec, preset: Preset, decoder: type[Decoder], atten
         f"Method {spec.method} works with {' or '.join(decoder.attention)} attention and {spec.model} "
         f"has {attention}: choose another --model or --method."
     )
+
+
+def check_block_length(spec: RunSpec, preset: Preset, config: Descriptor | BackboneConfig) -> None:
+    """Refuse a model that attends by blocks whose length nobody says."""
+    if config.attention == "block_causal" and not (spec.block_length or preset.block_length):
+        known = f" ({config.block_length} by its config.json)" if config.block_length else ""
+        raise RequestError(f"{preset.name} attends by blocks: give their length with --block-length{known}.")
 
 
 def check_cache(spec: RunSpec, preset: Preset, decoder: type[Decoder], attention: str | None) -> None:

@@ -161,7 +161,7 @@ def fitting_batch(run: ResolvedRun, task: Any, room: int, most: int = 256) -> in
 def _config(preset: Preset) -> Any:
     """Backbone configuration of a checkpoint: a preset's known shape, so that what follows from it is the same before
     and after a download; else by its config.json, which the hub's client may fetch; None when neither can be had."""
-    from dlmbench.backbone.loading import read_config
+    from dlmbench.backbone.configuration import read_config
     from dlmbench.models.shapes import SHAPES
 
     folder = Path(preset.location).expanduser()
@@ -170,7 +170,7 @@ def _config(preset: Preset) -> Any:
             return SHAPES[preset.shape]
         folder = _fetched_config(preset)
     try:
-        return read_config(folder)[0] if folder else None
+        return read_config(folder, preset.told)[0] if folder else None
     except RequestError:  # loading says what is wrong with it
         return None
 

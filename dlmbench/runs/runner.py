@@ -134,7 +134,7 @@ class Run:
         from dlmbench.tasks.lm import EngineLM
 
         maker = EngineLM(engine, chat_template=self.task.chat_template, seed=self.resolved.spec.seed)
-        return [maker.request(item.key, item.prompt, item.stop, item.max_tokens) for item in items]
+        return [maker.request_of(self.task, item) for item in items]
 
     def described(self, engine: Engine) -> dict[str, Json]:
         """What was loaded, as the manifest keeps it."""
@@ -304,6 +304,6 @@ def _load_task(run: ResolvedRun) -> Task:
         data_dir=run.spec.data_dir,
         num_fewshot=run.spec.num_fewshot,
         gen_length=run.gen_length,
-        tokenizer=tokenizer_of(run.spec.model) if run.chat_template else None,
+        tokenizer=tokenizer_of(run.preset) if run.chat_template else None,
         chat_template=run.chat_template,
     )

@@ -1,4 +1,5 @@
-"""Golden cases of the SDAR backbone and its own decoders (card of SDAR).
+"""Golden cases of the SDAR backbone and its own decoders, and of DreamReasoner's, which are the same but for an entropy
+of the proposed token alone and a last step that reveals whatever is left.
 
 Compared: all ids up to the end of the last decoded block, every step, the forwards by kind, and where decoding stopped.
 The official loop spends a separate store forward on every block, so cases run with ``store=separate``; ids and steps
@@ -7,6 +8,8 @@ must be the same with fused stores.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,9 @@ from safetensors import safe_open
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.attention import CachedAttention, Group, block_causal
 from dlmbench.backbone.cache import KVCache
+from dlmbench.backbone.descriptor import Descriptor, Told
+from dlmbench.backbone.experts import route
+from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.entropy import Entropy, EntropyConfig
 from dlmbench.decoders.predict import Sampling
@@ -25,7 +31,9 @@ from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Generation, Request
 from dlmbench.verify.cases import Case, Mismatch, equal
 
-FIELDS = {"id", "family", "weights", "method", "params", "source", "prompt_ids", "min_top1_top2_margin", "expected"}
+FIELDS = {
+    "id", "family", "weights", "method", "params", "source", "note", "prompt_ids", "min_top1_top2_margin", "expected",
+}  # fmt: skip
 PARAMS = {
     "mask_id", "temperature", "top_k", "top_p", "block_length", "denoising_steps", "gen_length", "remasking_strategy",
     "confidence", "eb_threshold", "confidence_threshold", "stop_token_ids",
@@ -62,11 +70,11 @@ def _compare(case: Case, run: Generation) -> None:
 
 def _run(case: Case, store: str, device: str) -> Generation:
     params = case.params
-    model = load_checkpoint(case.weights(), device)
-    model.config = replace(model.config, mask_id=params["mask_id"], eos_ids=tuple(params.get("stop_token_ids") or ()))
+    model = load_checkpoint(case.weights(), device, told=case.told("block_causal"))
+    model.config = replace(model.config, eos_ids=tuple(params.get("stop_token_ids") or ()))
     sampling = Sampling(params["temperature"], params["top_k"], params["top_p"], _confidence(params["confidence"]))
     network = Network("target", model, params["block_length"], store)
-    engine = Engine({"target": network}, _decoder(params), sampling=sampling)
+    engine = Engine({"target": network}, _decoder(params, case.raw["method"]), sampling=sampling)
     request = Request(case.raw["id"], tuple(case.raw["prompt_ids"]), params["gen_length"])
     return engine.generate([request], trace=True)[0]
 
@@ -75,7 +83,7 @@ def _confidence(name: str) -> str:
     return {"full_softmax": "full", "post_truncation_softmax": "truncated"}[name]
 
 
-def _decoder(params: dict):
+def _decoder(params: dict, method: str):
     steps = params["denoising_steps"]
     match params["remasking_strategy"]:
         case "low_confidence_static":
@@ -85,22 +93,26 @@ def _decoder(params: dict):
         case "sequential":
             return Sequential(SequentialConfig(steps=steps))
         case "entropy_bounded":
+            if method == "dreamreasoner":
+                return Entropy(EntropyConfig(budget=params["eb_threshold"], rule="chosen", steps=steps))
             return Entropy(EntropyConfig(budget=params["eb_threshold"]))
         case other:
             raise Mismatch(f"unknown remasking_strategy {other!r}")
 
 
 def check_forward(file: Path) -> None:
-    """Uncached and cached forwards against the official ones. Raises Mismatch."""
+    """Uncached and cached forwards, and the experts chosen on the way, against the official ones. Raises Mismatch."""
     with safe_open(file, framework="pt") as handle:
         meta = handle.metadata()
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-    model = load_checkpoint(file.parent / meta["weights"])
+    model = load_checkpoint(file.parent / meta["weights"], told=Told(Descriptor(attention="block_causal", mask_id=0)))
     block, prefix = int(meta["block_length"]), int(meta["prefill_length"])
     ids, positions = tensors["input_ids"].view(1, -1), tensors["position_ids"].view(1, -1)
     bias = block_causal(positions, block, torch.float32)
     with torch.inference_mode():
-        hidden = model.hidden(ids, positions, bias)
+        with _watched(model, tensors) as inside:
+            hidden = model.hidden(ids, positions, bias)
+        _check_inside(inside, tensors)
         _close("full_last_hidden", hidden, tensors["full_last_hidden"])
         _close("full_logits", model.project(hidden), tensors["full_logits"])
         cache = KVCache(model.config, 1, ids.shape[1], ids.device, torch.float32)
@@ -117,6 +129,38 @@ def check_forward(file: Path) -> None:
         whole = ids.shape[1]
         last = cached(prefix, whole, cache.prefix_bias(torch.tensor([whole]), whole))
         _close("block_logits", last, tensors["block_logits"])
+
+
+@contextmanager
+def _watched(model: Transformer, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """What layers leave behind them and which experts are chosen, under the names of those that a fixture has."""
+    inside: dict[str, torch.Tensor] = {}
+    handles = []
+    for index, layer in enumerate(model.layers):
+        if (name := f"hidden_after_layer{index}") in names:
+            handles.append(layer.register_forward_hook(lambda *call, name=name: inside.update({name: call[2].clone()})))
+        if (name := f"layer{index}_experts") in names:
+            rule = layer.experts.rule
+
+            def chosen(_, args, name=name, rule=rule) -> None:
+                experts, shares = route(args[1], args[2].router, args[2].bias, rule)
+                experts, order = experts.sort(-1)
+                inside.update({name: experts, name.removesuffix("s") + "_weights": shares.gather(1, order)})
+
+            handles.append(layer.experts.register_forward_pre_hook(chosen))
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_inside(inside: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    for name, ours in inside.items():
+        if name.endswith("_experts"):
+            equal(name, ours.tolist(), tensors[name].tolist())
+        else:
+            _close(name, ours, tensors[name])
 
 
 def _close(what: str, ours: torch.Tensor, expected: torch.Tensor) -> None:

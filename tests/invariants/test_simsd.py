@@ -257,7 +257,8 @@ def test_a_spec_refuses_other_drafts_and_sampling_before_anything_is_loaded(tmp_
     (tmp_path / "spelt" / "tokenizer.json").write_text('{"model": {"vocab": {"b": 0}}}')
 
     def check(draft, **options):
-        return RunSpec(method="simsd", task="nano-gsm", model=folders["mine"], draft=draft, **options).resolve()
+        usual = {"method": "simsd", "task": "nano-gsm", "model": folders["mine"], "block_length": 4}
+        return RunSpec(**usual, draft=draft, **options).resolve()
 
     assert check(folders["mine"]).companions == {"draft": folders["mine"]}  # the target may draft for itself
     refusals = (("wide", "vocabulary size 90"), ("masked", "mask id 5"), ("spelt", "tokenizer"), ("nano-ar", "causal"))

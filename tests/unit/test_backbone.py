@@ -81,11 +81,11 @@ def as_diffusion_checkpoint(name, source, folder):
     usual = {"rope_theta": 10_000.0, **raw, "model_type": family.model_types[0], "mask_token_id": 60}
     usual["architectures"] = list(family.architectures)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(family.spell(usual)))
+    (folder / "config.json").write_text(json.dumps(family.layout.spell(usual)))
     respelt = {}
-    for ours, official in (LLAMA if name == "llada" else QWEN2).names.items():
+    for ours, official in (LLAMA if name == "llada" else QWEN2).layout.names.items():
         for layer in range(2) if "{}" in ours else [0]:
-            for theirs, target in zip(official, family.names[ours]):
+            for theirs, target in zip(official, family.layout.names[ours]):
                 respelt[target.format(layer)] = tensors[theirs.format(layer)]
     save_file(respelt, folder / "model.safetensors")
     return folder

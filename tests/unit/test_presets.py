@@ -15,7 +15,7 @@ from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.models.shapes import SHAPES
-from dlmbench.registry import DECODERS
+from dlmbench.registry import BACKBONES, DECODERS
 from dlmbench.request import RunSpec, SweepSpec
 from dlmbench.request.resolved import with_baselines
 from dlmbench.runs import preflight
@@ -27,6 +27,9 @@ RECIPES = sorted(
 TASKS = ("gsm8k", "math500", "humaneval", "mbpp")
 REAL = [preset for preset in PRESETS.values() if not preset.shipped]
 CAUSAL = [preset for preset in REAL if preset.family in ("qwen2", "qwen3", "llama")]
+ASKED = [PRESETS["stable-diffcoder-8b"], PRESETS["efficient-dlm-4b"]]  # what is not established is asked for
+ANCHORED = [preset for preset in REAL if preset.family == "fastdllm2"]
+PLAIN = [preset for preset in REAL if preset not in (*ASKED, *ANCHORED)]
 
 
 def will_do(cell) -> str:
@@ -47,7 +50,7 @@ def will_do(cell) -> str:
 
 def all_lines() -> list[str]:
     lines = []
-    for preset in REAL:
+    for preset in PLAIN:
         for task in TASKS:
             for method in ("ar",) if preset in CAUSAL else ("static", "threshold"):
                 lines.append(will_do(RunSpec(method, task, model=preset.name).resolve()))
@@ -86,10 +89,10 @@ def test_eos_control_can_still_be_asked_for():
     assert spec.resolve().eos == "last"
 
 
-@pytest.mark.parametrize("preset", REAL, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", [*PLAIN, *ANCHORED], ids=lambda preset: preset.name)
 def test_the_size_of_every_preset_is_known_before_a_download(preset):
     shape = SHAPES[preset.shape]
-    assert shape.family == preset.family and shape.parameters > 1e9
+    assert shape.family == preset.family and shape.parameters > 4e8
     assert "about" in preflight.weights_need(preset.name).detail
 
 
@@ -103,10 +106,11 @@ def folder(root: Path, name: str, **config) -> Path:
     return place
 
 
-@pytest.mark.parametrize("preset", REAL, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", PLAIN, ids=lambda preset: preset.name)
 def test_a_local_copy_of_a_known_checkpoint_keeps_its_settings(tmp_path, preset):
-    family = "Dream" if preset.family == "dream" else preset.family
-    place = folder(tmp_path, preset.source.rpartition("/")[2], model_type=family)
+    family = BACKBONES.get(preset.family)
+    place = folder(tmp_path, preset.source.rpartition("/")[2], model_type=family.model_types[0],
+                   architectures=list(family.architectures[:1]), mask_token_id=5)  # fmt: skip
     method = "ar" if preset in CAUSAL else "static"
     theirs, ours = (RunSpec(method, "gsm8k", model=name).resolve() for name in (preset.name, str(place)))
     assert ours.preset.like == preset.name and ours.preset.location == str(place)
@@ -129,7 +133,7 @@ def test_like_chooses_another_preset_s_settings_or_none(tmp_path):
     place = str(folder(tmp_path, "SDAR-8B-Chat", model_type="sdar"))
     cell = RunSpec("static", "gsm8k", model=place, like="sdar-8b-mrp").resolve()
     assert (cell.block_length, cell.preset.like, cell.preset.companions["head"]) == (16, "sdar-8b-mrp", place)
-    assert RunSpec("static", "gsm8k", model=place, like="none").resolve().chat_template is False
+    assert RunSpec("static", "gsm8k", model=place, like="none", block_length=4).resolve().chat_template is False
     hub = RunSpec("static", "gsm8k", model="someone/SDAR-tuned", like="sdar-4b").resolve()
     assert hub.chat_template and hub.preset.location == "someone/SDAR-tuned"
 

@@ -150,11 +150,20 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch):
 
 
 def test_a_local_checkpoint_is_told_which_block_length_is_assumed(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "sdar"}')
+    (tmp_path / "config.json").write_text('{"model_type": "llada", "d_model": 8}')
     cell = RunSpec("static", "gsm8k", model=str(tmp_path)).resolve()
     assert cell.block_length == 4 and any("block length 4 assumed" in note for note in cell.notes)
     assert not RunSpec("static", "gsm8k", model=str(tmp_path), block_length=8).resolve().notes
     assert not RunSpec("static", "nano-gsm").resolve().notes
+
+
+def test_weights_that_attend_by_blocks_of_unknown_length_are_refused_until_somebody_says_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "sdar", "mask_token_id": 2}')
+    with pytest.raises(RequestError, match="give --block-length"):
+        RunSpec("static", "gsm8k", model=str(tmp_path)).resolve()
+    assert RunSpec("static", "gsm8k", model=str(tmp_path), block_length=8).resolve().block_length == 8
+    (tmp_path / "config.json").write_text('{"model_type": "sdar", "mask_token_id": 2, "block_size": 16}')
+    assert RunSpec("static", "gsm8k", model=str(tmp_path)).resolve().block_length == 16
 
 
 def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path, monkeypatch):
