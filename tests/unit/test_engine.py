@@ -22,6 +22,7 @@ from dlmbench.decoders.testing import EOS, MASK, VOCABULARY, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.errors import RequestError, RunError
+from dlmbench.forwards import ForwardKey
 from dlmbench.registry import DECODERS
 
 BLOCK = 4
@@ -185,9 +186,10 @@ def test_static_k_reveals_k_and_the_mask_token_never_comes_out():
 def test_calibration_prices_every_forward_that_was_met():
     machine = engine(Threshold(), batch_size=2)
     results = machine.generate(requests(4, budget=16))
-    prices = machine.calibrate(repeats=3)
-    assert {str(key) for g in results for key in g.forward_counts} <= set(prices)
-    assert prices["target/denoise/4"] == 1.0 and all(price > 0 for price in prices.values())
+    measured = machine.calibrate(repeats=3)
+    prices = measured.prices
+    assert {key for g in results for key in g.forward_counts} <= set(prices) and measured.seconds_per_denoise > 0
+    assert prices[ForwardKey("target", "denoise", "4")] == 1.0 and all(price > 0 for price in prices.values())
 
 
 @pytest.mark.parametrize("decoder", [Static(), AR()], ids=["block-causal", "causal"])
