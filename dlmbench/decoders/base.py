@@ -39,14 +39,24 @@ Options: TypeAlias = Any  # an instance of the decoder's Config
 Marker: TypeAlias = Mapping[str, Any]  # a task's answer marker: its text, its position, the window behind it
 
 
-def option(default: Any, help: str, *, threshold: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    threshold: bool = False,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    added: bool = False,
+) -> Any:
     """A documented field of a decoder's Config. `threshold` marks the one that ``--threshold`` sets; a property
     `uses_threshold` of the Config may say that the other options leave it without a use.
 
     unit "confidence" says that it is a probability that a position must pass: only then do its values mean the
-    same to the `threshold` baseline, which runs at them and is compared at them.
+    same to the `threshold` baseline, which runs at them and is compared at them. `added` marks an option that the
+    decoder did not always have: runs at its default are those that were made before.
     """
-    return field(default=default, metadata={"help": help, "threshold": threshold, "unit": unit, "choices": choices})
+    known = {"help": help, "threshold": threshold, "unit": unit, "choices": choices, "added": added}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,8 @@ class EntropyConfig:
         "very unlikely tokens too (DreamReasoner)",
         choices=("cumulative", "eb", "chosen"),
     )
-    steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit")
+    steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit", added=True)
     proxy: str = option("entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin"))
-
 
     def __post_init__(self):
         if self.steps < 0:

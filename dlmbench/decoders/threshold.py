@@ -53,6 +53,7 @@ class ThresholdConfig:
         False,
         "end a row in the step that reveals an EOS with nothing masked before it, and not with the EOS's block "
         "(LLaDA2's eos_early_stop; block-causal)",
+        added=True,
     )
 
     def __post_init__(self):
