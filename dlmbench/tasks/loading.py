@@ -93,10 +93,11 @@ def _from_file(
 def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool) -> dict[str, Any]:
     """The lm-eval configuration that a task file stands for, functions resolved."""
     own = deepcopy(load_yaml(file.path, resolve_func=True))
-    metadata = own.get("metadata") or {}
+    metadata = _metadata(file.path)
     metadata |= metadata.pop("variants", {}).get(file.name.partition("/")[2], {})
     replaced, without_examples = metadata.pop("chat", {}), metadata.pop("zero_shot_chat", {})
     if chat:
+        metadata |= replaced.pop("metadata", {})
         own |= replaced
     base = own.pop("extends", None)
     below = _lm_eval_file(file.name, LM_EVAL / base) if base else {}
@@ -106,6 +107,13 @@ def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool) -
     for key in ("tag", "group", "task_list", "include"):
         config.pop(key, None)
     return config
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """A file's metadata, functions resolved, on top of that of the file it includes."""
+    own = deepcopy(load_yaml(path, resolve_func=True, recursive=False))
+    below = _metadata(path.parent / own["include"]) if "include" in own else {}
+    return below | (own.get("metadata") or {})
 
 
 def _lm_eval_file(name: str, path: Path) -> dict[str, Any]:
@@ -140,7 +148,11 @@ def _data_of(config: dict[str, Any], name: str, data_dir: str | None) -> Mapping
     splits = _splits(config)
     files = ", ".join(f"{split}.jsonl" for split in splits)
     if data_dir:
-        return data.local(folder, data_dir, splits, metadata.get("fields", ()))
+        rows = data.local(folder, data_dir, splits, metadata.get("fields", ()))
+        change = metadata.get("from_local")
+        if change:
+            return {split: found.map(lambda row: change(row, metadata)) for split, found in rows.items()}
+        return rows
     options = config.get("dataset_kwargs") or {}
     return data.from_hub(name, config["dataset_path"], config.get("dataset_name"), files, options)
 

@@ -96,4 +96,5 @@ def _metadata(path: Path) -> Mapping[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise RequestError(f"Task file {path.name} cannot be read ({error.strerror}); register another one.") from error
-    return content.get("metadata") or {}
+    own = content.get("metadata") or {}
+    return {**_metadata(path.parent / content["include"]), **own} if "include" in content else own

@@ -20,6 +20,9 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "sdar_low_confidence_dynamic": "dlmbench.verify.sdar",
     "sdar_sequential": "dlmbench.verify.sdar",
     "sdar_entropy_bounded": "dlmbench.verify.sdar",
+    "llada2_generate": "dlmbench.verify.llada2",
+    "llada2_edit": "dlmbench.verify.llada2",
+    "llada2_joint_threshold": "dlmbench.verify.llada2",
     "mrp_static_baseline": "dlmbench.verify.mrp",
     "mrp_dynamic_baseline": "dlmbench.verify.mrp",
     "mrp_speculative": "dlmbench.verify.mrp",
@@ -56,6 +59,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "dreamreasoner": "dlmbench.verify.sdar",
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
+    "oracle": "dlmbench.verify.oracle",
 }
 _RANDOM_ORDER = "needs one library's global random order"
 SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it
@@ -196,6 +200,11 @@ def run_case(case: Case, device: str = "cpu") -> Outcome:
 def _raw_cases(file: Path) -> Iterator[dict[str, Any]]:
     """The case of a file, or the units that a file without a method of its own lists."""
     raw = json.loads(file.read_text())
+    if isinstance(raw, list):  # rows of exact values
+        for row in raw:
+            name = f"{row['task']}-{row['n']}-k{row['tokens_per_step']}"
+            yield {"id": name, "method": "oracle", "source": "computed with fractions", **row}
+        return
     listed = None if "method" in raw else next((name for name in UNITS if name in raw), None)
     if listed is None:
         yield {"id": file.stem, **raw}
