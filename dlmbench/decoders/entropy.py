@@ -1,8 +1,8 @@
 """`entropy`: reveal the most certain positions while their summed entropy stays below a budget.
 
-``rule=cumulative`` is SDAR's entropy_bounded in the form that works (JetEngine; card of SDAR, section 5): positions by
-ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` is the EB-Sampler's
-(card of the threshold family, section 10): the longest prefix, in the order of `proxy`, whose entropies without the
+``rule=cumulative`` is SDAR's entropy_bounded in the form that works (JetEngine's; docs/methods/entropy.md): positions
+by ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` is the EB-Sampler's
+(arXiv 2505.24857): the longest prefix, in the order of `proxy`, whose entropies without the
 largest one sum to at most the budget; the mask token takes no part in the distribution.
 """
 
