@@ -120,6 +120,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
     "entropy": "Entropy",
+    "fastdllm2": "FastDLLM2",
     "guided": "Guided",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",

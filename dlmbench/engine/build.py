@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
+from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
 from dlmbench.backbone.descriptor import NOTHING, Told
@@ -234,7 +235,8 @@ def _network(role: str, model, checked) -> Network:
     """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
     if model.config.attention != "full":
         block_length = 1 if model.config.attention == "causal" else checked.block_length
-        return Network(role, model, block_length, checked.spec.store)
+        kind = AnchoredNetwork if model.config.attention == "block_causal" and model.config.shift else Network
+        return kind(role, model, block_length, checked.spec.store)
     if role != "target":
         return Bidirectional(role, model, checked.block_length)
     policy = CachePolicy(checked.spec.cache, **asdict(checked.axes.cache))
