@@ -8,7 +8,7 @@ from dlmbench.registry import DECODERS
 
 @dataclass(frozen=True)
 class Options:
-    tau: float = option(0.8, "confidence that every position of the run must pass", knob=True, unit="confidence")
+    tau: float = option(0.8, "confidence that every position of the run must pass", threshold=True, unit="confidence")
 
 
 class LeftRun(StepDecoder):

@@ -90,8 +90,8 @@ def _model(name: str) -> list[dict[str, str]]:
     from dlmbench.backbone.configuration import read_config
     from dlmbench.backbone.loading import load_tokenizer
     from dlmbench.errors import RequestError
-    from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
     from dlmbench.models.presets import PRESETS, resolve
+    from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
 
     try:
         preset = resolve(name)
@@ -119,19 +119,20 @@ def _model(name: str) -> list[dict[str, str]]:
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.errors import RequestError
-    from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
     from dlmbench.request import SweepSpec
+    from dlmbench.request.resolved import Anywhere
+    from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
     from dlmbench.tasks import data
 
     sweep = SweepSpec.from_recipe(recipe, given)
-    cells, objections = [], []
-    for spec in sweep.cells:
+    runs, objections = [], []
+    for spec in sweep.runs:
         try:
-            cells.append(spec.check())
+            runs.append(spec.resolve(Anywhere()))
         except RequestError as error:
             objections.append(Need(f"{spec.method} on {spec.task} with {spec.model}", "missing", str(error)))
     with data.offline() if offline else nullcontext():
-        needs = needed_by(cells, Needs())
+        needs = needed_by(runs, Needs())
     return [need._asdict() for need in (*worst(objections), *needs, disk(sweep.out, 0))]
 
 

@@ -57,7 +57,7 @@ def _method(name: str) -> dict[str, Any] | None:
             "option": field.name,
             "default": _default(field),
             "type": getattr(field.type, "__name__", str(field.type)),
-            "knob": "--threshold" if field.metadata.get("knob") else "",
+            "threshold": "--threshold" if field.metadata.get("threshold") else "",
             "meaning": _meaning(field),
         }
         for field in dataclasses.fields(decoder.Config)
@@ -81,7 +81,13 @@ def _cache(name: str) -> dict[str, Any] | None:
         return None
     recomputed, approximated = POLICIES[name]
     rows = [
-        {"option": f"cache.{f.name}", "default": f.default, "type": str(f.type), "knob": "", "meaning": _meaning(f)}
+        {
+            "option": f"cache.{f.name}",
+            "default": f.default,
+            "type": str(f.type),
+            "threshold": "",
+            "meaning": _meaning(f),
+        }
         for f in dataclasses.fields(CacheOptions)
     ]
     return {"cache policy": name, "recomputed": recomputed, "approximated": approximated, "options": rows}
@@ -159,6 +165,7 @@ def _task(name: str) -> dict[str, Any] | None:
 def _recipe(name: str) -> dict[str, Any] | None:
     from dlmbench.cli.sweep import find_recipe
     from dlmbench.request import SweepSpec, read_recipe
+    from dlmbench.request.resolved import Anywhere
 
     path = find_recipe(name)
     if not path.is_file():
@@ -171,22 +178,22 @@ def _recipe(name: str) -> dict[str, Any] | None:
             "what it does": record.get("description", ""),
             "settings": [{"setting": key, "value": value} for key, value in record.items() if key != "description"],
         }
-    cells, _ = SweepSpec.from_recipe(path).checked()
+    runs, _ = SweepSpec.from_recipe(path).resolve(Anywhere())
     rows = [
         {
-            "task": cell.spec.task,
-            "model": cell.spec.model,
-            "method": cell.label,
-            "items": cell.spec.limit or "all",
-            "batch": cell.spec.batch_size,
+            "task": run.spec.task,
+            "model": run.spec.model,
+            "method": run.label,
+            "items": run.spec.limit or "all",
+            "batch": run.spec.batch_size,
         }
-        for cell in cells
+        for run in runs
     ]
     return {
         "recipe": path.stem,
         "verb": f"dlmbench sweep {path.parent.name}/{path.name}",
         "what it does": record.get("description", ""),
-        "into": cells[0].spec.out,
+        "into": runs[0].spec.out,
         "cells": rows,
     }
 

@@ -37,14 +37,14 @@ from dlmbench.decoders.predict import Candidates, Sampling
 Networks: TypeAlias = Mapping[str, Any]  # role -> `Network`, or the sort of it that the decoder knows in that role
 
 
-def option(default: Any, help: str, *, knob: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets; a property `uses_knob`
-    of the Config may say that the other options leave it without a use.
+def option(default: Any, help: str, *, threshold: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """A documented field of a decoder's Config. `threshold` marks the one that ``--threshold`` sets; a property
+    `uses_threshold` of the Config may say that the other options leave it without a use.
 
-    unit "confidence" says that the knob is a probability that a position must pass: only then do its values mean the
+    unit "confidence" says that it is a probability that a position must pass: only then do its values mean the
     same to the `threshold` baseline, which runs at them and is compared at them.
     """
-    return field(default=default, metadata={"help": help, "knob": knob, "unit": unit, "choices": choices})
+    return field(default=default, metadata={"help": help, "threshold": threshold, "unit": unit, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,9 @@ class Decoder:
         self.config = self.Config() if config is None else config
 
     @classmethod
-    def knob(cls) -> str | None:
+    def threshold_field(cls) -> str | None:
         """Name of the option that ``--threshold`` sets, None when there is none."""
-        return next((f.name for f in fields(cls.Config) if f.metadata.get("knob")), None)
+        return next((f.name for f in fields(cls.Config) if f.metadata.get("threshold")), None)
 
     @classmethod
     def objection(cls, config: Any, sampling: Sampling) -> str | None:

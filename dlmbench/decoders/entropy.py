@@ -22,7 +22,9 @@ from dlmbench.decoders.static import scores
 @dataclass(frozen=True)
 class EntropyConfig:
     budget: float = option(
-        0.35, "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb)", knob=True
+        0.35,
+        "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb)",
+        threshold=True,
     )
     rule: str = option(
         "cumulative",

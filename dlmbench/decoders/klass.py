@@ -26,7 +26,7 @@ class KlassConfig:
     tau: float = option(
         0.6,
         "confidence that a position must pass (LLaDA GSM8K and MATH: 0.6; HumanEval: 0.9)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     kl: float = option(0.015, "divergence in nats that a position must stay below (LLaDA GSM8K: 0.015; Dream: 0.001)")

@@ -43,7 +43,7 @@ class MRPConfig:
         0.8,
         "confidence that a position must pass before and after the module looked; 0.8 suits SDAR-8B in the authors' "
         "table, models may bring their own",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     mode: str = option(
@@ -82,7 +82,7 @@ class MRPConfig:
             raise ValueError("steps must be at least 0")
 
     @property
-    def uses_knob(self) -> bool:
+    def uses_threshold(self) -> bool:
         """Does the backbone commit by confidence, not by schedule?"""
         return self.mode != "speculative" and (self.mode != "direct" or self.commit == "dynamic")
 
@@ -172,7 +172,7 @@ class MRP(RoundDecoder):
 
     def _backbone_alone(self, view: View, target: Network) -> Decision:
         best = view.candidates(target.denoise(view).logits)
-        if not self.config.uses_knob:
+        if not self.config.uses_threshold:
             return Decision(best.tokens, top_n(best.log_odds, view.eligible, self._due(view)))
         reveal, enough = self._confident(view, best)
         return Decision(best.tokens, reveal, fallback=~enough)

@@ -37,7 +37,9 @@ FIXED = 0.3  # weight of strategy ``fixed``
 
 @dataclass(frozen=True)
 class RCDConfig:
-    tau: float = option(0.85, "confidence that a position must pass (SDAR runs: 0.85)", knob=True, unit="confidence")
+    tau: float = option(
+        0.85, "confidence that a position must pass (SDAR runs: 0.85)", threshold=True, unit="confidence"
+    )
     sampler: str = option("threshold", "the plain sampler that reveals", choices=("threshold", "static"))
     k: int = option(1, "tokens a step of sampler=static (LLaDA runs: 1)")
     steps: int = option(0, "denoising steps a block: fall-back schedule of threshold, schedule of static; 0: off")
@@ -66,7 +68,7 @@ class RCDConfig:
         return Static(StaticConfig(k=self.k, steps=self.steps, schedule=schedule))
 
     @property
-    def uses_knob(self) -> bool:
+    def uses_threshold(self) -> bool:
         return self.sampler == "threshold"
 
 

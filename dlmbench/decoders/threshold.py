@@ -25,7 +25,7 @@ class ThresholdConfig:
     tau: float = option(
         0.9,
         "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     steps: int = option(
@@ -57,7 +57,7 @@ class ThresholdConfig:
             raise ValueError("rule=factor has no fall-back schedule: leave steps out")
 
     @property
-    def uses_knob(self) -> bool:
+    def uses_threshold(self) -> bool:
         return self.rule != "factor"
 
 

@@ -26,7 +26,7 @@ class WinoConfig:
     tau: float = option(
         0.6,
         "confidence that a draft must pass (LLaDA GSM8K 0.6, MATH and HumanEval 0.7, MBPP 0.8)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     verify: float = option(0.9, "probability below which a shadow takes a token back (0.9 for all tasks)")

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from dlmbench.engine import Engine
 
 
-def prices(engine: Engine, repeats: int) -> dict[str, float]:
+class Measured(NamedTuple):
+    """What forwards were measured to cost: each in plain denoise forwards, and one of these in seconds."""
+
+    seconds_per_denoise: float
+    prices: dict[ForwardKey, float]
+
+
+def prices(engine: Engine, repeats: int) -> Measured:
     """Price of each forward in ``engine.shapes`` (what its runs have met); 1.0 for a plain denoise.
 
     Raises RunError when the engine has not generated anything yet.
@@ -35,10 +42,11 @@ def prices(engine: Engine, repeats: int) -> dict[str, float]:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
     batch = engine.batch_size
     plain, base = _plain(engine, repeats)
-    result = {"seconds_per_denoise": base}
-    for key in sorted(engine.shapes):
-        result[str(key)] = 1.0 if key == plain else round(_seconds(engine, key, batch, repeats) / base, 4)
-    return result
+    found = {
+        key: 1.0 if key == plain else round(_seconds(engine, key, batch, repeats) / base, 4)
+        for key in sorted(engine.shapes)
+    }
+    return Measured(base, found)
 
 
 def _plain(engine: Engine, repeats: int) -> tuple[ForwardKey | None, float]:

@@ -27,6 +27,7 @@ from dlmbench.backbone.counter import Counter, Work
 from dlmbench.backbone.network import Network, bucket, prefill_rows
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
+from dlmbench.engine.calibrate import Measured, prices
 from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED, Canvas
 from dlmbench.engine.graphs import Cell, CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
@@ -237,14 +238,12 @@ class Engine:
         return median_seconds(recording.replay, self.device, repeats)
 
     @_at_work
-    def calibrate(self, repeats: int = 5) -> dict[str, float]:
-        """Price of every "role/kind/shape" met so far: its time over that of one plain denoise of the target.
+    def calibrate(self, repeats: int = 5) -> Measured:
+        """Price of every forward met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
         of `repeats`. Spends the buffers: what was decoded last is no longer there.
         """
-        from dlmbench.engine.calibrate import prices
-
         if self.watch is None:
             return prices(self, repeats)
         return self.watch.steady(lambda: prices(self, repeats))[0]

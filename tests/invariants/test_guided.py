@@ -152,9 +152,9 @@ WEIGHTS = Path(__file__).parents[1] / "golden" / "guided" / "weights"
 )
 def test_what_cannot_work_is_refused_when_the_spec_is_read(options, words):
     usual = {"method": "guided", "model": str(WEIGHTS / "dream_a"), "guide": str(WEIGHTS / "guide_qwen2_a")}
-    assert RunSpec(task="gsm8k", cache="prompt", **usual).check().companions == {"guide": usual["guide"]}
+    assert RunSpec(task="gsm8k", cache="prompt", **usual).resolve().companions == {"guide": usual["guide"]}
     with pytest.raises(RequestError, match=words):
-        RunSpec(task="gsm8k", **{**usual, **options}).check()
+        RunSpec(task="gsm8k", **{**usual, **options}).resolve()
 
 
 def test_a_guide_that_looks_ahead_is_refused():

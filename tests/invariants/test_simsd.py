@@ -258,7 +258,7 @@ def test_a_spec_refuses_other_drafts_and_sampling_before_anything_is_loaded(tmp_
 
     def check(draft, **options):
         usual = {"method": "simsd", "task": "nano-gsm", "model": folders["mine"], "block_length": 4}
-        return RunSpec(**usual, draft=draft, **options).check()
+        return RunSpec(**usual, draft=draft, **options).resolve()
 
     assert check(folders["mine"]).companions == {"draft": folders["mine"]}  # the target may draft for itself
     refusals = (("wide", "vocabulary size 90"), ("masked", "mask id 5"), ("spelt", "tokenizer"), ("nano-ar", "causal"))

@@ -376,9 +376,9 @@ def test_a_head_needs_no_configuration_and_a_model_does(tmp_path):
     head.mkdir()
     (head / "model.safetensors").write_bytes((ASSETS / "nano/nano-policy/model.safetensors").read_bytes())
     spec = RunSpec(method="learned_policy", task="nano-gsm", model="nano-llada", head=str(head))
-    assert spec.check().companions["head"] == str(head)
+    assert spec.resolve().companions["head"] == str(head)
     with pytest.raises(RequestError, match="no config.json"):
-        RunSpec(method="static", task="nano-gsm", model=str(head)).check()
+        RunSpec(method="static", task="nano-gsm", model=str(head)).resolve()
 
 
 def test_the_stored_dtype_and_the_name_of_a_model_are_known_in_the_hubs_cache(tmp_path, hub):

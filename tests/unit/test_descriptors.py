@@ -2,6 +2,7 @@
 Run: pytest tests/unit/test_descriptors.py"""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,16 +179,16 @@ def test_dreams_model_type_with_blocks_is_dreamreasoner(tmp_path):
 
 def test_the_descriptor_is_part_of_what_names_a_network(tmp_path):
     folder = make_checkpoint(tmp_path / "m", "SDAR-1.7B-Chat")
-    checked = RunSpec("static", "gsm8k", model=str(folder)).check()
-    other = type(checked)(**{**vars(checked), "preset": with_flags(checked.preset, Descriptor(mask_id=5))})
+    checked = RunSpec("static", "gsm8k", model=str(folder)).resolve()
+    other = replace(checked, preset=with_flags(checked.preset, Descriptor(mask_id=5)))
     assert network_hashes(checked) != network_hashes(other)
 
 
 def test_models_of_which_too_little_is_known_are_refused_before_anything_is_fetched():
     for name, words in (("stable-diffcoder-8b", "--block-length"), ("efficient-dlm-4b", "--shift and --block-length")):
         with pytest.raises(RequestError, match=words):
-            RunSpec("static", "gsm8k", model=name).check()
-    assert RunSpec("static", "gsm8k", model="stable-diffcoder-8b", block_length=32).check().block_length == 32
+            RunSpec("static", "gsm8k", model=name).resolve()
+    assert RunSpec("static", "gsm8k", model="stable-diffcoder-8b", block_length=32).resolve().block_length == 32
 
 
 @pytest.mark.parametrize("bad", [{"attention": "sparse"}, {"shift": 2}, {"grid": "x"}, {"block_length": 0},
@@ -199,9 +200,9 @@ def test_values_that_no_field_has_name_their_flag(bad):
 
 def test_methods_that_do_not_know_a_models_blocks_are_refused():
     with pytest.raises(RequestError, match="--grid origin"):
-        RunSpec("mrp", "gsm8k", model="qwen3-0.6b-bd3lm", head="nano-mrp").check()
+        RunSpec("mrp", "gsm8k", model="qwen3-0.6b-bd3lm", head="nano-mrp").resolve()
     with pytest.raises(RequestError, match="--method fastdllm2"):
-        RunSpec("static", "gsm8k", model="fastdllm2-7b").check()
+        RunSpec("static", "gsm8k", model="fastdllm2-7b").resolve()
     check_blocks(PRESETS["qwen3-0.6b-bd3lm"], Descriptor(attention="block_causal", grid="prompt"), Static)
     with pytest.raises(RequestError, match="full attention: leave it out"):
         check_described(with_flags(PRESETS["llada-8b-base"], Descriptor(grid="prompt")))

@@ -274,7 +274,7 @@ def _decoded(trial: Trial, method: str, setting: dict, dtype: str, requests: lis
         method=method, task="nano-gsm", model="nano", settings={method: setting}, batch_size=min(32, len(requests)),
         device=str(trial.device), dtype=dtype,
     )  # fmt: skip
-    return [generation.ids for generation in build(spec).generate(requests)]
+    return [generation.ids for generation in build(spec.resolve()).generate(requests)]
 
 
 def _differ(ours: list, theirs: list) -> int:
