@@ -29,7 +29,7 @@ class FastDLLM2Config:
     tau: float = option(
         0.95,
         "confidence that a position must pass (release: 0.95 by default, 0.9 in its demo, 1 in its published scores)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     sub_block: int = option(8, "positions of a block that may be revealed at a time (release: 8); divides the block")
