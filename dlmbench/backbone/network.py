@@ -12,7 +12,7 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Network:
     """
 
     carried: tuple[str, ...] = ("pending",)
+    needs_answers = False  # must requests bring all right answers? (an oracle is made of them)
     keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):
@@ -89,6 +90,9 @@ class Network:
         self.cache = None
 
     # --- what the engine does -------------------------------------------------------------------------------------
+
+    def admit(self, row: int, request: Any) -> None:
+        """`request` is decoded in `row` from now on. Its tokens are all that a network with weights has to know."""
 
     @property
     def stores(self) -> bool:
@@ -282,8 +286,8 @@ class Network:
         return lambda positions, attend: self.model(x, positions, attend)
 
     def sample(self, tokens: int) -> Callable[[], Tensor]:
-        """A stretch of a forward of `tokens` tokens, long enough to be timed: one layer, attention left out."""
-        layer, x = self.model.layers[0], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
+        """A stretch of a forward of `tokens` tokens, long enough to be timed: the last layer, attention left out."""
+        layer, x = self.model.layers[-1], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
         cos, sin = self.model._rotation(torch.arange(tokens, device=self.device) % self.config.max_positions, x.dtype)
         return lambda: layer(0, x, cos, sin, lambda _, q, kv: q.flatten(1))
 

@@ -251,6 +251,11 @@ class Engine:
     # --- one call of generate -----------------------------------------------------------------------------------
 
     @property
+    def needs_answers(self) -> bool:
+        """Must requests bring all right answers? Those of an oracle must."""
+        return self.target.needs_answers
+
+    @property
     def _mask_id(self) -> int:
         mask = self.target.config.mask_id
         return self.target.config.vocab_size if mask is None else mask  # an id that no head can produce
@@ -341,6 +346,8 @@ class Engine:
             fixed = request.fixed or self.fixed
             start = self.canvas.admit(row, list(request.prompt_ids), request.max_tokens, request.seed, fixed)
             end = len(request.prompt_ids) + request.max_tokens
+            for net in self.nets.values():
+                net.admit(row, request)
             self.slots[row] = _Slot(request, index, admitted, start, end)
             rows.append(row)
         lengths = [len(self.slots[row].request.prompt_ids) for row in rows]

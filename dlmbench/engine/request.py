@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from dlmbench.errors import RequestError
 from dlmbench.forwards import ForwardKey
 
@@ -12,7 +14,8 @@ from dlmbench.forwards import ForwardKey
 @dataclass(frozen=True)
 class Request:
     """One item to generate: prompt ids, token budget, stop strings, the seed of its own draws, and tokens of the answer
-    that are given in advance as (offset behind the prompt, token) pairs."""
+    that are given in advance as (offset behind the prompt, token) pairs. For an oracle `answers` [A,L] are the ids of
+    all valid answers, -1 behind the end of each."""
 
     key: str
     prompt_ids: tuple[int, ...]
@@ -20,6 +23,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int = 0
     fixed: tuple[tuple[int, int], ...] = ()
+    answers: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
