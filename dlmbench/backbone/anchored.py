@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlmbench.backbone.attention import Group
 from dlmbench.backbone.counter import Counter
+from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 
 
@@ -23,6 +24,9 @@ class AnchoredNetwork(Network):
     """`anchor` [R] is the first token of each row's next block, where its prompt or last block ended with a block."""
 
     carried = ("pending", "anchor")
+
+    def __init__(self, role: str, model: Transformer, block_length: int, store: str = "separate"):
+        super().__init__(role, model, block_length, "separate")  # whatever is asked for
 
     def allocate(self, rows: int, capacity: int, canvas: Tensor, counter: Counter) -> None:
         super().allocate(rows, capacity, canvas, counter)

@@ -261,5 +261,5 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "dtype": run.dtype,
         "device": torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else "cpu",
         "batch_size": run.batch_size,
-        "store": run.spec.store,
+        "store": nets["target"].store_mode,
     }
