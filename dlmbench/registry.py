@@ -122,6 +122,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "ar": "AR",
     "edit": "Edit",
     "entropy": "Entropy",
+    "fastdllm2": "FastDLLM2",
     "guided": "Guided",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
