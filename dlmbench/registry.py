@@ -20,7 +20,6 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +74,8 @@ class Registry:
         if self._entry_points_read:
             return
         self._entry_points_read = True
+        from importlib.metadata import entry_points  # slow, and not needed before a name is looked up
+
         for point in entry_points(group=self.group):
             try:
                 self.register(point.name, point.value)
@@ -119,7 +120,9 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "edit": "Edit",
     "entropy": "Entropy",
+    "fastdllm2": "FastDLLM2",
     "guided": "Guided",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
@@ -140,3 +143,5 @@ for _name in (
     "a2d-qwen3", "a2d-qwen2", "a2d-llama",
 ):  # fmt: skip
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+for _name in ("llada2", "lladamoe", "sdarmoe"):
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

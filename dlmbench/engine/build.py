@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
+from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
@@ -20,8 +21,8 @@ from dlmbench.backbone.descriptor import NOTHING, Told
 from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
+from dlmbench.engine.engine import Engine
 from dlmbench.engine.graphs import first_line
-from dlmbench.engine.loop import Engine
 from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks
@@ -35,6 +36,7 @@ END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
 END_TOKENS = (  # what ends a document or a turn, and what a model pads its answer with, in the families' own words
     "<|endoftext|>", "<|im_end|>",  # Qwen, SDAR, Dream; the first also LLaDA's
     END_OF_TURN, "<|end_of_text|>",  # LLaDA, Llama 3
+    "<|role_end|>",  # LLaDA2, LLaDA-MoE
     "<|dlm_pad|>",  # DiffuCoder
 )  # fmt: skip
 
@@ -114,7 +116,8 @@ def _check_files(run: ResolvedRun) -> None:
 def tokenizer_of(model: str | Preset) -> Any:
     """The tokenizer that belongs to a model; a configuration that cannot be run is refused before.
 
-    It begins raw prompts with BOS where the model was evaluated so.
+    It begins raw prompts with BOS where the model was evaluated so, and has the model's chat markup where its own files
+    have none.
     """
     preset = resolve(model) if isinstance(model, str) else model
     folder = _folder(preset)
@@ -123,6 +126,8 @@ def tokenizer_of(model: str | Preset) -> Any:
     tokenizer = _tokenizer(place, stamps(tokenizer_files(place)))
     if begins := describe(folder, preset.told).descriptor.bos_on_raw_prompts:
         tokenizer.add_bos_token = begins
+    if preset.chat and not tokenizer.chat_template:
+        tokenizer.chat_template = preset.chat
     return tokenizer
 
 
@@ -217,7 +222,8 @@ def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
     """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
     if model.config.attention != "full":
         block_length = 1 if model.config.attention == "causal" else run.block_length
-        return Network(role, model, block_length, run.spec.store)
+        kind = AnchoredNetwork if model.config.attention == "block_causal" and model.config.shift else Network
+        return kind(role, model, block_length, run.spec.store)
     if role != "target":
         return Bidirectional(role, model, run.block_length)
     policy = CachePolicy(run.spec.cache, **asdict(run.shared.cache))
@@ -255,5 +261,5 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "dtype": run.dtype,
         "device": torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else "cpu",
         "batch_size": run.batch_size,
-        "store": run.spec.store,
+        "store": nets["target"].store_mode,
     }

@@ -55,6 +55,7 @@ class Oracle:
     """
 
     carried = ("answers", "weights", "errors")
+    needs_answers = True
     store_mode = "fused"
     keeps_states = False
     prefill_states = None

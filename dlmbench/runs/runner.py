@@ -134,7 +134,7 @@ class Run:
         from dlmbench.tasks.lm import EngineLM
 
         maker = EngineLM(engine, chat_template=self.task.chat_template, seed=self.resolved.spec.seed)
-        return [maker.request(item.key, item.prompt, item.stop, item.max_tokens) for item in items]
+        return [maker.request_of(self.task, item) for item in items]
 
     def described(self, engine: Engine) -> dict[str, Json]:
         """What was loaded, as the manifest keeps it."""
@@ -178,7 +178,7 @@ def sample_of(item: Item, generation: Generation, scores: dict[str, Json]) -> Sa
         tokens=generation.tokens,
         seconds=round(generation.seconds, 6),
         stop_reason=generation.stop_reason,
-        fallbacks=generation.guards,
+        fallbacks=generation.fallbacks,
         proposed=generation.proposed,
         accepted=list(generation.accepted),
     )

@@ -7,25 +7,25 @@ different words, a grid of symbols is read row by row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import permutations
 
 Answer = tuple[str, ...]
 
-LONGEST = 8  # items of a list: 8 have 40,320 orders
+LONGEST = 8  # items of a list to be shuffled: 8 have 40,320 orders
 
 
 def answers(kind: str, items: Sequence[str], index: int | None = None, new: str | None = None) -> list[Answer]:
     """Every right answer, without repetition.
 
     `items` are the list, the symbols of a Latin square, or the cells of a Sudoku with "" where nothing is given;
-    `index` counts from 0, `new` is the word to be put in. Raises ValueError for an unknown kind and a list too long.
+    `index` counts from 0, `new` is the word to be put in. Raises ValueError for an unknown kind and too many orders.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; there are {', '.join(KINDS)}")
-    if kind not in GRIDS and len(items) > LONGEST:
-        raise ValueError(f"a list has at most {LONGEST} items, this one {len(items)}")
+    if kind == "shuffle" and len(items) > LONGEST:
+        raise ValueError(f"orders are listed of at most {LONGEST} items, these are {len(items)}")
     items, n = tuple(items), len(items)
     match kind:
         case "copy":
@@ -90,13 +90,27 @@ def latin_squares(n: int) -> list[tuple[int, ...]]:
 
 
 @cache
-def sudoku_grids() -> list[tuple[int, ...]]:
-    """All 288 complete 4 x 4 Sudoku grids over 0 .. 3: Latin squares whose four 2 x 2 boxes have every symbol too."""
+def sudoku_grids() -> list[Answer]:
+    """All 288 complete 4 x 4 Sudoku grids: Latin squares whose four 2 x 2 boxes have every symbol of 1 .. 4 too."""
     boxes = [[4 * (top + i) + left + j for i in (0, 1) for j in (0, 1)] for top in (0, 2) for left in (0, 2)]
-    return [grid for grid in latin_squares(4) if all(len({grid[cell] for cell in box}) == 4 for box in boxes)]
+    fit = [grid for grid in latin_squares(4) if all(len({grid[cell] for cell in box}) == 4 for box in boxes)]
+    return [tuple(str(cell + 1) for cell in grid) for grid in fit]
 
 
-def sudoku_solutions(cells: Sequence[str], symbols: str = "1234") -> list[Answer]:
+def sudoku_solutions(cells: Sequence[str]) -> list[Answer]:
     """Complete grids that agree with the given cells; "" is a cell to be filled."""
-    complete = (tuple(symbols[cell] for cell in grid) for grid in sudoku_grids())
-    return [grid for grid in complete if all(given in ("", cell) for given, cell in zip(cells, grid))]
+    wanted, known = _packed(cells), _packed("3" if symbol else "" for symbol in cells)
+    return [grid for grid, packed in zip(sudoku_grids(), _packed_grids()) if not (packed ^ wanted) & known]
+
+
+@cache
+def _packed_grids() -> list[int]:
+    return [_packed(grid) for grid in sudoku_grids()]
+
+
+def _packed(cells: Iterable[str]) -> int:
+    """A grid as a number, two bits a cell."""
+    number = 0
+    for symbol in cells:
+        number = 4 * number + int(symbol or 0) % 4
+    return number
