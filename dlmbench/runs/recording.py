@@ -30,9 +30,15 @@ def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Seq
     ]
 
 
+def rewrites(step: Mapping[str, Any]) -> dict[int, int]:
+    """Position -> token of what a recorded step rewrote; records of other methods have nothing of it."""
+    found = step.get("replaced") or {"positions": (), "tokens": ()}
+    return dict(zip(found["positions"], found["tokens"]))
+
+
 def _words(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> dict[str, str]:
     ids = {token for step in steps for token in (*step["tokens"], *step["scores"].get("tokens", ()))}
-    ids |= {token for step in steps for token in _integers(step["extra"])}
+    ids |= {token for step in steps for token in (*_integers(step["extra"]), *rewrites(step).values())}
     return {str(token): tokenizer.decode([token]) for token in sorted(ids) if 0 <= token < len(tokenizer)}
 
 
