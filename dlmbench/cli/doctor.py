@@ -105,7 +105,8 @@ def _model(name: str) -> list[dict[str, str]]:
         return checks
     try:
         config, _ = read_config(folder, preset.told)
-        size = f"{config.parameters / 1e6:,.1f} M parameters, {2 * config.parameters / GIB:.2g} GiB in bfloat16"
+        active = f" ({config.active_parameters / 1e6:,.1f} M active)" if config.experts else ""
+        size = f"{config.parameters / 1e6:,.1f} M parameters{active}, {2 * config.parameters / GIB:.2g} GiB in bfloat16"
         checks.append(_check("configuration", "ok", f"{config.family}, {config.attention} attention, {size}"))
         place = Path(preset.tokenizer_location).expanduser()
         tokenizer = load_tokenizer(place if place.is_dir() else folder)
