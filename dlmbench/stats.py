@@ -1,19 +1,25 @@
 """Intervals, paired tests and fronts, in plain numpy.
 
 Every accuracy in a table carries an interval and every comparison is paired on the same items, because a few hundred
-items decide little. Curves of several settings are in fronts.py. Left out: corrections for many comparisons.
+items decide little. Two methods on items that are right or wrong are a `Pairs`: what only the first solved, what only
+the second, of how many. Its interval is Tango's, its test McNemar's exact one, corrected by Holm over the decoders of a
+table (`compare`); "equal" is said only by a test of its own, within a margin. Curves of several settings are in
+fronts.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 LEVEL = 0.95
+ALPHA = 0.05  # the share of false alarms that a test allows, over all comparisons of a table together
+POWER = 0.8
 RESAMPLES = 10_000
 
 
@@ -100,39 +106,195 @@ def paired_difference(
 TOO_FEW = "too few items to tell"
 
 
-def paired_score_interval(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Tango's score interval of mean(a) - mean(b) for paired 0 / 1 values.
+class Pairs(NamedTuple):
+    """Two methods on items that are right or wrong: how many only the first solved, only the second, and all."""
 
-    Unlike the bootstrap it has a width where no item tells the two apart: twelve items that agree do not show that
-    two methods are equal. Graded values get the bootstrap. Raises ValueError for unpaired values.
+    only_a: int
+    only_b: int
+    items: int
+
+    @classmethod
+    def of(cls, a: Sequence[float], b: Sequence[float]) -> Pairs:
+        """a[i] and b[i] are 0 or 1 and belong to the same item. Raises ValueError for anything else."""
+        first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+        if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+            raise ValueError(f"paired values need equal, non-zero lengths, got {first.shape} and {second.shape}")
+        if not (_binary(first) and _binary(second)):
+            raise ValueError("paired values must be 0 or 1; graded ones have paired_difference")
+        return cls(int((first > second).sum()), int((first < second).sum()), len(first))
+
+    @property
+    def difference(self) -> float:
+        """Share of right items of the first minus that of the second."""
+        return (self.only_a - self.only_b) / self.items
+
+    @property
+    def discordance(self) -> float:
+        """Share of items that tell the two apart."""
+        return (self.only_a + self.only_b) / self.items
+
+
+def tango(pairs: Pairs, level: float = LEVEL) -> tuple[float, float]:
+    """Score interval of a paired difference (Tango 1998, Statistics in Medicine 17, 891-908).
+
+    Unlike the bootstrap it has a width where no item tells the two apart: twelve items that agree do not show that two
+    methods are equal.
     """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if not (np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()):
-        found = paired_difference(a, b, level)
-        return found.low, found.high
-    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise ValueError(f"paired values need equal, non-zero lengths, got {first.shape} and {second.shape}")
-    only_a, only_b, items = int((first > second).sum()), int((first < second).sum()), len(first)
     z = NormalDist().inv_cdf(0.5 + level / 2)
-    upper = _score_limit(only_a, only_b, items, z)
-    return -_score_limit(only_b, only_a, items, z), upper
+    mirrored = Pairs(pairs.only_b, pairs.only_a, pairs.items)
+    return -_score_limit(mirrored, z), _score_limit(pairs, z)
 
 
-def _score_limit(only_a: int, only_b: int, items: int, z: float) -> float:
+def paired_score_interval(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """`tango` of values that are all 0 or 1, the paired bootstrap of graded ones. Raises ValueError if unpaired."""
+    if _binary(np.asarray(a, dtype=float)) and _binary(np.asarray(b, dtype=float)):
+        return tango(Pairs.of(a, b), level)
+    found = paired_difference(a, b, level)
+    return found.low, found.high
+
+
+def _binary(values: np.ndarray) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _score(pairs: Pairs, gap: float) -> float:
+    """(observed difference - gap) over its deviation under the most likely shares whose difference is `gap`.
+
+    Tango's statistic; approximately normal where the true difference is `gap`.
+    """
+    only_a, only_b, items = pairs
+    linear = -only_a - only_b + (2 * items - only_a + only_b) * gap
+    share = (math.sqrt(max(linear**2 + 8 * items * only_b * gap * (1 - gap), 0)) - linear) / (4 * items)
+    variance = items * (2 * share + gap * (1 - gap))
+    distance = only_a - only_b - items * gap
+    if variance <= 0:  # the shares are certain: any distance at all contradicts them
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _score_limit(pairs: Pairs, z: float) -> float:
     """Largest difference that the score test with this z does not reject, by bisection."""
-
-    def statistic(gap: float) -> float:
-        """(observed - gap) over its deviation under the most likely shares whose difference is `gap`."""
-        linear = -only_a - only_b + (2 * items - only_a + only_b) * gap
-        share = (math.sqrt(max(linear**2 + 8 * items * only_b * gap * (1 - gap), 0)) - linear) / (4 * items)
-        variance = items * (2 * share + gap * (1 - gap))
-        return (only_a - only_b - items * gap) / math.sqrt(variance) if variance > 0 else -math.inf
-
-    low, high = (only_a - only_b) / items, 1.0
+    low, high = pairs.difference, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if statistic(middle) > -z else (low, middle)
+        low, high = (middle, high) if _score(pairs, middle) > -z else (low, middle)
     return (low + high) / 2
+
+
+def equivalence(pairs: Pairs, margin: float) -> float:
+    """p-value of "the difference is at least `margin`, one way or the other"; a small one shows that it is less.
+
+    Two one-sided score tests, the larger p of the two: at most alpha exactly where the interval `tango` at level
+    1 - 2 alpha lies within the margin. Raises ValueError for a margin that is not between 0 and 1.
+    """
+    if not 0 < margin < 1:
+        raise ValueError(f"margin is {margin}; it is a share between 0 and 1, such as 0.02 for two points")
+    normal, mirrored = NormalDist(), Pairs(pairs.only_b, pairs.only_a, pairs.items)
+    return max(normal.cdf(_score(pairs, margin)), normal.cdf(_score(mirrored, margin)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being a family (Holm 1979), in the order given.
+
+    Calling those at most alpha significant keeps the chance of any false alarm at most alpha, however they depend.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = adjusted[i] = min(1.0, max(least, (len(p_values) - rank) * p_values[i]))
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the reference of its table, on the same items; shares, not points."""
+
+    pairs: Pairs
+    low: float  # Tango's interval of the difference; of this comparison alone
+    high: float
+    p_value: float  # McNemar, exact
+    p_holm: float  # the same, corrected over all comparisons of the table
+    p_equal: float  # of a difference as large as the margin
+
+    @property
+    def difference(self) -> float:
+        return self.pairs.difference
+
+    def verdict(self, alpha: float = ALPHA) -> str:
+        """better or worse by the corrected test, equal by that of the margin, else too close to tell."""
+        if self.p_holm <= alpha:
+            return "better" if self.difference > 0 else "worse"
+        return "equal" if self.p_equal <= alpha else "too close to tell"
+
+
+def compare(
+    methods: Mapping[str, Sequence[float]], reference: Sequence[float], margin: float, level: float = LEVEL
+) -> dict[str, Comparison]:
+    """Every method of a table against one reference; values are 0 or 1 and in the order of the same items.
+
+    Raises ValueError for unpaired or graded values.
+    """
+    pairs = {name: Pairs.of(values, reference) for name, values in methods.items()}
+    p_values = [mcnemar(found.only_a, found.only_b) for found in pairs.values()]
+    return {
+        name: Comparison(found, *tango(found, level), p, adjusted, equivalence(found, margin))
+        for (name, found), p, adjusted in zip(pairs.items(), p_values, holm(p_values))
+    }
+
+
+def least_difference(items: int, discordance: float, power: float = POWER, alpha: float = ALPHA) -> float | None:
+    """The least true difference that `items` show with this power, by McNemar's exact two-sided test.
+
+    `discordance` is the share of items that only one of the two solves (where the difference itself is larger, that).
+    With Holm over m comparisons, the first of them to be shown has alpha / m. None: no difference whatever shows.
+    """
+
+    def shown(difference: float) -> float:
+        return _mcnemar_power(items, max(discordance, difference), difference, alpha)
+
+    low, high = 0.0, 1.0
+    if shown(high) < power:
+        return None
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (low, middle) if shown(middle) >= power else (middle, high)
+    return high
+
+
+def _mcnemar_power(items: int, discordance: float, difference: float, alpha: float) -> float:
+    """Chance that the exact test rejects: a sum over how many items tell the two apart, and how these fall.
+
+    Numbers of such items beyond six deviations are left out.
+    """
+    centre = items * discordance
+    spread = 6 * math.sqrt(centre * (1 - discordance)) + 6
+    discordant = np.arange(max(0, math.floor(centre - spread)), min(items, math.ceil(centre + spread)) + 1)
+    chance = _binomial(np.array([items]), discordance)[0, discordant]
+    fallen = _binomial(discordant, (1 + difference / discordance) / 2)
+    rarer = np.minimum(np.arange(fallen.shape[1]), np.abs(discordant[:, None] - np.arange(fallen.shape[1])))
+    p_values = 2 * np.take_along_axis(_binomial(discordant, 0.5).cumsum(1), rarer, 1)
+    return float(chance @ (fallen * (p_values <= alpha)).sum(1))
+
+
+def _binomial(n: np.ndarray, share: float) -> np.ndarray:
+    """Probabilities of 0, 1, ... successes in n tries. n [N] -> [N, largest n + 1], 0 beyond each n."""
+    k = np.arange(n.max() + 1)
+    logs = np.concatenate([[0.0], np.log(np.arange(1, n.max() + 1)).cumsum()])  # of factorials
+    failures = n[:, None] - k
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.where(k > 0, k * np.log(share), 0.0) + np.where(failures > 0, failures * np.log1p(-share), 0.0)
+    chances = np.exp(logs[n][:, None] - logs[k] - logs[np.maximum(failures, 0)] + odds)
+    return np.where(failures >= 0, chances, 0.0)
+
+
+def points(share: float, signed: bool = False) -> str:
+    """A share in points with one decimal; what rounds to nothing has no sign: "0.0", never "-0.0" or "+0.0"."""
+    text = f"{100 * share:{'+' if signed else ''}.1f}"
+    return "0.0" if text in ("-0.0", "+0.0") else text
+
+
+def bracket(low: float, high: float, signed: bool = False) -> str:
+    """An interval of shares in points: "[81.6, 90.1]"."""
+    return f"[{points(low, signed)}, {points(high, signed)}]"
 
 
 def within(low: float, high: float, drop: float) -> str:

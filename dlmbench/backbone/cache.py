@@ -2,7 +2,7 @@
 
 Because a key's slot is its position, "which keys may this query see" is a comparison of numbers and never a gather,
 and a block that is denoised again simply overwrites its own slots: what masks left there is gone before any later
-block looks (exact block-causal caching, card of SDAR, section 3). Rows that must not write go to one spare slot.
+block looks (exact block-causal caching, SDAR). Rows that must not write go to one spare slot.
 
 Axes: R rows, G key/value heads, S slots, d head size; a layer's buffer is [2,R,G,S,d], so that (R,G) is one batch axis
 and a forward's keys and values go in by one write.
@@ -40,11 +40,12 @@ class KVCache:
         self._narrow(rows)
 
     def fits(self, rows: int, capacity: int) -> bool:
-        """Can it serve a run of this size? Then it does from now on."""
-        if (rows, capacity) != (self.rows, self.capacity):
-            return False
-        self._narrow(rows)
-        return True
+        """Was it made for a run of this size?"""
+        return (rows, capacity) == (self.rows, self.capacity)
+
+    def use_all(self) -> None:
+        """Serve all rows again, after `keep_rows`."""
+        self._narrow(self.rows)
 
     def holds(self, rows: int, slots: int) -> bool:
         """Is it large enough for that many?"""

@@ -26,6 +26,7 @@ VERBS = (
     "score",
     "verify",
     "check",
+    "limits",
     "bench",
     "list",
     "show",

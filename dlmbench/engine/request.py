@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
 
 from dlmbench.errors import RequestError
 from dlmbench.forwards import ForwardKey
@@ -12,7 +17,8 @@ from dlmbench.forwards import ForwardKey
 @dataclass(frozen=True)
 class Request:
     """One item to generate: prompt ids, token budget, stop strings, the seed of its own draws, and tokens of the answer
-    that are given in advance as (offset behind the prompt, token) pairs."""
+    that are given in advance as (offset behind the prompt, token) pairs. For an oracle `answers` [A,L] are the ids of
+    all valid answers, -1 behind the end of each."""
 
     key: str
     prompt_ids: tuple[int, ...]
@@ -20,6 +26,36 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int = 0
     fixed: tuple[tuple[int, int], ...] = ()
+    answers: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+class TracedForward(TypedDict):
+    """A forward that a row took part in."""
+
+    role: str
+    kind: str
+    query_tokens: int
+
+
+class Replaced(TypedDict):
+    """Tokens that a step has rewritten."""
+
+    positions: list[int]
+    tokens: list[int]
+
+
+class TracedStep(TypedDict):
+    """What a step did to one row; see `dlmbench.engine.recorder`."""
+
+    block: int
+    positions: list[int]
+    tokens: list[int]
+    remasked: list[int]
+    forwards: list[TracedForward]
+    extra: dict[str, list]
+    scores: dict[str, list]
+    replaced: NotRequired[Replaced]
+    row: NotRequired[int]  # the slot, for who watches
 
 
 @dataclass
@@ -48,7 +84,14 @@ class Generation:
     proposed: int = 0
     accepted: list[int] = field(default_factory=list)
     first_block: float = 0.0
-    trace: list[dict] | None = None
+    trace: list[TracedStep] | None = None
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that only runs forward, once the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass

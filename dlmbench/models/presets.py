@@ -1,7 +1,7 @@
 """Model presets: a short name for a checkpoint and the settings that belong to it. Imports nothing heavy.
 
 `resolve` turns what a user gives to ``--model`` (a preset, a folder, a hub name) into a `Preset`. Values come from the
-checkpoints' official configurations and the papers' evaluation settings.
+checkpoints' official configurations and the papers' evaluation settings (docs/models).
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Run:
         from dlmbench.tasks.lm import EngineLM
 
         maker = EngineLM(engine, chat_template=self.task.chat_template, seed=self.resolved.spec.seed)
-        return [maker.request(item.key, item.prompt, item.stop, item.max_tokens) for item in items]
+        return [maker.request_of(self.task, item) for item in items]
 
     def described(self, engine: Engine) -> dict[str, Json]:
         """What was loaded, as the manifest keeps it."""

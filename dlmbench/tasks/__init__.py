@@ -12,11 +12,16 @@ and extraction are lm-eval's own; what dlmbench adds stands in the ``metadata:``
     key           field of the data that names an item (default: its index)
     fields        fields that a local file must have
     chat          lm-eval file to extend instead when a chat template is used, and other keys to replace then
+                  (of the metadata too)
     zero_shot_chat  keys to replace when there are no examples either
     variants      other names, ``task/variant``, with the metadata that differs
     problem       function(doc) -> dlmbench.scoring.Problem: marks a task whose answers are programs
     program       function(doc, answer) -> the whole text to run, for the same tasks
     unparsed      function(doc, text) -> bool, where the primary filter cannot tell that no answer was found
+    answers       function(doc) -> texts of all right answers, where they are few enough to be listed (--model oracle)
+    from_local    function(row, metadata) -> record, for tasks whose own records differ from those of local files
+
+A file may ``include`` another one beside it; its metadata lies on top of that file's.
 
 Other keys are kept as they are (`Task.metadata`) for the methods that want to know something about a task.
 
@@ -35,7 +40,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.tasks.base import Item
-from dlmbench.tasks.cards import catalogue
+from dlmbench.tasks.task_files import catalogue
 
 if TYPE_CHECKING:
     from dlmbench.tasks.task import Task

@@ -25,10 +25,13 @@ from lm_eval.api.model import LM
 from dlmbench.engine import Request
 from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import RequestError
+from dlmbench.oracle.answers import answers_of
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.task import MAX_TOKENS, Task, most_tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dlmbench.engine import Engine, Generation
 
 Scores = dict[str, float | bool | str]
@@ -53,10 +56,19 @@ class EngineLM(LM):
         self.seed = seed
         self.generations: dict[str, Generation] = {}
 
-    def request(self, key: str, prompt: str, stop: Iterable[str], max_tokens: int) -> Request:
-        """The engine's request for one prompt."""
+    def request(
+        self, key: str, prompt: str, stop: Iterable[str], max_tokens: int, answers: Tensor | None = None
+    ) -> Request:
+        """The engine's request for one prompt; with the ids of all right `answers` [A,L] for an oracle."""
         ids = prompt_ids(self.engine.tokenizer, prompt, self.templated)
-        return Request(key, ids, max_tokens, tuple(stop), item_seed(self.seed, key))
+        return Request(key, ids, max_tokens, tuple(stop), item_seed(self.seed, key), answers=answers)
+
+    def request_of(self, task: Task, item: Item) -> Request:
+        """The engine's request for an item; an oracle's brings all right answers, and RequestError says which tasks
+        do not list them."""
+        wanted = getattr(self.engine, "needs_answers", False)
+        answers = answers_of(task, item, self.engine.tokenizer) if wanted else None
+        return self.request(item.key, item.prompt, item.stop, item.max_tokens, answers)
 
     def run(
         self, requests: Sequence[Request], on_finish: Callable[[Generation], None] | None = None
@@ -125,7 +137,7 @@ def evaluate(
     lm = EngineLM(engine, chat_template=task.chat_template, seed=seed)
     scored = _Scored(task, by_key, on_item, workers if task.is_code else 0)
     with scored:
-        lm.run([lm.request(item.key, item.prompt, item.stop, item.max_tokens) for item in wanted], scored.add)
+        lm.run([lm.request_of(task, item) for item in wanted], scored.add)
     return [(item, lm.generations[item.key], scored.scores[item.key]) for item in wanted]
 
 

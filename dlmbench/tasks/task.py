@@ -215,6 +215,15 @@ class Task:
         """What the data give as the right answer, as text: a worked solution, a number, or the tests of a program."""
         return str(self.lm_task.doc_to_target(item.doc))
 
+    def answers(self, item: Item) -> list[str]:
+        """Texts of all right answers. Raises RequestError for a task that does not list them."""
+        if "answers" not in self.metadata:
+            raise RequestError(
+                f"Task {self.name} does not list its right answers, which --model oracle is made of: take a stress "
+                "task (stress-shuffle), nano-gsm-orders, or another --model."
+            )
+        return self.metadata["answers"](item.doc)
+
     def score_many(self, answers: Iterable[tuple[Item, str]], workers: int = 2) -> list[dict[str, float | bool | str]]:
         """Judge many answers, programs in `workers` sandboxes at a time; results in the order of the answers."""
         if not self.is_code:

@@ -143,3 +143,127 @@ def test_items_needed_shrink_the_interval_to_the_distance():
     assert stats.items_needed(100, 0.0, -0.04, 0.04, limit=-0.01) == 1600
     assert stats.items_needed(100, -0.03, -0.07, 0.01, limit=-0.01) == 400
     assert stats.items_needed(100, -0.01, -0.05, 0.03, limit=-0.01) is None
+
+
+# --- families of comparisons ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pairs, low, high",
+    [
+        ((1, 7, 21), -0.5172, -0.0260),  # airway responsiveness in Fagerland, Lydersen, Laake 2014: -0.517 to -0.026
+        ((40, 20, 160), 0.0309, 0.2181),  # this and what follows: scipy, likelihood and limits found numerically
+        ((6, 16, 161), -0.1240, -0.0054),
+        ((0, 1, 44), -0.1181, 0.0594),
+    ],
+)
+def test_tango_gives_published_intervals(pairs, low, high):
+    assert stats.tango(stats.Pairs(*pairs)) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_equivalence_gives_the_published_test_of_lens_disinfection():
+    # Tango 1998, section 5: 43 of 44 agree, one success less, margin 0.1: Z = 1.709, one-sided p = 0.044
+    assert stats.equivalence(stats.Pairs(0, 1, 44), 0.1) == pytest.approx(0.0438, abs=5e-5)
+
+
+@pytest.mark.parametrize("pairs", [(3, 5, 300), (0, 0, 80), (20, 21, 500), (9, 0, 100)])
+@pytest.mark.parametrize("margin", [0.02, 0.05])
+def test_equivalence_says_what_the_interval_says(pairs, margin):
+    low, high = stats.tango(stats.Pairs(*pairs), 0.9)
+    assert (stats.equivalence(stats.Pairs(*pairs), margin) <= 0.05) == (-margin <= low and high <= margin)
+
+
+def test_equivalence_needs_a_margin():
+    for margin in (0, 1.0, 2):
+        with pytest.raises(ValueError, match="margin is"):
+            stats.equivalence(stats.Pairs(1, 1, 50), margin)
+
+
+def test_two_equal_methods_on_few_items_are_not_called_equal():
+    assert stats.equivalence(stats.Pairs(0, 0, 50), 0.02) > 0.05
+    assert stats.equivalence(stats.Pairs(0, 0, 500), 0.02) < 0.05
+
+
+@pytest.mark.parametrize("only_a, only_b, expected", [(1, 7, 0.0703125), (12, 2, 0.012939453125), (0, 1, 1.0)])
+def test_mcnemar_gives_values_of_statsmodels(only_a, only_b, expected):
+    assert stats.mcnemar(only_a, only_b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_holm_gives_values_of_statsmodels():
+    p_values = [0.01, 0.04, 0.03, 0.005, 0.2, 0.9, 0.04]  # statsmodels 0.15, multipletests(..., method="holm")
+    assert stats.holm(p_values) == pytest.approx([0.06, 0.16, 0.15, 0.035, 0.4, 0.9, 0.16])
+    assert stats.holm([]) == [] and stats.holm([0.7]) == [0.7]
+
+
+def test_among_28_equal_decoders_a_win_is_found_in_one_table_of_twenty_at_most():
+    rng, items, decoders, tables = np.random.default_rng(9), 200, 28, 1000
+    alarms = uncorrected = 0
+    for _ in range(tables):
+        chance = rng.beta(4, 1, items).astype(np.float32)  # items are easy or hard for all of them
+        right = rng.random((decoders + 1, items), dtype=np.float32) < chance
+        only = (right[1:] & ~right[0]).sum(1), (right[0] & ~right[1:]).sum(1)
+        p_values = [stats.mcnemar(int(a), int(b)) for a, b in zip(*only)]
+        alarms += min(stats.holm(p_values)) <= stats.ALPHA
+        uncorrected += min(p_values) <= stats.ALPHA
+    assert alarms / tables <= stats.ALPHA < uncorrected / tables
+
+
+@pytest.mark.parametrize("share, flipped", [(0.99, 0.01), (0.9, 0.05), (0.6, 0.3)])
+def test_tango_covers_near_the_ceiling_and_far_from_it(share, flipped):
+    rng, inside = np.random.default_rng(10), []
+    for _ in range(400):
+        a = rng.random(300) < share
+        b = a ^ (rng.random(300) < flipped)
+        low, high = stats.tango(stats.Pairs.of(a, b))
+        truth = share - (share * (1 - flipped) + (1 - share) * flipped)
+        inside.append(low <= truth <= high)
+    assert 0.92 <= np.mean(inside) <= 0.995
+
+
+def test_methods_are_equal_in_less_than_one_table_of_twenty_when_they_differ_by_the_margin():
+    rng, equal = np.random.default_rng(11), []
+    for _ in range(1000):
+        only_a, only_b, _ = rng.multinomial(800, [0.035, 0.015, 0.95])  # a true difference of 0.02
+        equal.append(stats.equivalence(stats.Pairs(only_a, only_b, 800), 0.02) <= 0.05)
+    assert np.mean(equal) <= 0.065
+
+
+def test_a_table_is_judged_as_a_family():
+    reference = np.ones(600, dtype=int)
+    same, worse, noisy = reference.copy(), reference.copy(), reference.copy()
+    worse[:30], noisy[:8] = 0, 0
+    found = stats.compare({"same": same, "worse": worse, "noisy": noisy}, reference, margin=0.02)
+    assert {name: one.verdict() for name, one in found.items()} == {
+        "same": "equal", "worse": "worse", "noisy": "worse",
+    }  # fmt: skip
+    assert found["noisy"].p_holm == pytest.approx(2 * found["noisy"].p_value)
+    assert found["same"].low < 0 < found["same"].high  # no interval collapses
+    crowd = stats.compare({f"same {i}": same for i in range(30)} | {"noisy": noisy}, reference, margin=0.02)
+    assert crowd["noisy"].verdict() == "too close to tell"
+    with pytest.raises(ValueError, match="0 or 1"):
+        stats.compare({"graded": np.full(600, 0.5)}, reference, margin=0.02)
+
+
+@pytest.mark.parametrize("items, discordance", [(120, 0.15), (500, 0.05)])
+def test_the_least_difference_is_shown_four_times_of_five(items, discordance):
+    gap = stats.least_difference(items, discordance)
+    rng = np.random.default_rng(12)
+    drawn = rng.multinomial(items, [(discordance + gap) / 2, (discordance - gap) / 2, 1 - discordance], size=2000)
+    shown = np.mean([stats.mcnemar(int(a), int(b)) <= 0.05 for a, b, _ in drawn])
+    assert shown == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_least_difference_shrinks_with_items_and_grows_with_comparisons():
+    by_items = [stats.least_difference(items, 0.1) for items in (50, 200, 1319)]
+    assert by_items == sorted(by_items, reverse=True)
+    # Connor 1987 (normal approximation) has 0.0395 for 500 items, the exact test needs a little more
+    assert 0.0395 < stats.least_difference(500, 0.1) < 0.042
+    assert stats.least_difference(500, 0.1, alpha=0.05 / 28) > stats.least_difference(500, 0.1)
+    assert stats.least_difference(500, 0.0) == pytest.approx(0.0158, abs=2e-4)  # one-sided changes: six or more
+    assert stats.least_difference(5, 0.1) is None  # five items cannot reach p = 0.05 at all
+
+
+def test_points_have_no_sign_where_they_round_to_nothing():
+    assert stats.points(-0.0004, signed=True) == stats.points(0.0004, signed=True) == stats.points(-0.0) == "0.0"
+    assert stats.points(0.0123, signed=True) == "+1.2" and stats.points(0.922) == "92.2"
+    assert stats.bracket(-0.0241, 0.0004, signed=True) == "[-2.4, 0.0]" and stats.bracket(0.8, 1) == "[80.0, 100.0]"

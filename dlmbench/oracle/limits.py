@@ -1,0 +1,107 @@
+"""What a decoder can reach at best: its rule on the ideal model, and on one that is too sure, before weights are run.
+
+On the ideal model whatever is lost is the rule's own loss. Right answers that are equally likely are ties, where greedy
+rules see nothing to choose by; a second ideal model has answers of unlike probability, so that there are none. The
+overconfident model never thinks a right answer impossible either, but is sure of tokens that it has no reason to be
+sure of: what a rule loses there and not on the ideal model, it loses by trusting confidences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dlmbench.decoders.base import Decoder
+from dlmbench.decoders.predict import Sampling
+from dlmbench.engine import Engine
+from dlmbench.errors import RequestError
+from dlmbench.oracle.network import Oracle, oracle_config
+from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
+from dlmbench.stats import wilson
+from dlmbench.tasks.base import Item
+from dlmbench.tasks.lm import evaluate
+from dlmbench.tasks.task import Task
+
+MODELS = {
+    "ideal": OracleOptions(),
+    "ideal, unequal": OracleOptions(weights="zipf"),
+    "overconfident": OVERCONFIDENT,
+}
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One decoder on one model. Forwards and tokens are summed over the items."""
+
+    model: str
+    right: int
+    items: int
+    forwards: int
+    tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.items
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, as shares."""
+        return wilson(self.right, self.items)
+
+    @property
+    def forwards_per_item(self) -> float:
+        return self.forwards / self.items
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.forwards
+
+
+def limit(
+    decoder: type[Decoder],
+    config: Any,
+    task: Task,
+    items: Sequence[Item],
+    tokenizer: Any,
+    *,
+    model: str = "ideal",
+    options: OracleOptions | None = None,
+    attention: str = "full",
+    block_length: int | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> Limit:
+    """A decoder on a task that lists its right answers.
+
+    Args:
+        model: one of MODELS, or any name for `options`.
+        attention: "full" or "block_causal".
+        block_length: default the whole answer.
+
+    Raises:
+        RequestError: the task lists no answers, or the decoder needs what an oracle does not have.
+    """
+    needed = [role for role in decoder.needs(config, attention) if role != "target"]
+    if needed:
+        raise RequestError(
+            f"Method {decoder.name} needs a {needed[0]} with weights, and the ideal model has none beside it: its "
+            "limits are not known; take a method without helpers."
+        )
+    if attention not in decoder.attention:
+        raise RequestError(
+            f"Method {decoder.name} works with {' or '.join(decoder.attention)} attention, not {attention}: give "
+            f"--attention {decoder.attention[0]}."
+        )
+    shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, (tokenizer.eos_token_id,), attention)
+    network = Oracle(shape, block_length or task.max_tokens, MODELS[model] if options is None else options)
+    engine = Engine({"target": network}, decoder(config), tokenizer, batch_size=BATCH, sampling=sampling)
+    done = evaluate(task, engine, items, seed=seed)
+    return Limit(
+        model,
+        right=sum(scores["accuracy"] == 1 for _, _, scores in done),
+        items=len(done),
+        forwards=sum(work["calls"] for _, generation, _ in done for work in generation.counts["target"].values()),
+        tokens=sum(generation.tokens for _, generation, _ in done),
+    )
