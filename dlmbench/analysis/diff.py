@@ -18,6 +18,7 @@ from dlmbench.analysis.row import Row
 from dlmbench.analysis.text import percent, signed
 from dlmbench.errors import RequestError
 from dlmbench.runs.record import Sample, Trace
+from dlmbench.runs.recording import rewrites
 
 Shown: TypeAlias = list[tuple[int, str, float | None]]  # (position behind the prompt, token's text, lead)
 Commit: TypeAlias = tuple[str, int, float | None]  # (token's text, step, lead)
@@ -157,9 +158,11 @@ def _commits(trace: Trace) -> dict[int, Commit]:
     return found
 
 
-def _acts(step: Step | None) -> tuple[dict[int, int], list[int]] | None:
+def _acts(step: Step | None) -> tuple[dict[int, int], list[int], dict[int, int]] | None:
     """What a step did to the canvas, in any order."""
-    return None if step is None else (dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]))
+    if step is None:
+        return None
+    return dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]), rewrites(step)
 
 
 def _shown(step: Step | None, trace: Trace) -> Shown:
@@ -170,7 +173,7 @@ def _shown(step: Step | None, trace: Trace) -> Shown:
     words = trace.words
     found: Shown = [
         (position - trace.start, words.get(str(token), f"<{token}>"), leads.get(position))
-        for position, token in zip(step["positions"], step["tokens"])
+        for position, token in (*zip(step["positions"], step["tokens"]), *rewrites(step).items())
     ]
     return found + [(position - trace.start, TAKEN_BACK, None) for position in step["remasked"]]
 
