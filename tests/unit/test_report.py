@@ -112,6 +112,8 @@ def test_table_files(runs):
         assert line == {name: "" if value is None else str(value) for name, value in record.items()}
     text = text.read_text()
     assert text.startswith("# Title\n\nOne note.\n\n## nano-gsm (test, 120 items)\n")
+    first = results.rows[0]
+    assert f"{100 * first.accuracy:.1f} [{100 * first.metrics.accuracy_low:.1f}, " in text
     assert "A forward of nano-ar takes 0.50 of the others'" in text
     for words in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
         assert words in text
