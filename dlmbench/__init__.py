@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in ("RunSpec", "SweepSpec"):
-        from dlmbench import spec
+        from dlmbench import request
 
-        return getattr(spec, name)
+        return getattr(request, name)
     raise AttributeError(f"module 'dlmbench' has no attribute {name!r}")
 
 
@@ -47,7 +47,7 @@ def load(model: str | None = None, *, method: str = "threshold", **options: Any)
     from dlmbench.models.presets import default_model
     from dlmbench.request import RunSpec
 
-    return build(RunSpec(method=method, task="nano-gsm", model=model or default_model(), **options))
+    return build(RunSpec(method=method, task="nano-gsm", model=model or default_model(), **options).resolve())
 
 
 def decode(
@@ -69,10 +69,11 @@ def decode(
 
 
 def run(spec: RunSpec) -> Path:
-    """Run one cell and its baselines, or find them finished; the folder of the cell."""
-    from dlmbench.runs.local import run_cells
+    """Make one run and its baselines, or find them finished; the folder of the run."""
+    from dlmbench.request.resolved import with_baselines
+    from dlmbench.runs.local import run_all
 
-    return run_cells([*spec.baselines(), spec])[-1]
+    return run_all(with_baselines([spec]))[-1]
 
 
 def read_results(folder: str | Path) -> pandas.DataFrame:

@@ -134,5 +134,9 @@ _DECODERS = {  # method -> class, in the module of the method's name
 }
 for _name, _class in _DECODERS.items():
     DECODERS.register_lazy(_name, f"dlmbench.decoders.{_name}:{_class}")
-for _name in ("sdar", "qwen3", "qwen2", "llama", "llada", "dream"):
-    BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper()}")
+for _name in (
+    "qwen3", "qwen2", "llama", "sdar", "llada", "dream", "dreamreasoner", "illada", "stable-diffcoder",
+    "efficient-dlm", "fastdllm2",
+    "a2d-qwen3", "a2d-qwen2", "a2d-llama",
+):  # fmt: skip
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")

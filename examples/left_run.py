@@ -8,7 +8,7 @@ from dlmbench.registry import DECODERS
 
 @dataclass(frozen=True)
 class Options:
-    tau: float = option(0.8, "confidence that every position of the run must pass", knob=True, unit="confidence")
+    tau: float = option(0.8, "confidence that every position of the run must pass", threshold=True, unit="confidence")
 
 
 class LeftRun(StepDecoder):
@@ -16,8 +16,8 @@ class LeftRun(StepDecoder):
     Config = Options
     equalities = ("tau=1.1 == sequential:k=1",)
 
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         first = view.eligible & (view.eligible.cumsum(1) == 1)
         sure = first | ~view.eligible | (best.confidence > self.config.tau)
         return Decision(best.tokens, view.eligible & sure.int().cumprod(1).bool())

@@ -41,6 +41,17 @@ class Layout:
     tied: bool = False
     shards: int = 2
     config: dict[str, Any] = field(default_factory=dict)  # fields that only this layout has
+    own_code: bool = True  # auto_map in config.json
+    mask_in_config: bool = True  # where the tokenizer names a mask token
+    qk_norm: bool | None = None  # norms of queries and keys, no biases; None: as the model type has it
+
+    @property
+    def norms(self) -> bool:
+        return self.model_type in ("sdar", "qwen3", "a2d-qwen3") if self.qk_norm is None else self.qk_norm
+
+    @property
+    def bias(self) -> bool:
+        return not self.norms and self.model_type in ("Dream", "qwen2", "a2d-qwen2", "Fast_dLLM_Qwen")
 
 
 _END, _TURN = "<|endoftext|>", "<|im_end|>"
@@ -109,11 +120,66 @@ LAYOUTS = {
         **_QWEN,
     ),
 }
+_A2D = dict(
+    tokenizer_class="Qwen2Tokenizer",
+    special={"eos_token": _TURN, "pad_token": _END, "bos_token": _END},
+    more=("<|im_start|>", "<|mask|>"),
+    ends=(_TURN,),
+    whole_tokenizer=True,
+    tied=True,
+    shards=1,
+    own_code=False,
+)
+_MASKED = {**_A2D, "special": {**_A2D["special"], "mask_token": "<|mask|>"}, "mask_in_config": False}
+_FASTDLLM2 = dict(
+    tokenizer_class="Qwen2Tokenizer", special={"eos_token": _TURN, "pad_token": _TURN}, ends=(_TURN, _END),
+    more=("<|im_start|>", "|<MASK>|"), config={"bd_size": 32, "use_sliding_window": False, "sliding_window": None},
+)  # fmt: skip
+_ILLADA = dict(
+    tokenizer_class="PreTrainedTokenizerFast", special={"eos_token": _END, "pad_token": "<pad>"}, ends=(_END,),
+    whole_tokenizer=True, tied=True, config={"attention_bias": False, "mlp_bias": False, "layer_norm_eps": None},
+)  # fmt: skip
+
+NEWER = {  # of 2025 and 2026: a parent's layout with another descriptor
+    "iLLaDA-8B-Base": Layout("illada", "ILLaDAForCausalLM", **_ILLADA),
+    "iLLaDA-8B-Instruct": Layout("illada", "ILLaDAForCausalLM", **_ILLADA),
+    "DreamReasoner-8B": Layout(
+        "Dream", "DreamForCausalLM", **{**_SDAR, "special": {**_SDAR["special"], "mask_token": "<|mask|>"}},
+        config={**_NO_BIAS, "block_size": 32}, qk_norm=True,
+    ),
+    "Qwen3-0.6B-diffusion-mdlm-v0.1": Layout("a2d-qwen3", "A2DQwen3LMHeadModel", config=_NO_BIAS, **_MASKED),
+    "Qwen3-0.6B-diffusion-bd3lm-v0.1": Layout("a2d-qwen3", "A2DQwen3LMHeadModel", config=_NO_BIAS, **_MASKED),
+    "Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": Layout("a2d-qwen2", "A2DQwen2LMHeadModel", **_MASKED),
+    "Qwen2.5-Coder-0.5B-Instruct-diffusion-bd3lm-v0.1": Layout("a2d-qwen2", "A2DQwen2LMHeadModel", **_MASKED),
+    "Fast_dLLM_v2_1.5B": Layout("Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", tied=True, **_FASTDLLM2),
+    "Fast_dLLM_v2_7B": Layout("Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", **_FASTDLLM2),
+    "Stable-DiffCoder-8B-Instruct": Layout(
+        "llama", "StableDiffcoderForCausalLM", "PreTrainedTokenizerFast",
+        {"eos_token": _END, "pad_token": "<pad>", "mask_token": "<[MASK_TOKEN]>"}, ends=(_END,), whole_tokenizer=True,
+        mask_in_config=False, config={"attention_bias": False, "mlp_bias": False},
+    ),
+    "Efficient-DLM-4B": Layout("qwen3", "EfficientForCausalLM", config=_NO_BIAS, **_QWEN),
+    "Dream-Coder-v0-Instruct-7B": Layout("Dream", "DreamModel", **_DREAM),
+    "dParallel-LLaDA-8B-instruct": _LLADA,
+    "dParallel_Dream_7B_Instruct": Layout("Dream", "DreamModel", **_DREAM),
+    "d3LLM_LLaDA": _LLADA,
+    "d3LLM_Dream": Layout("Dream", "DreamModel", **_DREAM),
+    "d3LLM_Dream_Coder": Layout("Dream", "DreamModel", **_DREAM),
+    "TraDo-4B-Instruct": Layout("sdar", "SDARForCausalLM", config={**_NO_BIAS, "block_size": 4}, **_SDAR),
+    "TraDo-8B-Instruct": Layout("sdar", "SDARForCausalLM", config={**_NO_BIAS, "block_size": 4}, **_SDAR),
+    **{
+        f"SDAR-{size}-Chat-b{block}": Layout(
+            "sdar", "SDARForCausalLM", config={**_NO_BIAS, "block_size": block}, **_SDAR
+        )
+        for size in ("1.7B", "4B", "8B")
+        for block in (8, 16, 32, 64)
+    },
+}  # fmt: skip
 
 
 def make_checkpoint(folder: Path, name: str, seed: int = 0, **config: Any) -> Path:
     """A checkpoint of random bfloat16 weights in `folder`; `config` replaces fields of config.json (``...``: none)."""
-    layout = LAYOUTS[name]
+    layout = {**LAYOUTS, **NEWER}[name]
     folder.mkdir(parents=True, exist_ok=True)
     ids = _write_tokenizer(folder, layout)
     pad, end = ids[layout.special["pad_token"]], ids[layout.special["eos_token"]]
@@ -180,14 +246,14 @@ def _dump(file: Path, record: Any) -> None:
 def _config(layout: Layout, ids: dict[str, int]) -> dict[str, Any]:
     usual = {
         "architectures": [layout.architecture],
-        "auto_map": {"AutoModel": f"modeling.{layout.architecture}"},
+        **({"auto_map": {"AutoModel": f"modeling.{layout.architecture}"}} if layout.own_code else {}),
         "model_type": layout.model_type,
         "torch_dtype": "bfloat16",
         "rope_theta": 1000000.0,
         **layout.config,
     }
     mask = layout.special.get("mask_token") or ("<|mdm_mask|>" if layout.model_type == "llada" else None)
-    if mask:
+    if mask and layout.mask_in_config:
         usual["mask_token_id"] = ids[mask]
     if layout.model_type == "llada":
         sizes = {
@@ -201,7 +267,7 @@ def _config(layout: Layout, ids: dict[str, int]) -> dict[str, Any]:
         "num_key_value_heads": KV_HEADS, "intermediate_size": INNER, "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": layout.tied, "rope_scaling": None,
     }  # fmt: skip
-    return {**usual, **sizes, **({"head_dim": HEAD_DIM} if layout.model_type in ("sdar", "qwen3") else {})}
+    return {**usual, **sizes, **({"head_dim": HEAD_DIM} if layout.norms else {})}
 
 
 def _write_tokenizer(folder: Path, layout: Layout) -> dict[str, int]:
@@ -248,7 +314,7 @@ def _write_tokenizer(folder: Path, layout: Layout) -> dict[str, int]:
 def _weights(layout: Layout) -> dict[str, torch.Tensor]:
     if layout.model_type == "llada":
         return _llada_weights()
-    bias, norms = layout.model_type in ("Dream", "qwen2"), layout.model_type in ("sdar", "qwen3")
+    bias, norms = layout.bias, layout.norms
     found = {"model.embed_tokens.weight": _random(ROWS, WIDTH), "model.norm.weight": _ones(WIDTH)}
     found |= _layers("model.", LAYERS, bias, norms)
     if not layout.tied:

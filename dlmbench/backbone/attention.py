@@ -72,13 +72,13 @@ class Group:
 class CachedAttention:
     """Write the fresh keys and values, then let every group attend over its rows of the cache."""
 
-    def __init__(self, cache: KVCache, places: Tensor, groups: list[Group]):
-        self.cache, self.places, self.groups = cache, places, groups
-        self.on_cpu = places.device.type == "cpu"
+    def __init__(self, cache: KVCache, slot_mapping: Tensor, groups: list[Group]):
+        self.cache, self.slot_mapping, self.groups = cache, slot_mapping, groups
+        self.on_cpu = slot_mapping.device.type == "cpu"
 
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """q [N,H,d], kv [N,2*G,d] -> [N,H*d]; N runs over the groups' tokens one after another."""
-        self.cache.write(layer, self.places, kv)
+        self.cache.write(layer, self.slot_mapping, kv)
         if len(self.groups) == 1:
             return self._group(layer, self.groups[0], q)
         parts = q.split([group.tokens for group in self.groups])
@@ -95,10 +95,10 @@ class CachedAttention:
             keys, values = (part.index_select(0, group.rows) for part in self.cache.leading(seen)[layer])
             if few:
                 keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
-        return (products if few else fused)(group, q, keys, values)
+        return (bmm_attention if few else sdpa_attention)(group, q, keys, values)
 
 
-def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def sdpa_attention(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """torch's own fused attention. q [n*T,H,d], keys and values [n,G,S,d] -> [n*T, H*d].
 
     Query heads that share keys are stacked as queries: with a mask, torch's fast kernels know no grouped heads.
@@ -110,7 +110,7 @@ def fused(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return out.view(n, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 
-def products(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def bmm_attention(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The same in three products batched over (row, key/value head). keys [n*G,d,S], values [n*G,S,d]."""
     n, queries = group.positions.shape
     kv_heads, size = values.shape[0] // n, values.shape[2]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dlmbench.backbone.attention import Group, visible
 from dlmbench.backbone.cache import KVCache
-from dlmbench.backbone.network import Network, bucket
+from dlmbench.backbone.network import Forward, Kinds, Network, bucket, served_by
 
 POLICIES = ("none", "prefix", "dual", "freecache", "prompt")
 WIDTH_BUCKET = 8  # whole rows are padded to multiples of this
@@ -137,37 +137,34 @@ class Bidirectional(Network):
 
     # --- what a decoder may ask for ---------------------------------------------------------------------------------
 
-    def denoise(
-        self, view, embeds: Tensor | None = None, kind: str | None = None, hidden: bool = False,
-        active: Tensor | None = None,
-    ):  # fmt: skip
+    def denoise(self, view, embeds: Tensor | None = None, kind: Kinds = "", active: Tensor | None = None) -> Forward:
         """Forward over each row's window.
 
         `embeds` [R,W,D] replaces the embeddings at the view's positions; `active` [R] bool marks the live rows that
-        need this forward (default: all). Returns logits [R,W,V] that predict the view's positions, or (logits, hidden
-        states after the final norm that predict them [R,W,D]). Positions outside a row's window get no prediction;
-        ``view.predicted`` says which have one.
+        need this forward (default: all). Without a `kind` it is counted as a refresh where the whole row is recomputed,
+        else as a denoise. Positions outside a row's window get no prediction; ``predicted`` says which have one.
         """
         parts = self._parts(view)
-        states = self._windows(view, self.canvas, parts, embeds)
+        states, predicted = self._at_view(view, self._states(view, self.canvas, parts, embeds), parts)
         logits = self.model.project(states)
         if self.guidance:
             unconditional = torch.where(self.given, self.config.mask_id, self.canvas)
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
-            unguided = self.model.project(self._windows(view, unconditional, parts))
+            unguided = self.model.project(self._at_view(view, self._states(view, unconditional, parts), parts)[0])
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
             logits = unguided + (self.guidance + 1) * (logits - unguided)
-        self._count_windows(view, kind, parts, view.live if active is None else view.live & active)
-        return (logits, states) if hidden else logits
+        for name, served in served_by(kind, active):
+            self._count_windows(view, name, parts, view.live if served is None else view.live & served)
+        return Forward(logits, states, predicted)
 
     def whole(self, view) -> tuple[Tensor, Tensor]:
         """One forward over whole rows -> logits at the view [R,W,V], and for every position of the row the state that
         predicts it [R,T,D]; with a shifted head the first position has its own. No cache policy applies.
         """
-        everyone = (None, torch.zeros_like(view.ends), view.ends, bucket(view.longest, WIDTH_BUCKET), True)
+        everyone = (None, torch.zeros_like(view.ends), view.ends, bucket(view.max_row, WIDTH_BUCKET), True)
         states = self._states(view, self.canvas, [everyone])
-        logits = self.model.project(self._at_view(view, states, [everyone]))
-        self._count_windows(view, None, [everyone], view.live)
+        logits = self.model.project(self._at_view(view, states, [everyone])[0])
+        self._count_windows(view, "", [everyone], view.live)
         rows = states.view(view.ends.shape[0], -1, states.shape[-1])
         shift = self.config.shift
         return logits, torch.cat([rows[:, :shift], rows[:, : rows.shape[1] - shift]], 1)
@@ -179,7 +176,7 @@ class Bidirectional(Network):
         [R,Q]. Returns logits at the view [R,W,V] and at the extra tokens [R,Q,V]. No cache policy applies.
         """
         rows, extra = ids.shape
-        width = bucket(view.longest, WIDTH_BUCKET)
+        width = bucket(view.max_row, WIDTH_BUCKET)
         row = torch.arange(width, device=self.device).expand(rows, width)
         slots = torch.cat([row, width + torch.arange(extra, device=self.device).expand(rows, extra)], 1)
         valid = torch.cat([row < view.ends.unsqueeze(1), torch.ones_like(ids, dtype=torch.bool)], 1)
@@ -192,8 +189,8 @@ class Bidirectional(Network):
         of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra.unsqueeze(1)
         bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
         x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
-        places = self.cache.places(None, slots, valid & view.live.unsqueeze(1))
-        states = self._forward(x, places, [Group(rotated, bias)]).view(rows, seen, -1)
+        slot_mapping = self.cache.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
+        states = self._forward(x, slot_mapping, [Group(rotated, bias)]).view(rows, seen, -1)
         at = (view.positions - self.config.shift).clamp(0, width - 1)
         shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         queries = view.ends + extra
@@ -205,29 +202,25 @@ class Bidirectional(Network):
     def _parts(self, view) -> list[tuple[Tensor | None, Tensor, Tensor, int, bool]]:
         """Rows with windows of one sort together: (rows or None for all, first [n], end [n], width, whole rows?)."""
         if self.policy.name == "none":
-            return [(None, torch.zeros_like(view.ends), view.ends, bucket(view.longest, WIDTH_BUCKET), True)]
+            return [(None, torch.zeros_like(view.ends), view.ends, bucket(view.max_row, WIDTH_BUCKET), True)]
         windows = {
             row: self.policy.recomputed(about, self.block_length, self.config.shift)
-            for row, about in enumerate(view.host)
+            for row, about in enumerate(view.host_rows)
             if about
         }
         parts = []
         for whole in (True, False):
-            rows = [row for row, (first, _) in windows.items() if self.policy._whole(view.host[row]) is whole]
+            rows = [row for row, (first, _) in windows.items() if self.policy._whole(view.host_rows[row]) is whole]
             if rows:
                 first, end = torch.tensor([windows[row] for row in rows], device=self.device).unbind(1)
                 width = max(windows[row][1] - windows[row][0] for row in rows)
                 parts.append((torch.tensor(rows, device=self.device), first, end, width, whole))
         return parts
 
-    def _windows(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
-        """Forward of all parts in one go -> hidden states that predict the view's positions [R,W,D]."""
-        return self._at_view(view, self._states(view, canvas, parts, embeds), parts)
-
     def _states(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
         """Final hidden states of all parts, one after another [n*T,D]."""
-        seen = min(bucket(view.longest), self.cache.capacity)
-        x, places, groups = [], [], []
+        seen = min(bucket(view.max_row), self.cache.capacity)
+        x, slot_mapping, groups = [], [], []
         everyone = torch.arange(view.ends.shape[0], device=self.device)
         for rows, first, end, width, _ in parts:
             index = everyone if rows is None else rows
@@ -238,12 +231,13 @@ class Bidirectional(Network):
             if embeds is not None:
                 tokens = _replace(tokens, view.positions[index] - first.unsqueeze(1), embeds[index])
             x.append(tokens.flatten(0, 1))
-            places.append(self.cache.places(index, positions, valid))
-            groups.append(Group(positions, self.cache.before(view.ends[index], seen), rows))
-        return self._forward(torch.cat(x), torch.cat(places), groups)
+            slot_mapping.append(self.cache.slot_mapping(index, positions, valid))
+            groups.append(Group(positions, self.cache.prefix_bias(view.ends[index], seen), rows))
+        return self._forward(torch.cat(x), torch.cat(slot_mapping), groups)
 
-    def _at_view(self, view, states: Tensor, parts) -> Tensor:
-        """Hidden states that predict the view's positions [R,W,D]; zero where nothing was recomputed."""
+    def _at_view(self, view, states: Tensor, parts) -> tuple[Tensor, Tensor]:
+        """Hidden states that predict the view's positions [R,W,D], zero where nothing was recomputed, and [R,W] bool
+        where something was."""
         chosen = states.new_zeros(*view.positions.shape, states.shape[-1])
         predicted = torch.zeros_like(view.valid)
         at = 0
@@ -256,10 +250,9 @@ class Bidirectional(Network):
             place = place.clamp(0, width - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1])
             chosen.index_copy_(0, index, part.gather(1, place) * inside.unsqueeze(-1))
             predicted.index_copy_(0, index, inside)
-        view.predicted = predicted
-        return chosen
+        return chosen, predicted
 
-    def _count_windows(self, view, kind: str | None, parts, active: Tensor) -> None:
+    def _count_windows(self, view, kind: str, parts, active: Tensor) -> None:
         """A forward without cached keys is a refresh, one with them a denoise; guidance doubles a call's tokens.
 
         Its shape names the positions that go through the head, which the price depends on.

@@ -65,12 +65,12 @@ class KVCache:
         self._used, self._rows = rows, self._first[:rows]
         self._views: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
 
-    def before(self, end: Tensor, seen: int) -> Tensor:
+    def prefix_bias(self, end: Tensor, seen: int) -> Tensor:
         """Every query of a row sees the slots below `end` [n] -> bias [n,1,1,seen] of scores, 0 or -inf."""
         # one strip of `capacity` zeros and as many -inf holds them all: a row begins where `end` zeros are left
         return self._strip.unfold(0, seen, 1).index_select(0, self.capacity - end).view(-1, 1, 1, seen)
 
-    def places(self, rows: Tensor | None, positions: Tensor, valid: Tensor | None = None) -> Tensor:
+    def slot_mapping(self, rows: Tensor | None, positions: Tensor, valid: Tensor | None = None) -> Tensor:
         """Where fresh keys and values go, in a layer's buffer seen as [2*R*G*S,d].
 
         rows [n] (None for all in order), positions [n,T], valid [n] or [n,T] (None: all of them) -> [n*T,2*G]
@@ -81,12 +81,12 @@ class KVCache:
         slots = slots + (self._rows if rows is None else self._rows.index_select(0, rows))
         return slots.view(-1, 1) + self._heads
 
-    def write(self, layer: int, places: Tensor, kv: Tensor) -> None:
-        """Put kv [N,2*G,d], keys and then values, into `places` [N,2*G] of one layer."""
+    def write(self, layer: int, slot_mapping: Tensor, kv: Tensor) -> None:
+        """Put kv [N,2*G,d], keys and then values, into `slot_mapping` [N,2*G] of one layer."""
         if self._wide and kv.shape[0] >= MANY:
-            self._wide[layer].index_put_((places,), kv.view(WIDE))
+            self._wide[layer].index_put_((slot_mapping,), kv.view(WIDE))
         else:
-            self._slots[layer].index_put_((places,), kv)
+            self._slots[layer].index_put_((slot_mapping,), kv)
 
     def leading(self, seen: int, flat: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first `seen` slots in every layer: views [R,G,seen,d], made once.

@@ -1,6 +1,7 @@
-"""What distinguishes one backbone from another: a page of numbers and three switches.
+"""What distinguishes one backbone from another: a page of numbers and a few switches.
 
-Read from the official ``config.json`` of a checkpoint by the families (`dlmbench.backbone.families`).
+Sizes are read from the official ``config.json`` of a checkpoint by its layout (`dlmbench.backbone.families`), rules
+come from its descriptor (`dlmbench.backbone.descriptor`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ class BackboneConfig:
     """Shape and rules of one transformer.
 
     `attention` says which keys a query may see: ``block_causal`` (own block and earlier ones), ``causal``, or ``full``.
-    `shift` is 1 when the head at position i predicts token i + 1 (autoregressive parents, Dream), else 0.
+    `shift` is 1 when the head at position i predicts token i + 1 (autoregressive parents, Dream), else 0: the two are
+    independent. `block_length` is what the weights were trained with where that is known, `grid` where blocks lie; both
+    as `Descriptor` says.
     """
 
     family: str
@@ -36,6 +39,8 @@ class BackboneConfig:
     pad_id: int | None = None
     max_positions: int = 32_768
     rope_scaling: tuple[tuple[str, object], ...] = ()
+    block_length: int | None = None
+    grid: str = "origin"
 
     @property
     def layer_parameters(self) -> int:

@@ -13,34 +13,32 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.forwards import ForwardKey
 
-KINDS = ("prefill", "denoise", "seed", "verify", "store", "refresh")
 MEASURES = ("calls", "keys", "query_tokens", "projected")
 
 
-class Column(NamedTuple):
-    """What a forward was. `shape` tells forwards of different price apart: the number of query tokens of a row where
-    that is fixed, a word ("row", "window") where it varies with the row."""
+class Work(NamedTuple):
+    """Forwards of one key, summed: `pairs` are (query, key) pairs, `projected` tokens that went through the head."""
 
-    role: str
-    kind: str
-    shape: str
+    calls: int = 0
+    query_tokens: int = 0
+    pairs: int = 0
+    projected: int = 0
 
-    @property
-    def name(self) -> str:
-        return f"{self.role}/{self.kind}/{self.shape}"
+    def plus(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(self, other)))
 
 
 @dataclass(frozen=True)
 class Counts:
     """Host copy of one row.
 
-    `kinds` {role: {kind: {calls, query_tokens, key_tokens, flops}}}, where `key_tokens` counts (query, key) pairs;
-    `shapes` {"role/kind/shape": (calls, query tokens, pairs, tokens through the head)}.
+    `kinds` {role: {kind: {calls, query_tokens, key_tokens, flops}}}, where `key_tokens` counts (query, key) pairs.
     """
 
     kinds: dict[str, dict[str, dict[str, float]]]
-    shapes: dict[str, tuple[int, int, int, int]]
+    work: dict[ForwardKey, Work]
 
 
 class Counter:
@@ -54,15 +52,15 @@ class Counter:
     carried = ("totals",)  # what lives from step to step
 
     def __init__(self, rows: int, device: torch.device, columns: int = 64):
-        self.columns: dict[tuple[Column, tuple[int, int] | None], int] = {}
+        self.columns: dict[tuple[ForwardKey, tuple[int, int] | None], int] = {}
         self.configs: dict[str, BackboneConfig] = {}
         self.totals = torch.zeros(columns, len(MEASURES), rows, dtype=torch.long, device=device)
-        self.log: list[tuple[Column, Tensor, Tensor]] | None = None  # (column, active, query tokens), while tracing
+        self.log: list[tuple[ForwardKey, Tensor, Tensor]] | None = None  # (key, active, query tokens), while tracing
 
     def add(
         self,
         config: BackboneConfig,
-        column: Column,
+        key: ForwardKey,
         active: Tensor,
         keys: Tensor,
         queries: int | Tensor,
@@ -75,20 +73,21 @@ class Counter:
         of a row through the layers and through the head; rows [n] names the rows, None means all in order.
         """
         even = (queries, projected) if isinstance(queries, int) and isinstance(projected, int) else None
-        index = self.columns.get((column, even))
+        index = self.columns.get((key, even))
         if index is None:
-            index = self._new_column(column, even, config)
-        work = [active, keys * active]
+            index = self._new_column(key, even, config)
+        amounts = [active, keys * active]
         if not even:
             tokens = queries * active
-            work = [active, tokens * keys, tokens, projected * active]
+            amounts = [active, tokens * keys, tokens, projected * active]
         if rows is None:
-            for total, amount in zip(self.totals[index].unbind(), work):
+            for total, amount in zip(self.totals[index].unbind(), amounts):
                 total.add_(amount)
         else:
-            self.totals[index, : len(work)].index_add_(1, rows, torch.stack(torch.broadcast_tensors(*work)).long())
+            stacked = torch.stack(torch.broadcast_tensors(*amounts)).long()
+            self.totals[index, : len(amounts)].index_add_(1, rows, stacked)
         if self.log is not None:
-            self.log.append((column, self._everyone(active, rows), self._everyone(queries * active, rows)))
+            self.log.append((key, self._everyone(active, rows), self._everyone(queries * active, rows)))
 
     def reset(self, rows: Tensor) -> None:
         self.totals.index_fill_(2, rows, 0)
@@ -100,26 +99,23 @@ class Counter:
         """What one row has cost so far, or had cost when `totals` was copied."""
         table = (self.totals if totals is None else totals)[: len(self.columns), :, row].tolist()
         kinds: dict[str, dict[str, dict[str, float]]] = {}
-        shapes: dict[str, tuple[int, int, int, int]] = {}
-        for (column, even), (calls, pairs, queries, projected) in zip(self.columns, table):
+        work: dict[ForwardKey, Work] = {}
+        for (key, even), (calls, pairs, queries, projected) in zip(self.columns, table):
             if not calls:
                 continue
             if even:
                 pairs, queries, projected = pairs * even[0], calls * even[0], calls * even[1]
             empty = {"calls": 0, "query_tokens": 0, "key_tokens": 0, "flops": 0.0}
-            kind = kinds.setdefault(column.role, {}).setdefault(column.kind, empty)
-            flops = self.configs[column.role].flops(queries, pairs, projected)
+            kind = kinds.setdefault(key.role, {}).setdefault(key.kind, empty)
+            flops = self.configs[key.role].flops(queries, pairs, projected)
             for measure, value in zip(empty, (calls, queries, pairs, flops)):
                 kind[measure] += value
-            known = shapes.get(column.name, (0, 0, 0, 0))
-            shapes[column.name] = tuple(a + b for a, b in zip(known, (calls, queries, pairs, projected)))
-        return Counts(kinds, shapes)
+            work[key] = work.get(key, Work()).plus(Work(calls, queries, pairs, projected))
+        return Counts(kinds, work)
 
-    def _new_column(self, column: Column, even: tuple[int, int] | None, config: BackboneConfig) -> int:
-        if column.kind not in KINDS:
-            raise ValueError(f"kind {column.kind!r} is none of {KINDS}")
-        self.configs[column.role] = config
-        self.columns[column, even] = index = len(self.columns)
+    def _new_column(self, key: ForwardKey, even: tuple[int, int] | None, config: BackboneConfig) -> int:
+        self.configs[key.role] = config
+        self.columns[key, even] = index = len(self.columns)
         if index == self.totals.shape[0]:
             self.totals = torch.cat([self.totals, torch.zeros_like(self.totals)])
         return index

@@ -1,43 +1,130 @@
-"""Families: how an official checkpoint spells its configuration and its tensors.
+"""Families: how an official checkpoint spells its configuration and its tensors, and how it is used.
 
-A family is data: a reader of ``config.json``, the names of its tensors, its attention rule and its logit shift.
-SDAR is Qwen3 with block-causal attention (card of SDAR, section 2); Qwen3, Qwen2 and Llama are its causal relatives.
-LLaDA is Llama with full attention under names of its own; Dream is Qwen2 with full attention whose head at position i
-predicts token i + 1 (cards of LLaDA and Dream, section 2).
+A family is data: a layout (a reader of ``config.json`` and the names of tensors) and a descriptor. Many families share
+a layout: SDAR and DreamReasoner are Qwen3 with block-causal attention, Fast-dLLM v2 and Dream are Qwen2 with it or
+with full attention and a head that stays shifted, iLLaDA is Llama with full attention; dllm's a2d models are any of the
+three with one attention or the other, which their files do not say. LLaDA is Llama under names of its own. A family
+whose layout is here is one entry at the end of this page, and its name in `dlmbench.registry`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.descriptor import NOTHING, Descriptor, Told
 from dlmbench.errors import RequestError
+from dlmbench.registry import BACKBONES
 
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of rope_scaling
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
-class Family:
-    """One official checkpoint layout.
+class Layout:
+    """How a checkpoint is written down.
 
-    `names` maps our tensor to the official names it is packed from, in order; ``{}`` is the layer number. `spell`
-    turns a configuration in Hugging Face's usual spelling into the family's own, for families that have one. `read`
-    raises RequestError, without the checkpoint's name, for whatever the network here does not have.
-    `bos_on_raw_prompts`: prompts without chat markup begin with BOS, which the tokenizer does not add by itself.
+    `names` maps our tensor to the official names it is packed from, in order; ``{}`` is the layer number. `spell` turns
+    a configuration in Hugging Face's usual spelling into the layout's own, for those that have one. `read` raises
+    RequestError, without the checkpoint's name, for whatever the network here does not have.
+    """
+
+    read: Callable[[dict], BackboneConfig]
+    names: dict[str, tuple[str, ...]]
+    spell: Callable[[dict], dict] = dict
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one kind: their layout and what is known of their use.
+
+    Families that share a model type are told apart by `architectures`, and where a file names none by `marks`, fields
+    of config.json that only this one has. `block_field` is the field that says the block length,
+    `mask_word` the spelling of a mask token that tokenizers have without saying what it is.
     """
 
     name: str
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]  # those that are read; the first is written into config.json when we save
-    read: Callable[[dict], BackboneConfig]
-    names: dict[str, tuple[str, ...]]
-    spell: Callable[[dict], dict] = dict
-    mask_id: int | None = None  # of all released checkpoints, for copies whose files do not say
-    tokenizer: str = "PreTrainedTokenizerFast"  # class in transformers, for checkpoints that name one of their own
-    bos_on_raw_prompts: bool = False
+    layout: Layout
+    descriptor: Descriptor = Descriptor()
+    marks: tuple[str, ...] = ()
+    block_field: str = "block_size"
+    mask_word: str | None = None
+
+
+def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
+    """The family of a configuration; `name` is the checkpoint's, for messages.
+
+    Raises RequestError for a model type that no family has, for classes that none of its families names, which may
+    decode in another way, and for an autoregressive family's file with a trace of diffusion, unless `told` says how the
+    model attends.
+    """
+    model_type = raw.get("model_type")
+    families = [BACKBONES.get(one) for one in BACKBONES.names()]
+    related = [one for one in families if model_type in one.model_types]
+    if not related:
+        known = ", ".join(dict.fromkeys(t for one in families for t in one.model_types))
+        raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
+    architectures, own = _classes(raw)
+    named = _named(related, architectures)
+    if named is None and architectures and not told.by_user:
+        if not any(one.name == told.family and not one.architectures for one in related):
+            read = " or ".join(one for family in related for one in family.architectures)
+            raise RequestError(
+                f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(architectures)}, "
+                f"which may decode in another way; {model_type} is read as {read} only: {_DESCRIBE}"
+            )
+    if named is None or _autoregressive(named):  # a preset, and code of its own, say more than a parent's class
+        others = [one for one in related if one is not named and not _autoregressive(one)]
+        told_so = [one for one in others if one.name == told.family]
+        marked = [one for one in others if any(raw.get(mark) is not None for mark in one.marks)]
+        found = told_so + [one for one in others if set(one.architectures) & set(own)] + marked * (named is None)
+        if found:
+            return found[0]
+    family = named or next((one for one in related if one.architectures and not one.marks), related[0])
+    if _autoregressive(family) and not told.by_user:
+        _refuse_traces(raw, name, family, [one for one in own if one not in family.architectures])
+    return family
+
+
+def _autoregressive(family: Family) -> bool:
+    return family.descriptor.attention == "causal"
+
+
+def _named(families: list[Family], classes: list[str]) -> Family | None:
+    return next((one for one in families if set(one.architectures) & set(classes)), None)
+
+
+_DESCRIBE = (
+    "if it is a diffusion model in that layout, give --attention, --block-length, --mask-id and --shift; --attention "
+    "causal says that it is none."
+)
+_TRACES = ("block_size", "bd_size", "block_length")  # fields of diffusion models' files alone
+
+
+def _refuse_traces(raw: Mapping[str, Any], name: str, family: Family, strangers: list[str]) -> None:
+    """An autoregressive model's file has no code of its own and knows no blocks."""
+    traces = [f"{field}={raw[field]!r}" for field in _TRACES if raw.get(field) is not None]
+    if strangers:
+        traces.append(f"auto_map to {', '.join(strangers)}")
+    if traces:
+        raise RequestError(
+            f"{name}: config.json says model_type {raw.get('model_type')!r} and has {' and '.join(traces)}, so it may "
+            f"not be autoregressive as {family.name} is: {_DESCRIBE}"
+        )
+
+
+def _classes(raw: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Model classes that config.json names: its architectures, and those of its own code."""
+    architectures = raw.get("architectures") or []
+    architectures = [architectures] if isinstance(architectures, str) else [str(one) for one in architectures]
+    mapped = raw.get("auto_map")
+    mapped = mapped if isinstance(mapped, dict) else {}
+    own = [str(path).rpartition(".")[2] for kind, path in mapped.items() if kind.startswith("AutoModel")]
+    return architectures, own
 
 
 def _qwen_names(qk_norm: bool, bias: bool) -> dict[str, tuple[str, ...]]:
@@ -176,24 +263,19 @@ def _rope(fields: Fields) -> tuple[float, tuple[tuple[str, object], ...]]:
     return theta, tuple(sorted(scaling.items()))
 
 
-def _read_sdar(raw: dict) -> BackboneConfig:
-    return _read_qwen_like(Fields(raw), family="sdar", qk_norm=True, attention="block_causal")
-
-
-def _read_qwen3(raw: dict) -> BackboneConfig:  # a parent of a diffusion model may carry a mask id; it is never proposed
-    return _read_qwen_like(Fields(raw), family="qwen3", qk_norm=True, attention="causal", shift=1)
+def _read_qwen3(raw: dict) -> BackboneConfig:
+    return _read_qwen_like(Fields(raw), family="qwen3", qk_norm=True)
 
 
 def _read_qwen2(raw: dict) -> BackboneConfig:
-    return _read_qwen_like(Fields(raw), family="qwen2", qk_norm=False, qkv_bias=True, attention="causal", shift=1)
+    return _read_qwen_like(Fields(raw), family="qwen2", qk_norm=False, qkv_bias=True)
 
 
 def _read_llama(raw: dict) -> BackboneConfig:
-    return _read_qwen_like(Fields(raw), family="llama", qk_norm=False, attention="causal", shift=1)
-
-
-def _read_dream(raw: dict) -> BackboneConfig:
-    return _read_qwen_like(Fields(raw), family="dream", qk_norm=False, qkv_bias=True, attention="full", shift=1)
+    fields = Fields(raw)
+    if (eps := fields.get("layer_norm_eps")) is not None:
+        raise RequestError(f"has layer_norm_eps={eps!r}; layer norms are not supported, only RMS norms are")
+    return _read_qwen_like(fields, family="llama", qk_norm=False)
 
 
 LLADA_SPELLING = {  # Hugging Face's usual name -> LLaDA's
@@ -230,7 +312,7 @@ def _read_llada(raw: dict) -> BackboneConfig:
     if (clip := fields.get("clip_qkv")) is not None:
         raise RequestError(f"has clip_qkv={clip!r}, which is not supported: take a checkpoint without")
     rows = {"vocab_size": fields.get("embedding_size", fields.get("vocab_size"))}  # of the embedding, padding included
-    return _read_qwen_like(Fields({**raw, **rows}, LLADA_SPELLING), family="llada", qk_norm=False, attention="full")
+    return _read_qwen_like(Fields({**raw, **rows}, LLADA_SPELLING), family="llada", qk_norm=False)
 
 
 def _spell_llada(usual: dict) -> dict:
@@ -254,49 +336,73 @@ def _llada_names() -> dict[str, tuple[str, ...]]:
     }
 
 
-_QWEN_BPE = "Qwen2Tokenizer"
+LLAMA_LAYOUT = Layout(_read_llama, _qwen_names(qk_norm=False, bias=False))
+QWEN2_LAYOUT = Layout(_read_qwen2, _qwen_names(qk_norm=False, bias=True))
+QWEN3_LAYOUT = Layout(_read_qwen3, _qwen_names(qk_norm=True, bias=False))
+LLADA_LAYOUT = Layout(_read_llada, _llada_names(), _spell_llada)
+
+_QWEN_BPE, _LLAMA_BPE = "Qwen2Tokenizer", "LlamaTokenizer"
+
+# --- autoregressive: a parent of a diffusion model may carry a mask id, which is never proposed -----------------------
+
+QWEN3 = Family(
+    "qwen3", ("qwen3",), ("Qwen3ForCausalLM",), QWEN3_LAYOUT,
+    Descriptor(attention="causal", shift=1, tokenizer=_QWEN_BPE),
+)  # fmt: skip
+QWEN2 = Family(
+    "qwen2", ("qwen2",), ("Qwen2ForCausalLM",), QWEN2_LAYOUT,
+    Descriptor(attention="causal", shift=1, tokenizer=_QWEN_BPE),
+)  # fmt: skip
+LLAMA = Family(
+    "llama", ("llama",), ("LlamaForCausalLM",), LLAMA_LAYOUT,
+    Descriptor(attention="causal", shift=1, tokenizer=_LLAMA_BPE),
+)  # fmt: skip
+
+# --- diffusion models; a mask id here is that of all released checkpoints, for copies whose files do not say ----------
 
 SDAR = Family(
-    "sdar",
-    ("sdar",),
-    ("SDARForCausalLM", "SDARMRPForCausalLM"),
-    _read_sdar,
-    _qwen_names(qk_norm=True, bias=False),
-    mask_id=151_669,
-    tokenizer=_QWEN_BPE,
-)
-QWEN3 = Family(
-    "qwen3",
-    ("qwen3",),
-    ("Qwen3ForCausalLM",),
-    _read_qwen3,
-    _qwen_names(qk_norm=True, bias=False),
-    tokenizer=_QWEN_BPE,
-)
-QWEN2 = Family(
-    "qwen2",
-    ("qwen2",),
-    ("Qwen2ForCausalLM",),
-    _read_qwen2,
-    _qwen_names(qk_norm=False, bias=True),
-    tokenizer=_QWEN_BPE,
-)
-LLAMA = Family(
-    "llama",
-    ("llama",),
-    ("LlamaForCausalLM",),
-    _read_llama,
-    _qwen_names(qk_norm=False, bias=False),
-    tokenizer="LlamaTokenizer",
-)
-LLADA = Family("llada", ("llada",), ("LLaDAModelLM",), _read_llada, _llada_names(), _spell_llada, mask_id=126_336)
+    "sdar", ("sdar",), ("SDARForCausalLM", "SDARMRPForCausalLM"), QWEN3_LAYOUT,
+    Descriptor(attention="block_causal", shift=0, mask_id=151_669, tokenizer=_QWEN_BPE),
+)  # fmt: skip
+LLADA = Family(
+    "llada", ("llada",), ("LLaDAModelLM",), LLADA_LAYOUT,
+    Descriptor(attention="full", shift=0, mask_id=126_336, confidence="clean"),
+)  # fmt: skip
 DREAM = Family(
-    "dream",
-    ("Dream",),
-    ("DreamModel",),
-    _read_dream,
-    _qwen_names(qk_norm=False, bias=True),
-    mask_id=151_666,
-    tokenizer=_QWEN_BPE,
-    bos_on_raw_prompts=True,
+    "dream", ("Dream",), ("DreamModel",), QWEN2_LAYOUT,
+    Descriptor(attention="full", shift=1, mask_id=151_666, tokenizer=_QWEN_BPE, bos_on_raw_prompts=True),
+)  # fmt: skip
+DREAMREASONER = Family(  # Dream's model type, Qwen3's tensors
+    "dreamreasoner", ("Dream",), ("DreamForCausalLM",), QWEN3_LAYOUT,
+    Descriptor(attention="block_causal", shift=0, mask_id=151_669, tokenizer=_QWEN_BPE),
+    marks=("block_size",),
+)  # fmt: skip
+ILLADA = Family(  # neither its configuration nor its tokenizer says the mask id
+    "illada", ("illada",), ("ILLaDAForCausalLM",), LLAMA_LAYOUT,
+    Descriptor(attention="full", shift=0, mask_id=5, confidence="clean"),
+)  # fmt: skip
+STABLE_DIFFCODER = Family(
+    "stable-diffcoder", ("llama",), ("StableDiffcoderForCausalLM",), LLAMA_LAYOUT,
+    Descriptor(attention="block_causal", shift=0, mask_id=5, tokenizer=_LLAMA_BPE),
+)  # fmt: skip
+EFFICIENT_DLM = Family(  # what its class is called, its mask and its shift are not established
+    "efficient-dlm", ("qwen3",), (), QWEN3_LAYOUT, Descriptor(attention="block_causal", tokenizer=_QWEN_BPE)
 )
+FASTDLLM2 = Family(  # bd_size is the block length of training, with which it is decoded too
+    "fastdllm2", ("Fast_dLLM_Qwen",), ("Fast_dLLM_QwenForCausalLM",), QWEN2_LAYOUT,
+    Descriptor(attention="block_causal", shift=1, mask_id=151_665, tokenizer=_QWEN_BPE),
+    block_field="bd_size", mask_word="|<MASK>|",
+)  # fmt: skip
+
+_A2D = Descriptor(shift=0, tokenizer=_QWEN_BPE, confidence="clean")  # mdlm and bd3lm: the files do not say which
+_MASK = "<|mask|>"
+A2D_QWEN3 = Family(
+    "a2d-qwen3", ("a2d-qwen3",), ("A2DQwen3LMHeadModel",), QWEN3_LAYOUT, _A2D, mask_word=_MASK
+)  # fmt: skip
+A2D_QWEN2 = Family(
+    "a2d-qwen2", ("a2d-qwen2",), ("A2DQwen2LMHeadModel",), QWEN2_LAYOUT, _A2D, mask_word=_MASK
+)  # fmt: skip
+A2D_LLAMA = Family(
+    "a2d-llama", ("a2d-llama",), ("A2DLlamaLMHeadModel",), LLAMA_LAYOUT, replace(_A2D, tokenizer=_LLAMA_BPE),
+    mask_word=_MASK,
+)  # fmt: skip

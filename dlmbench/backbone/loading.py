@@ -6,9 +6,6 @@ Never runs code that comes with a checkpoint. A hub that cannot be reached is on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.families import Family, Fields
+from dlmbench.backbone.configuration import read_config
+from dlmbench.backbone.descriptor import NOTHING, Told
+from dlmbench.backbone.families import Family
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
@@ -51,106 +50,16 @@ def _snapshot(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> tuple[BackboneConfig, Family]:
-    """Configuration and family of a checkpoint folder; no weight and no tokenizer is loaded.
-
-    End tokens are those of config.json and of generation_config.json together. Raises RequestError for a layout that no
-    family reads, and for fields that are missing or ask for something that is not built.
-    """
-    name = model_name(folder)
-    raw = read_json(folder / "config.json")
-    if raw is None:
-        raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
-    family = _family(raw, name)
-    generation = read_json(folder / "generation_config.json") or {}
-    with _fields_of(folder / "config.json"):
-        config = family.read(raw)
-    with _fields_of(folder / "generation_config.json"):
-        eos = Fields(generation).ids("eos_token_id")
-    eos = tuple(dict.fromkeys((*eos, *config.eos_ids)))
-    return replace(config, eos_ids=eos, mask_id=_mask_id(config, family, folder)), family
-
-
-@contextmanager
-def _fields_of(file: Path) -> Iterator[None]:
-    """Errors about the fields of a file name the model and the file."""
-    try:
-        yield
-    except RequestError as error:
-        raise broken(file, str(error)) from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise broken(file, f"has a field of another kind than it should be ({error}): fetch it again") from error
-
-
-def _family(raw: dict[str, Any], name: str) -> Family:
-    """The family by ``model_type``, whose known ``architectures`` must agree: other models go by the same type."""
-    model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
-    architectures = [architectures] if isinstance(architectures, str) else architectures
-    families = [BACKBONES.get(one) for one in BACKBONES.names()]
-    family = next((one for one in families if model_type in one.model_types), None)
-    if family is None:
-        known = ", ".join(t for one in families for t in one.model_types)
-        raise RequestError(f"{name}: model_type {model_type!r} belongs to no backbone family; known are {known}.")
-    if architectures and not set(family.architectures) & set(architectures):
-        raise RequestError(
-            f"{name}: config.json says model_type {model_type!r} and architectures {', '.join(map(str, architectures))}"
-            f", which may decode in another way; {model_type} is read as {' or '.join(family.architectures)} only."
-        )
-    if method := raw.get("quantization_config") or raw.get("compression_config"):
-        method = method.get("quant_method", "an unnamed method") if isinstance(method, dict) else method
-        raise RequestError(
-            f"{name} is quantised with {method} (quantization_config in config.json), which is not supported: take the "
-            "checkpoint that it was made from, in bfloat16, float16 or float32."
-        )
-    return family
-
-
-def _mask_id(config: BackboneConfig, family: Family, folder: Path) -> int | None:
-    """config.json's mask id, else the tokenizer's, else the one that all released models of the family have."""
-    mask = config.mask_id
-    if mask is None and config.attention != "causal":
-        mask = tokenizer_mask_id(folder)
-        if mask is None and (family.mask_id or config.vocab_size) < config.vocab_size:
-            mask = family.mask_id
-        if mask is None:
-            raise RequestError(
-                f"{model_name(folder)}: config.json has no mask_token_id, and the tokenizer names no mask token: add "
-                "the id of the mask to config.json."
-            )
-    if mask is not None and not (type(mask) is int and 0 <= mask < config.vocab_size):
-        raise RequestError(
-            f"{model_name(folder)}: config.json leads to the mask id {mask!r}, which is no token of a vocabulary of "
-            f"{config.vocab_size}: correct mask_token_id there."
-        )
-    return mask
-
-
-def tokenizer_mask_id(folder: Path) -> int | None:
-    """The mask token's id by the tokenizer's files, without building it; None when they do not say."""
-    settings = read_json(folder / "tokenizer_config.json") or {}
-    token = settings.get("mask_token") or (read_json(folder / "special_tokens_map.json") or {}).get("mask_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    if not text:
-        return None
-    with _fields_of(folder / "tokenizer_config.json"):
-        decoder = settings.get("added_tokens_decoder") or {}
-        added = {one.get("content"): int(number) for number, one in decoder.items()}
-    added |= read_json(folder / "added_tokens.json") or {}
-    if text not in added:
-        listed = (read_json(folder / "tokenizer.json") or {}).get("added_tokens") or []
-        added |= {one.get("content"): one.get("id") for one in listed}
-    return added.get(text)
-
-
 def load_checkpoint(
-    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
-) -> Transformer:
-    """A frozen network from an official checkpoint, in evaluation mode.
+    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None,
+    told: Told = NOTHING,
+) -> Transformer:  # fmt: skip
+    """A frozen network from an official checkpoint, in evaluation mode, used as its files and `told` say.
 
     At no time are there two copies of more than one tensor. Raises RequestError for what `check_checkpoint` refuses.
     """
     folder = checkpoint_folder(str(name), revision)
-    model, tensors, official = _prepared(folder)
+    model, tensors, official = _prepared(folder, told)
     size = sum(file.stat().st_size for file in weight_files(folder))
     if size > LARGE:
         tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")
@@ -159,18 +68,18 @@ def load_checkpoint(
     return model.requires_grad_(False).eval()
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path, told: Told = NOTHING) -> None:
     """Judge a folder by its configuration and the headers of its weights, before anything large is read.
 
     Raises RequestError when it is incomplete, quantised, holds tensors that the network does not have, or one of
     another shape than the configuration says.
     """
-    _prepared(folder)
+    _prepared(folder, told)
 
 
-def _prepared(folder: Path) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
+def _prepared(folder: Path, told: Told) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
     """A network without weights, the folder's tensors, and the official names that each of its own comes from."""
-    config, family = read_config(folder)
+    config, family = read_config(folder, told)
     with torch.device("meta"):
         model = Transformer(config)
     tensors = Tensors(folder)
@@ -190,12 +99,12 @@ def _official(ours: str, family: Family) -> list[str]:
     """The official names that one of our tensors is packed from, in order."""
     layer = ours.split(".")[1] if ours.startswith("layers.") else ""
     pattern = ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours
-    return [name.format(layer) for name in family.names[pattern]]
+    return [name.format(layer) for name in family.layout.names[pattern]]
 
 
 def _tied_copies(config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
     """A head that was saved although it is tied to the embedding; it is refused when it differs from it."""
-    (head,), (embedding,) = family.names["head.weight"], family.names["embedding.weight"]
+    (head,), (embedding,) = family.layout.names["head.weight"], family.layout.names["embedding.weight"]
     if not config.tie_embeddings or head not in tensors.place:
         return []
     if embedding in tensors.place and not torch.equal(tensors.get(head), tensors.get(embedding)):
@@ -262,7 +171,9 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     }
     if config.mask_id is not None:
         raw["mask_token_id"] = config.mask_id
-    return family.spell(raw)
+    if config.block_length is not None:
+        raw[family.block_field] = config.block_length
+    return family.layout.spell(raw)
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
@@ -333,9 +244,9 @@ def _known_class(folder: Path) -> Any:
     """A class of transformers for files whose own class it does not know."""
     import transformers
 
-    model_type = (read_json(folder / "config.json") or {}).get("model_type")
+    raw = read_json(folder / "config.json") or {}
     families = (BACKBONES.get(one) for one in BACKBONES.names())
-    family = next((one for one in families if model_type in one.model_types), None)
+    family = next((one for one in families if raw.get("model_type") in one.model_types), None)
     if (folder / "tokenizer.json").is_file() or family is None:
         return transformers.PreTrainedTokenizerFast
-    return getattr(transformers, family.tokenizer)
+    return getattr(transformers, family.descriptor.tokenizer or "PreTrainedTokenizerFast")

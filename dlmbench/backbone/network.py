@@ -12,15 +12,16 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.attention import CachedAttention, Group, choose_kernels, prompt_bias, visible
 from dlmbench.backbone.cache import KVCache
-from dlmbench.backbone.counter import Column, Counter
+from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Attend, Transformer
+from dlmbench.forwards import ForwardKey
 
 PREFILL_CHUNK = 512  # prompt tokens of a row that are encoded at once
 PREFILL_TOKENS = 8192  # the same of all rows: what they need on the way (gate and up products) fits beside the weights
@@ -36,6 +37,22 @@ def bucket(n: int, size: int = KEY_BUCKET) -> int:
 def prefill_rows(tokens: int) -> int:
     """How many rows with prompts of up to `tokens` are encoded together."""
     return max(PREFILL_TOKENS // max(min(tokens, PREFILL_CHUNK), 1), 1)
+
+
+Kinds = str | Mapping[str, Tensor]  # the kind of a forward; or kinds and the rows [R] bool that each serves
+
+
+class Forward(NamedTuple):
+    """What a forward says.
+
+    logits [R,W,V] predict the view's positions (those of a pack: its projected tokens), hidden [R,W,D] are the states
+    after the final norm that they come from (of a pack: of all its tokens); predicted [R,W] bool marks positions that
+    this forward has a prediction for, None for all: a cache policy may leave the rest of the answer out.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    predicted: Tensor | None = None
 
 
 class Network:
@@ -79,8 +96,13 @@ class Network:
 
     @property
     def stores(self) -> bool:
-        """Do finished blocks need a forward to keep their keys and values? A shifted head keeps them as it reads."""
-        return not self.config.shift
+        """Do finished blocks need a forward to keep their keys and values? A causal network keeps them as it reads."""
+        return not self._causal
+
+    @property
+    def _causal(self) -> bool:
+        """Does it read token by token? Then the last known token is the query that predicts the next one."""
+        return self.config.attention == "causal"
 
     @property
     def reads_host(self) -> bool:
@@ -88,9 +110,12 @@ class Network:
         return False
 
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
-        """Leading prompt tokens that are encoded ahead: whole blocks; all but the last token for a shifted head."""
-        if self.config.shift:
+        """Leading prompt tokens that are encoded ahead: whole blocks, which is all of them where blocks end with the
+        prompt; all but the last token of a causal network."""
+        if self._causal:
             return [n - 1 for n in prompt_lengths]
+        if self.config.grid in ("prompt", "split"):
+            return prompt_lengths
         return [n // self.block_length * self.block_length for n in prompt_lengths]
 
     def prefill(self, rows: Tensor, lengths: list[int]) -> None:
@@ -105,8 +130,9 @@ class Network:
         """
         if max(lengths) == 0:
             return
-        width = min(bucket(max(lengths), PREFILL_BUCKET), self.cache.capacity)
         ends = torch.tensor(lengths, device=self.device)
+        ahead = self.block_length if self.config.grid == "prompt" else 0  # the first block may lack that many tokens
+        width = min(bucket(max(lengths) + ahead, PREFILL_BUCKET), self.cache.capacity)
         chunk = max(PREFILL_CHUNK // self.block_length, 1) * self.block_length
         states = []
         for at in range(0, width, chunk):
@@ -116,19 +142,41 @@ class Network:
             if self.keeps_states:
                 states.append(chunk_states)
         self.prefill_states = torch.cat(states, 1) if states else None
-        unit = 1 if self.config.attention == "causal" else self.block_length
+        unit = 1 if self._causal else self.block_length
         self._count("prefill", "prompt", ends > 0, (ends + unit) // 2, ends, 0, rows)  # a query sees half on average
 
     def _prefill_chunk(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
-        """Positions first .. last-1 of the prompts, which see all before them -> hidden states [n,last-first,D]."""
+        """Positions first .. last-1 of the prompts, which see all before them -> hidden states [n,last-first,D].
+
+        Where blocks do not begin with the row they are so many positions less, of which those below 0 are nobody's.
+        """
+        if self.config.grid in ("prompt", "split"):
+            return self._prefill_chunk_on_grid(rows, ends, first, last)
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
-        places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
-        unit = 1 if self.config.attention == "causal" else self.block_length
+        slot_mapping = self.cache.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
+        unit = 1 if self._causal else self.block_length
         bias = prompt_bias(first, last, unit, self.dtype, self.device)
         group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
         # padding may hold an id that no embedding has (a causal network without a mask token); nobody sees it
         ids = self.canvas[rows, first:last].reshape(-1).clamp_max(self.config.vocab_size - 1)
-        return self._forward(self.model.embed(ids), places, [group]).view(*positions.shape, -1)
+        return self._forward(self.model.embed(ids), slot_mapping, [group]).view(*positions.shape, -1)
+
+    def _prefill_chunk_on_grid(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
+        """The same where every row has its own grid, whose first block lacks `offset` [n] tokens."""
+        block = self.block_length
+        offset = -ends % block if self.config.grid == "prompt" else torch.zeros_like(ends)
+        on_grid = torch.arange(first, last, device=self.device)
+        positions = on_grid - offset.unsqueeze(1)
+        valid = (positions >= 0) & (positions < ends.unsqueeze(1))
+        positions = positions.clamp_min(0)
+        slots = torch.arange(last, device=self.device)
+        blocks = (slots + offset.unsqueeze(1)) // block  # [n,last]
+        seen = blocks.unsqueeze(1) <= (on_grid // block).view(1, -1, 1)
+        seen = seen & (slots < ends.unsqueeze(1)).unsqueeze(1)
+        group = Group(positions, visible(seen, self.dtype).unsqueeze(1), rows)
+        ids = self.canvas[rows].gather(1, positions).reshape(-1)
+        slot_mapping = self.cache.slot_mapping(rows, positions, valid)
+        return self._forward(self.model.embed(ids), slot_mapping, [group]).view(*positions.shape, -1)
 
     def forced(self, view):
         """Reveals that a cache policy forces, (rows [R], positions [R,W]); an exact cache forces none."""
@@ -143,9 +191,9 @@ class Network:
         """The official extra forward over finished blocks (`separate`). start [R]: first position after the block."""
         positions = ((start - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.gather(1, positions)
-        group = Group(positions, self.cache.before(start, seen))
-        places = self.cache.places(None, positions, self.pending)
-        states = self._forward(self.model.embed(ids.view(-1)), places, [group])
+        group = Group(positions, self.cache.prefix_bias(start, seen))
+        slot_mapping = self.cache.slot_mapping(None, positions, self.pending)
+        states = self._forward(self.model.embed(ids.view(-1)), slot_mapping, [group])
         self.stored = (None, states.view(*positions.shape, -1))
         self._count("store", str(self.block_length), self.pending, start, self.block_length, 0)
         self.pending.zero_()
@@ -172,28 +220,30 @@ class Network:
         return self.model.embedding.weight
 
     def denoise(
-        self, view, embeds: Tensor | None = None, kind: str = "denoise", hidden: bool = False,
-        active: Tensor | None = None,
-    ):  # fmt: skip
+        self, view, embeds: Tensor | None = None, kind: Kinds = "denoise", active: Tensor | None = None
+    ) -> Forward:
         """Forward of the active block of every row.
 
         `embeds` [R,W,D] replaces the embeddings of the canvas at the view's positions; `active` [R] bool marks the live
-        rows that need this forward (default: all), the others ride along uncounted. Returns logits [R,W,V] that
-        predict the view's positions, or (logits, hidden states after the final norm [R,W,D]).
+        rows that need this forward (default: all), the others ride along uncounted. It is counted as `kind`, or row by
+        row as what each needs it for.
         """
         queries, ids = view.positions, view.tokens
-        if self.config.shift:
-            queries = queries - self.config.shift
+        if self._causal:
+            queries = queries - 1
             ids = self.canvas.gather(1, queries)
         ends = queries[:, -1] + 1
+        if self.config.grid in ("cut", "prompt"):  # the answer's last block may be a short one
+            ends = torch.minimum(ends, view.ends)
         x = self.model.embed(ids) if embeds is None else embeds
-        group = Group(queries, self.cache.before(ends, view.seen))
-        # what rows that are not live write is written again before anybody sees it, but for a shifted head's first slot
-        places = self.cache.places(None, queries, view.live if self.config.shift else None)
-        states = self._with_stores(view, x.flatten(0, 1), places, group)
-        self._count_with_stores(view, kind, ends, self.block_length, self.block_length, active)
-        logits = self.model.project(states).view(*queries.shape, -1)
-        return (logits, states.view(*queries.shape, -1)) if hidden else logits
+        group = Group(queries, self.cache.prefix_bias(ends, view.max_keys))
+        slot_mapping = self.cache.slot_mapping(None, queries, self._writes(view))
+        states = self._with_stores(view, x.flatten(0, 1), slot_mapping, group).view(*queries.shape, -1)
+        for name, served in served_by(kind, active):
+            self._count_with_stores(view, name, ends, self.block_length, self.block_length, served)
+        if self.config.shift and not self._causal:
+            states = shifted(states)
+        return Forward(self.model.project(states), states)
 
     def packed(
         self,
@@ -201,39 +251,36 @@ class Network:
         ids: Tensor,
         positions: Tensor,
         allowed: Tensor,
-        kind: str | Mapping[str, Tensor] = "verify",
+        kind: Kinds = "verify",
         project: slice = slice(None),
-        hidden: bool = False,
         active: Tensor | None = None,
         used: Tensor | None = None,
         first: Tensor | None = None,
-    ):
+    ) -> Forward:
         """One forward over a pack of tokens that all see the cached prefix and, among themselves, what `allowed` says.
 
         ids and positions [R,Q] (positions may repeat: several copies of a block), allowed [R,Q,Q] bool (query, key);
         `project` picks the queries that go through the head; `active` as in `denoise`; `used` [R] counts the tokens of
         a padded pack that belong to it (default: all); `first` [R] is the slot of the pack's first token (default: the
-        active block's start): cached keys before it are seen, and 0 makes the pack the whole row. `kind` may be a
-        mapping of kinds to the rows [R] bool that each serves, for a pack that answers different questions in different
-        rows. Keys of the pack stay in its slots until something else is written there, which matters where slot and
-        position agree (a causal network reading on). Returns logits [R,|project|,V], or (logits, hidden states after
-        the final norm [R,Q,D]).
+        active block's start): cached keys before it are seen, and 0 makes the pack the whole row. `kind` may name
+        several, for a pack that answers different questions in different rows. Keys of the pack stay in its slots until
+        something else is written there, which matters where slot and position agree (a causal network reading on).
+        Returns logits [R,|project|,V] and hidden states [R,Q,D].
         """
         rows, width = ids.shape
         start = view.start if first is None else first
         slots = start.unsqueeze(1) + torch.arange(width, device=self.device)
-        seen = view.seen + width if first is not None else view.seen - self.block_length + width
+        seen = view.max_keys + width if first is not None else view.max_keys - self.block_length + width
         seen = min(bucket(seen), self.cache.capacity)
         valid = view.live.unsqueeze(1) & (slots < self.cache.capacity)  # a pack may overhang a short row
         bias = self._pack_bias(start, allowed, seen)
-        places = self.cache.places(None, slots, valid)
+        slot_mapping = self.cache.slot_mapping(None, slots, valid)
         group = Group(positions, bias)
-        states = self._with_stores(view, self.model.embed(ids.reshape(-1)), places, group).view(rows, width, -1)
+        states = self._with_stores(view, self.model.embed(ids.reshape(-1)), slot_mapping, group).view(rows, width, -1)
         chosen = states[:, project]
-        for name, served in ({kind: active} if isinstance(kind, str) else kind).items():
+        for name, served in served_by(kind, active):
             self._count_pack(view, name, start, width, chosen.shape[1], served, used)
-        logits = self.model.project(chosen)
-        return (logits, states) if hidden else logits
+        return Forward(self.model.project(chosen), states)
 
     def trial(self, tokens: int) -> Callable[[Tensor, Attend], Tensor]:
         """The bare network on `tokens` tokens, for pricing: positions [N], attend -> states [N,D]."""
@@ -248,6 +295,18 @@ class Network:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    def _writes(self, view) -> Tensor | None:
+        """Queries of a denoising forward that keep their keys and values, [R] or [R,B]; None: all of them.
+
+        What rows that are not live write is written again before anybody sees it, but for a causal network's first
+        slot. On the grid ``split`` the prompt's tail keeps what it was encoded with until its block is stored.
+        """
+        if self._causal:
+            return view.live
+        if self.config.grid == "split":
+            return view.positions >= view.prompt_length.unsqueeze(1)
+        return None
+
     def _pack_bias(self, start: Tensor, allowed: Tensor, seen: int) -> Tensor:
         """The pack's keys sit in the slots from `start` on, whatever their positions -> bias [R,1,Q,seen]."""
         width = allowed.shape[1]
@@ -256,7 +315,7 @@ class Network:
         prefix, inside = (offset < 0).unsqueeze(1), (offset < width).unsqueeze(1)
         return visible(prefix | (among & inside), self.dtype).unsqueeze(1)
 
-    def _with_stores(self, view, x: Tensor, places: Tensor, group: Group) -> Tensor:
+    def _with_stores(self, view, x: Tensor, slot_mapping: Tensor, group: Group) -> Tensor:
         """Forward of one group, finished blocks riding along -> the group's hidden states [n,D].
 
         The stored blocks' own states are left in `stored`: (rows [E] or None for all, states [E,B,D]).
@@ -264,16 +323,18 @@ class Network:
         self._riding = self._waiting(view)
         if self._riding is None:
             self.stored = None
-            return self._forward(x, places, [group])
-        extra, extra_places, extra_group = self._store_group(view.start, self._riding, view.seen)
+            return self._forward(x, slot_mapping, [group])
+        extra, extra_mapping, extra_group = self._store_group(view.start, self._riding, view.max_keys)
         if extra_group.rows is None:  # all rows: each attends once, with both blocks
             rows, block = group.positions.shape[0], self.block_length
             states = self._forward(
-                _rowwise(extra, x, rows), _rowwise(extra_places, places, rows), [extra_group.followed_by(group)]
+                _rowwise(extra, x, rows), _rowwise(extra_mapping, slot_mapping, rows), [extra_group.followed_by(group)]
             ).view(rows, -1, x.shape[-1])
             stored, states = states[:, :block], states[:, block:].flatten(0, 1)
         else:
-            states = self._forward(torch.cat([x, extra]), torch.cat([places, extra_places]), [group, extra_group])
+            states = self._forward(
+                torch.cat([x, extra]), torch.cat([slot_mapping, extra_mapping]), [group, extra_group]
+            )
             states, stored = states[: x.shape[0]], states[x.shape[0] :].view(-1, self.block_length, x.shape[-1])
         self.stored = (self._riding, stored)
         return states
@@ -282,7 +343,7 @@ class Network:
         """Rows [E] whose finished block rides along; None when there are none or stores are separate."""
         if self.store_mode == "separate" or not self.stores:
             return None
-        if view.host is None:  # the host does not know yet: all rows, masked on the device
+        if view.host_rows is None:  # the host does not know yet: all rows, masked on the device
             return torch.arange(view.live.shape[0], device=self.device)
         if not self.waiting:
             return None
@@ -294,19 +355,19 @@ class Network:
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
-        places = self.cache.places(rows, positions, self.pending.index_select(0, rows))
+        slot_mapping = self.cache.slot_mapping(rows, positions, self.pending.index_select(0, rows))
         everyone = rows.shape[0] == start.shape[0]
-        group = Group(positions, self.cache.before(ends, seen), None if everyone else rows)
-        return self.model.embed(ids.view(-1)), places, group
+        group = Group(positions, self.cache.prefix_bias(ends, seen), None if everyone else rows)
+        return self.model.embed(ids.view(-1)), slot_mapping, group
 
-    def _forward(self, x: Tensor, places: Tensor, groups: list[Group]) -> Tensor:
+    def _forward(self, x: Tensor, slot_mapping: Tensor, groups: list[Group]) -> Tensor:
         positions = groups[0].positions.reshape(-1)
         if len(groups) > 1:
             positions = torch.cat([group.positions.reshape(-1) for group in groups])
-        return self.model(x, positions, CachedAttention(self.cache, places, groups))
+        return self.model(x, positions, CachedAttention(self.cache, slot_mapping, groups))
 
     def _count(self, kind: str, shape: str, active: Tensor, keys: Tensor, queries, projected, rows=None) -> None:
-        self.counter.add(self.config, Column(self.role, kind, shape), active, keys, queries, projected, rows)
+        self.counter.add(self.config, ForwardKey(self.role, kind, shape), active, keys, queries, projected, rows)
 
     def _count_with_stores(
         self, view, kind: str, keys: Tensor, queries: int, projected: int, active: Tensor | None = None
@@ -338,6 +399,17 @@ class Network:
         both = needed & self.pending
         self.pending = self.pending > needed
         return needed > both, both
+
+
+def shifted(states: Tensor) -> Tensor:
+    """States [R,B,D] of a block whose head predicts the next position -> those that predict its own: of the position
+    before, and of the first position its own, which is of no use: that position must be known already."""
+    return torch.cat([states[:, :1], states[:, :-1]], 1)
+
+
+def served_by(kind: Kinds, active: Tensor | None) -> list[tuple[str, Tensor | None]]:
+    """Kinds of a forward and the rows that it serves in each, None for all."""
+    return [(kind, active)] if isinstance(kind, str) else list(kind.items())
 
 
 def _rowwise(first: Tensor, second: Tensor, rows: int) -> Tensor:

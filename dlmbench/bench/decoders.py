@@ -80,7 +80,7 @@ def _cases(batch: int) -> Iterator[_Case]:
             continue
         settings = {method: setting} | ({"sampling": {"constraint": True}} if method == "prophet" else {})
         spec = RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
-        engine, tokenizer = build(spec), tokenizer_of(model)
+        engine, tokenizer = build(spec.resolve()), tokenizer_of(model)
         prompts = tokenizer([item["prompt"] for item in items], add_special_tokens=False)["input_ids"]
         requests = [Request(str(i), tuple(ids), budget) for i, ids in enumerate(prompts)]
         label = " ".join([method, *(f"{name}={value}" for name, value in setting.items())])

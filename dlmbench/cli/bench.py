@@ -40,17 +40,17 @@ def bench(
     """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
     import json as json_module
 
-    from dlmbench.request import options
     from dlmbench.bench.core import Settings, run
     from dlmbench.errors import RequestError
     from dlmbench.models.shapes import shape_of
-    from dlmbench.request.values import dtype_on, present
+    from dlmbench.request import values
+    from dlmbench.request.resolved import Machine, dtype_on
 
-    place = present(device)
+    place = Machine().device(values.device(device, "device"))
     kind = dtype_on(place, dtype)
     block = block_length or (32 if shape_of(shape).attention == "full" else 8)
     sizes, rows, keys, loads = (
-        tuple(options.convert(part, int, flag) for part in text.split(",") if text)
+        tuple(values.convert(part, int, flag) for part in text.split(",") if text)
         for text, flag in (
             (batch_size, "--batch-size"),
             (lengths, "--lengths"),

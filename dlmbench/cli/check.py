@@ -22,8 +22,8 @@ def check(
 
     from rich.console import Console
 
+    from dlmbench.decoders.testing import conformance, decoders_of
     from dlmbench.registry import DECODERS
-    from dlmbench.verify.conformance import conformance, decoders_of
 
     classes = [DECODERS.get(decoder)] if decoder in DECODERS else decoders_of(decoder)
     slow = decoders_of(reference)[0] if reference else None

@@ -57,13 +57,13 @@ def _plain(value: Any) -> Any:
 
 
 class Bars:
-    """Progress of an executor on stderr: all cells with their ETA, and the cell at work. Plain lines when piped.
+    """Progress of a runner on stderr: all runs with the time left, and the run at work. Plain lines when piped.
 
-    Use as a context manager; satisfies `dlmbench.runs.local.Progress`.
+    Use as a context manager; satisfies `dlmbench.runs.runner.Progress`.
     """
 
-    def __init__(self, cells: int):
-        self.cells, self.finished, self.label = cells, 0, ""
+    def __init__(self, runs: int):
+        self.runs, self.finished, self.label = runs, 0, ""
         self.console = stderr()
 
     def __enter__(self) -> Bars:
@@ -82,8 +82,8 @@ class Bars:
             disable=not self.console.is_terminal,
         )
         self.bars.start()
-        self.all = self.bars.add_task("all cells", total=self.cells, visible=self.cells > 1)
-        self.cell = self.bars.add_task("", total=1, visible=False)
+        self.all = self.bars.add_task("all runs", total=self.runs, visible=self.runs > 1)
+        self.one = self.bars.add_task("", total=1, visible=False)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -91,25 +91,25 @@ class Bars:
 
     def begin(self, label: str, done: int, total: int) -> None:
         self.label, self.total = label, max(total, 1)
-        self.bars.reset(self.cell, total=total, completed=done, description=label, visible=True)
+        self.bars.reset(self.one, total=total, completed=done, description=label, visible=True)
         self._overall(done)
         if done:
             self._line(f"{label}: {done} of {total} items are in the store")
 
     def advance(self) -> None:
-        self.bars.advance(self.cell)
-        self._overall(self.bars.tasks[self.cell].completed)
+        self.bars.advance(self.one)
+        self._overall(self.bars.tasks[self.one].completed)
 
     def stage(self, text: str) -> None:
-        self.bars.update(self.cell, description=f"{self.label}: {text}")
+        self.bars.update(self.one, description=f"{self.label}: {text}")
 
     def end(self) -> None:
         self.finished += 1
         self._overall(0)
-        self._line(f"[{self.finished}/{self.cells}] {self.label}: done")
+        self._line(f"[{self.finished}/{self.runs}] {self.label}: done")
 
     def _overall(self, done: float) -> None:
-        self.bars.update(self.all, completed=min(self.finished + done / self.total, self.cells))
+        self.bars.update(self.all, completed=min(self.finished + done / self.total, self.runs))
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:

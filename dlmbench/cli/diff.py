@@ -48,11 +48,11 @@ def _run(place: Path) -> Any:
     from dlmbench.runs import RunFolder
 
     run = RunFolder(place)
-    if not run.manifest():
+    if not run.begun:
         raise RequestError(f"{str(place)!r} is no run folder; give one that holds a manifest.json.")
     if not run.finished:
         raise RequestError(f"{place.name} is unfinished; the command that made it goes on where it stopped.")
-    if not run.samples():
+    if not run.samples:
         raise RequestError(f"{place.name} came without its samples.jsonl; run it again to compare its items.")
     return run
 

@@ -87,10 +87,11 @@ def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[di
 
 def _model(name: str) -> list[dict[str, str]]:
     """A model: which settings it takes, its files, its configuration and its tokenizer. Loads no weights."""
-    from dlmbench.backbone.loading import load_tokenizer, read_config
+    from dlmbench.backbone.configuration import read_config
+    from dlmbench.backbone.loading import load_tokenizer
     from dlmbench.errors import RequestError
-    from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
     from dlmbench.models.presets import PRESETS, resolve
+    from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
 
     try:
         preset = resolve(name)
@@ -103,7 +104,7 @@ def _model(name: str) -> list[dict[str, str]]:
     if folder is None:
         return checks
     try:
-        config, _ = read_config(folder)
+        config, _ = read_config(folder, preset.told)
         size = f"{config.parameters / 1e6:,.1f} M parameters, {2 * config.parameters / GIB:.2g} GiB in bfloat16"
         checks.append(_check("configuration", "ok", f"{config.family}, {config.attention} attention, {size}"))
         place = Path(preset.tokenizer_location).expanduser()
@@ -118,19 +119,20 @@ def _model(name: str) -> list[dict[str, str]]:
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
     from dlmbench.errors import RequestError
-    from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
     from dlmbench.request import SweepSpec
+    from dlmbench.request.resolved import Anywhere
+    from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
     from dlmbench.tasks import data
 
     sweep = SweepSpec.from_recipe(recipe, given)
-    cells, objections = [], []
-    for spec in sweep.cells:
+    runs, objections = [], []
+    for spec in sweep.runs:
         try:
-            cells.append(spec.check())
+            runs.append(spec.resolve(Anywhere()))
         except RequestError as error:
             objections.append(Need(f"{spec.method} on {spec.task} with {spec.model}", "missing", str(error)))
     with data.offline() if offline else nullcontext():
-        needs = needed_by(cells, Needs())
+        needs = needed_by(runs, Needs())
     return [need._asdict() for need in (*worst(objections), *needs, disk(sweep.out, 0))]
 
 

@@ -1,50 +1,98 @@
-"""The options that ``run`` and ``sweep`` share, with their help. In a sweep every value may be a list or a range."""
+"""The options of a run as flags of a verb, read off the fields of `RunSpec`; and options that several verbs share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 import typer
 
+from dlmbench.request.run_spec import OPTIONS, RunSpec
 from dlmbench.runs.recording import TRACED as TRACED
 
-_MODELS, _OUTPUT = "Models", "Output"
+_OUTPUT = "Output"
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="METHOD.OPTION=VALUE", help="An option of a method; see dlmbench show METHOD. Repeatable."
-    ),
-]
-Against = Annotated[str, typer.Option(help="Baselines that come along, or none.")]
-Like = Annotated[
-    str | None, typer.Option(help="Preset whose settings a folder or hub name takes, or none.", rich_help_panel=_MODELS)
-]
-Draft = Annotated[str | None, typer.Option(help="Draft model.", rich_help_panel=_MODELS)]
-Guide = Annotated[str | None, typer.Option(help="Guide model.", rich_help_panel=_MODELS)]
-Reference = Annotated[str | None, typer.Option(help="Reference model.", rich_help_panel=_MODELS)]
-Head = Annotated[str | None, typer.Option(help="Folder of a trained head.", rich_help_panel=_MODELS)]
-ChatTemplate = Annotated[
-    bool | None,
-    typer.Option(
-        "--chat-template/--no-chat-template", show_default="by model", help="Put prompts into the model's chat markup."
-    ),
-]
-DataDir = Annotated[str | None, typer.Option(help="Folder with the task's JSONL files, instead of the hub.")]
-Out = Annotated[str | None, typer.Option(help="Where run folders are kept.", rich_help_panel=_OUTPUT)]
 Traces = Annotated[
     int,
     typer.Option(min=0, help="First N items whose steps are recorded, for report and diff.", rich_help_panel=_OUTPUT),
 ]
-Plugin = Annotated[str | None, typer.Option(help="Python file that registers a decoder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)]
 
 
-def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a spec that the user gave, from a verb's ``locals()`` before it makes any other name."""
-    from dlmbench.request.values import FIELDS
+def takes_options(
+    *, without: Collection[str] = (), required: Collection[str] = (), many: bool = False, **defaults: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the verb takes every option of a run but those in `without`, and gets, as its first argument, those
+    that the user gave, with ``set`` as it was written.
 
-    wanted = (*FIELDS, "set", "tune_on")
-    named = {name.rstrip("_"): value for name, value in arguments.items()}
-    return {name: named[name] for name in wanted if named.get(name) is not None}
+    required: options that must be given. many: each may be a list or a range, as a text. defaults: what an option is
+    in this verb when it is not given, in the place of the field's own. The verb's other parameters stay its own:
+    positional arguments before the options of a run, the rest behind them.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+        arguments = [p for p in own if _is_argument(p)]
+        options = [_flag(f, f.name in required, many, defaults) for f in dataclasses.fields(RunSpec)]
+        options = [p for p in options if p.name not in without]
+
+        def command(**values: Any) -> None:
+            given = {name: values.pop(p) for p, name in ((p.name, p.name) for p in options)}
+            verb(_given(given, defaults), **values)
+
+        rest = [p for p in own if not _is_argument(p)]
+        signature = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*arguments, *options, *rest)]
+        command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in signature}
+        command.__doc__, command.__name__ = verb.__doc__, verb.__name__
+        return command
+
+    return decorate
+
+
+def flag_of(name: str) -> Any:
+    """The annotation of one option of a run, for a verb that takes it alone."""
+    field = next(f for f in dataclasses.fields(RunSpec) if f.name == name)
+    return _flag(field, required=False, many=False, defaults={}).annotation
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(one, typer.models.ArgumentInfo) for one in typing.get_args(parameter.annotation))
+
+
+def _flag(field: dataclasses.Field, required: bool, many: bool, defaults: Mapping[str, str]) -> inspect.Parameter:
+    """The parameter of a verb that stands for a field of `RunSpec`; None when it is not given."""
+    known, name = OPTIONS[field.name], field.name
+    kind = typing.get_type_hints(RunSpec)[name]
+    usual = None if field.default is dataclasses.MISSING else field.default
+    shown = defaults.get(name) or known.shown or usual
+    extra: dict[str, Any] = {"help": known.help, "rich_help_panel": known.panel}
+    names = [f"--{name.replace('_', '-')}"]
+    if not required:
+        extra["show_default"] = False if shown is None else str(shown)
+    if name == "settings":
+        hint: Any = list[str] | None
+        names, extra["metavar"] = ["--set"], "METHOD.OPTION=VALUE"
+    elif kind == bool | None:
+        hint, names = kind, [f"{names[0]}/--no-{name.replace('_', '-')}"]
+    else:
+        plain = [one for one in (int, float) if one in (kind, *typing.get_args(kind))]
+        hint = plain[0] if len(plain) == 1 and str not in typing.get_args(kind) and not many else str
+        hint = hint if required else hint | None
+    default = inspect.Parameter.empty if required else None
+    annotation = Annotated[hint, typer.Option(*names, **extra)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _given(values: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, Any]:
+    """What was given, ``--set`` under its own name, and the verb's defaults."""
+    named = {"set" if name == "settings" else name: value for name, value in values.items()}
+    given = {name: value for name, value in named.items() if value not in (None, [], ())}
+    return {**{name: value for name, value in defaults.items() if name not in given}, **given}
+
+
+DataDir = flag_of("data_dir")
+Plugin = flag_of("plugin")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,30 +11,15 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import as_text, print_json, print_notes
 
 
+@flags.takes_options(
+    without=("task", "against", "limit", "split", "num_fewshot", "batch_size", "data_dir", "out"),
+    method="threshold",
+    gen_length="128",
+)
 def generate(
+    given: dict[str, Any],
     prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 1,2,3")] = None,
-    method: Annotated[str, typer.Option(help="decoder")] = "threshold",
-    model: Annotated[str | None, typer.Option(help="preset, checkpoint folder or hub name")] = None,
-    like: flags.Like = None,
-    threshold: Annotated[float | None, typer.Option(help="value of the method's knob")] = None,
-    draft: flags.Draft = None,
-    guide: flags.Guide = None,
-    reference: flags.Reference = None,
-    head: flags.Head = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.OPTION=VALUE, may be repeated")] = None,
-    block_length: Annotated[int | None, typer.Option(help="positions decoded together")] = None,
-    gen_length: Annotated[int, typer.Option(help="most tokens to generate")] = 128,
-    chat_template: Annotated[bool | None, typer.Option(help="wrap the prompt in the model's chat template")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="0 keeps all")] = 0,
-    top_p: Annotated[float, typer.Option(help="1 keeps all")] = 1.0,
-    store: Annotated[str, typer.Option(help="fused or separate")] = "fused",
-    cache: Annotated[str, typer.Option(help="none, prefix, dual, freecache, prompt (bidirectional)")] = "none",
-    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
-    plugin: Annotated[str | None, typer.Option(help="Python file that registers a decoder")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="show the denoising as it happens")] = False,
     trace: Annotated[
         Path | None, typer.Option(help="write the JSON of the generation, steps included, to this file")
@@ -44,29 +29,20 @@ def generate(
     ] = False,
 ) -> None:
     """Decode one prompt."""
-    from dlmbench.request import options
     from dlmbench.engine import Request, build
     from dlmbench.errors import RequestError
-    from dlmbench.models.presets import default_model, resolve
     from dlmbench.request import RunSpec
-    from dlmbench.request.rules import notes_on
+    from dlmbench.request.values import parse_assignments
 
     _exactly_one(prompt, prompt_ids)
     if trace and not trace.absolute().parent.is_dir():
         raise RequestError(f"--trace {trace} has no folder to be written to; make {trace.parent} first.")
-    spec = RunSpec(
-        method=method, task="nano-gsm", model=model or default_model(), like=like, threshold=threshold, against=(),
-        draft=draft, guide=guide, reference=reference, head=head,
-        settings=options.parse_assignments(set_ or ()), block_length=block_length, gen_length=gen_length,
-        chat_template=chat_template, temperature=temperature, top_k=top_k, top_p=top_p, store=store, cache=cache,
-        seed=seed, device=device, dtype=dtype, plugin=plugin, batch_size=1,
-    )  # fmt: skip
-    preset = resolve(spec.model, spec.like)
-    print_notes(notes_on(preset, spec))
-    engine = build(spec)
-    use_template = preset.chat_template if chat_template is None else chat_template
-    ids = _ids(engine.tokenizer, prompt, prompt_ids, use_template)
-    request = Request("prompt", tuple(ids), gen_length, seed=seed)
+    settings = parse_assignments(given.pop("set", ()))
+    run = RunSpec(task="nano-gsm", against=(), batch_size=1, settings=settings, **given).resolve()
+    print_notes(note for note in run.notes if "near zero" not in note)
+    engine = build(run)
+    ids = _ids(engine.tokenizer, prompt, prompt_ids, run.chat_template)
+    request = Request("prompt", tuple(ids), run.spec.gen_length or 128, seed=run.spec.seed)
     watcher = None
     if watch:
         from dlmbench.report.watch import Watcher

@@ -44,7 +44,7 @@ def list(  # noqa: A001  (the verb's name)
 
 def _methods() -> Any:
     from dlmbench.registry import DECODERS
-    from dlmbench.request.options import knob
+    from dlmbench.request.options import threshold_field
 
     rows = []
     for name in DECODERS.names():
@@ -52,7 +52,7 @@ def _methods() -> Any:
         rows.append(
             {
                 "method": name,
-                "knob": knob(decoder.Config),
+                "threshold": threshold_field(decoder.Config),
                 "attention": ", ".join(decoder.attention),
                 "networks": ", ".join(decoder.roles),
                 "what it does": first_sentence(decoder),
@@ -80,7 +80,7 @@ def _models() -> Any:
         {
             "model": preset.name,
             "family": preset.family,
-            "block": preset.block_length,
+            "block": preset.block_length or "ask",
             "where": "absent" if preset.absent else "shipped" if preset.shipped else "hub",
             "source": preset.source,
             "what it is": preset.description,

@@ -1,28 +1,33 @@
-"""What ``--dry-run`` prints: the cells, what they will take here, and what is missing for them."""
+"""What ``--dry-run`` prints: the runs, what they will take here, and what is missing for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlmbench.cli.console import print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from dlmbench.request import ResolvedRun
+    from dlmbench.runs.local import LocalRunner
 
 _COLUMNS = ("task", "model", "method", "batch_size", "done", "items", "forwards", "minutes")
 _TEXT = 3  # leading columns that are words
 
 
-def print_plan(name: str, cells: Sequence[Any], traces: int, json: bool, tune_on: str | None = None) -> None:
-    """Plan `cells`, try them on a few items, print. Leaves no file."""
+def print_plan(
+    name: str, runs: Sequence[ResolvedRun], runner: LocalRunner, json: bool, tune_on: str | None = None
+) -> None:
+    """Plan `runs`, try them on a few items, print. Leaves no file."""
     from dlmbench.runs.estimate import estimate, plan
-    from dlmbench.runs.local import Local
     from dlmbench.runs.preflight import Needs, disk, needed_by
 
-    local, needs = Local(traces=traces), Needs()
+    needs = Needs()
     with stderr().status("trying a few items of every run ..."):
-        planned = plan(cells, local, needs)
-        cost = estimate(planned, local)
-    found = needed_by(cells, needs)
-    found.append(disk(cells[-1].spec.out, cost.results_bytes))
+        planned = plan(runs, runner, needs)
+        cost = estimate(planned, runner)
+    found = needed_by(runs, needs)
+    found.append(disk(runs[-1].spec.out, cost.results_bytes))
     missing = [need for need in found if need.state == "missing"]
     if json:
         print_json(_record(name, planned, cost, missing, tune_on))
@@ -36,7 +41,7 @@ def print_plan(name: str, cells: Sequence[Any], traces: int, json: bool, tune_on
     items = "an unknown number of" if unknown else f"{todo:,}"
     lines = [
         f"{name}: {_count(len(planned), 'run')}, {finished} finished, {items} items to generate, into "
-        f"{cells[-1].spec.out}{tuned}."
+        f"{runs[-1].spec.out}{tuned}."
     ]
     lines += [f"missing {need.what}: {need.detail}" for need in missing]
     lines.append(sentence(cost, planned))
@@ -89,13 +94,13 @@ def _count(number: int, what: str) -> str:
 
 
 def _row(one: Any) -> dict[str, Any]:
-    spec = one.cell.spec
+    run, spec = one.resolved, one.resolved.spec
     return {
         "task": spec.task,
-        "model": spec.portable()["model"],
-        "method": one.cell.label,
+        "model": run.preset.name,
+        "method": run.label,
         "split": spec.split,
-        "batch_size": spec.batch_size,
+        "batch_size": run.batch_size,
         "folder": one.folder,
         "done": one.done,
         "items": one.items,
@@ -119,7 +124,7 @@ def _record(name: str, planned: Sequence[Any], cost: Any, missing: Sequence[Any]
     }
     return {
         "name": name,
-        "out": planned[-1].cell.spec.out,
+        "out": planned[-1].resolved.spec.out,
         "tune_on": tune_on,
         "cells": [_row(one) for one in planned],
         "items_to_do": sum(one.todo for one in planned),

@@ -37,7 +37,7 @@ def plot(
         raise RequestError(f"--kind is {kind!r}; it takes one of {', '.join(KINDS)}.")
     if published and kind != "pareto":
         raise RequestError(f"--published is for --kind pareto, this is {kind}: leave it out.")
-    runs = [run for run in finished(*folders) if split in ("all", run.manifest()["spec"]["split"])]
+    runs = [run for run in finished(*folders) if split in ("all", run.manifest.spec.split)]
     if not runs:
         raise RequestError(f"No finished run on {split} items there; --split takes test, dev or all.")
     frame = table(runs, samples=False)

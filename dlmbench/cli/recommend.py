@@ -25,7 +25,7 @@ def recommend(
     from dlmbench.report.curves import finished, groups
     from dlmbench.report.recommend import BY
     from dlmbench.report.recommend import recommend as advise
-    from dlmbench.request.options import parse_values
+    from dlmbench.request.values import parse_values
 
     if by not in BY:
         raise RequestError(f"--by is {by!r}; it takes {' or '.join(BY)}.")

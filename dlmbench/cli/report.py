@@ -35,7 +35,7 @@ def report(
     if out and out.is_dir():
         raise RequestError(f"--out {str(out)!r} is a folder; name the file, for example {out / 'report.html'}.")
     runs = [run for run in find_runs(*folders) if run.finished]
-    runs = [run for run in runs if split == "all" or run.manifest()["spec"]["split"] == split]
+    runs = [run for run in runs if split == "all" or run.manifest.spec.split == split]
     if not runs:
         raise RequestError(
             f"No finished run on {split} items in {', '.join(map(str, folders))}; make one with dlmbench run or "

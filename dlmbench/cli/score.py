@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, print_notes, stdout
+
+if TYPE_CHECKING:
+    from dlmbench.runs import Manifest, RunFolder
+    from dlmbench.tasks.task import Task
 
 
 def score(
@@ -27,7 +32,7 @@ def score(
     runs = find_runs(*folders)
     if not runs:
         raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, Task] = {}
     rows = [_rescore(run, tasks, data_dir, model, workers) for run in runs]
     print_notes(
         row["run"] + ": unfinished, its samples were scored and it has no metrics yet"
@@ -47,54 +52,55 @@ def score(
         )
 
 
-def _rescore(run: Any, tasks: dict[str, Any], data_dir: str | None, model: str | None, workers: int) -> dict[str, Any]:
+def _rescore(
+    run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model: str | None, workers: int
+) -> dict[str, Any]:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
     from dlmbench.runs.aggregate import aggregate
 
-    manifest, before = run.manifest(), run.metrics()
+    manifest = run.manifest
+    before = run.metrics if run.finished else None
     task = _task(manifest, tasks, data_dir, model)
-    items = {item.key: item for item in task.items(manifest["spec"]["split"], manifest["spec"]["limit"])}
+    items = {item.key: item for item in task.items(manifest.spec.split, manifest.spec.limit)}
     with run.writing() as writer:
-        samples = run.samples()
-        scores = task.score_many([(items[sample["key"]], sample["text"]) for sample in samples], workers=workers)
-        changed = sum(dict(new) != sample["scores"] for sample, new in zip(samples, scores))
-        samples = [{**sample, "scores": dict(new)} for sample, new in zip(samples, scores)]
+        samples = run.samples
+        scores = task.score_many([(items[sample.key], sample.text) for sample in samples], workers=workers)
+        changed = sum(dict(new) != sample.scores for sample, new in zip(samples, scores))
+        samples = [replace(sample, scores=dict(new)) for sample, new in zip(samples, scores)]
         writer.unfinish()
         writer.samples(samples)
-        metrics = {}
-        if before:
-            prices = (manifest.get("calibration") or {}).get("prices")
-            metrics = {**aggregate(samples, prices), "speed": before.get("speed")}
+        metrics = aggregate(samples, manifest.prices, before.speed) if before else None
+        if metrics:
             writer.metrics(metrics)
-    return {"run": run.name, "items": len(samples), "accuracy": metrics.get("accuracy"), "changed": changed}
+    return {"run": run.name, "items": len(samples), "accuracy": metrics and metrics.accuracy, "changed": changed}
 
 
-def _task(manifest: dict[str, Any], tasks: dict[str, Any], data_dir: str | None, model: str | None) -> Any:
+def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, model: str | None) -> Task:
     """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
     from dlmbench.errors import RequestError
     from dlmbench.tasks import load_task
 
-    facts = manifest["task"]
-    kind = (facts["name"], facts["num_fewshot"], facts["chat_template"], manifest["gen_length"], manifest["prompts"])
+    facts = manifest.task
+    kind = (facts.name, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
     name = " ".join(map(str, kind))
     if name not in tasks:
-        tokenizer = _tokenizer(model or manifest["spec"]["model"]) if facts["chat_template"] else None
+        tokenizer = _tokenizer(model or manifest.spec.model) if facts.chat_template else None
         tasks[name] = load_task(
-            facts["name"],
+            facts.name,
             data_dir=data_dir,
-            num_fewshot=facts["num_fewshot"],
+            num_fewshot=facts.num_fewshot,
             tokenizer=tokenizer,
-            chat_template=facts["chat_template"],
-            gen_length=manifest["gen_length"],
+            chat_template=facts.chat_template,
+            gen_length=manifest.gen_length,
         )
-    if tasks[name].content_hash != facts["content_hash"]:
+    if tasks[name].content_hash != facts.content_hash:
         raise RequestError(
-            f"The data of {facts['name']} ({tasks[name].content_hash}) are not those of the run "
-            f"({facts['content_hash']}); give the same ones with --data-dir."
+            f"The data of {facts.name} ({tasks[name].content_hash}) are not those of the run "
+            f"({facts.content_hash}); give the same ones with --data-dir."
         )
-    spec = manifest["spec"]
-    if facts["chat_template"] and tasks[name].prompt_hash(spec["split"], spec["limit"]) != manifest["prompts"]:
-        raise RequestError(f"The chat prompts of {spec['model']} are others than in the run; give its --model.")
+    spec = manifest.spec
+    if facts.chat_template and tasks[name].prompt_hash(spec.split, spec.limit) != manifest.prompts:
+        raise RequestError(f"The chat prompts of {spec.model} are others than in the run; give its --model.")
     return tasks[name]
 
 

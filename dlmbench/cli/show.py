@@ -57,7 +57,7 @@ def _method(name: str) -> dict[str, Any] | None:
             "option": field.name,
             "default": _default(field),
             "type": getattr(field.type, "__name__", str(field.type)),
-            "knob": "--threshold" if field.metadata.get("knob") else "",
+            "threshold": "--threshold" if field.metadata.get("threshold") else "",
             "meaning": _meaning(field),
         }
         for field in dataclasses.fields(decoder.Config)
@@ -81,7 +81,13 @@ def _cache(name: str) -> dict[str, Any] | None:
         return None
     recomputed, approximated = POLICIES[name]
     rows = [
-        {"option": f"cache.{f.name}", "default": f.default, "type": str(f.type), "knob": "", "meaning": _meaning(f)}
+        {
+            "option": f"cache.{f.name}",
+            "default": f.default,
+            "type": str(f.type),
+            "threshold": "",
+            "meaning": _meaning(f),
+        }
         for f in dataclasses.fields(CacheOptions)
     ]
     return {"cache policy": name, "recomputed": recomputed, "approximated": approximated, "options": rows}
@@ -126,12 +132,25 @@ def _model(name: str) -> dict[str, Any] | None:
         )
         or "defaults",
         "trained for": ", ".join(preset.tasks) or "general use",
+        "descriptor": _descriptor(preset),
     }
+
+
+def _descriptor(preset: Any) -> list[dict[str, Any]]:
+    """How the model is used, each value with who says it, and what is asked for."""
+    from dlmbench.models.descriptors import asked_for, described
+
+    settled = described(preset)
+    known = [(name, value, settled.sources[name]) for name, value in settled.descriptor.said().items()]
+    asked = [(name, "not known", f"asked for: {place}") for name, place in asked_for(preset).items()]
+    return [{"field": name, "value": value, "who says it": source} for name, value, source in (*known, *asked)]
 
 
 def _blocks(preset: Any) -> str:
     if preset.whole_answer:
         return "the whole answer"
+    if preset.block_length is None:
+        return "not known: --block-length"
     by_task = [f"{task} {n}" for task, n in preset.blocks.items()]
     return ", ".join([*by_task, f"others {preset.block_length}"] if by_task else [str(preset.block_length)])
 
@@ -146,6 +165,7 @@ def _task(name: str) -> dict[str, Any] | None:
 def _recipe(name: str) -> dict[str, Any] | None:
     from dlmbench.cli.sweep import find_recipe
     from dlmbench.request import SweepSpec, read_recipe
+    from dlmbench.request.resolved import Anywhere
 
     path = find_recipe(name)
     if not path.is_file():
@@ -158,22 +178,22 @@ def _recipe(name: str) -> dict[str, Any] | None:
             "what it does": record.get("description", ""),
             "settings": [{"setting": key, "value": value} for key, value in record.items() if key != "description"],
         }
-    cells, _ = SweepSpec.from_recipe(path).checked()
+    runs, _ = SweepSpec.from_recipe(path).resolve(Anywhere())
     rows = [
         {
-            "task": cell.spec.task,
-            "model": cell.spec.model,
-            "method": cell.label,
-            "items": cell.spec.limit or "all",
-            "batch": cell.spec.batch_size,
+            "task": run.spec.task,
+            "model": run.spec.model,
+            "method": run.label,
+            "items": run.spec.limit or "all",
+            "batch": run.spec.batch_size,
         }
-        for cell in cells
+        for run in runs
     ]
     return {
         "recipe": path.stem,
         "verb": f"dlmbench sweep {path.parent.name}/{path.name}",
         "what it does": record.get("description", ""),
-        "into": cells[0].spec.out,
+        "into": runs[0].spec.out,
         "cells": rows,
     }
 

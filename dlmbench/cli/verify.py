@@ -18,10 +18,10 @@ def verify(
 
     from rich.console import Console
 
-    from dlmbench.request.values import present
+    from dlmbench.request.resolved import Machine
     from dlmbench.verify import run_folder
 
-    device = present(device)
+    device = Machine().device(device)
     console = Console(highlight=False, markup=False)
     colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
     outcomes = []

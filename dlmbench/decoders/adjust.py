@@ -15,18 +15,16 @@ Axes: R rows, W positions of the answer, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
-from dlmbench.decoders.predict import Candidates
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.predict import Sampling
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ class Adjust(RoundDecoder):
     attention = ("full",)
     caches = ("none",)
     guidable = False  # the sampler moves the states of one forward
-    scope = "answer"
     equalities = (
         "K=1 == static:k=1,order=entropy",
         "K=3,use_marginals=true == static:k=3,order=entropy",
@@ -97,23 +94,26 @@ class Adjust(RoundDecoder):
         module = AdjustModule(target.model).init_random().to(target.device, target.dtype)
         return AdjustHead(module.requires_grad_(False).eval(), target)
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        return Traits(scope="answer")
+
+    def round(self, view: View, nets: Networks) -> Decision:
         config, head = self.config, nets.get("head")
-        view.sampling = self._sampling(view)
+        sampling = self._sampling(view)
         logits, states = nets["target"].whole(view)
-        best, tokens, left = view.candidates(logits), view.tokens, view.eligible
+        best, tokens, left = view.candidates(logits, sampling=sampling), view.tokens, view.eligible
         wanted = self._wanted(view)
         order = torch.full_like(tokens, -1)
         for j in range(self._most(view)):
             if j and not config.use_marginals:
                 states, logits = head.step(view, tokens, states, wanted > j)
-                best = view.judged = Candidates(logits, view)
+                best = view.candidates(logits, sampling=sampling, traced=False)
             chosen = top_n(-best.entropy, left, 1) & (wanted > j).unsqueeze(1)
             tokens, left = torch.where(chosen, best.tokens, tokens), left & ~chosen
             order = order.masked_fill(chosen, j)
-        return Decision(tokens, order >= 0, order=order, idle=wanted < 1)
+        return Decision(tokens, order >= 0, order=order, planned_empty=wanted < 1)
 
-    def _sampling(self, view: View):
+    def _sampling(self, view: View) -> Sampling:
         """exact_k ranks as every decoder here does, dream as the release does."""
         sampling, suppress = view.sampling, self.config.suppress
         if self.config.schedule == "dream":
@@ -132,10 +132,10 @@ class Adjust(RoundDecoder):
         """Most tokens that any row may want now: exactly known where nothing was fixed in advance, else a bound."""
         config = self.config
         block = min(view.block_length, view.tokens.shape[1])
-        if view.host is None:
+        if view.host_rows is None:
             return config.K if config.schedule == "exact_k" else max(most(block, config.K, config.steps, config.eps))
         wanted = 1
-        for row in filter(None, view.host):
+        for row in filter(None, view.host_rows):
             length = min(view.block_length, row.end - row.start)
             if config.schedule == "exact_k":
                 wanted = max(wanted, min(config.K, length - config.K * row.step))

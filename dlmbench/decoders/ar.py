@@ -7,8 +7,8 @@ own keys and values, so there is nothing to store.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View
 
 
@@ -16,6 +16,6 @@ class AR(StepDecoder):
     name = "ar"
     attention = ("causal",)
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        best = view.candidates(logits)
+    def decide(self, view: View, forward: Forward) -> Decision:
+        best = view.candidates(forward.logits)
         return Decision(best.tokens, torch.ones_like(view.eligible))

@@ -1,16 +1,20 @@
 """What a decoder is: a plug-in that says which tokens to reveal.
 
-A *step decoder* looks at the logits of one forward and decides; a *round decoder* asks its networks for forwards
-itself. Both see all rows at once, keep their memory in row-indexed tensors that the engine allocates, resets and
-gathers, and never count, time, store or read a device value on the host.
+A *step decoder* looks at what one forward says and decides; a *round decoder* asks its networks for forwards itself.
+Both see all rows at once, keep their memory in row-indexed tensors that the engine allocates, resets and gathers, and
+never count, time, store or read a device value on the host.
+
+What a decoder is stands on its class (attention, caches, roles, equalities: facts without a network) and in the
+`Traits` that `bind` returns once the networks are known. Then the engine asks for memory (`init_state`) and, step by
+step, for decisions.
 
 The smallest step decoder::
 
     class Greedy(StepDecoder):
         name = "greedy"
 
-        def decide(self, view, logits):
-            best = view.candidates(logits)
+        def decide(self, view, forward):
+            best = view.candidates(forward.logits)
             return Decision(best.tokens, top_n(best.log_odds, view.eligible, 1))
 
 Axes: R rows, W positions of the view (the active block), V vocabulary.
@@ -22,22 +26,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.predict import Candidates, Sampling
 
+Networks: TypeAlias = Mapping[str, Any]  # role -> `Network`, or the sort of it that the decoder knows in that role
 
-def option(default: Any, help: str, *, knob: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A documented field of a decoder's Config. `knob` marks the one that ``--threshold`` sets; a property `uses_knob`
-    of the Config may say that the other options leave it without a use.
 
-    unit "confidence" says that the knob is a probability that a position must pass: only then do its values mean the
+def option(default: Any, help: str, *, threshold: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """A documented field of a decoder's Config. `threshold` marks the one that ``--threshold`` sets; a property
+    `uses_threshold` of the Config may say that the other options leave it without a use.
+
+    unit "confidence" says that it is a probability that a position must pass: only then do its values mean the
     same to the `threshold` baseline, which runs at them and is compared at them.
     """
-    return field(default=default, metadata={"help": help, "knob": knob, "unit": unit, "choices": choices})
+    return field(default=default, metadata={"help": help, "threshold": threshold, "unit": unit, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -45,14 +52,26 @@ class NoOptions:
     """Config of a decoder without options."""
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a configured decoder is beside its networks; asked once, before buffers, lag and recordings are chosen."""
+
+    scope: str = "block"  # "block" | "answer": what the view covers
+    lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
+    cached: bool = True  # False: every forward brings its whole row, nothing is prefilled or stored
+    ends_rows: bool = False  # True: an EOS stops nothing by itself, the decoder ends rows by `Decision.finish`
+    cuts_at_eos: bool = True  # False: a generation keeps what was decoded behind its first EOS
+    extra_slots: int = 0  # cache slots that packed forwards need beyond a block
+
+
 class HostRow(NamedTuple):
     """What the host knows of a busy row without asking the device.
 
-    `note` of the row's last decision, None before its first one and from decoders that leave none; the prompt's length,
+    `hint` of the row's last decision, None before its first one and from decoders that leave none; the prompt's length,
     the start of the active block, the end of the canvas, and the steps spent on this block and on the row.
     """
 
-    note: int | None = None
+    hint: int | None = None
     prompt: int = 0
     start: int = 0
     end: int = 0
@@ -61,8 +80,17 @@ class HostRow(NamedTuple):
 
 
 @dataclass
+class Asked:
+    """What a decoder has asked of a view, for the engine: the last candidates must be numbers (`judged`), those of the
+    step itself are shown in traces."""
+
+    judged: Candidates | None = None
+    traced: Candidates | None = None
+
+
+@dataclass(frozen=True)
 class View:
-    """What a decoder sees of all rows before a step.
+    """What a decoder sees of all rows before a step. Nothing in it is to be changed, but for its own `state`.
 
     tokens [R,W], positions [R,W] (absolute), start [R] first position of the active block, ends [R] end of the row's
     canvas, prompt_length [R], live [R] rows that are still decoding, step [R] steps already spent on this block,
@@ -73,10 +101,12 @@ class View:
     tokens, `eligible` those of them that the active block allows to be revealed now; the two are the same where the
     view is a block.
 
-    `stop` [R] is the end of the active block, `valid` [R,W] marks what belongs to the row; `overhangs` says that a view
-    may reach past the end of a short row at all. `predicted` [R,W] marks positions that the last forward predicted,
-    None for all of them: a cache policy may leave the rest of the answer out. `seen`, `longest` and `host` are for the
-    runtime: upper bounds on key and row length, and the host's knowledge (None while flags are read late).
+    `stop` [R] is the end of the active block, `valid` [R,W] marks what belongs to the row, `own` [R,W] those of it that
+    began as masks: what may be taken back or rewritten. `overhangs` says that a view may reach past the end of a short
+    row at all, `given` [R,L] are the tokens of the row that stood there before the first step.
+
+    For the runtime: `max_keys` and `max_row` bound the number of keys in sight and the length of rows, `host_rows` is
+    the host's knowledge of each row (None while flags are read late), `asked` what the decoder has asked for.
     """
 
     tokens: Tensor
@@ -94,22 +124,28 @@ class View:
     block_length: int
     attention: str
     sampling: Sampling
-    seen: int
-    longest: int
-    host: list[HostRow | None] | None = None
+    given: Tensor
+    max_keys: int
+    max_row: int
+    host_rows: list[HostRow | None] | None = None
     tracing: bool = False
     overhangs: bool = True
-    predicted: Tensor | None = None
+    asked: Asked = field(default_factory=Asked)
 
-    def __post_init__(self):
-        self.traced: Candidates | None = None  # what `candidates` last returned, for the recorder
-        self.judged: Candidates | None = None  # those whose logits must be numbers, until the decision is carried out
-        self.masked = self.tokens == self.mask_id
-        if self.overhangs:
-            self.masked = self.masked & self.valid
-        self.eligible = self.masked
-        if self.tokens.shape[1] != self.block_length:
-            self.eligible = self.masked & (self.positions < self.stop.unsqueeze(1))
+    @cached_property
+    def masked(self) -> Tensor:
+        masked = self.tokens == self.mask_id
+        return masked & self.valid if self.overhangs else masked
+
+    @cached_property
+    def eligible(self) -> Tensor:
+        if self.tokens.shape[1] == self.block_length:
+            return self.masked
+        return self.masked & (self.positions < self.stop.unsqueeze(1))
+
+    @cached_property
+    def own(self) -> Tensor:
+        return self.valid & ~self.given.gather(1, self.positions.clamp_max(self.given.shape[1] - 1))
 
     @cached_property
     def valid(self) -> Tensor:
@@ -124,11 +160,22 @@ class View:
         """Rows [R] at the first step of a block; state that belongs to a block is reset by these."""
         return self.step == 0
 
-    def candidates(self, logits: Tensor) -> Candidates:
-        """Proposed token and its scores at every position. logits [R,W,V]."""
-        best = self.judged = Candidates(logits, self)
-        if self.tracing:
-            self.traced = best
+    def candidates(
+        self, logits: Tensor, *, sampling: Sampling | None = None, positions: Tensor | None = None,
+        tokens: Tensor | None = None, traced: bool = True,
+    ) -> Candidates:  # fmt: skip
+        """Proposed token and its scores at every position. logits [R,W,V].
+
+        `sampling` and `positions` [R,W] other than the view's; scores of `tokens` [R,W] instead of proposals; not
+        `traced`: these are not the candidates that a trace shows for the step.
+        """
+        best = Candidates(
+            logits, self.sampling if sampling is None else sampling, self.mask_id, self.seed, self.total_steps,
+            self.positions if positions is None else positions, tokens,
+        )  # fmt: skip
+        self.asked.judged = best
+        if traced and self.tracing:
+            self.asked.traced = best
         return best
 
 
@@ -136,54 +183,56 @@ class View:
 class Decision:
     """What to do with the view's positions.
 
-    tokens [R,W] ids for the positions in `reveal` [R,W] bool, anywhere in the view; `remask` [R,W] bool turns revealed
-    ones back; `finish` [R] bool ends rows; `hold` [R] bool keeps a block active although it is full; `guard` [R] bool
-    says where a progress guard had to fire; `idle` [R] bool marks rows whose schedule prescribes a step without a
-    reveal; `waits` [R] bool marks rows that took no part in this call, which is none of their steps; `note` [R] is a
-    small number (below 2048) that the host is to know at the row's next step, in ``view.host``: which forward the row
-    needs then, so that none is launched for nobody. For traces: `order` [R,W] ranks the reveals
-    of decoders that make them one after another, `extra` is whatever else they should show.
+    tokens [R,W] ids for the positions in `reveal` [R,W] bool, anywhere in the view. Of what was revealed before (the
+    view's `own` tokens), `remask` [R,W] bool turns positions back into masks and `replace` [R,W] bool rewrites them
+    with `tokens`; a step that changes a token is not idle, so a decoder that replaces bounds its steps itself.
+
+    `finish` [R] bool ends rows, with whatever masks are left; `keep_block_open` [R] bool keeps a block active although
+    it is full; `fallback` [R] bool says where nothing passed the rule and a guard of progress revealed something;
+    `planned_empty` [R] bool marks rows whose schedule prescribes a step without a reveal; `skipped` [R] bool marks rows
+    that took no part in this call, which is none of their steps; `host_hint` [R] is a small number (below 2048) that
+    the host is to know at the row's next step, in ``view.host_rows``: which forward the row needs then, so that none is
+    launched for nobody. For traces: `order` [R,W] ranks the reveals of decoders that make them one after another,
+    `extra` is whatever else they should show.
     """
 
     tokens: Tensor
     reveal: Tensor
     remask: Tensor | None = None
+    replace: Tensor | None = None
     finish: Tensor | None = None
-    hold: Tensor | None = None
-    guard: Tensor | None = None
-    idle: Tensor | None = None
+    keep_block_open: Tensor | None = None
+    fallback: Tensor | None = None
+    planned_empty: Tensor | None = None
     order: Tensor | None = None
-    waits: Tensor | None = None
-    note: Tensor | None = None
+    skipped: Tensor | None = None
+    host_hint: Tensor | None = None
     extra: dict[str, Tensor] | None = None
 
 
 class Decoder:
-    """Common part of step and round decoders. Subclasses set the class attributes they differ in."""
+    """Common part of step and round decoders. Subclasses set the class attributes they differ in; these say what the
+    method is, whatever its options and networks."""
 
     name: str
     version: int = 1
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
     attention: tuple[str, ...] = ("block_causal",)
+    grids: tuple[str, ...] = ("origin",)  # where blocks may lie under block-causal attention (`Descriptor.grid`)
+    anchored: bool = False  # does a block begin with a known token? Shifted block-causal heads need one
     caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
-    scope: str = "block"  # "block" | "answer": what the view covers
     fixed_schedule: bool = False  # True: how many tokens a step reveals does not depend on what the model says
     guidable: bool = True  # does it work under classifier-free guidance?
-    view_width: int = 0  # positions of a view; the engine says so before `init_state`
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
-    lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
-    cached: bool = True  # False: every forward brings its whole row, nothing is prefilled or stored
-    ends_rows: bool = False  # True: an EOS stops nothing by itself, the decoder ends rows by `Decision.finish`
-    cuts_at_eos: bool = True  # False: a generation keeps what was decoded behind its first EOS
 
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config
 
     @classmethod
-    def knob(cls) -> str | None:
+    def threshold_field(cls) -> str | None:
         """Name of the option that ``--threshold`` sets, None when there is none."""
-        return next((f.name for f in fields(cls.Config) if f.metadata.get("knob")), None)
+        return next((f.name for f in fields(cls.Config) if f.metadata.get("threshold")), None)
 
     @classmethod
     def objection(cls, config: Any, sampling: Sampling) -> str | None:
@@ -213,15 +262,15 @@ class Decoder:
         """
         return config
 
-    def extra_slots(self, block_length: int) -> int:
-        """Cache slots that packed forwards need beyond a block."""
-        return 0
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        """Look at the networks before anything runs, and say what the engine must know.
 
-    def attach(self, nets: Mapping[str, Any]) -> None:
-        """Look at the networks before anything runs. Raises RequestError when they do not fit together."""
+        Raises RequestError when they do not fit together.
+        """
+        return Traits()
 
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
-        """Row-indexed memory [rows, ...] in its starting condition; `length` is the row's capacity in tokens.
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
+        """Row-indexed memory [rows, ...] in its starting condition; a row holds `capacity` tokens, a view W = `width`.
 
         Decoders that draft report through two names: ``proposed`` [rows] tokens proposed, and ``accepted``
         [rows, n] how often 0, 1, ... n-1 tokens were accepted at a time; the engine reads both when a row ends.
@@ -236,18 +285,18 @@ class Decoder:
 class StepDecoder(Decoder):
     """One forward of the target, one decision."""
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        """Choose what to reveal. logits [R,W,V] predict the view's positions."""
+    def decide(self, view: View, forward: Forward) -> Decision:
+        """Choose what to reveal."""
         raise TypeError(f"decoder {self.name!r} has no decide()")
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         return self.decide(view, nets["target"].denoise(view))
 
 
 class RoundDecoder(Decoder):
     """Asks its networks for forwards; called once a round for all live rows, never loops over blocks or rows."""
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         raise TypeError(f"decoder {self.name!r} has no round()")
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
+from dlmbench.backbone.descriptor import GRIDS
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import without
 from dlmbench.decoders.static import scores
@@ -20,32 +22,51 @@ from dlmbench.decoders.static import scores
 @dataclass(frozen=True)
 class EntropyConfig:
     budget: float = option(
-        0.35, "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb)", knob=True
+        0.35,
+        "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb)",
+        threshold=True,
     )
-    rule: str = option("cumulative", "how the budget is spent", choices=("cumulative", "eb"))
-    proxy: str = option(
-        "entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin")
+    rule: str = option(
+        "cumulative",
+        "how the budget is spent; chosen: as cumulative, on -p log p of the proposed token alone, which is small for "
+        "very unlikely tokens too (DreamReasoner)",
+        choices=("cumulative", "eb", "chosen"),
     )
+    steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit")
+    proxy: str = option("entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin"))
+
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError("steps must be at least 0")
 
 
 class Entropy(StepDecoder):
     name = "entropy"
     Config = EntropyConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
     equalities = ("budget=-1,rule=eb,proxy=confidence == static:k=1",)
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
+    def decide(self, view: View, forward: Forward) -> Decision:
+        logits = forward.logits
         if self.config.rule == "eb":
             logits = without(logits, (view.mask_id,))
         best = view.candidates(logits)
-        proxy = self.config.proxy if self.config.rule == "eb" else "entropy"
-        score = scores(best, proxy).masked_fill(~view.eligible, float("-inf"))
+        uncertain = best.entropy
+        if self.config.rule == "chosen":
+            uncertain = -torch.xlogy(best.confidence, best.confidence)
+        score = scores(best, self.config.proxy) if self.config.rule == "eb" else -uncertain
+        score = score.masked_fill(~view.eligible, float("-inf"))
         order = score.argsort(dim=1, descending=True, stable=True)
-        entropy = best.entropy.masked_fill(~view.eligible, float("inf")).gather(1, order)
+        entropy = uncertain.masked_fill(~view.eligible, float("inf")).gather(1, order)
         spent = entropy.cumsum(1)
         if self.config.rule == "eb":
             spent = spent - entropy.cummax(1).values
             within = (spent <= self.config.budget).sum(1)  # inf - inf is no number and compares as false
         else:
             within = (spent < self.config.budget).sum(1)
-        return Decision(best.tokens, top_n(score, view.eligible, within.clamp_min(1)), guard=within < 1)
+        due = within.clamp_min(1)
+        if self.config.steps:
+            due = torch.where(view.step + 1 >= self.config.steps, view.block_length, due)
+        return Decision(best.tokens, top_n(score, view.eligible, due), fallback=within < 1)

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option
-from dlmbench.decoders.predict import Candidates, Sampling
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.predict import Sampling
 from dlmbench.errors import RequestError
 
 RULES = ("top1", "topk", "topk_relative", "probability", "stochastic")
@@ -78,7 +78,6 @@ class Guided(RoundDecoder):
     roles = ("target", "guide")
     attention = ("full",)
     caches = ("none", "prompt", "freecache")
-    lag = 0  # what to launch follows from how far each row's guide has read
 
     @classmethod
     def objection(cls, config: GuidedConfig, sampling: Sampling) -> str | None:
@@ -95,7 +94,7 @@ class Guided(RoundDecoder):
             )
         return config
 
-    def attach(self, nets: Mapping[str, Any]) -> None:
+    def bind(self, nets: Networks, block_length: int) -> Traits:
         target, guide = nets["target"].config, nets["guide"].config
         if guide.attention != "causal":
             raise RequestError(
@@ -106,13 +105,12 @@ class Guided(RoundDecoder):
         ends = sorted(token for token in {*target.eos_ids, *guide.eos_ids} if token < guide.vocab_size)
         self.ends = torch.tensor(ends, dtype=torch.long, device=device)
         self.target_ends = torch.tensor(target.eos_ids or (-1,), device=device)
-        self.block_length, self.mask_id = nets["target"].block_length, target.mask_id
+        self.block_length, self.mask_id = block_length, target.mask_id
         self.vocabulary = guide.vocab_size
+        # what to launch follows from how far each row's guide has read, so flags are read at once
+        return Traits(lag=0, extra_slots=block_length + 1)
 
-    def extra_slots(self, block_length: int) -> int:
-        return block_length + 1
-
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(rows, *shape, dtype=torch.long, device=device)
 
@@ -125,7 +123,7 @@ class Guided(RoundDecoder):
             "accepted": zeros(self.block_length + 1),
         }
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         state = view.state
         reading = state["reading"]
         propose, active = self._launches(view, reading)
@@ -147,14 +145,14 @@ class Guided(RoundDecoder):
         Rows whose guide reads on go first and the others wait, because the target's forward costs nearly the same for
         one row as for all.
         """
-        if view.host is None:  # the host does not know: both, each masked by the rows that need it
+        if view.host_rows is None:  # the host does not know: both, each masked by the rows that need it
             return True, view.live
-        if any(about.note for about in view.host if about):
+        if any(about.hint for about in view.host_rows if about):
             return False, view.live & reading
         return True, view.live
 
     def _propose(self, view: View, net: Any, rows: Tensor) -> None:
-        best = view.judged = Candidates(net.denoise(view, active=rows), view)
+        best = view.candidates(net.denoise(view, active=rows).logits, traced=False)
         rows = rows.unsqueeze(1)
         view.state["proposals"] = torch.where(rows, best.tokens, view.state["proposals"])
         view.state["sure"] = torch.where(rows, best.confidence, view.state["sure"])
@@ -183,11 +181,11 @@ class Guided(RoundDecoder):
         offset = torch.arange(ids.shape[1], device=ids.device)
         positions = (base.unsqueeze(1) + offset).minimum((view.ends - 1).unsqueeze(1))
         causal = (offset.unsqueeze(0) <= offset.unsqueeze(1)).expand(ids.shape[0], -1, -1)
-        logits = net.packed(
+        forward = net.packed(
             view, ids.clamp_max(self.vocabulary - 1), positions, causal, project=slice(0, width), active=active,
             used=number + (not chunk), first=base,
         )  # fmt: skip
-        good = self._agrees(tokens, logits, state["sure"].gather(1, index)) & inside
+        good = self._agrees(tokens, forward.logits, state["sure"].gather(1, index)) & inside
         return good.long().cumprod(1).sum(1), number
 
     def _agrees(self, tokens: Tensor, logits: Tensor, sure: Tensor) -> Tensor:
@@ -220,8 +218,8 @@ class Guided(RoundDecoder):
         tokens = torch.where(behind, eos, tokens)
         extra = {"agreed": agreed} if view.tracing else None
         return Decision(
-            tokens, reveal | behind, finish=ended, guard=done & (agreed == 0), idle=~done, waits=~(done | further),
-            note=further.long(), extra=extra,
+            tokens, reveal | behind, finish=ended, fallback=done & (agreed == 0), planned_empty=~done,
+            skipped=~(done | further), host_hint=further.long(), extra=extra,
         )  # fmt: skip
 
     def answer(self, state: dict[str, Tensor], row: int, ids: list[int]) -> list[int]:

@@ -9,14 +9,13 @@ borders, as in the release; in block-causal blocks memory begins with the block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.backbone.network import Forward
+from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.static import share
 
 FLOOR = 1e-12  # added inside the logarithms
@@ -27,7 +26,7 @@ class KlassConfig:
     tau: float = option(
         0.6,
         "confidence that a position must pass (LLaDA GSM8K and MATH: 0.6; HumanEval: 0.9)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     kl: float = option(0.015, "divergence in nats that a position must stay below (LLaDA GSM8K: 0.015; Dream: 0.001)")
@@ -50,20 +49,20 @@ class Klass(StepDecoder):
     caches = ("none", "prefix", "freecache")
     equalities = ("tau=1.1 == static:k=1", "kl=0 == static:k=1")
 
-    def attach(self, nets: Mapping[str, Any]) -> None:
+    def bind(self, nets: Networks, block_length: int) -> Traits:
         config = nets["target"].config
         self.vocab_size = config.vocab_size
-        self.scope = "answer" if config.attention == "full" else "block"
+        return Traits(scope="answer" if config.attention == "full" else "block")
 
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         return {
-            "before": torch.zeros(rows, self.view_width, self.vocab_size, device=device),
-            "changes": torch.full((rows, self.view_width, self.config.history), float("inf"), device=device),
+            "before": torch.zeros(rows, width, self.vocab_size, device=device),
+            "changes": torch.full((rows, width, self.config.history), float("inf"), device=device),
         }
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        best = view.candidates(logits)
-        changes = self._remember(view, best.logits.softmax(-1))
+    def decide(self, view: View, forward: Forward) -> Decision:
+        best = view.candidates(forward.logits)
+        changes = self._remember(view, best.logits.softmax(-1), forward.predicted)
         stable = (changes < self.config.kl).all(-1) & (view.step >= self.config.history - 1).unsqueeze(1)
         ready = stable & (best.confidence > self.config.tau) & view.eligible
         any_ready = ready.any(1)
@@ -72,9 +71,9 @@ class Klass(StepDecoder):
             ready = top_n(score, ready, 1)
         due = share(self.config.steps, view.block_length, view.step) if self.config.steps else 1
         least = top_n(best.log_odds, view.eligible, due)
-        return Decision(best.tokens, torch.where(any_ready.unsqueeze(1), ready, least), guard=~any_ready)
+        return Decision(best.tokens, torch.where(any_ready.unsqueeze(1), ready, least), fallback=~any_ready)
 
-    def _remember(self, view: View, now: Tensor) -> Tensor:
+    def _remember(self, view: View, now: Tensor, predicted: Tensor | None) -> Tensor:
         """Note the new distributions [R,W,V] and return the last changes [R,W,history], newest last."""
         before, changes = view.state["before"], view.state["changes"]
         if view.attention != "full":
@@ -82,8 +81,8 @@ class Klass(StepDecoder):
             before, changes = before.masked_fill(begins, 0.0), changes.masked_fill(begins, float("inf"))
         change = (now * ((now + FLOOR).log() - (before + FLOOR).log())).sum(-1, keepdim=True)
         changes = torch.cat([changes[..., 1:], change], -1)
-        if view.predicted is not None:
-            known = view.predicted.unsqueeze(-1)
+        if predicted is not None:
+            known = predicted.unsqueeze(-1)
             now, changes = torch.where(known, now, before), torch.where(known, changes, view.state["changes"])
         view.state["before"].copy_(now)
         view.state["changes"].copy_(changes)

@@ -14,7 +14,6 @@ Axes: R rows, W positions of the answer, B block length.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Sampling, uniform
 
 
@@ -47,7 +46,6 @@ class LearnedPolicy(RoundDecoder):
     roles = ("target", "head")
     attention = ("full",)
     caches = ("none",)
-    scope = "answer"
 
     @classmethod
     def objection(cls, config: LearnedPolicyConfig, sampling: Sampling) -> str | None:
@@ -68,14 +66,17 @@ class LearnedPolicy(RoundDecoder):
         tiny = PolicyNetwork(PolicyConfig(hidden_size=16, intermediate_size=32, time_size=16)).init_random()
         return PolicyHead(tiny.to(target.device).requires_grad_(False).eval(), target.block_length)
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
-        best = view.candidates(nets["target"].denoise(view))
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        return Traits(scope="answer")
+
+    def round(self, view: View, nets: Networks) -> Decision:
+        best = view.candidates(nets["target"].denoise(view).logits)
         logits = self._logits(view, best.confidence, nets["head"])
         wanted = self._wanted(view, logits) & view.eligible
         none = ~wanted.any(1)
         reveal = torch.where(none.unsqueeze(1), top_n(logits, view.eligible, 1), wanted)
         extra = {"policy": logits} if view.tracing else None
-        return Decision(best.tokens, reveal, guard=none, extra=extra)
+        return Decision(best.tokens, reveal, fallback=none, extra=extra)
 
     def _logits(self, view: View, confidence: Tensor, head: Any) -> Tensor:
         """The policy's logits [R,W]; zero where it was not asked."""

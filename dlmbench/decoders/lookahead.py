@@ -35,7 +35,7 @@ class Grid:
     def __init__(self, mask_id: int):
         self.mask_id = mask_id
 
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, device: torch.device) -> dict[str, Tensor]:
         return {}
 
     def window(self, view: View) -> Window:
@@ -44,14 +44,16 @@ class Grid:
     def draft(self, view: View, net: Any, window: Window, active: Tensor) -> Tensor:
         """The draft's logits [R,W,V] at the window."""
         tokens = torch.where(window.open, view.state["draft"], window.known)
-        return net.denoise(view, embeds=net.embed(tokens), active=active)
+        return net.denoise(view, embeds=net.embed(tokens), active=active).logits
 
     def verify(self, view: View, net: Any, window: Window, tokens: Tensor, revealed: Tensor, active: Tensor) -> Tensor:
         """The target's logits [R,W,V] at the M copies. tokens and revealed [R,W]."""
         width = tokens.shape[1]
         ids = torch.cat([tokens, torch.full_like(tokens, self.mask_id)], 1)
         positions = window.positions.repeat(1, 2)
-        return net.packed(view, ids, positions, rules.pack_mask(revealed), project=slice(width, None), active=active)
+        return net.packed(
+            view, ids, positions, rules.pack_mask(revealed), project=slice(width, None), active=active
+        ).logits
 
     def into_view(
         self, view: View, window: Window, tokens: Tensor, reveal: Tensor
@@ -67,9 +69,9 @@ class Rows:
         self.mask_id, self.block_length, self.width = mask_id, block_length, block_length * blocks
         self.share_positions = share_positions
 
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, device: torch.device) -> dict[str, Tensor]:
         """`group` numbers the accepted block that a position belongs to, -1 for the prompt."""
-        group = torch.full((rows, length + self.width), -1, dtype=torch.long, device=device)
+        group = torch.full((rows, capacity + self.width), -1, dtype=torch.long, device=device)
         return {"group": group, "groups": torch.zeros(rows, dtype=torch.long, device=device)}
 
     def window(self, view: View) -> Window:
@@ -83,15 +85,9 @@ class Rows:
         end = window.positions[:, 0] + (view.state["drafted"] + 1) * self.block_length  # of the block being drafted
         allowed = (grid.unsqueeze(0) <= grid.unsqueeze(1)) & (places < end.view(-1, 1, 1))
         logits = net.packed(
-            view,
-            ids,
-            places.expand_as(ids),
-            allowed,
-            kind="denoise",
-            active=active,
-            used=end,
+            view, ids, places.expand_as(ids), allowed, kind="denoise", active=active, used=end,
             first=torch.zeros_like(end),
-        )
+        ).logits  # fmt: skip
         at = window.positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return logits.gather(1, at)
 
@@ -105,11 +101,11 @@ class Rows:
         return net.packed(
             view, ids, positions, allowed, project=slice(length, None), active=active, used=first + 2 * self.width,
             first=torch.zeros_like(first),
-        )  # fmt: skip
+        ).logits  # fmt: skip
 
     def _row(self, view: View, net: Any, window: Window, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """ids [R,T] of the rows with `tokens` in their windows, and positions [T]."""
-        length = view.longest + self.block_length + self.width  # rows end with a whole block
+        length = view.max_row + self.block_length + self.width  # rows end with a whole block
         ids = net.canvas[:, :length].scatter(1, window.positions.clamp_max(length - 1), tokens)
         return ids, torch.arange(length, device=ids.device)
 

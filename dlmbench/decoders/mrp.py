@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import share
 from dlmbench.errors import RequestError
@@ -43,7 +43,7 @@ class MRPConfig:
         0.8,
         "confidence that a position must pass before and after the module looked; 0.8 suits SDAR-8B in the authors' "
         "table, models may bring their own",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     mode: str = option(
@@ -82,7 +82,7 @@ class MRPConfig:
             raise ValueError("steps must be at least 0")
 
     @property
-    def uses_knob(self) -> bool:
+    def uses_threshold(self) -> bool:
         """Does the backbone commit by confidence, not by schedule?"""
         return self.mode != "speculative" and (self.mode != "direct" or self.commit == "dynamic")
 
@@ -132,7 +132,7 @@ class MRP(RoundDecoder):
         module = MRPModule(target.model, 2).init_weights("card").to(target.device, target.dtype)
         return MRPHead(module.requires_grad_(False).eval(), target)
 
-    def attach(self, nets: dict[str, Any]) -> None:
+    def bind(self, nets: Networks, block_length: int) -> Traits:
         config, module = self.config, nets["head"].model
         nets["head"].keeps_prefix = config.mrp_prefix_cache and config.uses_module
         residual = getattr(module, "residual", None)
@@ -141,11 +141,9 @@ class MRP(RoundDecoder):
             raise RequestError(
                 f"This MRP module was trained to predict {kind} and mrp.mix is {config.mix}: use --set mrp.mix={mix}."
             )
+        return Traits(extra_slots=config.module_steps * block_length if config.mode == "speculative" else 0)
 
-    def extra_slots(self, block_length: int) -> int:
-        return self.config.module_steps * block_length if self.config.mode == "speculative" else 0
-
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         drafts = self.config.module_steps
         if self.config.mode != "speculative" or not drafts:
             return {}
@@ -157,7 +155,7 @@ class MRP(RoundDecoder):
             "accepted": torch.zeros(rows, drafts + 1, dtype=torch.long, device=device),
         }
 
-    def round(self, view: View, nets: dict[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         if not self.config.module_steps:
             return self._backbone_alone(view, nets["target"])
         match self.config.mode:
@@ -173,11 +171,11 @@ class MRP(RoundDecoder):
     # --- the backbone's own commits -----------------------------------------------------------------------------------
 
     def _backbone_alone(self, view: View, target: Network) -> Decision:
-        best = view.candidates(target.denoise(view))
-        if not self.config.uses_knob:
+        best = view.candidates(target.denoise(view).logits)
+        if not self.config.uses_threshold:
             return Decision(best.tokens, top_n(best.log_odds, view.eligible, self._due(view)))
         reveal, enough = self._confident(view, best)
-        return Decision(best.tokens, reveal, guard=~enough)
+        return Decision(best.tokens, reveal, fallback=~enough)
 
     def _due(self, view: View) -> int | Tensor:
         return share(self.config.steps, view.block_length, view.step) if self.config.steps else 1
@@ -199,13 +197,13 @@ class MRP(RoundDecoder):
     # --- direct -------------------------------------------------------------------------------------------------------
 
     def _commit_directly(self, view: View, target: Network, head: MRPHead) -> Decision:
-        logits, carried = target.denoise(view, hidden=True)
-        best, guard = view.candidates(logits), None
+        logits, carried, _ = target.denoise(view)
+        best, fallback = view.candidates(logits), None
         if self.config.commit == "static":
             reveal = top_n(best.log_odds, view.eligible, self._due(view))
         else:
             reveal, enough = self._confident(view, best)
-            guard = ~enough
+            fallback = ~enough
         tokens = torch.where(reveal, best.tokens, view.tokens)
         order = torch.where(reveal, 0, -1)  # which pass committed a position, 0 being the backbone
         logits = logits.float()
@@ -218,12 +216,12 @@ class MRP(RoundDecoder):
             order = torch.where(chosen, number, order)
         extra = {"mrp_pass": order} if view.tracing else None
         left = tokens == view.mask_id
-        return Decision(tokens, view.masked & ~left, guard=guard, note=left.sum(1), extra=extra)
+        return Decision(tokens, view.masked & ~left, fallback=fallback, host_hint=left.sum(1), extra=extra)
 
     # --- remask and residual_remask -----------------------------------------------------------------------------------
 
     def _remask(self, view: View, target: Network, head: MRPHead) -> Decision:
-        logits, hidden = target.denoise(view, hidden=True)
+        logits, hidden, _ = target.denoise(view)
         best = view.candidates(logits)
         revealed, enough = self._confident(view, best)
         if self.config.mode == "residual_remask":
@@ -235,7 +233,7 @@ class MRP(RoundDecoder):
             if self.config.remask_input == "revealed":
                 seen = torch.where(revealed, best.tokens, seen)
             corrected, _ = self._mix(logits.float(), hidden, *head.residual(view, seen, hidden, enough))
-            second = Candidates(corrected, view, best.tokens)
+            second = view.candidates(corrected, tokens=best.tokens, traced=False)
             kept, score = revealed & (second.confidence >= self.config.tau), second.log_odds
             kept = torch.where(enough.unsqueeze(1), kept, revealed)  # nothing passed tau: the best stays, no pass
         none = ~kept.any(1, keepdim=True)
@@ -243,7 +241,7 @@ class MRP(RoundDecoder):
         extra = None
         if view.tracing:
             extra = {"vetoed": torch.where(revealed & ~kept, view.positions, -1)}
-        return Decision(best.tokens, kept, guard=~enough, extra=extra)
+        return Decision(best.tokens, kept, fallback=~enough, extra=extra)
 
     # --- speculative --------------------------------------------------------------------------------------------------
 
@@ -269,7 +267,7 @@ class MRP(RoundDecoder):
         self._draft(view, head, tokens, logits[rows, accepted].float(), hidden[rows, accepted], exact)
         left = tokens == view.mask_id
         idle = None if self.config.seed_commits else fresh
-        return Decision(tokens, view.masked & ~left, idle=idle, note=left.sum(1), extra=extra)
+        return Decision(tokens, view.masked & ~left, planned_empty=idle, host_hint=left.sum(1), extra=extra)
 
     def _copies(self, view: View, drafts: Tensor) -> Tensor:
         """The block with its first 0, 1, 2, ... drafts filled in [R,C,B]; C is as small as the host knows."""
@@ -287,13 +285,12 @@ class MRP(RoundDecoder):
         number = torch.arange(count * block, device=copies.device) // block
         own = (number.unsqueeze(0) == number.unsqueeze(1)).expand(rows, -1, -1)
         needed = 1 + (drafts if self.config.shrink else torch.full_like(drafts, self.config.module_steps))
-        logits, hidden = target.packed(
+        logits, hidden, _ = target.packed(
             view,
             copies.flatten(1),
             view.positions.repeat(1, count),
             own,
             kind={"seed": view.fresh, "verify": ~view.fresh},
-            hidden=True,
             used=torch.where(view.fresh, block, needed * block),
         )
         return logits.view(rows, count, block, -1), hidden.view(rows, count, block, -1)
@@ -353,18 +350,18 @@ class MRP(RoundDecoder):
     def _most_drafts(self, view: View) -> int:
         """Most drafts of any row: as many as it has masks, none before its block was seeded."""
         steps = self.config.module_steps
-        if view.host is None:
+        if view.host_rows is None:
             return steps
-        left = max((about.note or 0 for about in view.host if about), default=0)
+        left = max((about.hint or 0 for about in view.host_rows if about), default=0)
         return steps if left and not self.config.shrink else min(steps, left)
 
     def _masks_after(self, view: View) -> int:
         """Most masks that any row can have after this round's forward: every round but a seed commits at least one."""
         everything = view.block_length
-        if view.host is None:
+        if view.host_rows is None:
             return everything
         first = everything - (self.config.mode == "direct" or self.config.seed_commits)
-        return max((about.note - 1 if about.note else first for about in view.host if about), default=0)
+        return max((about.hint - 1 if about.hint else first for about in view.host_rows if about), default=0)
 
 
 def _pick(view: View, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -372,5 +369,5 @@ def _pick(view: View, tokens: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 
     tokens [N,B], logits [N,B,V].
     """
-    best = view.judged = Candidates(logits, view)
+    best = view.candidates(logits, traced=False)
     return top_n(best.log_odds, tokens == view.mask_id, 1), best.tokens

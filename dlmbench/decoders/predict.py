@@ -49,13 +49,18 @@ class Sampling:
 
 
 class Candidates:
-    """Proposals at every position of a view; each score is computed when it is first asked for. All are [R,W].
+    """Proposals at every position; each score is computed when it is first asked for. All are [R,W].
 
-    With `tokens` [R,W] these are scored instead of proposals.
+    logits [R,W,V]; `seed` [R], `step` [R] (of the row) and `positions` [R,W] decide the draws. With `tokens` [R,W]
+    these are scored instead of proposals.
     """
 
-    def __init__(self, logits: Tensor, view, tokens: Tensor | None = None):
-        self.view, self.sampling = view, view.sampling
+    def __init__(
+        self, logits: Tensor, sampling: Sampling, mask_id: int, seed: Tensor, step: Tensor, positions: Tensor,
+        tokens: Tensor | None = None,
+    ):  # fmt: skip
+        self.sampling, self.mask_id = sampling, mask_id
+        self.seed, self.step, self.positions = seed, step, positions
         if tokens is not None:
             self.tokens = tokens
         logits = logits.float()
@@ -68,7 +73,7 @@ class Candidates:
         """Argmax, or a draw; never the mask token; ties to the lowest id."""
         if not self.sampling.greedy:
             return self._draw
-        mask_id = self.view.mask_id
+        mask_id = self.mask_id
         if mask_id >= self.logits.shape[-1]:  # a causal network without a mask token
             return self.logits.argmax(-1)
         column = self.logits.select(-1, mask_id)  # in place and back again: a copy would cost more than the argmax
@@ -110,7 +115,7 @@ class Candidates:
     @cached_property
     def random(self) -> Tensor:
         """A uniform number for each position, independent of the one that draws the token."""
-        return uniform(self.view.seed ^ 0x5EED, self.view.total_steps, self.view.positions)
+        return uniform(self.seed ^ 0x5EED, self.step, self.positions)
 
     @property
     def health(self) -> Tensor:
@@ -140,8 +145,7 @@ class Candidates:
     @cached_property
     def _truncated(self) -> Tensor:
         """Distribution that tokens are drawn from: mask id out, then top-k, then top-p, renormalised. [R,W,V]"""
-        mask_id = self.view.mask_id
-        logits = without(self.logits, (mask_id,) if mask_id < self.logits.shape[-1] else ())
+        logits = without(self.logits, (self.mask_id,) if self.mask_id < self.logits.shape[-1] else ())
         if self.sampling.confidence == "filtered":  # Dream's order
             logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
         else:
@@ -151,7 +155,7 @@ class Candidates:
     @cached_property
     def _draw(self) -> Tensor:
         """Inverse of the cumulative distribution at one uniform a position."""
-        return draw(self._truncated, uniform(self.view.seed, self.view.total_steps, self.view.positions))
+        return draw(self._truncated, uniform(self.seed, self.step, self.positions))
 
 
 def draw(probability: Tensor, point: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, View, option
+from dlmbench.backbone.network import Forward
+from dlmbench.decoders.base import Decision, Networks, Traits, View, option
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.errors import RequestError
 
@@ -63,12 +64,12 @@ class Prophet(Static):
             f"{marker if offered else ''}--set prophet.answer_start=N, counted from the prompt's end."
         )
 
-    def attach(self, nets: Mapping[str, Any]) -> None:
-        self.scope = "answer" if nets["target"].config.attention == "full" else "block"
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        return Traits(scope="answer" if nets["target"].config.attention == "full" else "block")
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        decision = super().decide(view, logits)
-        gap, known = self._gap(view, logits)
+    def decide(self, view: View, forward: Forward) -> Decision:
+        decision = super().decide(view, forward)
+        gap, known = self._gap(view, forward)
         progress = self._progress(view)
         bound = torch.where(progress < EARLY_UNTIL, self.config.early, self.config.late)
         bound = torch.where((progress >= EARLY_UNTIL) & (progress < MID_UNTIL), self.config.mid, bound)
@@ -76,14 +77,14 @@ class Prophet(Static):
         decision.reveal = torch.where(settled.unsqueeze(1), view.masked, decision.reveal)
         if view.attention == "full":
             decision.finish = settled
-        if decision.hold is not None:
-            decision.hold = decision.hold & ~settled
-            decision.idle = decision.idle & ~settled
+        if decision.keep_block_open is not None and decision.planned_empty is not None:
+            decision.keep_block_open = decision.keep_block_open & ~settled
+            decision.planned_empty = decision.planned_empty & ~settled
         if view.tracing:
             decision.extra = {"gap": gap.masked_fill(~known, float("nan")), "settled": settled}
         return decision
 
-    def _gap(self, view: View, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _gap(self, view: View, forward: Forward) -> tuple[Tensor, Tensor]:
         """Mean gap [R] over the window, and the rows [R] in which any of it has been predicted."""
         inside = view.valid
         if view.attention == "full":
@@ -91,9 +92,9 @@ class Prophet(Static):
             inside = inside & (view.positions >= first) & (view.positions < first + self.config.answer_length)
             if self.config.answer_start < 0:
                 inside = torch.zeros_like(inside)
-        if view.predicted is not None:
-            inside = inside & view.predicted
-        top = logits.float().topk(2, -1).values
+        if forward.predicted is not None:
+            inside = inside & forward.predicted
+        top = forward.logits.float().topk(2, -1).values
         count = inside.sum(1)
         mean = ((top[..., 0] - top[..., 1]) * inside).sum(1) / count.clamp_min(1)
         return mean, count > 0

@@ -17,14 +17,13 @@ Axes: R rows, W positions of the view, V vocabulary, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.errors import RequestError
@@ -39,7 +38,7 @@ FIXED = 0.3  # weight of strategy ``fixed``
 @dataclass(frozen=True)
 class RCDConfig:
     tau: float = option(
-        0.85, "confidence that a position must pass (SDAR runs: 0.85)", knob=True, unit="confidence"
+        0.85, "confidence that a position must pass (SDAR runs: 0.85)", threshold=True, unit="confidence"
     )
     sampler: str = option("threshold", "the plain sampler that reveals", choices=("threshold", "static"))
     k: int = option(1, "tokens a step of sampler=static (LLaDA runs: 1)")
@@ -69,7 +68,7 @@ class RCDConfig:
         return Static(StaticConfig(k=self.k, steps=self.steps, schedule=schedule))
 
     @property
-    def uses_knob(self) -> bool:
+    def uses_threshold(self) -> bool:
         return self.sampler == "threshold"
 
 
@@ -134,13 +133,11 @@ class RCD(RoundDecoder):
         warm = config.residual_init == "warm" or (config.residual_init == "auto" and attention == "full")
         return cls.roles if warm and config.alpha else ("target",)
 
-    def attach(self, nets: Mapping[str, Any]) -> None:
+    def bind(self, nets: Networks, block_length: int) -> Traits:
         target, reference = nets["target"], nets.get("reference")
-        full = target.config.attention == "full"
+        self.whole_answer = full = target.config.attention == "full"
         self.warm = "reference" in self.needs(self.config, target.config.attention)
-        self.scope = "answer" if full else "block"
-        self.lag = 0 if self.warm else None  # the host must know when a block begins
-        self.width, self.dtype = target.config.hidden_size, target.dtype
+        self.hidden_size, self.dtype = target.config.hidden_size, target.dtype
         self.plain = self.config.plain(full)
         if self.warm and reference is None:
             raise RequestError("A warm RCD start needs a reference model: give --reference, or residual_init=cold.")
@@ -149,45 +146,46 @@ class RCD(RoundDecoder):
                 f"The reference model has {reference.config.vocab_size} tokens and the target "
                 f"{target.config.vocab_size}: RCD needs one vocabulary, give a reference of the target's family."
             )
+        # warm: the host must know when a block begins, so that the reference runs for nobody else
+        return Traits(scope="answer" if full else "block", lag=0 if self.warm else None)
 
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
-        shape = (rows, self.view_width)
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
+        precise = torch.promote_types(self.dtype, torch.float32)
         return {
-            "alpha": torch.zeros(shape, dtype=torch.promote_types(self.dtype, torch.float32), device=device),
-            "delta": torch.zeros(*shape, self.width, dtype=self.dtype, device=device),
+            "alpha": torch.zeros(rows, width, dtype=precise, device=device),
+            "delta": torch.zeros(rows, width, self.hidden_size, dtype=self.dtype, device=device),
         }
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         target = nets["target"]
         if not self.config.alpha:
             return self.plain.decide(view, target.denoise(view))
         self._begin(view, nets)
-        logits = target.denoise(view, embeds=self._inputs(view, target))
+        forward = target.denoise(view, embeds=self._inputs(view, target))
         alpha, delta = residual(
-            logits, target.embedding, self.config.residual_temperature, self.config.latent_strategy
+            forward.logits, target.embedding, self.config.residual_temperature, self.config.latent_strategy
         )
-        self._keep(view, view.valid if view.predicted is None else view.predicted, alpha, delta)
-        decision = self.plain.decide(view, logits)
+        self._keep(view, view.valid if forward.predicted is None else forward.predicted, alpha, delta)
+        decision = self.plain.decide(view, forward)
         if view.tracing:
             decision.extra = {**(decision.extra or {}), "alpha": view.state["alpha"]}
         return decision
 
-    def _begin(self, view: View, nets: Mapping[str, Any]) -> None:
+    def _begin(self, view: View, nets: Networks) -> None:
         """The first residual of blocks (or rows) that begin: none, or the reference's."""
-        begins = view.total_steps == 0 if self.scope == "answer" else view.fresh
+        begins = view.total_steps == 0 if self.whole_answer else view.fresh
         state = view.state
         state["alpha"] = state["alpha"].masked_fill(begins.unsqueeze(1), 0.0)
         if self.warm and self._expected(view):
-            prediction = nets["reference"].denoise(view, active=begins)
+            prediction = nets["reference"].denoise(view, active=begins).logits
             alpha, delta = residual(prediction, nets["target"].embedding, 1.0, self.config.latent_strategy)
             self._keep(view, begins.unsqueeze(1), alpha, delta)
 
     def _expected(self, view: View) -> bool:
         """Does any row begin now? Where the host does not know yet: perhaps."""
-        if view.host is None:
+        if view.host_rows is None:
             return True
-        steps = "total_steps" if self.scope == "answer" else "step"
-        return any(getattr(row, steps) == 0 for row in view.host if row)
+        return any((row.total_steps if self.whole_answer else row.step) == 0 for row in view.host_rows if row)
 
     def _inputs(self, view: View, target: Any) -> Tensor:
         """Input embeddings of the view [R,W,D]: mixed where masked, plain elsewhere."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from dlmbench.backbone.descriptor import GRIDS
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option
 from dlmbench.decoders.static import share
 
@@ -24,9 +24,10 @@ class Sequential(StepDecoder):
     name = "sequential"
     Config = SequentialConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
+    def decide(self, view: View, forward: Forward) -> Decision:
         due = self.config.k
         if self.config.steps:
             due = share(self.config.steps, view.block_length, view.step).unsqueeze(1)
-        return Decision(view.candidates(logits).tokens, view.eligible & (view.eligible.cumsum(1) <= due))
+        return Decision(view.candidates(forward.logits).tokens, view.eligible & (view.eligible.cumsum(1) <= due))

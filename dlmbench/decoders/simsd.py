@@ -4,7 +4,7 @@ card of SimSD).
 A round is: the draft denoises what is open of the active block, one forward a step; the target verifies in one packed
 forward; tokens are committed; whatever of the block is still open is drafted again. Rows of a batch stand at different
 points of their rounds. A call launches the draft's forward for all rows that draft, or the target's for all that are
-ready; the host knows which from the notes of the last decisions, and rows that are ready wait until no row drafts,
+ready; the host knows which from the hints of the last decisions, and rows that are ready wait until no row drafts,
 because a forward of the target costs nearly the same for one row as for all.
 
 ``verify=packed`` is the published method. It is NOT lossless: the mask copies of positions that are revealed later see
@@ -32,7 +32,6 @@ Axes: R rows, W positions of the window (B, or lookahead * B), B block length, C
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.decoders import speculation as rules
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.lookahead import Grid, Rows, Window
 from dlmbench.decoders.predict import Candidates, Sampling, draw, uniform
 from dlmbench.decoders.speculation import KNOWN, NEVER
@@ -121,31 +120,11 @@ class Verdict:
     order: Tensor | None = None
 
 
-@dataclass
-class _Source:
-    """What `Candidates` wants to know of a view, for logits that do not belong to one."""
-
-    mask_id: int
-    sampling: Sampling
-    seed: Tensor
-    total_steps: Tensor
-    positions: Tensor
-
-
 class SimSD(RoundDecoder):
     name = "simsd"
     Config = SimSDConfig
     roles = ("target", "draft")
     equalities = ("verify=replicated == static:k=1", "verify=replicated,draft_steps=2 == static:k=1")
-    lag = 0  # what to launch follows from the rows' phases; one read a forward of two networks costs little
-
-    def __init__(self, config: SimSDConfig | None = None):
-        super().__init__(config)
-        replicated = self.config.verify == "replicated"
-        self.ends_rows = not replicated  # packed ends with the round that brings an EOS, static with its block
-        self.cached = self.config.cached
-        self.scope = "block" if self.cached else "answer"
-        self.cuts_at_eos = self.config.trim_after_eos
 
     @classmethod
     def objection(cls, config: SimSDConfig, sampling: Sampling) -> str | None:
@@ -156,7 +135,7 @@ class SimSD(RoundDecoder):
             "draw drafts with --set simsd.sampling=multinomial --set simsd.accept=mrs."
         )
 
-    def attach(self, nets: Mapping[str, Any]) -> None:
+    def bind(self, nets: Networks, block_length: int) -> Traits:
         target, draft = nets["target"].config, nets["draft"].config
         for what, ours, theirs in (
             ("a vocabulary of", target.vocab_size, draft.vocab_size), ("the mask id", target.mask_id, draft.mask_id),
@@ -166,26 +145,30 @@ class SimSD(RoundDecoder):
                     f"The target has {what} {ours} and the draft {theirs}; drafted ids would mean other tokens. "
                     "Give a --draft of the same family and tokenizer."
                 )
-        block = nets["target"].block_length
-        if self.config.steps > block:
-            raise RequestError(f"simsd.steps is {self.config.steps}, more than the block length {block}; lower it.")
-        self.block_length, self.width = block, block * self.config.lookahead
-        self.steps = self.config.steps or block
+        config, replicated = self.config, self.config.verify == "replicated"
+        if config.steps > block_length:
+            raise RequestError(f"simsd.steps is {config.steps}, more than the block length {block_length}; lower it.")
+        self.block_length, self.width = block_length, block_length * config.lookahead
+        self.steps = config.steps or block_length
         self.last_step = min(self.steps, self.config.draft_steps or self.steps)
         self.mask_id, self.vocabulary = target.mask_id, target.vocab_size
         device = nets["target"].device
         self.eos = torch.tensor(target.eos_ids or (-1,), device=device)
-        self.blocks = torch.arange(self.width, device=device) // block  # block of the window [W]
-        self.path = Grid(self.mask_id)
-        if not self.cached:
-            self.path = Rows(self.mask_id, block, self.config.lookahead, self.config.share_mask_position)
+        self.blocks = torch.arange(self.width, device=device) // block_length  # block of the window [W]
+        self.path: Grid | Rows = Grid(self.mask_id)
+        if not config.cached:
+            self.path = Rows(self.mask_id, block_length, config.lookahead, config.share_mask_position)
+        self.ends_rows = not replicated  # packed ends with the round that brings an EOS, static with its block
+        return Traits(
+            scope="block" if config.cached else "answer",
+            lag=0,  # what to launch follows from the rows' phases; one read a forward of two networks costs little
+            cached=config.cached,
+            ends_rows=self.ends_rows,
+            cuts_at_eos=config.trim_after_eos,
+            extra_slots=block_length * block_length if replicated else 3 * block_length * config.lookahead,
+        )
 
-    def extra_slots(self, block_length: int) -> int:
-        if self.config.verify == "replicated":
-            return block_length * block_length
-        return 3 * block_length * self.config.lookahead
-
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(rows, *shape, dtype=torch.long, device=device)
 
@@ -201,38 +184,38 @@ class SimSD(RoundDecoder):
         if self.config.accept == "mrs":
             state["chances"] = torch.zeros(rows, self.width, self.vocabulary, device=device)
         if self.config.emit == "official":
-            state["emitted"], state["emissions"] = zeros(length + 1), zeros()
-        return {**state, **self.path.init_state(rows, length, device)}
+            state["emitted"], state["emissions"] = zeros(capacity + 1), zeros()
+        return {**state, **self.path.init_state(rows, capacity, device)}
 
     # --- a call -----------------------------------------------------------------------------------------------------
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         state = view.state
         window = self.path.window(view)
         ready = state["drafted"] == self.config.lookahead
         drafting, copies = self._launches(view)
-        decision = Decision(view.tokens, torch.zeros_like(view.masked), idle=torch.ones_like(ready))
+        decision = Decision(view.tokens, torch.zeros_like(view.masked), planned_empty=torch.ones_like(ready))
         if copies:
             decision = self._verify(view, nets["target"], window, ready & view.live, copies)
-            decision.idle = ~ready if decision.idle is None else ~ready | decision.idle
+            decision.planned_empty = ~ready if decision.planned_empty is None else ~ready | decision.planned_empty
         if drafting:
             self._draft(view, nets["draft"], window, ~ready & view.live)
-        decision.waits = ready if not copies else ~ready if not drafting else None
-        decision.note = state["drafted"] == self.config.lookahead  # 0: a draft step comes next
+        decision.skipped = ready if not copies else ~ready if not drafting else None
+        decision.host_hint = state["drafted"] == self.config.lookahead  # 0: a draft step comes next
         if self.config.verify == "replicated":  # as many copies as draft steps were taken
             taken = torch.where(state["revealed"] < NEVER, state["revealed"] + 1, 0).amax(1)
-            decision.note = taken * decision.note
+            decision.host_hint = taken * decision.host_hint
         return decision
 
     def _launches(self, view: View) -> tuple[bool, int]:
         """(does a row draft, copies that a replicated verification must hold or 0 for no verification), without asking
         the device."""
-        if view.host is None:  # the host does not know: both, each masked by the rows that need it
+        if view.host_rows is None:  # the host does not know: both, each masked by the rows that need it
             return True, self.last_step
-        notes = [about.note for about in view.host if about]
-        if not all(notes):  # None at a row's first call, 0 while it drafts
+        hints = [about.hint for about in view.host_rows if about]
+        if not all(hints):  # None at a row's first call, 0 while it drafts
             return True, 0
-        return False, max(notes)
+        return False, max(hints)
 
     def _draft(self, view: View, net: Any, window: Window, active: Tensor) -> None:
         """One draft step of the rows `active` [R]."""
@@ -240,9 +223,7 @@ class SimSD(RoundDecoder):
         draft, revealed = state["draft"], state["revealed"]
         logits = self.path.draft(view, net, window, active)
         sampling = Sampling(temperature=1.0) if config.sampling == "multinomial" else Sampling()
-        best = view.judged = Candidates(
-            logits, _Source(self.mask_id, sampling, view.seed, view.total_steps, window.positions)
-        )
+        best = view.candidates(logits, sampling=sampling, positions=window.positions, traced=False)
         todo = window.open & (revealed == NEVER) & (self.blocks == state["drafted"].unsqueeze(1))
         due = 1
         if self.steps < self.block_length:
@@ -282,9 +263,7 @@ class SimSD(RoundDecoder):
         state = view.state
         tokens = torch.where(window.open, state["draft"], window.known)
         logits = self.path.verify(view, net, window, tokens, revealed, active)
-        best = view.judged = Candidates(
-            logits, _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions)
-        )
+        best = view.candidates(logits, sampling=Sampling(), positions=window.positions, traced=False)
         never = window.open & (revealed == NEVER)
         tokens = torch.where(never, best.tokens, tokens)  # what the draft left out is the target's to say
         if self.config.accept == "greedy_match":
@@ -315,9 +294,8 @@ class SimSD(RoundDecoder):
         logits = net.packed(
             view, ids, window.positions.repeat(1, copies), allowed.expand(rows, -1, -1), active=active,
             used=taken * width,
-        )  # fmt: skip
-        source = _Source(self.mask_id, Sampling(), view.seed, view.total_steps, window.positions)
-        best = view.judged = Candidates(logits.view(rows, copies, width, -1), source)
+        ).logits.view(rows, copies, width, -1)  # fmt: skip
+        best = view.candidates(logits, sampling=Sampling(), positions=window.positions, traced=False)
         step = torch.arange(copies, device=tokens.device).view(1, -1, 1)
         masked = window.open.unsqueeze(1) & (revealed.unsqueeze(1) >= step)  # [R,C,W]
         choice = top_n(best.log_odds.flatten(0, 1), masked.flatten(0, 1), 1).view_as(masked)
@@ -358,7 +336,7 @@ class SimSD(RoundDecoder):
         tokens, reveal, complete = self.path.into_view(view, window, verdict.committed, reveal)
         if complete is not None:
             finish = complete & active if finish is None else finish | (complete & active)
-        return Decision(tokens, reveal, finish=finish, idle=idle, order=verdict.order, extra=extra)
+        return Decision(tokens, reveal, finish=finish, planned_empty=idle, order=verdict.order, extra=extra)
 
     def _gated(self, window: Window, verdict: Verdict, reveal: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows [R] whose only EOS is an improbable replacement, which is dropped; and, officially, rows that commit

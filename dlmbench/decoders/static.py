@@ -9,15 +9,18 @@ they reveal: steps that reveal nothing are counted like the others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.descriptor import GRIDS
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 
 ORDERS = ("confidence", "entropy", "margin", "random", "origin")
-SCHEDULES = ("share", "quota", "dream", "dream-block")
+SCHEDULES = ("share", "quota", "linear", "dream", "dream-block")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class StaticConfig:
     )
     schedule: str = option(
         "share",
-        "how `steps` divide a block: share of its length (SDAR), quota of its masks (LLaDA), Dream's clock over the "
-        "answer, or over each block (Fast-dLLM); all but share spend every step, also empty ones",
+        "how `steps` divide a block: share of its length (SDAR), quota of its masks (LLaDA), dllm's linear clock over "
+        "its masks, Dream's clock over the answer, or over each block (Fast-dLLM); all but share and linear spend "
+        "every step, also empty ones",
         choices=SCHEDULES,
     )
     alg_temp: float = option(0.0, "temperature at which Dream draws positions by their score; 0: the best ones")
@@ -43,6 +47,8 @@ class StaticConfig:
             raise ValueError("k must be at least 1 and steps at least 0")
         if self.alg_temp < 0 or not 0 < self.eps < 1:
             raise ValueError("alg_temp must be at least 0 and eps between 0 and 1")
+        if self.schedule == "linear" and not self.steps:
+            raise ValueError("schedule=linear divides a block over steps: give steps, for example 32 for 32 tokens")
         if self.order == "origin" and not self.schedule.startswith("dream"):
             raise ValueError("order=origin reveals by Dream's clock: set schedule=dream as well")
 
@@ -51,6 +57,29 @@ def share(steps: int, block_length: int, step: Tensor) -> Tensor:
     """Tokens due at `step` [R] when a block of `block_length` is split over `steps`; 1 after they are used up."""
     due = block_length // steps + (step < block_length % steps).long()
     return torch.where(step < steps, due, 1)
+
+
+@lru_cache(maxsize=8)
+def linear_quota(longest: int, steps: int, device: torch.device) -> Tensor:
+    """Tokens due at every step when n masks are divided by dllm's linear schedule -> [longest+1, steps] by n and step.
+
+    From time t to time s a mask is revealed with probability p = 1 - s/t: k = round(n p) of the n that are left, half
+    to even, n in float64 and p in float32, as the released code computes them: products like x.5 are decided by the
+    rounding of p. Steps that would reveal nothing are not run, so the others move up.
+    """
+    with torch.inference_mode(False):
+        left = torch.arange(longest + 1, dtype=torch.float64)
+        due = torch.zeros(longest + 1, steps, dtype=torch.long)
+        at = torch.zeros(longest + 1, dtype=torch.long)
+        for step in range(steps):
+            t = torch.tensor((steps - step) / steps, dtype=torch.float32)
+            s = torch.tensor((steps - step - 1) / steps, dtype=torch.float32)
+            p = 1 - (1 - (1 - s)) / (1 - (1 - t))
+            k = torch.minimum((left * p.double()).round(), left)
+            kept = k > 0
+            due[kept, at[kept]] = k[kept].long()
+            left, at = left - k, at + kept
+        return due.to(device)
 
 
 def scores(best: Candidates, order: str) -> Tensor:
@@ -70,14 +99,16 @@ class Static(StepDecoder):
     name = "static"
     Config = StaticConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
     fixed_schedule = True
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        best = view.candidates(logits)
+    def decide(self, view: View, forward: Forward) -> Decision:
+        best = view.candidates(forward.logits)
         reveal = self.reveal(view, best)
-        if self.config.schedule == "share":
+        if self.config.schedule in ("share", "linear"):
             return Decision(best.tokens, reveal)
-        return Decision(best.tokens, reveal, hold=view.step + 1 < self.steps(view), idle=~reveal.any(1))
+        more_to_come = view.step + 1 < self.steps(view)
+        return Decision(best.tokens, reveal, keep_block_open=more_to_come, planned_empty=~reveal.any(1))
 
     def reveal(self, view: View, best: Candidates) -> Tensor:
         """Positions [R,W] to reveal now."""
@@ -104,6 +135,9 @@ class Static(StepDecoder):
         if self.config.schedule == "share":
             return share(self.config.steps, view.block_length, view.step) if self.config.steps else self.config.k
         masked = view.eligible.sum(1)
+        if self.config.schedule == "linear":
+            due = linear_quota(view.block_length, self.config.steps, view.step.device)
+            return due[view.block_masks, view.step.clamp_max(self.config.steps - 1)]
         if self.config.schedule == "quota":
             steps = self.steps(view).clamp_min(1)
             due = view.block_masks // steps + (view.step < view.block_masks % steps)

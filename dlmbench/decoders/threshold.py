@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.descriptor import GRIDS
+from dlmbench.backbone.network import Forward
 from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import share
@@ -23,7 +25,7 @@ class ThresholdConfig:
     tau: float = option(
         0.9,
         "confidence that a position must pass (Fast-dLLM and LMDeploy: 0.9; SDAR's script: 0.85)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     steps: int = option(
@@ -55,7 +57,7 @@ class ThresholdConfig:
             raise ValueError("rule=factor has no fall-back schedule: leave steps out")
 
     @property
-    def uses_knob(self) -> bool:
+    def uses_threshold(self) -> bool:
         return self.rule != "factor"
 
 
@@ -63,10 +65,11 @@ class Threshold(StepDecoder):
     name = "threshold"
     Config = ThresholdConfig
     attention = ("block_causal", "full")
+    grids = GRIDS
     equalities = ("tau=1.1 == static:k=1",)
 
-    def decide(self, view: View, logits: Tensor) -> Decision:
-        best = view.candidates(logits)
+    def decide(self, view: View, forward: Forward) -> Decision:
+        best = view.candidates(forward.logits)
         if self.config.rule == "factor":
             return self._by_factor(view, best)
         passed = self._confident(view, best) & view.eligible
@@ -77,7 +80,7 @@ class Threshold(StepDecoder):
             due = share(self.config.steps, view.block_length, view.step)
         least = top_n(best.log_odds, view.eligible, due)
         short = passed.sum(1) < least.sum(1)
-        return Decision(best.tokens, torch.where(short.unsqueeze(1), least, passed), guard=short)
+        return Decision(best.tokens, torch.where(short.unsqueeze(1), least, passed), fallback=short)
 
     def _confident(self, view: View, best: Candidates) -> Tensor:
         inclusive = self.config.inclusive
@@ -110,4 +113,4 @@ class Threshold(StepDecoder):
         last_rank = (n == masks - 1) & torch.full_like(view.live, self.config.factor_rule == "code")
         reveal = top_n(best.log_odds, view.eligible, n + last_rank)
         extra = {"last_rank": last_rank} if view.tracing else None
-        return Decision(best.tokens, reveal, guard=(passed < 1) & ~last_rank, extra=extra)
+        return Decision(best.tokens, reveal, fallback=(passed < 1) & ~last_rank, extra=extra)

@@ -11,14 +11,12 @@ In a block-causal block the shadows ride in the same packed forward, seeing the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, RoundDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 
 FIRST_LIMIT = 30  # the release lets the first verification of a block take back as if 30 had been drafted
 
@@ -28,7 +26,7 @@ class WinoConfig:
     tau: float = option(
         0.6,
         "confidence that a draft must pass (LLaDA GSM8K 0.6, MATH and HumanEval 0.7, MBPP 0.8)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     verify: float = option(0.9, "probability below which a shadow takes a token back (0.9 for all tasks)")
@@ -43,32 +41,32 @@ class Wino(RoundDecoder):
     guidable = False
     equalities = ("tau=1.1 == static:k=1",)
 
-    def extra_slots(self, block_length: int) -> int:
-        return block_length + 8  # the shadows, behind a row that is padded to a multiple of 8
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        return Traits(extra_slots=block_length + 8)  # the shadows, behind a row that is padded to a multiple of 8
 
-    def init_state(self, rows: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         return {
-            "drafted": torch.zeros(rows, length, dtype=torch.bool, device=device),
+            "drafted": torch.zeros(rows, width, dtype=torch.bool, device=device),
             "last": torch.full((rows,), FIRST_LIMIT, dtype=torch.long, device=device),
         }
 
-    def round(self, view: View, nets: Mapping[str, Any]) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         width = view.tokens.shape[1]
-        drafted = view.state["drafted"][:, :width] & ~view.fresh.unsqueeze(1)
+        drafted = view.state["drafted"] & ~view.fresh.unsqueeze(1)
         last = torch.where(view.fresh, FIRST_LIMIT, view.state["last"])
         logits, shadows = self._forward(view, nets["target"])
         best = view.candidates(logits)
-        draft, guard = self._draft(view, best)
+        draft, fallback = self._draft(view, best)
         count = draft.sum(1)
         support = shadows.float().softmax(-1).gather(-1, view.tokens.unsqueeze(-1)).squeeze(-1)
         doubted = drafted & (support < self.config.verify) & (count > 1).unsqueeze(1)
         limit = torch.where(doubted.sum(1) >= last, last - 1, width)
         revoked = top_n(-support, doubted, limit)
-        view.state["drafted"][:, :width] = (drafted | draft) & ~revoked
+        view.state["drafted"].copy_((drafted | draft) & ~revoked)
         view.state["last"].copy_(count)
         idle = revoked.sum(1) >= count  # a net loss, which the limit makes up for in the next step
         return Decision(
-            best.tokens, draft, remask=revoked, guard=guard, idle=idle, extra={"revoked": revoked.sum(1)}
+            best.tokens, draft, remask=revoked, fallback=fallback, planned_empty=idle, extra={"revoked": revoked.sum(1)}
         )
 
     def _draft(self, view: View, best) -> tuple[Tensor, Tensor]:
@@ -89,8 +87,8 @@ class Wino(RoundDecoder):
         block = torch.ones(width, width, dtype=torch.bool, device=view.tokens.device)
         own = torch.eye(width, dtype=torch.bool, device=view.tokens.device)
         allowed = torch.cat([torch.cat([block, ~block], 1), torch.cat([~own, block], 1)])
-        logits = target.packed(
+        forward = target.packed(
             view, torch.cat([view.tokens, masks], 1), view.positions.repeat(1, 2),
             allowed.expand(view.tokens.shape[0], -1, -1), kind="denoise",
         )  # fmt: skip
-        return logits.split(width, 1)
+        return forward.logits.split(width, 1)

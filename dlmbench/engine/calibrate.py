@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,10 +20,21 @@ from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.engine.graphs import CUDARecording, on_device, on_side_stream
 from dlmbench.errors import RunError
+from dlmbench.forwards import ForwardKey
+
+if TYPE_CHECKING:
+    from dlmbench.engine import Engine
 
 
-def prices(engine, repeats: int) -> dict[str, float]:
-    """Price of each "role/kind/shape" in ``engine.shapes`` (what its runs have met), 1.0 for a plain denoise.
+class Measured(NamedTuple):
+    """What forwards were measured to cost: each in plain denoise forwards, and one of these in seconds."""
+
+    seconds_per_denoise: float
+    prices: dict[ForwardKey, float]
+
+
+def prices(engine: Engine, repeats: int) -> Measured:
+    """Price of each forward in ``engine.shapes`` (what its runs have met); 1.0 for a plain denoise.
 
     Raises RunError when the engine has not generated anything yet.
     """
@@ -31,50 +42,52 @@ def prices(engine, repeats: int) -> dict[str, float]:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
     batch = engine.batch_size
     plain, base = _plain(engine, repeats)
-    result = {"seconds_per_denoise": base}
-    for name in sorted(engine.shapes):
-        result[name] = 1.0 if name == plain else round(_seconds(engine, name, batch, repeats) / base, 4)
-    return result
+    found = {
+        key: 1.0 if key == plain else round(_seconds(engine, key, batch, repeats) / base, 4)
+        for key in sorted(engine.shapes)
+    }
+    return Measured(base, found)
 
 
-def _plain(engine, repeats: int) -> tuple[str, float]:
+def _plain(engine: Engine, repeats: int) -> tuple[ForwardKey | None, float]:
     """The forward that costs 1, and its seconds: a denoise (or, without a cache, a refresh) of the target that does
     nothing else; one of the same size where the method never asks for one (speculative methods verify instead)."""
     block = engine.target.block_length
     if engine.target.config.attention == "full":
         return _whole_row(engine, repeats)
-    ours = [name for name in sorted(engine.shapes) if name.startswith("target/") and "/prefill/" not in name]
-    candidates = [f"target/denoise/{block}", *(n for n in ours if n.split("/")[1] in ("refresh", "denoise"))]
-    plain = next((name for name in candidates if name in engine.shapes), "")
-    if plain:
+    ours = [key for key in sorted(engine.shapes) if key.role == "target" and key.kind != "prefill"]
+    plainest = ForwardKey("target", "denoise", str(block))
+    candidates = [plainest, *(key for key in ours if key.kind in ("refresh", "denoise"))]
+    plain = next((key for key in candidates if key in engine.shapes), None)
+    if plain is not None:
         return plain, _seconds(engine, plain, engine.batch_size, repeats)
-    calls, queries, pairs, _ = engine.shapes[ours[0]]
-    return plain, _timed(engine, "target", engine.batch_size, block, round(pairs / queries), block, repeats)
+    one = engine.shapes[ours[0]]
+    keys = round(one.pairs / one.query_tokens)
+    return None, _timed(engine, "target", engine.batch_size, block, keys, block, repeats)
 
 
-def _whole_row(engine, repeats: int) -> tuple[str, float]:
+def _whole_row(engine: Engine, repeats: int) -> tuple[ForwardKey | None, float]:
     """The unit of full attention: a forward of the whole row without a cache, the block through the head."""
     block = engine.target.block_length
-    plain = f"target/refresh/row:{block}"
+    plain = ForwardKey("target", "refresh", f"row:{block}")
     if plain in engine.shapes:
         return plain, _seconds(engine, plain, engine.batch_size, repeats)
-    rows = [work for name, work in engine.shapes.items() if name.startswith("target/refresh/row")]
-    keys = round(rows[0][2] / rows[0][1])
-    return "", _timed(engine, "target", engine.batch_size, keys, keys, block, repeats)
+    rows = [work for key, work in engine.shapes.items() if key[:2] == plain[:2] and key.shape.startswith("row")]
+    keys = round(rows[0].pairs / rows[0].query_tokens)
+    return None, _timed(engine, "target", engine.batch_size, keys, keys, block, repeats)
 
 
-def _seconds(engine, name: str, rows: int, repeats: int) -> float:
+def _seconds(engine: Engine, key: ForwardKey, rows: int, repeats: int) -> float:
     """Seconds of a forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
-    calls, queries, pairs, projected = engine.shapes[name]
-    role, _, shape = name.split("/")
-    if shape.endswith("x2"):  # guidance: twice the rows, each of half the tokens
-        rows, queries, projected, pairs = 2 * rows, queries / 2, projected / 2, pairs / 2
-    width = int(shape) if shape.isdigit() else max(round(queries / calls), 1)
+    calls, queries, pairs, projected = engine.shapes[key]
+    halves = 2 if key.shape.endswith("x2") else 1  # guidance: twice the rows, each of half the tokens
+    width = int(key.shape) if key.shape.isdigit() else max(round(queries / halves / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
-    return _timed(engine, role, rows, width, keys, round(width * projected / max(queries, 1)), repeats)
+    through_head = round(width * projected / max(queries, 1))
+    return _timed(engine, key.role, halves * rows, width, keys, through_head, repeats)
 
 
-def _timed(engine, role: str, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
+def _timed(engine: Engine, role: str, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
     net = engine.nets[role]
     if net.cache is not None and not net.cache.holds(rows, bucket(max(keys, width))):
         engine.release()  # scratch buffers beside its own might not fit
@@ -98,12 +111,12 @@ def forward_of(net: Network, rows: int, width: int, keys: int, projected: int) -
     net.model.reserve(seen)
     with on_device(net.device), _cache(net, rows, seen) as cache:
         positions = torch.arange(seen - width, seen, device=net.device).expand(rows, width)
-        places = cache.places(None, positions)
-        bias = cache.before(torch.full((rows,), seen, device=net.device), seen)
+        slot_mapping = cache.slot_mapping(None, positions)
+        bias = cache.prefix_bias(torch.full((rows,), seen, device=net.device), seen)
         forward = net.trial(rows * width)
 
         def once() -> None:
-            states = forward(positions.reshape(-1), CachedAttention(cache, places, [Group(positions, bias)]))
+            states = forward(positions.reshape(-1), CachedAttention(cache, slot_mapping, [Group(positions, bias)]))
             if projected:
                 net.model.project(states[: rows * projected])
 

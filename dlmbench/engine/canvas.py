@@ -4,9 +4,11 @@ All of it are row-indexed tensors allocated once. `apply` carries out a decision
 returns one packed flag a row, which is all that the host ever reads of a step.
 
 Block-causal rows: blocks are cut at absolute multiples of B, the canvas ends with a whole block, decoding stops after
-the block that holds an EOS. Full-attention rows: blocks are counted from the prompt's end, the answer has exactly its
-budget of positions, and no token stops anything (cards of SDAR and LLaDA) unless `fill_after_eos`: then whatever lies
-right of the first EOS becomes EOS after every step (FreeCache's early stop).
+the block that holds an EOS. Other grids (`Descriptor`) end the answer with its budget (``cut``), count blocks from the
+prompt's end as well (``prompt``), or decode as many blocks as the budget alone fills (``split``). Full-attention rows:
+blocks are counted from the prompt's end, the answer has exactly its budget of positions, and no token stops anything
+unless `fill_after_eos`: then whatever lies right of the first EOS becomes EOS after every step (FreeCache's early
+stop).
 
 Axes: R rows (slots), L capacity, B block length, W positions of the view.
 """
@@ -21,32 +23,37 @@ from torch import Tensor
 from dlmbench.decoders.base import Decision, HostRow, View
 from dlmbench.decoders.predict import Sampling
 
-BLOCK_DONE, ROW_DONE, IDLE, WAITED = 1, 2, 4, 8  # bits of a row's flag
-NOTE = 4  # a decision's note stands in the bits from here on
+BLOCK_DONE, ROW_DONE, IDLE, SKIPPED = 1, 2, 4, 8  # bits of a row's flag
+HINT = 4  # a decision's hint to the host stands in the bits from here on
 _PER_ROW = (
-    "tokens", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards", "live",
-    "health",
+    "tokens", "given", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "fallbacks",
+    "live", "health",
 )  # fmt: skip
 
 
 class Canvas:
     """Tokens and progress of R rows.
 
-    `answer` is the width of a view that covers the whole answer, 0 when the view is the active block. `health` [R] is
-    finite for as long as the logits that a row was decoded from were numbers.
+    `given` [R,L] marks what stood in a row before its first step: the prompt, and tokens fixed in advance. `answer` is
+    the width of a view that covers the whole answer, 0 when the view is the active block. `health` [R] is finite for as
+    long as the logits that a row was decoded from were numbers.
     """
 
     carried = _PER_ROW  # what lives from step to step
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
-        answer: int, device: torch.device, fill_after_eos: bool = False,
+        answer: int, device: torch.device, fill_after_eos: bool = False, grid: str = "origin",
     ):  # fmt: skip
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
+        self.grid = grid
         self.fill_after_eos, self.filled = fill_after_eos, None
-        self.fixed = attention == "full"  # may blocks begin with fewer masks than positions?
+        self.from_prompt = attention == "full" or grid == "prompt"  # blocks are counted from the prompt's end
+        self.exact = self.from_prompt or grid == "cut"  # the answer ends with its budget
+        self.fixed = self.exact  # may blocks begin with fewer masks than positions?
         self.tokens = torch.full((rows, capacity), mask_id, dtype=torch.long, device=device)
-        for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "guards"):
+        self.given = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
+        for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "fallbacks"):
             setattr(self, name, torch.zeros(rows, dtype=torch.long, device=device))
         self.live = torch.zeros(rows, dtype=torch.bool, device=device)
         self.health = torch.zeros(rows, device=device)
@@ -57,7 +64,7 @@ class Canvas:
     @property
     def _overhangs(self) -> bool:
         """May a view reach past the end of a short row?"""
-        return self.attention == "full" or self.answer > 0
+        return self.exact or self.answer > 0
 
     @property
     def rows(self) -> int:
@@ -73,18 +80,23 @@ class Canvas:
         """
         length, block = len(prompt), self.block_length
         start, end = length, length + max_tokens
-        if self.attention != "full":
-            start, end = length // block * block, -(-end // block) * block
+        if not self.from_prompt:
+            start = length // block * block
+        if not self.exact:
+            end = -(-end // block) * block
+        if self.grid == "split":
+            end = start + -(-max_tokens // block) * block
         canvas = prompt + [self.mask_id] * (self.tokens.shape[1] - length)
         for offset, token in fixed:
             if offset < max_tokens:
                 canvas[length + offset] = token
         self.tokens[row] = torch.tensor(canvas, device=self.tokens.device)
+        self.given[row] = self.tokens[row] != self.mask_id
         self.fixed = self.fixed or bool(fixed)
         first_end = min(start + block, end)
         masks = first_end - length - len({o for o, _ in fixed if length + o < first_end})
         values = {"prompt_length": length, "start": start, "ends": end, "seed": seed, "block_masks": masks}
-        for name, value in {**values, "step": 0, "total_steps": 0, "guards": 0}.items():
+        for name, value in {**values, "step": 0, "total_steps": 0, "fallbacks": 0}.items():
             getattr(self, name)[row] = value
         return start
 
@@ -94,8 +106,8 @@ class Canvas:
         self.health.index_fill_(0, rows, 0.0)
 
     def view(
-        self, state: dict[str, Tensor], sampling: Sampling, seen: int, longest: int, host: list[HostRow | None] | None,
-        tracing: bool,
+        self, state: dict[str, Tensor], sampling: Sampling, max_keys: int, max_row: int,
+        host_rows: list[HostRow | None] | None, tracing: bool,
     ) -> View:  # fmt: skip
         origin = self.prompt_length if self.answer else self.start
         positions = origin.unsqueeze(1) + self.window
@@ -105,39 +117,42 @@ class Canvas:
             tokens=self.tokens.gather(1, reachable), positions=positions, start=self.start, ends=self.ends,
             prompt_length=self.prompt_length, live=self.live, step=self.step, total_steps=self.total_steps,
             block_masks=self.block_masks, seed=self.seed, state=state, mask_id=self.mask_id,
-            block_length=self.block_length, attention=self.attention, sampling=sampling, seen=seen, longest=longest,
-            host=host, tracing=tracing, overhangs=overhangs,
+            block_length=self.block_length, attention=self.attention, sampling=sampling, given=self.given,
+            max_keys=max_keys, max_row=max_row, host_rows=host_rows, tracing=tracing, overhangs=overhangs,
         )  # fmt: skip
 
     def apply(self, view: View, decision: Decision) -> Tensor:
-        """Carry out a decision. Only masked positions are revealed, only revealed ones of the answer are remasked.
+        """Carry out a decision. Only masked positions are revealed, only tokens of the row's own are taken back or
+        rewritten.
 
-        Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, WAITED for one that took
-        no part, and the decision's note.
+        Returns flags [R]: BLOCK_DONE, ROW_DONE, IDLE for a live row that made no net progress, SKIPPED for one that
+        took no part, and the decision's hint to the host.
         """
         self._judge(view)
         live = self.live.unsqueeze(1)
         reveal = decision.reveal & view.masked & live
         tokens = torch.where(reveal, decision.tokens, view.tokens)
         masked = _but_not(view.masked, reveal)
-        if decision.remask is None:
-            progress = reveal.any(1)
-        else:
-            own = view.valid & (view.positions >= self.prompt_length.unsqueeze(1))
-            remask = decision.remask & ~view.masked & own & live
+        progress = reveal.any(1)
+        if decision.remask is not None:
+            remask = decision.remask & ~view.masked & view.own & live
             tokens, masked = torch.where(remask, self.mask_id, tokens), masked | remask
             progress = masked.sum(1) < view.masked.sum(1)
+        if decision.replace is not None:
+            replaced = replacements(view, decision)
+            tokens = torch.where(replaced, decision.tokens, tokens)
+            progress = progress | replaced.any(1)
         self._write(view, tokens)
         idle = _but_not(self.live, progress)
-        if decision.idle is not None:
-            idle = _but_not(idle, decision.idle)
+        if decision.planned_empty is not None:
+            idle = _but_not(idle, decision.planned_empty)
         block_done, row_done = self._done(view, decision, tokens, masked)
         if self.fill_after_eos:
             row_done = row_done | (self._fill(view) & self.live)
-        if decision.guard is not None:
-            self.guards += decision.guard & self.live
+        if decision.fallback is not None:
+            self.fallbacks += decision.fallback & self.live
         self.moved = _but_not(block_done, row_done)
-        stepped = self.live if decision.waits is None else _but_not(self.live, decision.waits)
+        stepped = self.live if decision.skipped is None else _but_not(self.live, decision.skipped)
         self.step = torch.where(block_done, 0, self.step + stepped)
         self.total_steps = self.total_steps + stepped
         self.start = torch.add(self.start, self.moved, alpha=self.block_length)
@@ -147,19 +162,19 @@ class Canvas:
             self.block_masks = torch.where(self.moved, self.block_length, self.block_masks)
         self.live = _but_not(self.live, row_done)
         flags = _byte(block_done).add(_byte(row_done), alpha=ROW_DONE).add_(_byte(idle), alpha=IDLE)
-        if decision.waits is not None:
-            flags.add_(_byte(self.live & decision.waits), alpha=WAITED)
-        return flags if decision.note is None else flags.short() | (decision.note.short() << NOTE)
+        if decision.skipped is not None:
+            flags.add_(_byte(self.live & decision.skipped), alpha=SKIPPED)
+        return flags if decision.host_hint is None else flags.short() | (decision.host_hint.short() << HINT)
 
     def _judge(self, view: View) -> None:
         """Keep the sum of the proposals' scores; one that is no number stays so."""
-        if view.judged is None:
+        judged = view.asked.judged
+        if judged is None:
             return
-        scores = view.judged.health.sum(-1)
+        scores = judged.health.sum(-1)
         if scores.shape != self.health.shape:  # several copies of a row
             scores = scores.view(self.rows, -1).sum(1)
         self.health.add_(scores)
-        view.judged = None  # the candidates are large, and know their view
 
     def _write(self, view: View, tokens: Tensor) -> None:
         if not self._overhangs:
@@ -175,8 +190,8 @@ class Canvas:
         if self.answer:
             inside = masked & (view.positions < view.stop.unsqueeze(1))
         block_done = _but_not(self.live, inside.any(1))
-        if decision.hold is not None:
-            block_done = _but_not(block_done, decision.hold)
+        if decision.keep_block_open is not None:
+            block_done = _but_not(block_done, decision.keep_block_open)
         goes_on = self.ends > view.stop
         if self.attention != "full":
             prompt = self.prompt_length.unsqueeze(1) > view.positions
@@ -210,6 +225,15 @@ class Canvas:
     def keep_rows(self, rows: Tensor) -> None:
         for name in _PER_ROW:
             setattr(self, name, getattr(self, name).index_select(0, rows))
+
+
+def replacements(view: View, decision: Decision) -> Tensor:
+    """Revealed positions [R,W] whose token a decision changes; into a mask only `remask` turns one."""
+    if decision.replace is None:
+        return torch.zeros_like(view.masked)
+    changed = decision.replace & ~view.masked & view.own & view.live.unsqueeze(1)
+    changed = changed & (decision.tokens != view.tokens) & (decision.tokens != view.mask_id)
+    return changed if decision.remask is None else changed & ~decision.remask
 
 
 def _but_not(yes: Tensor, no: Tensor) -> Tensor:

@@ -23,16 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.counter import Counter
+from dlmbench.backbone.counter import Counter, Work
 from dlmbench.backbone.network import Network, bucket, prefill_rows
 from dlmbench.decoders.base import Decision, Decoder, HostRow, View
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine.canvas import BLOCK_DONE, IDLE, NOTE, ROW_DONE, WAITED, Canvas
+from dlmbench.engine.calibrate import Measured, prices
+from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED, Canvas
 from dlmbench.engine.graphs import Cell, CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import Generation, Request, Timing, validate
 from dlmbench.engine.text import Text
 from dlmbench.errors import RequestError, RunError
+from dlmbench.forwards import ForwardKey
 from dlmbench.threads import Watch
 
 GRAPH_BUCKET = 128  # keys in sight are padded to multiples of this where steps are recorded, so that they are few
@@ -50,7 +52,7 @@ class _Slot:
     start: int
     end: int  # of its canvas
     first_step: int | None = None  # number of the first step that was launched with its prompt encoded
-    note: int | None = None  # the last decision's, as far as it has been read
+    hint: int | None = None  # the last decision's, as far as it has been read
     step: int = 0  # steps read so far, on this block and on the row
     total_steps: int = 0
     first_block: float | None = None  # when the host heard of the first finished block
@@ -58,20 +60,20 @@ class _Slot:
     @property
     def row(self) -> HostRow:
         prompt = len(self.request.prompt_ids)
-        return HostRow(self.note, prompt, self.start, self.end, self.step, self.total_steps)
+        return HostRow(self.hint, prompt, self.start, self.end, self.step, self.total_steps)
 
 
 @dataclass
 class _Launched:
     """A step under way. `totals` are the counts as they stood after it, for rows that a stop string ends once a
     further step has been launched, `report` the decoder's account of its drafts then; None when flags are read at
-    once. `noted`: the flags carry notes."""
+    once. `hinted`: the flags carry hints."""
 
     number: int
     flags: Tensor
     totals: Tensor | None
     report: dict[str, Tensor] | None = None
-    noted: bool = False
+    hinted: bool = False
     copied: torch.cuda.Event | None = None  # when the flags have reached the host
 
 
@@ -123,10 +125,10 @@ class Engine:
         self.batch_size = batch_size
         self.sampling = sampling or Sampling()
         self.device = self.target.device
-        decoder.attach(nets)  # what a decoder does may depend on its networks
+        self.traits = decoder.bind(nets, self.target.block_length)  # first: they may depend on the networks
         self.lag = lag
         if lag is None:
-            now = self.device.type == "cpu" or decoder.lag == 0 or any(net.reads_host for net in nets.values())
+            now = self.device.type == "cpu" or self.traits.lag == 0 or any(net.reads_host for net in nets.values())
             self.lag = 0 if now else 1
         wanted = self.device.type == "cuda" if graphs is None else bool(graphs)
         recording = graphs if callable(graphs) else CUDARecording
@@ -136,7 +138,7 @@ class Engine:
         self.stall_limit = stall_limit
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
         self.timing = Timing()
-        self.shapes: dict[str, tuple[int, int, int, int]] = {}  # as `Counts.shapes`, summed over what has finished
+        self.shapes: dict[ForwardKey, Work] = {}  # of all rows that have finished
         self._description = description or {}
 
     # --- public -------------------------------------------------------------------------------------------------
@@ -236,14 +238,12 @@ class Engine:
         return median_seconds(recording.replay, self.device, repeats)
 
     @_at_work
-    def calibrate(self, repeats: int = 5) -> dict[str, float]:
-        """Price of every "role/kind/shape" met so far: its time over that of one plain denoise of the target.
+    def calibrate(self, repeats: int = 5) -> Measured:
+        """Price of every forward met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
         of `repeats`. Spends the buffers: what was decoded last is no longer there.
         """
-        from dlmbench.engine.calibrate import prices
-
         if self.watch is None:
             return prices(self, repeats)
         return self.watch.steady(lambda: prices(self, repeats))[0]
@@ -264,7 +264,7 @@ class Engine:
         block = self.target.block_length
         rows = min(self.batch_size, len(requests))
         longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
-        capacity = bucket(self._padded(longest) + block + 1 + self.decoder.extra_slots(block))
+        capacity = bucket(self._padded(longest) + block + 1 + self.traits.extra_slots)
         limit = self.target.config.max_positions
         if longest > limit:
             raise RequestError(
@@ -272,7 +272,7 @@ class Engine:
                 "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
             )
         answer = 0
-        if self.decoder.scope == "answer":
+        if self.traits.scope == "answer":
             answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
         self._allocate(rows, capacity, answer)
         self.slots: list[_Slot | None] = [None] * rows
@@ -296,17 +296,16 @@ class Engine:
         self.state = {}  # before what replaces it is made
         config, block = self.target.config, self.target.block_length
         self.canvas = Canvas(
-            rows, capacity, block, self._mask_id, () if self.decoder.ends_rows else config.eos_ids, config.attention,
-            answer, self.device, self.fill_after_eos,
+            rows, capacity, block, self._mask_id, () if self.traits.ends_rows else config.eos_ids, config.attention,
+            answer, self.device, self.fill_after_eos, config.grid,
         )  # fmt: skip
-        self.decoder.view_width = answer or block
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():
             net.allocate(rows, capacity, self.canvas.tokens, self.counter)
-        self.state = self.decoder.init_state(rows, capacity, self.device)
-        self.fresh_state = {
-            name: tensor.clone() for name, tensor in self.decoder.init_state(1, capacity, self.device).items()
-        }
+        width = answer or block
+        self.state = self.decoder.init_state(rows, capacity, width, self.device)
+        fresh = self.decoder.init_state(1, capacity, width, self.device)
+        self.fresh_state = {name: tensor.clone() for name, tensor in fresh.items()}
         self._buffers = rows, capacity, answer
 
     def _end(self, length: int) -> int:
@@ -352,7 +351,7 @@ class Engine:
             self.slots[row] = _Slot(request, index, admitted, start, end)
             rows.append(row)
         lengths = [len(self.slots[row].request.prompt_ids) for row in rows]
-        ahead = [max(net.prefill_lengths(lengths)) for net in self.nets.values()] if self.decoder.cached else [0]
+        ahead = [max(net.prefill_lengths(lengths)) for net in self.nets.values()] if self.traits.cached else [0]
         together = prefill_rows(max(ahead))
         for at in range(0, len(rows), together):
             if at:
@@ -366,7 +365,7 @@ class Engine:
         self.counter.log = None
         for net in self.nets.values():
             net.reset(chosen)
-            if self.decoder.cached:
+            if self.traits.cached:
                 yield from net.prefill_chunks(chosen, net.prefill_lengths(lengths))
         for net in self.nets.values():
             net.prefill_states = None
@@ -398,19 +397,19 @@ class Engine:
         if self.graphs and self.recorder is None:
             seen, longest = min(bucket(seen, GRAPH_BUCKET), capacity), self._padded(longest)
             key = seen, longest, self.canvas.fixed
-            flags, noted = self.graphs.run(key, lambda: self._round(seen, longest, None), self._carried)
+            flags, hinted = self.graphs.run(key, lambda: self._round(seen, longest, None), self._carried)
         else:
             started = [slot if slot and slot.first_step is not None else None for slot in self.slots]
             host = None if self.lag else [slot.row if slot else None for slot in started]
-            flags, noted = self._round(seen, longest, host)
+            flags, hinted = self._round(seen, longest, host)
         flags, copied = self._to_host(flags)
         totals = self.counter.totals.clone() if self.lag else None
         report = {name: self.state[name].clone() for name in REPORTED if name in self.state} if self.lag else None
         self.launched += 1
-        return _Launched(self.launched - 1, flags, totals, report, noted, copied)
+        return _Launched(self.launched - 1, flags, totals, report, hinted, copied)
 
     def _round(self, seen: int, longest: int, host: list[HostRow | None] | None) -> tuple[Tensor, bool]:
-        """One round of the decoder for all rows and its consequences -> flags, and whether they carry notes.
+        """One round of the decoder for all rows and its consequences -> flags, and whether they carry hints.
 
         Without `host` nothing in here depends on a tensor's value, so it can be recorded.
         """
@@ -422,7 +421,7 @@ class Engine:
         self._blocks_finished(view, flags)
         if tracing:
             self.recorder.step(view, decision, self.counter.log, self.canvas.filled)
-        return flags, decision.note is not None
+        return flags, decision.host_hint is not None
 
     def _carried(self) -> list[Cell]:
         """Where tensors are bound that live from step to step; keys and values do too, and are written in place."""
@@ -452,7 +451,7 @@ class Engine:
 
     def _blocks_finished(self, view: View, flags: Tensor) -> None:
         """Tell the networks which blocks are final; with separate stores spend the forward now, last block included."""
-        if not self.decoder.cached:
+        if not self.traits.cached:
             return
         for net in self.nets.values():
             if net.store_mode == "fused":
@@ -461,7 +460,7 @@ class Engine:
                 done = (flags & BLOCK_DONE).bool()
                 if self.lag or bool(done.any()):
                     net.pending = done
-                    net.store(view.start + self.target.block_length, view.seen)
+                    net.store(view.start + self.target.block_length, view.max_keys)
 
     def _read(self, step: _Launched) -> list[tuple[int, Generation]]:
         """Act on the flags of one step: finish rows, look for stop strings, notice stalls."""
@@ -473,10 +472,10 @@ class Engine:
             if slot is None or slot.first_step is None or step.number < slot.first_step:
                 self.idle_steps[row] = 0
                 continue
-            if step.noted:
-                slot.note, flag = flag >> NOTE, flag & ((1 << NOTE) - 1)
-            if flag & WAITED:
-                flag ^= WAITED
+            if step.hinted:
+                slot.hint, flag = flag >> HINT, flag & ((1 << HINT) - 1)
+            if flag & SKIPPED:
+                flag ^= SKIPPED
             else:
                 slot.step, slot.total_steps = slot.step + 1, slot.total_steps + 1
             if not flag:
@@ -517,23 +516,25 @@ class Engine:
         prompt = len(request.prompt_ids)
         whole = self.canvas.attention == "full" or self.canvas.answer > 0
         last = slot.end if whole else last_block + self.target.block_length
+        if self.canvas.exact:
+            last = min(last, slot.end)
         raw = self.decoder.answer(self.state, row, self.canvas.tokens[row, prompt:last].tolist())
         ids, reason = raw[: request.max_tokens], "length"
         end = next((i for i, token in enumerate(ids) if token in self.target.config.eos_ids), None)
         if end is not None:
-            ids, reason = ids[: end + 1] if self.decoder.cuts_at_eos else ids, "eos"
-        text, tokens, stopped = self.text.cut(ids, request.stop, request.prompt_ids)
+            ids, reason = ids[: end + 1] if self.traits.cuts_at_eos else ids, "eos"
+        read = ids[: ids.index(self._mask_id)] if self._mask_id in ids else ids  # a decoder may end a row with masks
+        text, tokens, stopped = self.text.cut(read, request.stop, request.prompt_ids)
         if stopped and (end is None or tokens <= end):  # a stop string that is the EOS itself has not come first
             reason = "stop"
         counts = self.counter.read(row, step.totals)
-        for name, work in counts.shapes.items():
-            known = self.shapes.get(name, (0, 0, 0, 0))
-            self.shapes[name] = tuple(a + b for a, b in zip(known, work))
+        for key, work in counts.work.items():
+            self.shapes[key] = self.shapes.get(key, Work()).plus(work)
         proposed, accepted = self._drafts(row, step)
         generation = Generation(
             key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,
-            widths={name: work[0] for name, work in counts.shapes.items()},
-            seconds=self._now() - slot.admitted, stop_reason=reason, guards=int(self.canvas.guards[row]),
+            forward_counts={key: work.calls for key, work in counts.work.items()},
+            seconds=self._now() - slot.admitted, stop_reason=reason, guards=int(self.canvas.fallbacks[row]),
             proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
             trace=self.recorder.finish(row) if self.recorder else None,
         )  # fmt: skip

@@ -9,14 +9,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from dlmbench.backbone.counter import Column
 from dlmbench.decoders.base import Decision, View
+from dlmbench.engine.canvas import replacements
+from dlmbench.forwards import ForwardKey
 
 
 class Recorder:
     """Steps of each row: {"block", "positions", "tokens", "remasked", "forwards", "extra", "scores"}.
 
-    Positions stand in the order that the decision names, ascending otherwise.
+    Positions stand in the order that the decision names, ascending otherwise. A step that rewrote tokens has "replaced"
+    as well: {"positions", "tokens"}.
 
     `scores` are those of the masked positions as the decision saw them: proposed token, confidence, log-odds and the
     distance of the best logit to the second best.
@@ -30,13 +32,13 @@ class Recorder:
         self.steps[row] = []
 
     def step(
-        self, view: View, decision: Decision, log: list[tuple[Column, Tensor, Tensor]], filled: Tensor | None = None
+        self, view: View, decision: Decision, log: list[tuple[ForwardKey, Tensor, Tensor]], filled: Tensor | None = None
     ) -> None:
         """Note what a decision did to every live row; prefill forwards are in the counts, not in a trace.
 
         `filled` [R, capacity] holds the EOS that filled a position after this step, -1 elsewhere.
         """
-        reveal = decision.reveal & view.masked
+        reveal, replaced = decision.reveal & view.masked, replacements(view, decision)
         for row, live in enumerate(view.live.tolist()):
             if not live:
                 continue
@@ -50,20 +52,25 @@ class Recorder:
                 revealed = dict(sorted(revealed.items()))
             remasked = []
             if decision.remask is not None:
-                remasked = view.positions[row, decision.remask[row] & ~view.masked[row]].tolist()
+                remasked = view.positions[row, decision.remask[row] & ~view.masked[row] & view.own[row]].tolist()
             entry = {
                 "block": int(view.start[row]) // view.block_length,
                 "positions": list(revealed),
                 "tokens": list(revealed.values()),
                 "remasked": remasked,
                 "forwards": [
-                    {"role": column.role, "kind": column.kind, "query_tokens": int(queries[row])}
-                    for column, active, queries in log
+                    {"role": key.role, "kind": key.kind, "query_tokens": int(queries[row])}
+                    for key, active, queries in log
                     if bool(active[row])
                 ],
                 "extra": {k: v[row].tolist() for k, v in (decision.extra or {}).items()},
                 "scores": _scores(view, row),
             }
+            if decision.replace is not None:
+                at = replaced[row]
+                entry["replaced"] = {
+                    "positions": view.positions[row, at].tolist(), "tokens": decision.tokens[row, at].tolist(),
+                }  # fmt: skip
             self.steps[row].append(entry)
             if self.on_step:
                 self.on_step({"row": row, **entry})
@@ -77,7 +84,7 @@ class Recorder:
 
 def _scores(view: View, row: int) -> dict[str, list]:
     """Scores of one row's masked positions; empty for decoders that do not ask for candidates."""
-    best = view.traced
+    best = view.asked.traced
     if best is None:
         return {}
     masked = view.masked[row]

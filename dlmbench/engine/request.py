@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dlmbench.errors import RequestError
+from dlmbench.forwards import ForwardKey
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Generation:
     """What came out for one request.
 
     `ids` end with the first EOS (included) or at the budget; a stop string cuts `text` and `tokens` (generated tokens
-    up to and including it), not `ids`. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
-    {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `widths` calls by "role/kind/shape" (for a block's forward
-    the shape is its query tokens); `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
+    up to and including it), not `ids`. Where a decoder ended the row with masks left, `ids` hold them, and `text` and
+    `tokens` end before the first one. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
+    {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `forward_counts` the calls again, by forward;
+    `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
     of them were kept, one number a verification; `first_block` seconds from admission until the host knew of a finished
     block.
     """
@@ -43,7 +45,7 @@ class Generation:
     text: str
     tokens: int
     counts: dict[str, dict[str, dict[str, float]]]
-    widths: dict[str, int]
+    forward_counts: dict[ForwardKey, int]
     seconds: float
     stop_reason: str  # "eos" | "stop" | "length"
     guards: int = 0

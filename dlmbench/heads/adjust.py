@@ -212,5 +212,5 @@ def _official(ours: str, config: BackboneConfig) -> list[str]:
     """Names in the file of one of our tensors, in the order in which they are packed."""
     if ours in OWN:
         return [PREFIX + OWN[ours]]
-    names = BACKBONES.get(config.family).names["layers.{}." + ours.removeprefix("layer.")]
+    names = BACKBONES.get(config.family).layout.names["layers.{}." + ours.removeprefix("layer.")]
     return [PREFIX + "layers.0.0." + name.partition("{}.")[2] for name in names]

@@ -200,5 +200,5 @@ def _official(ours: str, config: BackboneConfig, prefix: str) -> list[str]:
     if ours in OWN:
         return [prefix + (ours if ours.endswith(".weight") else f"{ours}.weight")]
     _, layer, rest = ours.split(".", 2)
-    names = BACKBONES.get(config.family).names[f"layers.{{}}.{rest}"]
+    names = BACKBONES.get(config.family).layout.names[f"layers.{{}}.{rest}"]
     return [prefix + name.format(layer).removeprefix("model.") for name in names]

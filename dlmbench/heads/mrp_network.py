@@ -41,16 +41,16 @@ class MRPHead(Network):
         """The same stretch of the prompts, with the states that the target has just left of it."""
         states = self.target.prefill_states[:, first:last]
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
-        places = self.cache.places(rows, positions, positions < ends.unsqueeze(1))
+        slot_mapping = self.cache.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
         bias = prompt_bias(first, last, self.block_length, self.dtype, self.device)
         group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
-        return self._pass(self.canvas[rows, first:last], states, places, [group]).view(states.shape)
+        return self._pass(self.canvas[rows, first:last], states, slot_mapping, [group]).view(states.shape)
 
     def store(self, start: Tensor, seen: int) -> None:
         """The extra pass over finished blocks that follows the target's extra forward (`separate`)."""
         _, states = self.target.stored
-        ids, places, group = self._finished(start, torch.arange(start.shape[0], device=self.device), seen)
-        self._pass(ids, states, places, [group])
+        ids, slot_mapping, group = self._finished(start, torch.arange(start.shape[0], device=self.device), seen)
+        self._pass(ids, states, slot_mapping, [group])
         self._count("store", str(self.block_length), self.pending, start, self.block_length, 0)
         self.pending.zero_()
 
@@ -64,17 +64,17 @@ class MRPHead(Network):
         the target has just stored. Returns residual logits [R,B,V] and the states they come from [R,B,D].
         """
         rows, width = ids.shape
-        places = self.cache.places(None, view.positions)
+        slot_mapping = self.cache.slot_mapping(None, view.positions)
         groups = [Group(view.positions, self._bias(view))]
         riding = self._take_stored()
         if riding is not None:
             stored_rows, stored_states = riding
-            stored_ids, stored_places, group = self._finished(view.start, stored_rows, view.seen)
+            stored_ids, stored_mapping, group = self._finished(view.start, stored_rows, view.max_keys)
             ids = torch.cat([ids.reshape(-1), stored_ids.reshape(-1)])
             hidden = torch.cat([hidden.flatten(0, 1), stored_states.flatten(0, 1)])
-            places = torch.cat([places, stored_places])
+            slot_mapping = torch.cat([slot_mapping, stored_mapping])
             groups.append(group)
-        states = self._pass(ids, hidden, places, groups)[: rows * width].view(rows, width, -1)
+        states = self._pass(ids, hidden, slot_mapping, groups)[: rows * width].view(rows, width, -1)
         self._count_pass(view, active, riding is not None)
         return self.model.project(states), states
 
@@ -84,8 +84,8 @@ class MRPHead(Network):
         if riding is None:
             return
         rows, states = riding
-        ids, places, group = self._finished(view.start, rows, view.seen)
-        self._pass(ids, states, places, [group])
+        ids, slot_mapping, group = self._finished(view.start, rows, view.max_keys)
+        self._pass(ids, states, slot_mapping, [group])
         self._count("store", str(self.block_length), self.pending & view.live, view.start, self.block_length, 0)
         self.pending.zero_()
 
@@ -99,10 +99,10 @@ class MRPHead(Network):
     def _bias(self, view) -> Tensor:
         """A block sees itself and, with a prefix cache, every slot before it."""
         if self.keeps_prefix:
-            return self.cache.before(view.stop, view.seen)
-        slots = torch.arange(view.seen, device=self.device)
+            return self.cache.prefix_bias(view.stop, view.max_keys)
+        slots = torch.arange(view.max_keys, device=self.device)
         own = (slots >= view.start.unsqueeze(1)) & (slots < view.stop.unsqueeze(1))
-        return visible(own, self.dtype).view(-1, 1, 1, view.seen)
+        return visible(own, self.dtype).view(-1, 1, 1, view.max_keys)
 
     def _take_stored(self) -> tuple[Tensor, Tensor] | None:
         """Rows [E] and states [E,B,D] that the target's last forward stored and that the module still has to."""
@@ -114,13 +114,13 @@ class MRPHead(Network):
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
-        places = self.cache.places(rows, positions, self.pending.index_select(0, rows))
-        return ids, places, Group(positions, self.cache.before(ends, seen), rows)
+        slot_mapping = self.cache.slot_mapping(rows, positions, self.pending.index_select(0, rows))
+        return ids, slot_mapping, Group(positions, self.cache.prefix_bias(ends, seen), rows)
 
-    def _pass(self, ids: Tensor, hidden: Tensor, places: Tensor, groups: list[Group]) -> Tensor:
+    def _pass(self, ids: Tensor, hidden: Tensor, slot_mapping: Tensor, groups: list[Group]) -> Tensor:
         positions = torch.cat([group.positions.reshape(-1) for group in groups])
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        return self.model(ids.reshape(-1), hidden, positions, CachedAttention(self.cache, places, groups))
+        return self.model(ids.reshape(-1), hidden, positions, CachedAttention(self.cache, slot_mapping, groups))
 
     def _count_pass(self, view, active: Tensor, riding: bool) -> None:
         """A pass that also stored a block is one pass with that many more tokens; one that only did so is a store."""

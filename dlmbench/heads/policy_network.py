@@ -36,12 +36,13 @@ class PolicyHead(Network):
         rows, width = confidence.shape
         positions = torch.arange(width, device=self.device).expand(rows, width)
         length = length.clamp_min(1)  # a finished row may be shown nothing
-        places = self.cache.places(None, positions, (positions < length.unsqueeze(1)) & view.live.unsqueeze(1))
+        valid = (positions < length.unsqueeze(1)) & view.live.unsqueeze(1)
+        slot_mapping = self.cache.slot_mapping(None, positions, valid)
         seen = min(bucket(width), self.cache.capacity)
-        group = Group(positions, self.cache.before(length, seen))
+        group = Group(positions, self.cache.prefix_bias(length, seen))
         states = self.model(
             confidence.to(self.dtype).flatten(), masked.flatten(), time.to(self.dtype).repeat_interleave(width),
-            positions.reshape(-1), CachedAttention(self.cache, places, [group]),
+            positions.reshape(-1), CachedAttention(self.cache, slot_mapping, [group]),
         )  # fmt: skip
         self._count("denoise", "row", view.live, length, length, length)
         return self.model.project(states).view(rows, width)

@@ -1,4 +1,4 @@
-"""Do a target and its helper belong together? Judged from their configuration files, before any weight is loaded.
+"""How does a model attend, and do a target and its helper belong together? Judged before any weight is loaded.
 
 A draft proposes ids and a guide judges ids, so an id must be the same token to both. Files that are not on this machine
 yet cannot be compared here; the decoder looks at the loaded configurations once more. Imports nothing heavy.
@@ -9,28 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.descriptor import FLAGS, Descriptor, ask
+from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
+from dlmbench.models.descriptors import asked_for, described
 from dlmbench.models.presets import Preset, resolve
-
-ATTENTION = {  # family -> attention type, the word a decoder declares
-    "sdar": "block_causal",
-    "qwen3": "causal",
-    "qwen2": "causal",
-    "llama": "causal",
-    "llada": "full",
-    "dream": "full",
-}
+from dlmbench.registry import BACKBONES
 
 
 def attention_of(model: str) -> str | None:
-    """Attention type of a model's family, None when only its checkpoint can tell (a hub name)."""
+    """Attention type of a model, None when only its checkpoint can tell (a hub name)."""
     return attention_type(resolve(model))
 
 
 def attention_type(preset: Preset) -> str | None:
-    """The same of a preset."""
-    return ATTENTION.get(family_of(preset) or "")
+    """The same of a preset: the word that a decoder declares."""
+    flags, usual, _ = preset.told
+    if attention := flags.attention or usual.attention:
+        return attention
+    family = family_of(preset)
+    return BACKBONES.get(family).descriptor.attention if family in BACKBONES else None
 
 
 def family_of(preset: Preset) -> str | None:
@@ -41,7 +41,45 @@ def family_of(preset: Preset) -> str | None:
     config = read_json(folder / "config.json")
     if config is None and folder.is_dir():
         raise RequestError(f"Model folder {str(folder)!r} has no config.json; give the folder of a checkpoint.")
-    return str(config.get("model_type")).lower() if config else None
+    return find(config, preset.name, preset.told).name if config else None
+
+
+def check_described(preset: Preset, block_length: int | None = None) -> None:
+    """Refuse a model of which too little is known to decode with it, before anything is fetched.
+
+    `block_length` is what the run asks for. A mask id that only the checkpoint's files can say is left to its loading
+    where they are not here. Raises RequestError with the flags that say what is missing.
+    """
+    found = described(preset).descriptor
+    if found.grid not in (None, "origin") and found.attention != "block_causal":
+        raise RequestError(
+            f"--grid {found.grid} says where block-causal blocks lie and {preset.name} has {found.attention} "
+            "attention: leave it out."
+        )
+    asked = {name: place for name, place in asked_for(preset).items() if place in FLAGS.values()}
+    if block_length or preset.block_length:
+        asked.pop("block_length", None)
+    if asked:
+        raise ask(preset.name, list(asked))
+
+
+def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: Any) -> None:
+    """Refuse a method that does not know where the model's block-causal blocks lie, or how its head predicts.
+
+    `rules` is what is known of the model, `decoder` the method's class. Raises RequestError.
+    """
+    if rules.attention != "block_causal":
+        return
+    if rules.shift and not decoder.anchored:
+        raise RequestError(
+            f"Method {decoder.name} predicts all positions of a block, and the head of {preset.name} predicts the next "
+            "position, so that a block must begin with a known token: use --method fastdllm2."
+        )
+    if (grid := rules.grid or "origin") not in decoder.grids:
+        raise RequestError(
+            f"Method {decoder.name} counts blocks from position 0, and those of {preset.name} lie on the grid {grid}: "
+            "give --grid origin, or use --method static or threshold."
+        )
 
 
 def check_helper(role: str, target: Preset, helper: Preset) -> None:

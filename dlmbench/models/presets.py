@@ -1,7 +1,7 @@
 """Model presets: a short name for a checkpoint and the settings that belong to it. Imports nothing heavy.
 
 `resolve` turns what a user gives to ``--model`` (a preset, a folder, a hub name) into a `Preset`. Values come from the
-checkpoints' official configurations and the papers' evaluation settings (cards of SDAR and its relatives).
+checkpoints' official configurations and the papers' evaluation settings.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dlmbench.backbone.descriptor import Descriptor, Told
+from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
+from dlmbench.registry import BACKBONES
 
 ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
@@ -28,9 +31,11 @@ class Preset:
     family: str | None  # None: read from the checkpoint's config.json
     description: str
     _: KW_ONLY
+    descriptor: Descriptor = Descriptor()  # what its files do not say
+    flags: Descriptor = Descriptor()  # what the user says of it
     shape: str | None = None  # its size among `dlmbench.models.shapes`, known before anything is downloaded
     like: str | None = None  # the preset that a local folder was recognised as
-    block_length: int = 4
+    block_length: int | None = None  # None: not known
     blocks: dict[str, int] = field(default_factory=dict)  # per task, where papers differ by task
     whole_answer: bool = False  # the block is the whole answer unless somebody says otherwise
     eos: dict[str, str] = field(default_factory=dict)  # per task, fixed schedules: EOS never, or last (sampling.eos)
@@ -41,6 +46,11 @@ class Preset:
     settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
+
+    @property
+    def told(self) -> Told:
+        """All that is told of the checkpoint from outside its folder."""
+        return Told(self.flags, self.descriptor, self.family if self.family in BACKBONES else None)
 
     @property
     def location(self) -> str:
@@ -78,6 +88,15 @@ _DREAM = dict(
     whole_answer=True,
     settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
 )
+
+_DREAM_CODER = {**_DREAM, "chat_template": True, "gen_length": {"humaneval": 768, "mbpp": 1024}}
+_DREAM_INSTRUCT = dict(chat_template=True, gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024})
+_A2D = dict(gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
+_MDLM = Descriptor(attention="full")
+_BD3LM = Descriptor(attention="block_causal", block_length=32, grid="prompt")
+_ONE_BLOCK = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
+_BLOCKS = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
+_QWEN3_MASK = dict(mask_id=151_669)  # Qwen2.5's tokenizer ends elsewhere and names its own
 
 _CAUSAL = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
 
@@ -201,6 +220,164 @@ PRESETS: dict[str, Preset] = {
             **_DREAM,
         ),
         Preset(
+            "dream-coder",
+            "Dream-org/Dream-Coder-v0-Instruct-7B",
+            description="Dream-Coder 7B instruct: Dream's layout, for code",
+            **_DREAM_CODER,
+        ),
+        Preset(
+            "dparallel-llada",
+            "Zigeng/dParallel-LLaDA-8B-instruct",
+            description="LLaDA 8B instruct, distilled to answer in parallel",
+            gen_length=dict.fromkeys(_LONG, 256),
+            chat_template=True,
+            **_LLADA,
+        ),
+        Preset(
+            "dparallel-dream",
+            "Zigeng/dParallel_Dream_7B_Instruct",
+            description="Dream 7B instruct, distilled to answer in parallel",
+            gen_length=dict.fromkeys(_LONG, 256),
+            chat_template=True,
+            **{**_DREAM, "whole_answer": False},
+        ),
+        Preset(
+            "d3llm-llada",
+            "d3LLM/d3LLM_LLaDA",
+            description="LLaDA 8B instruct, distilled for several blocks at once",
+            gen_length=dict.fromkeys(_LONG, 256),
+            chat_template=True,
+            **_LLADA,
+        ),
+        Preset(
+            "d3llm-dream",
+            "d3LLM/d3LLM_Dream",
+            description="Dream 7B instruct, distilled for several blocks at once",
+            **{**_DREAM, **_DREAM_INSTRUCT, "whole_answer": False},
+        ),
+        Preset(
+            "d3llm-dream-coder",
+            "d3LLM/d3LLM_Dream_Coder",
+            description="Dream-Coder 7B instruct, distilled for several blocks at once",
+            **{**_DREAM_CODER, "whole_answer": False},
+        ),
+        *(
+            Preset(
+                f"sdar-{size}-b{block}",
+                f"JetLM/SDAR-{size.upper()}-Chat-b{block}",
+                description=f"SDAR {size.upper()} chat, block {block}",
+                shape=f"sdar-{size}",
+                **{**_SDAR, "block_length": block},
+            )
+            for size in ("1.7b", "4b", "8b")
+            for block in (8, 16, 32, 64)
+        ),
+        *(
+            Preset(
+                f"trado-{size}",
+                f"Gen-Verse/TraDo-{size.upper()}-Instruct",
+                description=f"TraDo {size.upper()} instruct: SDAR trained by reinforcement, block 4",
+                shape=f"sdar-{size}",
+                **_SDAR,
+            )
+            for size in ("4b", "8b")
+        ),
+        *(
+            Preset(
+                f"illada-8b-{kind}",
+                f"GSAI-ML/iLLaDA-8B-{kind.capitalize()}",
+                "illada",
+                f"iLLaDA 8B {kind}: LLaDA's successor in Llama's layout",
+                shape="illada-8b",
+                block_length=32,
+                chat_template=kind == "instruct",
+            )
+            for kind in ("base", "instruct")
+        ),
+        *(
+            Preset(
+                f"dreamreasoner-8b{'-base' * base}",
+                f"Dream-org/DreamReasoner-8B{'-Base' * base}",
+                "dreamreasoner",
+                f"DreamReasoner 8B{' base' * base}: Qwen3 as a block-diffusion reasoner",
+                shape="dreamreasoner-8b",
+                block_length=32,
+                chat_template=not base,
+                settings={"entropy": {"rule": "chosen", "steps": 32}},
+            )
+            for base in (False, True)
+        ),
+        Preset(
+            "qwen3-0.6b-mdlm",
+            "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
+            "a2d-qwen3",
+            "Qwen3 0.6B made a full-attention diffusion model, the answer as one block",
+            descriptor=replace(_MDLM, **_QWEN3_MASK),
+            shape="qwen3-0.6b",
+            whole_answer=True,
+            settings=_ONE_BLOCK,
+            **_A2D,
+        ),
+        Preset(
+            "qwen3-0.6b-bd3lm",
+            "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1",
+            "a2d-qwen3",
+            "Qwen3 0.6B made a block-diffusion model, block 32 from the prompt's end",
+            descriptor=replace(_BD3LM, **_QWEN3_MASK),
+            shape="qwen3-0.6b",
+            block_length=32,
+            settings=_BLOCKS,
+            **_A2D,
+        ),
+        Preset(
+            "qwen2.5-coder-0.5b-mdlm",
+            "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1",
+            "a2d-qwen2",
+            "Qwen2.5-Coder 0.5B made a full-attention diffusion model",
+            descriptor=_MDLM,
+            shape="qwen2.5-0.5b",
+            whole_answer=True,
+            settings=_ONE_BLOCK,
+            **_A2D,
+        ),
+        Preset(
+            "qwen2.5-coder-0.5b-bd3lm",
+            "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-bd3lm-v0.1",
+            "a2d-qwen2",
+            "Qwen2.5-Coder 0.5B made a block-diffusion model, block 32 from the prompt's end",
+            descriptor=_BD3LM,
+            shape="qwen2.5-0.5b",
+            block_length=32,
+            settings=_BLOCKS,
+            **_A2D,
+        ),
+        *(
+            Preset(
+                f"fastdllm2-{size}",
+                f"Efficient-Large-Model/Fast_dLLM_v2_{size.upper()}",
+                "fastdllm2",
+                f"Fast-dLLM v2 {size.upper()}: Qwen2.5 with blocks and a head that stays shifted",
+                shape=f"fastdllm2-{size}",
+                block_length=32,
+                gen_length=dict.fromkeys(_LONG, 2048),
+                chat_template=True,
+            )
+            for size in ("1.5b", "7b")
+        ),
+        Preset(
+            "stable-diffcoder-8b",
+            "ByteDance-Seed/Stable-DiffCoder-8B-Instruct",
+            "stable-diffcoder",
+            "Stable-DiffCoder 8B instruct in Llama's layout; its block length is asked for",
+            chat_template=True,
+        ),
+        Preset(
+            "efficient-dlm-4b",
+            "nvidia/Efficient-DLM-4B",
+            "efficient-dlm",
+            "Efficient-DLM 4B in Qwen3's layout; shift, mask and block length are asked for",
+        ),
+        Preset(
             "qwen3-8b",
             "Qwen/Qwen3-8B",
             description="autoregressive Qwen3 8B",
@@ -241,7 +418,7 @@ def resolve(name: str, like: str | None = None) -> Preset:
         if not (path / "config.json").is_file() and not any(path.glob("*.safetensors")):  # heads may lack one
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
         plain = Preset(path.resolve().name, str(path), None, "local checkpoint folder")
-        plain = replace(plain, block_length=_raw_config(path).get("block_size") or plain.block_length)
+        plain = replace(plain, block_length=_block_length(plain))
         return _taken_as(plain, _preset(like) if like else recognised(path))
     if path.is_file():
         raise RequestError(f"Model {name!r} is a file; give the folder that it lies in, with its config.json.")
@@ -294,13 +471,27 @@ def _taken_as(preset: Preset, known: Preset | None) -> Preset:
         revision=preset.revision,
         tokenizer=preset.tokenizer,
         like=known.name,
-        block_length=config_of(preset).get("block_size") or known.block_length,
+        block_length=_block_length(preset) or known.block_length,
+        flags=preset.flags,
         companions={role: own if name == known.name else name for role, name in known.companions.items()},
     )
 
 
 def _same_family(folder: Path, known: Preset) -> bool:
-    return str(_raw_config(folder).get("model_type") or known.family).lower() == known.family
+    raw = _raw_config(folder)
+    if known.family not in BACKBONES or not raw.get("model_type"):
+        return raw.get("model_type") in (None, known.family)
+    try:
+        return find(raw, folder.name, known.told).name == known.family
+    except RequestError:  # loading says what is wrong with it
+        return False
+
+
+def _block_length(preset: Preset) -> int | None:
+    """What the config.json of a local checkpoint says, under whichever name its family has for it."""
+    raw = config_of(preset)
+    lengths = (raw.get(BACKBONES.get(name).block_field) for name in BACKBONES.names())
+    return next((length for length in lengths if length), None)
 
 
 def config_of(preset: Preset) -> dict[str, Any]:

@@ -25,6 +25,26 @@ SHAPES: dict[str, BackboneConfig] = {
     "llada-8b": BackboneConfig(
         "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096, **_LLADA
     ),
+    "illada-8b": BackboneConfig(
+        "illada", 155_136, 4096, 32, 32, 8, 128, 14336, tie_embeddings=True, mask_id=5, max_positions=8192, **_LLADA
+    ),
+    "dreamreasoner-8b": BackboneConfig(
+        "dreamreasoner", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288, **_QWEN
+    ),
+    "qwen3-0.6b": BackboneConfig(
+        "a2d-qwen3", hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072, tie_embeddings=True, **_QWEN
+    ),
+    "qwen2.5-0.5b": BackboneConfig(
+        "a2d-qwen2", 151_936, 896, 24, 14, 2, 64, 4864, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True,
+        mask_id=151_665,
+    ),
+    "fastdllm2-1.5b": BackboneConfig(
+        "fastdllm2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True,
+        shift=1, mask_id=151_665,
+    ),
+    "fastdllm2-7b": BackboneConfig(
+        "fastdllm2", 152_064, 3584, 28, 28, 4, 128, 18944, 1e6, qk_norm=False, qkv_bias=True, shift=1, mask_id=151_665
+    ),
     "qwen3-8b": BackboneConfig(
         "qwen3", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288,
         **{**_QWEN, "mask_id": None}, **_CAUSAL,

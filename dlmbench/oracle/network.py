@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.counter import Column, Counter
+from dlmbench.backbone.counter import Counter
+from dlmbench.backbone.network import Forward, Kinds, served_by
 from dlmbench.errors import RequestError
+from dlmbench.forwards import ForwardKey
 from dlmbench.oracle.conditionals import conditionals, hashes, zipf
 from dlmbench.oracle.options import OracleOptions
 
@@ -176,27 +178,26 @@ class Oracle:
 
     # --- what a decoder may ask for -------------------------------------------------------------------------------
 
-    def denoise(
-        self, view, embeds: Tensor | None = None, kind: str | None = None, hidden: bool = False,
-        active: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """One forward of every row -> logits [R,W,V] that predict the view's positions.
+    def denoise(self, view, embeds: Tensor | None = None, kind: Kinds = "", active: Tensor | None = None) -> Forward:
+        """One forward of every row -> logits [R,W,V] that predict the view's positions; states have no width.
 
         At a revealed position: how probable tokens are given all others. `active` [R] bool marks the live rows that
         need this forward (default: all).
         """
-        if embeds is not None or hidden:
-            raise self._refusal("reads hidden states or hands in embeddings")
-        self._count(view, kind, active)
-        return self.logits(view)
+        if embeds is not None:
+            raise self._refusal("hands in embeddings")
+        for name, served in served_by(kind, active):
+            self._count(view, name, served)
+        logits = self.logits(view)
+        return Forward(logits, logits.new_zeros(*logits.shape[:2], 0))
 
     def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
         """A forward with a second look: logits at the view, and [R,W,V] those of a mask at each of its positions that
         sees everything but the token there. Which is what every position of a forward is told anyway."""
-        logits = self.denoise(view)
+        logits = self.denoise(view).logits
         return logits, logits.clone()
 
-    def packed(self, view, *_: Any, **__: Any) -> Tensor:
+    def packed(self, view, *_: Any, **__: Any) -> Forward:
         raise self._refusal("packs several copies of a block into a forward")
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -229,12 +230,12 @@ class Oracle:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, view, kind: str | None, active: Tensor | None) -> None:
+    def _count(self, view, kind: str, active: Tensor | None) -> None:
         """As a network of this attention would be counted, its positions as query tokens."""
         width, full = view.positions.shape[1], self.config.attention == "full"
-        column = Column(self.role, kind or ("refresh" if full else "denoise"), f"row:{width}" if full else str(width))
+        key = ForwardKey(self.role, kind or ("refresh" if full else "denoise"), f"row:{width}" if full else str(width))
         needed = view.live if active is None else view.live & active
-        self.counter.add(self.config, column, needed, view.ends, width, width)
+        self.counter.add(self.config, key, needed, view.ends, width, width)
 
     def _refusal(self, what: str) -> RequestError:
         return RequestError(

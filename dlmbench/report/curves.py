@@ -20,7 +20,7 @@ from dlmbench import fronts
 from dlmbench.errors import RequestError
 from dlmbench.report.table import circumstances_of, number, percent, pipe, row, signed, sort_key
 from dlmbench.runs import RunFolder, find_runs
-from dlmbench.runs.aggregate import calls, item_costs
+from dlmbench.runs.aggregate import item_costs
 from dlmbench.stats import verdict, wilson
 
 RESAMPLES = 1_000
@@ -77,15 +77,14 @@ def groups(runs: Iterable[RunFolder]) -> list[Group]:
 
 
 def _group(rows: list[dict[str, Any]], runs: list[RunFolder]) -> Group:
-    samples = [{sample["key"]: sample for sample in run.samples()} for run in runs]
+    samples = [{sample.key: sample for sample in run.samples} for run in runs]
     keys = sorted(set.intersection(*(set(one) for one in samples)))
     ordered = [[one[key] for key in keys] for one in samples]
-    prices = [(run.manifest().get("calibration") or {}).get("prices") for run in runs]
-    costs = [item_costs(one, price) if price else None for one, price in zip(ordered, prices)]
+    costs = [item_costs(one, run.manifest.prices) if run.manifest.prices else None for one, run in zip(ordered, runs)]
     priced = None not in costs
     if not priced:
-        costs = [[calls(sample["counts"], "target") for sample in one] for one in ordered]
-    accuracy = np.array([[float(sample["scores"]["accuracy"]) for sample in one] for one in ordered])
+        costs = [[float(sample.calls()) for sample in one] for one in ordered]
+    accuracy = np.array([[sample.accuracy for sample in one] for one in ordered])
     shape = (len(rows), len(keys))
     return Group(rows, accuracy.reshape(shape), np.array(costs, float).reshape(shape), "cost" if priced else "nfe")
 

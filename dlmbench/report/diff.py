@@ -16,7 +16,7 @@ from typing import Any
 from dlmbench import stats
 from dlmbench.errors import RequestError
 from dlmbench.report.table import percent, row, signed
-from dlmbench.runs import RunFolder
+from dlmbench.runs import RunFolder, Sample, Trace
 
 TAKEN_BACK = "(taken back)"
 
@@ -91,12 +91,12 @@ class Comparison:
 def compare(first: RunFolder, second: RunFolder) -> Comparison:
     """Both runs, item by item. Raises RequestError where they did not answer the same prompts."""
     rows = (row(first), row(second))
-    samples = [{sample["key"]: sample for sample in run.samples()} for run in (first, second)]
-    traces = [{trace["key"]: trace for trace in run.traces()} for run in (first, second)]
+    samples = [{sample.key: sample for sample in run.samples} for run in (first, second)]
+    traces = [{trace.key: trace for trace in run.traces} for run in (first, second)]
     shared = [
         key
         for key, sample in samples[0].items()
-        if key in samples[1] and samples[1][key]["prompt_hash"] == sample["prompt_hash"]
+        if key in samples[1] and samples[1][key].prompt_hash == sample.prompt_hash
     ]
     if not shared:
         tasks = " and ".join(f"{record['task']} ({record['split']}, {record['items']} items)" for record in rows)
@@ -112,29 +112,29 @@ def compare(first: RunFolder, second: RunFolder) -> Comparison:
     )
 
 
-def _item(key: str, a: Mapping[str, Any], b: Mapping[str, Any], left: Any, right: Any) -> Item:
+def _item(key: str, a: Sample, b: Sample, left: Trace | None, right: Trace | None) -> Item:
     return Item(
         key,
-        (float(a["scores"]["accuracy"]), float(b["scores"]["accuracy"])),
-        (a["text"], b["text"]),
-        a["ids"] == b["ids"],
+        (a.accuracy, b.accuracy),
+        (a.text, b.text),
+        a.ids == b.ids,
         bool(left and right),
         parting(left, right) if left and right else None,
     )
 
 
-def parting(left: Mapping[str, Any], right: Mapping[str, Any]) -> Parting | None:
+def parting(left: Trace, right: Trace) -> Parting | None:
     """Where two recorded decodings part, None where all steps reveal and take back the same."""
-    length = max(len(left["steps"]), len(right["steps"]))
+    length = max(len(left.steps), len(right.steps))
     for n in range(length):
-        pair = [one["steps"][n] if n < len(one["steps"]) else None for one in (left, right)]
+        pair = [one.steps[n] if n < len(one.steps) else None for one in (left, right)]
         if _acts(pair[0]) != _acts(pair[1]):
             shown = [_shown(step, one) for step, one in zip(pair, (left, right))]
-            return Parting(n + 1, (len(left["steps"]), len(right["steps"])), *shown, _clash(left, right))
+            return Parting(n + 1, (len(left.steps), len(right.steps)), *shown, _clash(left, right))
     return None
 
 
-def _clash(left: Mapping[str, Any], right: Mapping[str, Any]) -> Any:
+def _clash(left: Trace, right: Trace) -> Any:
     a, b = _commits(left), _commits(right)
     others = [position for position in a.keys() & b.keys() if a[position][0] != b[position][0]]
     if not others:
@@ -143,10 +143,10 @@ def _clash(left: Mapping[str, Any], right: Mapping[str, Any]) -> Any:
     return place, a[place], b[place]
 
 
-def _commits(trace: Mapping[str, Any]) -> dict[int, tuple[str, int, float | None]]:
+def _commits(trace: Trace) -> dict[int, tuple[str, int, float | None]]:
     """position behind the prompt -> (token's text, step, lead) of the token that stayed."""
     found = {}
-    for n, step in enumerate(trace["steps"], 1):
+    for n, step in enumerate(trace.steps, 1):
         found |= {position: (word, n, lead) for position, word, lead in _shown(step, trace) if word != TAKEN_BACK}
     return found
 
@@ -156,17 +156,17 @@ def _acts(step: Mapping[str, Any] | None) -> Any:
     return step and (dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]))
 
 
-def _shown(step: Mapping[str, Any] | None, trace: Mapping[str, Any]) -> list[tuple[int, str, float | None]]:
+def _shown(step: Mapping[str, Any] | None, trace: Trace) -> list[tuple[int, str, float | None]]:
     if step is None:
         return []
     scores = step.get("scores") or {}
     leads = dict(zip(scores.get("positions", ()), scores.get("lead", ())))
-    words = trace["words"]
+    words = trace.words
     found = [
-        (position - trace["start"], words.get(str(token), f"<{token}>"), leads.get(position))
+        (position - trace.start, words.get(str(token), f"<{token}>"), leads.get(position))
         for position, token in zip(step["positions"], step["tokens"])
     ]
-    return found + [(position - trace["start"], TAKEN_BACK, None) for position in step["remasked"]]
+    return found + [(position - trace.start, TAKEN_BACK, None) for position in step["remasked"]]
 
 
 def chosen(found: Comparison, flipped: bool, limit: int) -> Sequence[Item]:

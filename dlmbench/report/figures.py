@@ -3,7 +3,7 @@
 All share pareto.py's colours, markers and direct labels. A series is one method (or setting) with one set of weights on
 one device; what is not the panel's main series says so in its label, and nothing is averaged.
 
-Left out: knobs of different units in one panel; each unit has its own.
+Left out: thresholds of different units in one panel; each unit has its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 
 from dlmbench.errors import RequestError
 from dlmbench.report.pareto import COLUMN_WIDTH, plt, save, styles
-from dlmbench.runs import RunFolder
+from dlmbench.runs import Metrics, RunFolder
 
 KINDS = ("pareto", "threshold", "acceptance", "batch")
 _INK, _GREY = "#222222", "#8A8A8A"
@@ -26,20 +26,19 @@ _LINES = ("-", "--", "-.", ":")  # settings of one method
 
 
 def threshold_curves(frame: pd.DataFrame, folder: Path, name: str, column: bool = False) -> list[Path]:
-    """Accuracy (above, with 95 % intervals) and cost (below) against the knob: a pair of panels a task and unit.
+    """Accuracy (above, with 95 % intervals) and cost (below) against the threshold: a pair of panels a task and unit.
 
-    Raises RequestError when no method has two settings of its knob.
+    Raises RequestError when no method has two settings of its threshold.
     """
-    numeric = pd.to_numeric(frame["knob"], errors="coerce")
-    shown = frame.assign(knob=numeric)[numeric.notna()]
+    numeric = pd.to_numeric(frame["threshold"], errors="coerce")
+    shown = frame.assign(threshold=numeric)[numeric.notna()]
     panels = []
     for (task, split), part in shown.groupby(["task", "split"], sort=False):
-        unit = part["knob_unit"].where(part["knob_unit"] != "", part["method"])
+        unit = part["threshold_unit"].where(part["threshold_unit"] != "", part["method"])
         for word, group in part.groupby(unit, sort=True):
-            if group["knob"].nunique() > 1:
-                panels.append(
-                    (f"{task} ({split})", f"threshold ({word})" if word == "confidence" else f"{word}: knob", group)
-                )
+            if group["threshold"].nunique() > 1:
+                axis = f"threshold ({word})" if word == "confidence" else f"{word}: threshold"
+                panels.append((f"{task} ({split})", axis, group))
     if not panels:
         raise RequestError(
             "No method was run at several values of its threshold; sweep one, as --threshold 0.3:0.9:0.1."
@@ -70,20 +69,20 @@ def _threshold_panel(upper: Any, lower: Any, title: str, word: str, group: pd.Da
     priced, labels = group["cost"].notna().all(), []
     main = (group["weights"] + group["device"]).mode()[0]
     for key, series in _series(group, ["method"]):
-        series = series.sort_values("knob")
+        series = series.sort_values("threshold")
         colour, marker = style[key[0]]
         own = (series["weights"] + series["device"]).iloc[0] == main
         look = dict(color=colour, marker=marker, markersize=4, linewidth=1.2)
         look |= dict(linestyle="-" if own else "--", markerfacecolor=colour if own else "white")
         y = 100 * series["accuracy"].to_numpy(float)
         ends = np.stack([y - 100 * series["accuracy_low"], 100 * series["accuracy_high"] - y]).clip(0)
-        upper.errorbar(series["knob"], y, ends, capsize=1.5, elinewidth=0.8, **look)
-        lower.plot(series["knob"], series["cost" if priced else "nfe"], **look)
-        labels.append((upper, series["knob"].iloc[-1], y[-1], _name(key, group), colour))
+        upper.errorbar(series["threshold"], y, ends, capsize=1.5, elinewidth=0.8, **look)
+        lower.plot(series["threshold"], series["cost" if priced else "nfe"], **look)
+        labels.append((upper, series["threshold"].iloc[-1], y[-1], _name(key, group), colour))
     _dress(upper, title, "", "accuracy (%)")
     _dress(lower, "", word, "cost, forwards" if priced else "NFE")
     lower.set_ylim(0, 1.06 * lower.get_ylim()[1])
-    low, high = group["knob"].min(), group["knob"].max()
+    low, high = group["threshold"].min(), group["threshold"].max()
     for ax in (upper, lower):
         ax.set_xlim(low - 0.05 * (high - low), high + 0.42 * (high - low))
         ax.set_xticks([tick for tick in ax.get_xticks() if low - 1e-9 <= tick <= high + 1e-9])
@@ -96,12 +95,10 @@ def acceptance(runs: Sequence[RunFolder], folder: Path, name: str, column: bool 
 
     Raises RequestError when no run drafted anything.
     """
-    tasks: dict[str, list[tuple[str, dict]]] = {}
+    tasks: dict[str, list[tuple[str, Metrics]]] = {}
     for run in runs:
-        metrics = run.metrics()
-        if metrics.get("accepted_lengths"):
-            manifest = run.manifest()
-            tasks.setdefault(manifest["task"]["name"], []).append((manifest["label"], metrics))
+        if run.metrics.accepted_lengths:
+            tasks.setdefault(run.manifest.task.name, []).append((run.manifest.label, run.metrics))
     if not tasks:
         raise RequestError("No run drafted tokens, so nothing was accepted; simsd and mrp (mode=speculative) draft.")
     for task, drafting in tasks.items():
@@ -113,13 +110,13 @@ def acceptance(runs: Sequence[RunFolder], folder: Path, name: str, column: bool 
     return save(lambda: _draw_acceptance(tasks, column), folder, name)
 
 
-def _draw_acceptance(tasks: dict[str, list[tuple[str, dict]]], column: bool) -> Any:
+def _draw_acceptance(tasks: dict[str, list[tuple[str, Metrics]]], column: bool) -> Any:
     most = max(map(len, tasks.values()))
     across = min(2 if column else 4, most)
     rows = [(task, row[i : i + across]) for task, row in tasks.items() for i in range(0, len(row), across)]
     size = (COLUMN_WIDTH, 2.0 * len(rows)) if column else (max(2.5 * across, 3.4), 2.5 * len(rows))
     figure, axes = plt.subplots(len(rows), across, figsize=size, squeeze=False, layout="constrained")
-    longest = max(int(length) for row in tasks.values() for _, metrics in row for length in metrics["accepted_lengths"])
+    longest = max(int(length) for row in tasks.values() for _, metrics in row for length in metrics.accepted_lengths)
     for (task, row), line in zip(rows, axes):
         for ax, (label, metrics) in zip(line, row):
             _histogram(ax, f"{label}, {task}", metrics, longest)
@@ -128,15 +125,15 @@ def _draw_acceptance(tasks: dict[str, list[tuple[str, dict]]], column: bool) -> 
     return figure
 
 
-def _histogram(ax, title: str, metrics: dict, longest: int) -> None:
-    lengths = {int(length): count for length, count in metrics["accepted_lengths"].items()}
+def _histogram(ax: Any, title: str, metrics: Metrics, longest: int) -> None:
+    lengths = {int(length): count for length, count in metrics.accepted_lengths.items()}
     total = sum(lengths.values())
     mean = sum(length * count for length, count in lengths.items()) / total
     bars = range(longest + 1)
     ax.bar(bars, [100 * lengths.get(n, 0) / total for n in bars], color="#0072B2", width=0.8)
     ax.axvline(mean, color=_INK, linewidth=1, linestyle="--")
     lines = wrap(title, 27, break_on_hyphens=False)
-    lines.append(f"mean {mean:.1f}, {100 * metrics['acceptance']:.0f} % of drafts")
+    lines.append(f"mean {mean:.1f}, {100 * (metrics.acceptance or 0):.0f} % of drafts")
     _dress(ax, "\n".join(lines), "accepted tokens", "verifications (%)", size=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
 

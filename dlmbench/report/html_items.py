@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlmbench.runs import RunFolder
-from dlmbench.runs.aggregate import calls
+from dlmbench.runs import RunFolder, Sample
 from dlmbench.runs.prompts import read_prompts
 
 BUDGET = 1_200_000  # characters of prompts and answers in one report
@@ -28,7 +27,7 @@ def item_sections(sections: Sequence[tuple[str, list[str], list[RunFolder]]]) ->
 
 
 def _section(title: str, labels: list[str], runs: list[RunFolder], budget: int) -> dict[str, Any]:
-    samples = [{sample["key"]: sample for sample in run.samples()} for run in runs]
+    samples = [{sample.key: sample for sample in run.samples} for run in runs]
     prompts = {key: record for run in runs for key, record in read_prompts(run).items()}
     keys = [key for key in prompts if any(key in one for one in samples)]
     keys += list(dict.fromkeys(key for one in samples for key in one if key not in prompts))
@@ -42,28 +41,27 @@ def _section(title: str, labels: list[str], runs: list[RunFolder], budget: int) 
     return {"title": title, "settings": labels, "total": len(keys), "items": items}
 
 
-def _item(key: str, asked: Mapping[str, Any], samples: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+def _item(key: str, asked: Mapping[str, Any], samples: Sequence[Sample | None]) -> dict[str, Any]:
     answers: dict[tuple, list[int]] = {}
     for setting, sample in enumerate(samples):
         if sample is not None:
-            scores = sample["scores"]
-            answers.setdefault((_cut(sample["text"]), scores["accuracy"], _word(scores)), []).append(setting)
+            answers.setdefault((_cut(sample.text), sample.accuracy, _word(sample)), []).append(setting)
     return {
         "key": key,
         "prompt": _cut(asked["prompt"]) if asked else None,
         "target": _cut(asked["target"]) if asked else None,
         "answers": [[*answer, given] for answer, given in sorted(answers.items(), key=lambda one: -len(one[1]))],
-        "nfe": [sample and calls(sample["counts"], "target") for sample in samples],
+        "nfe": [sample and sample.calls() for sample in samples],
     }
 
 
-def _word(scores: Mapping[str, Any]) -> str:
+def _word(sample: Sample) -> str:
     """The verdict on one answer, for readers."""
-    if "verdict" in scores:
-        return "right" if scores["accuracy"] == 1 else str(scores["verdict"])
-    if scores.get("unparsed"):
+    if "verdict" in sample.scores:
+        return "right" if sample.accuracy == 1 else str(sample.scores["verdict"])
+    if sample.scores.get("unparsed"):
         return "no answer found"
-    return {1.0: "right", 0.0: "wrong"}.get(scores["accuracy"], f"{scores['accuracy']:.2f}")
+    return {1.0: "right", 0.0: "wrong"}.get(sample.accuracy, f"{sample.accuracy:.2f}")
 
 
 def _cut(text: str) -> str:

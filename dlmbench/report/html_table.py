@@ -141,5 +141,5 @@ _COLUMNS = (
     _share("cut off, %", "cut_off", _some),
     Column("model", lambda record: escape(record["model"]), lambda record: record["model"], _several),
     Column("batch", lambda record: str(record["batch_size"]), lambda record: record["batch_size"], _several),
-    Column("guards", lambda record: number(record["guards"], 0), lambda record: record["guards"], _some),
+    Column("fallbacks", lambda record: number(record["fallbacks"], 0), lambda record: record["fallbacks"], _some),
 )

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlmbench.runs import RunFolder
+from dlmbench.runs import RunFolder, Trace
 
 BUDGET = 900_000  # characters of steps in one report
 _CONSIDERED = 16  # masked positions shown beside what a step revealed, leftmost first
@@ -43,7 +43,7 @@ def trace_records(sections: Sequence[Sequence[RunFolder]], words: Words) -> list
 
     {"section", "setting", "key", "same", "end": tokens of the answer, "steps"}; an item is shown for every run or none.
     """
-    recorded = [[(i, j, run.traces()) for j, run in enumerate(runs)] for i, runs in enumerate(sections)]
+    recorded = [[(i, j, run.traces) for j, run in enumerate(runs)] for i, runs in enumerate(sections)]
     share = BUDGET // max(len(sections), 1)
     found = []
     for runs in recorded:
@@ -57,15 +57,15 @@ def trace_records(sections: Sequence[Sequence[RunFolder]], words: Words) -> list
     return found
 
 
-def _record(section: int, setting: int, trace: Mapping[str, Any], words: Words) -> dict[str, Any]:
-    text = {int(token): words(word) for token, word in trace["words"].items()}
+def _record(section: int, setting: int, trace: Trace, words: Words) -> dict[str, Any]:
+    text = {int(token): words(word) for token, word in trace.words.items()}
     return {
         "section": section,
         "setting": setting,
-        "key": trace["key"],
-        "same": trace["same_ids"],
-        "end": len(trace["ids"]),
-        "steps": [_step(step, trace["start"], text) for step in trace["steps"]],
+        "key": trace.key,
+        "same": trace.same_ids,
+        "end": len(trace.ids),
+        "steps": [_step(step, trace.start, text) for step in trace.steps],
     }
 
 

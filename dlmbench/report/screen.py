@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from rich.console import Console, Group
@@ -18,20 +18,18 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmbench.report.table import helpers, interval, number, percent
+from dlmbench.runs import Manifest, RunFolder
 from dlmbench.stats import LEVEL, verdict
 
 _WIDE, _MIDDLE = 92, 68  # columns of the terminal from which more of the table is shown
 
 
-def print_run(console: Console, frame: pd.DataFrame, key: str, saved: str | Path, facts: dict[str, Any]) -> None:
-    """The screen of one finished run: `frame` holds its row (with this key) and its baselines' rows.
-
-    facts: what the manifest knows and a row does not: file_dtype, parameters (role -> count), prices.
-    """
-    records = sorted(frame.to_dict("records"), key=lambda record: record["key"] == key)  # ours stands last
-    ours = records[-1]
-    console.print(_header(ours, facts, console.width), soft_wrap=False)
-    console.print(rows(records, console.width, mark=key))
+def print_run(console: Console, frame: pd.DataFrame, run: RunFolder) -> None:
+    """The screen of one finished run: `frame` holds its row and its baselines' rows."""
+    records = sorted(frame.to_dict("records"), key=lambda record: record["key"] == run.key)  # ours stands last
+    ours, saved = records[-1], run.path
+    console.print(_header(ours, run.manifest, console.width), soft_wrap=False)
+    console.print(rows(records, console.width, mark=run.key))
     shares = _shares(ours)
     if shares:
         console.print(Text(shares, style="dim"))
@@ -69,27 +67,28 @@ def print_paragraphs(console: Console, paragraphs: Iterable[tuple[str, Sequence[
             console.print(Padding(Text(sentence), (0, 0, 0, 2)))
 
 
-def _header(ours: dict[str, Any], facts: dict[str, Any], width: int) -> Text:
-    stored = f"{facts['file_dtype']} file, " if facts.get("file_dtype") else ""
+def _header(ours: dict[str, Any], manifest: Manifest, width: int) -> Text:
+    stored = f"{manifest.model['file_dtype']} file, " if manifest.model.get("file_dtype") else ""
     model = (
         f"model   {ours['model']}  (block {ours['block_length']}, {stored}{ours['dtype']} compute, "
         f"weights {ours['weights'][:8]})"
     )
     task = f"task    {ours['task']}  {ours['split']}, {ours['items']:.0f} items"
     method = f"method  {ours['label']}  (batch {ours['batch_size']}, store {ours['store']}, seed {ours['seed']})"
-    lines = [model, task, method, *_helper_lines(facts)]
+    lines = [model, task, method, *_helper_lines(manifest)]
     return Text("\n".join(lines), overflow="fold")
 
 
-def _helper_lines(facts: dict[str, Any]) -> Iterable[str]:
+def _helper_lines(manifest: Manifest) -> Iterable[str]:
     """One line a helper: how large it is, and what its usual pass costs."""
-    for role, size in facts.get("parameters", {}).items():
+    sizes = cast(dict[str, int], manifest.model.get("parameters") or {})
+    for role, size in sizes.items():
         if role == "target":
             continue
         passes = {
-            int(name.split("/")[2]): price
-            for name, price in facts.get("prices", {}).items()
-            if name.startswith(f"{role}/") and name.split("/")[2].isdigit()
+            int(forward.shape): price
+            for forward, price in manifest.prices.items()
+            if forward.role == role and forward.shape.isdigit()
         }
         share = f", {passes[min(passes)]:.2f} of a forward (measured)" if passes else ""
         yield f"helper  {role}: {size / 1e6:.2f} M parameters{share}"
@@ -121,7 +120,7 @@ _CELLS = {
     "TPF": lambda r: number(r["tpf"], 2),
     "tok/s": lambda r: number(r["tps_decode"], 0),
     "end to end": lambda r: number(r["tps_end_to_end"], 0),
-    "guards": lambda r: number(r["guards"], 0),
+    "fallbacks": lambda r: number(r["fallbacks"], 0),
 }
 
 
@@ -133,7 +132,7 @@ def _columns(records: Sequence[dict[str, Any]], width: int) -> list[str]:
         if any(helpers(record) != "-" for record in records):
             names.insert(2, "helpers")
     if width >= _WIDE:
-        names += ["end to end"] + (["guards"] if any(record["guards"] for record in records) else [])
+        names += ["end to end"] + (["fallbacks"] if any(record["fallbacks"] for record in records) else [])
         for name, column in (("batch", "batch_size"), ("model", "model")):
             if len({record[column] for record in records}) > 1:
                 names.insert(0, name)

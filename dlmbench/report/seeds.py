@@ -62,7 +62,7 @@ def average(runs: Sequence[RunFolder]) -> Averaged:
     seeds = [record["seed"] for record, _ in rows]
     if len(set(seeds)) != len(seeds):
         raise RequestError(f"Seed {max(seeds, key=seeds.count)} of {first['label']} is there twice; keep one of them.")
-    scores = [{sample["key"]: float(sample["scores"]["accuracy"]) for sample in run.samples()} for _, run in rows]
+    scores = [{sample.key: sample.accuracy for sample in run.samples} for _, run in rows]
     keys = sorted(set.intersection(*(set(one) for one in scores)))
     means = np.mean([[one[key] for key in keys] for one in scores], axis=0)
     low, high = stats.mean_interval(means)

@@ -19,8 +19,10 @@ import pandas as pd
 from dlmbench import stats
 from dlmbench.errors import RequestError
 from dlmbench.report.projection import SHARES, projected_cost
+from dlmbench.request.run_spec import PAIRED
 from dlmbench.runs import RunFolder, find_runs
 from dlmbench.runs.aggregate import HELPER_ROLES
+from dlmbench.runs.record import Rate
 
 TIMING = (  # columns that come from a clock: the only ones that may differ when a run is made again
     "cost",
@@ -32,22 +34,7 @@ TIMING = (  # columns that come from a clock: the only ones that may differ when
     "tps_end_to_end_low",
     "tps_end_to_end_high",
 )
-PAIRED_ON = (  # what two rows must share to be compared item by item
-    "task",
-    "split",
-    "weights",
-    "prompt_hash",
-    "batch_size",
-    "block_length",
-    "cache",
-    "store",
-    "dtype",
-    "seed",
-    "device",
-    "temperature",
-    "top_k",
-    "top_p",
-)
+PAIRED_ON = (*PAIRED, "weights", "prompt_hash")  # what two rows must share to be compared item by item
 _NUMBERS = (
     "items",
     "accuracy",
@@ -66,15 +53,7 @@ _NUMBERS = (
     "tokens",
     "tpf",
     "acceptance",
-    "guards",
-)
-_SPEED = (
-    "tps_decode",
-    "tps_decode_low",
-    "tps_decode_high",
-    "tps_end_to_end",
-    "tps_end_to_end_low",
-    "tps_end_to_end_high",
+    "fallbacks",
 )
 
 
@@ -106,54 +85,52 @@ def table(runs: Iterable[RunFolder], samples: bool = True) -> pd.DataFrame:
 
 def row(run: RunFolder) -> dict[str, Any]:
     """One finished run as a flat record."""
-    manifest, metrics = run.manifest(), run.metrics()
-    spec, speed = manifest["spec"], metrics.get("speed") or {}
-    helpers = metrics.get("helpers", {})
+    manifest, metrics = run.manifest, run.metrics
+    spec, speed, task, here = manifest.spec, metrics.speed, manifest.task, manifest.environment
     record = {
-        "task": manifest["task"]["name"],
-        "split": spec["split"],
-        "model": spec["model"],
-        "method": spec["method"],
-        "label": manifest["label"],
-        "knob": manifest["knob"],
-        "knob_unit": manifest.get("knob_unit", ""),
-        "verdicts": _compact(metrics["verdicts"]) if metrics.get("verdicts") else None,
-        **{name: metrics.get(name) for name in _NUMBERS},
-        "unit_seconds": (manifest.get("calibration") or {}).get("seconds_per_denoise"),
-        **{role: helpers.get(role, 0.0) for role in HELPER_ROLES},
-        **{name: speed.get(name) for name in _SPEED},
-        "speed_items": speed.get("items"),
-        "speed_repeats": speed.get("repeats"),
-        "speed_same_ids": speed.get("same_ids"),
-        "speed_label": speed.get("label"),
-        "speed_steady": speed.get("steady", True),
-        "batch_size": spec["batch_size"],
-        "block_length": manifest["block_length"],
-        "gen_length": manifest["gen_length"],
-        "cache": spec["cache"],
-        "store": spec["store"],
-        "temperature": spec["temperature"],
-        "top_k": spec["top_k"],
-        "top_p": spec["top_p"],
-        "num_fewshot": manifest["task"].get("num_fewshot"),
-        "chat_template": manifest["task"].get("chat_template"),
-        "task_version": manifest["task"].get("version"),
-        "task_hash": manifest["task"].get("content_hash"),
-        "dtype": spec["dtype"],
-        "device": manifest["environment"]["device"],
-        "threads": manifest["environment"].get("threads"),
-        "seed": spec["seed"],
-        "weights": manifest["weights"]["target"],
-        "helper_weights": _compact({k: v for k, v in manifest["weights"].items() if k != "target"}),
-        "prompt_hash": manifest["prompts"],
-        "parameters": _compact(manifest["parameters"]),
-        "method_version": manifest["method_version"],
-        "versions": _compact(manifest["environment"]["versions"]),
-        "commit": manifest["environment"].get("commit"),
-        "key": manifest["key"],
+        **{name: getattr(spec, name) for name in PAIRED},
+        "task": task.name,
+        "model": spec.model,
+        "method": spec.method,
+        "label": manifest.label,
+        "threshold": manifest.threshold,
+        "threshold_unit": manifest.threshold_unit,
+        "verdicts": _compact(metrics.verdicts) if metrics.verdicts else None,
+        **{name: getattr(metrics, name) for name in _NUMBERS},
+        "unit_seconds": manifest.calibration.seconds_per_denoise if manifest.calibration else None,
+        **{role: metrics.helpers.get(role, 0.0) for role in HELPER_ROLES},
+        **_rate("tps_decode", speed.decode if speed else None),
+        **_rate("tps_end_to_end", speed.end_to_end if speed else None),
+        "speed_items": speed.items if speed else None,
+        "speed_repeats": speed.repeats if speed else None,
+        "speed_same_ids": speed.same_ids if speed else None,
+        "speed_label": speed.label if speed else None,
+        "speed_steady": speed.steady if speed else True,
+        "block_length": manifest.block_length,
+        "gen_length": manifest.gen_length,
+        "num_fewshot": task.num_fewshot,
+        "chat_template": task.chat_template,
+        "task_version": task.version,
+        "task_hash": task.content_hash,
+        "device": here.device,
+        "threads": here.threads,
+        "weights": manifest.weights["target"],
+        "helper_weights": _compact(manifest.helper_weights),
+        "prompt_hash": manifest.prompts,
+        "parameters": _compact(manifest.parameters),
+        "method_version": manifest.method_version,
+        "versions": _compact(here.versions),
+        "commit": here.commit,
+        "key": manifest.key,
         "folder": run.name,
     }
     return {**record, "projected_cost": projected_cost(record)}
+
+
+def _rate(name: str, rate: Rate | None) -> dict[str, float | None]:
+    if rate is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return {name: rate.median, f"{name}_low": rate.low, f"{name}_high": rate.high}
 
 
 def _tell_models_apart(rows: list[dict[str, Any]]) -> None:
@@ -171,22 +148,22 @@ def _compact(record: Any) -> str:
 
 
 def sort_key(record: dict[str, Any]) -> tuple:
-    """The order of rows everywhere: task, model, method, batch, then the knob."""
-    knob = record["knob"]
+    """The order of rows everywhere: task, model, method, batch, then the threshold."""
+    threshold = record["threshold"]
     return (
         record["task"],
         record["split"],
         record["model"],
         record["method"],
         record["batch_size"],
-        knob if isinstance(knob, int | float) else math.inf,
+        threshold if isinstance(threshold, int | float) else math.inf,
         record["label"],
         record["key"],
     )
 
 
 def _accuracies(run: RunFolder) -> dict[str, float]:
-    return {sample["key"]: float(sample["scores"]["accuracy"]) for sample in run.samples()}
+    return {sample.key: sample.accuracy for sample in run.samples}
 
 
 # --- differences to the baselines -----------------------------------------------------------------------------------
@@ -225,7 +202,7 @@ def _add_differences(rows: list[dict[str, Any]], accuracies: list[dict[str, floa
 
 def _add_changes(rows: list[dict[str, Any]], runs: Sequence[RunFolder]) -> None:
     """Column changed: share of the items whose tokens are not those of the static row; 0 for a lossless method."""
-    answers = [{sample["key"]: sample["ids"] for sample in run.samples()} for run in runs]
+    answers = [{sample.key: sample.ids for sample in run.samples} for run in runs]
     for i, record in enumerate(rows):
         j = baseline_of(rows, i, "static")
         common = answers[i].keys() & answers[j].keys() if j is not None else ()
@@ -236,8 +213,8 @@ def _add_changes(rows: list[dict[str, Any]], runs: Sequence[RunFolder]) -> None:
 def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None:
     """Index of the row that row `i` is compared with, None for none.
 
-    static: the one with the most forwards (one token a step). threshold: for a method whose knob is a confidence the
-    one at the same or nearest value; for any other the one nearest in cost (in forwards where nothing was priced).
+    static: the one with the most forwards (one token a step). threshold: for a method whose threshold is a confidence
+    the one at the same or nearest value; for any other the one nearest in cost (in forwards where nothing was priced).
     Never a row of the same method, except static at more forwards.
     """
     record = rows[i]
@@ -251,9 +228,9 @@ def baseline_of(rows: Sequence[dict[str, Any]], i: int, name: str) -> int | None
     if name == "static":
         best = max(found, key=lambda j: rows[j]["nfe"] or 0)
         return None if record["method"] == name and rows[best]["nfe"] <= record["nfe"] else best
-    confident = [j for j in found if rows[j]["knob_unit"] == "confidence"]  # rule=factor has none
-    if record["knob_unit"] == "confidence" and confident:
-        return min(confident, key=lambda j: abs(rows[j]["knob"] - record["knob"]))
+    confident = [j for j in found if rows[j]["threshold_unit"] == "confidence"]  # rule=factor has none
+    if record["threshold_unit"] == "confidence" and confident:
+        return min(confident, key=lambda j: abs(rows[j]["threshold"] - record["threshold"]))
     scale = "nfe" if any(rows[j]["cost"] is None for j in (i, *found)) else "cost"
     return min(found, key=lambda j: abs(rows[j][scale] - record[scale]))
 
@@ -309,7 +286,7 @@ def markdown(frame: pd.DataFrame, title: str, notes: Sequence[str] = (), tail: s
 LEGEND = (
     "Accuracy in percent with its 95 % Wilson interval. *vs static*: paired difference in points on the same items "
     "with its 95 % bootstrap interval; *vs_threshold* in table.csv is against the threshold row at the same or nearest "
-    "confidence where the method's knob is one, else against that nearest in cost. "
+    "confidence where the method's threshold is one, else against that nearest in cost. "
     "*changed*: items whose tokens are not those of static, in percent, 0 for a lossless method. "
     "*front*: in how many of a hundred new draws of the items the row is on the front of accuracy against cost. "
     "NFE: forwards of the target after prefill, an item (of these *stores* only "
@@ -357,8 +334,8 @@ def _page(group: pd.DataFrame) -> dict[str, list[str]]:
         "tok/s all": [with_spread(r, "tps_end_to_end") for r in records],
         "speed items (same ids)": [_speed_items(r) for r in records],
     }
-    if group["guards"].any():
-        columns["guards"] = [number(r["guards"], 0) for r in records]
+    if group["fallbacks"].any():
+        columns["fallbacks"] = [number(r["fallbacks"], 0) for r in records]
     return columns
 
 

@@ -1,13 +1,22 @@
-"""The key of a run: a hash of everything that decides what it produces."""
+"""The key of a run: a hash of everything that decides what it produces.
+
+Three notions of sameness, and no other: *identity* (one run, found again by its key), *comparable* (rows paired item by
+item: `dlmbench.analysis.row`), and *one curve* (settings of a decoder that compete: `one_curve` before runs are made,
+`dlmbench.analysis.row` after).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dlmbench.request.run_spec import Checked
+from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
+
+if TYPE_CHECKING:
+    from dlmbench.request.resolved import ResolvedRun
 
 
 def canonical(record: Any) -> str:
@@ -21,36 +30,56 @@ def digest(record: Any) -> str:
 
 
 def identity(
-    checked: Checked, weights: Mapping[str, str], prompts: str, limits: Mapping[str, Any], content: Mapping[str, Any]
+    run: ResolvedRun, weights: Mapping[str, str], prompts: str, limits: Mapping[str, Any], content: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides what a run produces; `digest` of it is the run's key.
 
     weights: role -> hash of weights and configurations; prompts: hash of the items' keys and prompts, in order; limits:
     generation limits and stops; content: what else reads and judges the items (the task's version, the hash of its
-    data, that of the tokenizer).
-    `checked.spec` must be resolved. The batch size is part of it although ids do not depend on it (within the
-    identity rule), because the row's speed and cost do, and a sweep over batch sizes needs one row for each.
+    data, that of the tokenizer). The options that stand in it by themselves say so in their field (`Option.key`); a
+    run with nothing chosen among the shared options has none of them in it.
+
+    The batch size is part of it although ids do not depend on it (within the identity rule), because the row's speed
+    and cost do, and a sweep over batch sizes needs one row for each.
     """
-    spec = checked.spec
-    record = {
+    record: dict[str, Any] = {
         "weights": dict(weights),
-        "method": spec.method,
-        "version": checked.version,
-        "parameters": checked.parameters,
-        "task": spec.task,
-        "split": spec.split,
+        "version": run.version,
+        "parameters": run.parameters,
         "prompts": prompts,
         "limits": dict(limits),
         "content": dict(content),
-        "block_length": checked.block_length,
-        "cache": spec.cache,
-        "store": spec.store,
-        "sampling": {"temperature": spec.temperature, "top_k": spec.top_k, "top_p": spec.top_p},
-        "dtype": spec.dtype,
-        "device": spec.device.partition(":")[0],
-        "batch_size": spec.batch_size,
-        "seed": spec.seed,
+        "block_length": run.block_length,
     }
-    chosen = {**checked.axes.chosen(), "eos": checked.eos, "fixed": checked.fixed}
+    settled = run.settled
+    for name, option in OPTIONS.items():
+        if option.key:
+            *groups, last = option.key.split(".")
+            place = record
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[last] = getattr(settled, name)
+    record["device"] = run.device.partition(":")[0]
+    chosen = {**run.shared.chosen(), "eos": run.eos, "fixed": run.fixed}
     shared = {name: value for name, value in chosen.items() if value not in ("free", None)}
     return {**record, "shared": shared} if shared else record
+
+
+def same_request(run: ResolvedRun) -> str:
+    """Equal for requests that are one run on this machine: `identity` with names in the place of hashes, for use
+    before anything is loaded."""
+    spec, names = run.spec, {"target": run.spec.model, **run.companions}
+    asked = [spec.data_dir, spec.num_fewshot, run.chat_template, spec.limit, spec.like, spec.plugin, spec.out]
+    return canonical(identity(run, names, canonical(asked), {"gen_length": run.gen_length}, {}))
+
+
+def one_curve(spec: RunSpec) -> str:
+    """Equal for specs that differ only in the method's own settings: they compete with each other."""
+    return canonical(dataclasses.asdict(dataclasses.replace(spec, threshold=None, settings={}, against=())))
+
+
+def same_items_and_weights(spec: RunSpec) -> str:
+    """Equal for specs whose rows stand beside each other: everything but the method and what belongs to it."""
+    helpers: dict[str, Any] = dict.fromkeys(HELPERS)
+    plain = dataclasses.replace(spec, method="any", threshold=None, settings=spec.shared_settings, **helpers)
+    return canonical(dataclasses.asdict(plain))

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlmbench.request.shared import Axes
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import ATTENTION, attention_type
+from dlmbench.models.compatibility import attention_type
 from dlmbench.models.presets import PRESETS, Preset, config_of, resolve
+from dlmbench.request.shared import SharedOptions
 
 if TYPE_CHECKING:
+    from dlmbench.backbone.config import BackboneConfig
+    from dlmbench.backbone.descriptor import Descriptor
+    from dlmbench.decoders.base import Decoder
     from dlmbench.request.run_spec import RunSpec
+
+USUAL_BLOCK = 4  # of full attention, where block length is a choice and nobody makes it
 
 
 def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
@@ -22,8 +27,8 @@ def notes_on(preset: Preset, spec: RunSpec) -> list[str]:
     notes = []
     if preset.family is None:
         folder = Path(preset.location).expanduser()
-        if spec.block_length is None and attention_type(preset) != "causal" and not config_of(preset).get("block_size"):
-            notes.append(f"block length {preset.block_length} assumed for {preset.name}; give --block-length.")
+        if spec.block_length is None and attention_type(preset) == "full" and not preset.block_length:
+            notes.append(f"block length {USUAL_BLOCK} assumed for {preset.name}; give --block-length.")
         if spec.chat_template is None and has_chat_template(folder):
             notes.append(f"{preset.name} has a chat template, which is not used: --chat-template uses it.")
     return notes
@@ -45,7 +50,9 @@ def answer_of(task: str) -> Mapping[str, Any] | None:
     return card.metadata.get("answer") if card else None
 
 
-def check_shared(spec: RunSpec, preset: Preset, decoder: Any, shared: Axes) -> Mapping[str, Any] | None:
+def check_shared(
+    spec: RunSpec, preset: Preset, decoder: type[Decoder], shared: SharedOptions
+) -> Mapping[str, Any] | None:
     """Refuse options of cache and sampling that cannot act; returns the marker that is to be written in advance."""
     full = attention_type(preset) in ("full", None)
     idle = [name for name in shared.chosen() if name not in ("sampling.constraint", "sampling.filtered")]
@@ -72,9 +79,8 @@ def check_shared(spec: RunSpec, preset: Preset, decoder: Any, shared: Axes) -> M
     return answer
 
 
-def check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
-    """Refuse a method whose attention is not the model's."""
-    attention = attention_type(preset)
+def check_attention(spec: RunSpec, preset: Preset, decoder: type[Decoder], attention: str | None) -> None:
+    """Refuse a method whose attention is not the model's (None: not known yet)."""
     if attention is None or attention in decoder.attention:
         return
     if attention == "causal":
@@ -82,7 +88,7 @@ def check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
         raise RequestError(f"Method {spec.method} fills masks and {spec.model} is autoregressive: {remedy}.")
     if decoder.attention == ("causal",):
         parent = preset.companions.get("guide")
-        causal = parent if parent in PRESETS and ATTENTION.get(PRESETS[parent].family or "") == "causal" else "nano-ar"
+        causal = parent if parent in PRESETS and attention_type(PRESETS[parent]) == "causal" else "nano-ar"
         raise RequestError(
             f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: use --model {causal}."
         )
@@ -92,9 +98,15 @@ def check_attention(spec: RunSpec, preset: Preset, decoder: Any) -> None:
     )
 
 
-def check_cache(spec: RunSpec, preset: Preset, decoder: Any) -> None:
+def check_block_length(spec: RunSpec, preset: Preset, config: Descriptor | BackboneConfig) -> None:
+    """Refuse a model that attends by blocks whose length nobody says."""
+    if config.attention == "block_causal" and not (spec.block_length or preset.block_length):
+        known = f" ({config.block_length} by its config.json)" if config.block_length else ""
+        raise RequestError(f"{preset.name} attends by blocks: give their length with --block-length{known}.")
+
+
+def check_cache(spec: RunSpec, preset: Preset, decoder: type[Decoder], attention: str | None) -> None:
     """Refuse a cache policy that does nothing here, or that hides what the method needs."""
-    attention = attention_type(preset)
     if spec.cache != "none" and attention in ("block_causal", "causal"):
         kind = "block-causal" if attention == "block_causal" else "autoregressive"
         raise RequestError(
@@ -108,7 +120,7 @@ def check_cache(spec: RunSpec, preset: Preset, decoder: Any) -> None:
         )
 
 
-def check_sampling(spec: RunSpec, decoder: Any, config: Any) -> None:
+def check_sampling(spec: RunSpec, decoder: type[Decoder], config: Any) -> None:
     """Refuse sampling that the method has no rule for."""
     from dlmbench.decoders.predict import Sampling
 

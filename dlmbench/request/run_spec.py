@@ -1,160 +1,151 @@
-"""One run: `RunSpec` from flags or YAML, and `Checked`, what its check found.
+"""One run as it is asked for: `RunSpec`, whose fields are the options of a run, each written down once.
 
-Two stages keep errors early and ``--help`` fast. Building a spec checks everything that needs no import (numbers,
-names, ranges). `RunSpec.check` then looks up the model preset and the decoder class (this imports torch, but loads no
-weight), binds the options, and refuses combinations that cannot work, with the reason and the remedy.
+A field carries everything that is known of its option: type, default, help, bounds, whether a sweep expands it, where
+it stands in a run's identity, and whether rows must share it to be compared. The flags of ``run``, ``sweep`` and
+``generate``, the keys of a recipe, the key of a finished run and the columns that rows are paired on are read off these
+fields (`OPTIONS`).
 
-Left out: hardware. ``auto`` for device, dtype and batch size stays in the spec until `RunSpec.resolved`.
+Building a spec checks whatever needs no import: numbers, names, ranges. `RunSpec.resolve` finds out the rest
+(`dlmbench.request.resolved`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_helper
-from dlmbench.models.presets import Preset, default_model, resolve
-from dlmbench.registry import DECODERS, load_plugin
-from dlmbench.request import options
-from dlmbench.request.rules import (
-    answer_of,
-    check_attention,
-    check_cache,
-    check_sampling,
-    check_shared,
-    companion_of,
-    notes_on,
-)
-from dlmbench.request.shared import OWNERS, Axes
-from dlmbench.request.values import BASELINES, CONVERTERS, HELPERS, dtype_on, present
+from dlmbench.models.presets import default_model
+from dlmbench.request import values
+from dlmbench.request.shared import OWNERS, POLICIES
+from dlmbench.request.values import Converter, number, one_of, optional, text
 
-_AUTO_BATCH = 16  # rows decoded together when nobody says
+if TYPE_CHECKING:
+    from dlmbench.request.resolved import Machine, ResolvedRun
+
+HELPERS = ("draft", "guide", "reference", "head")
+BASELINES = ("static", "threshold")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option of a run, beside its type and default.
+
+    Args:
+        help: for ``--help``.
+        convert: makes the value from what was written, or refuses it.
+        shown: the default in words, where the field's own says nothing.
+        panel: heading under which ``--help`` lists it.
+        many: does a sweep expand lists and ranges of it?
+        key: its place in a run's identity; empty where it decides through something else that stands there (weights,
+            prompts, parameters), or nothing.
+        paired: must two rows share it to be compared item by item?
+        place: names a model, a folder or a file.
+    """
+
+    help: str
+    convert: Converter
+    shown: str | None = None
+    panel: str | None = None
+    many: bool = True
+    key: str = ""
+    paired: bool = False
+    place: bool = False
+
+
+def option(default: Any, help: str, convert: Converter, **more: Any) -> Any:
+    """A field of `RunSpec`; `more` as in `Option`."""
+    return field(default=default, metadata={"option": Option(help, convert, **more)})
+
+
+def _helper(help: str) -> Any:
+    return option(None, help, optional(text), panel="Models", place=True)
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One cell of a table: a method at one setting, on one task, with one model."""
+    """One row of a table: a method at one setting, on one task, with one model."""
 
-    method: str  # decoder name
-    task: str  # task name
-    model: str = field(default_factory=default_model)  # preset, checkpoint folder or hub name
-    like: str | None = None  # the preset whose settings a folder or hub name takes, or none
-    threshold: float | None = None  # value of the method's knob
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {method: {option: value}} of --set
-    against: tuple[str, ...] = BASELINES  # methods whose rows come along
-    limit: int | None = None  # first N items
-    split: str = "test"  # "dev" chooses settings, "test" reports them
-    draft: str | None = None
-    guide: str | None = None
-    reference: str | None = None
-    head: str | None = None
-    block_length: int | None = None  # positions decoded together
-    gen_length: int | None = None  # most generated tokens an item
-    cache: str = "none"  # cache policy of bidirectional families
-    store: str = "fused"  # who writes a finished block's keys and values
-    num_fewshot: int | None = None
-    chat_template: bool | None = None
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0
-    batch_size: int | str = "auto"  # rows decoded together
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    data_dir: str | None = None  # folder of local JSONL
-    out: str = "runs"  # where run folders are made
-    plugin: str | None = None  # Python file that registers a decoder
+    method: str = field(metadata={"option": Option("Decoding method; see dlmbench list methods.", text, key="method")})
+    task: str = field(metadata={"option": Option("Task; see dlmbench list tasks.", text, key="task", paired=True)})
+    model: str = field(
+        default_factory=default_model,
+        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano", place=True)},
+    )
+    like: str | None = option(
+        None, "Preset whose settings a folder or hub name takes, or none.", optional(text), panel="Models"
+    )
+    threshold: float | None = option(None, "Value of the method's threshold.", optional(number(float)))
+    settings: values.Settings = field(
+        default_factory=dict,
+        metadata={
+            "option": Option(
+                "An option of a method; see dlmbench show METHOD. Repeatable.", values.settings, many=False
+            )
+        },
+    )
+    against: tuple[str, ...] = option(
+        BASELINES, "Baselines that come along, or none.", values.names, shown="static,threshold", many=False
+    )
+    limit: int | None = option(None, "First N items only.", optional(number(int, 1)))
+    split: str = option(
+        "test", "test reports, dev chooses settings.", one_of(("test", "dev")), key="split", paired=True
+    )
+    draft: str | None = _helper("Draft model.")
+    guide: str | None = _helper("Guide model.")
+    reference: str | None = _helper("Reference model.")
+    head: str | None = _helper("Folder of a trained head.")
+    block_length: int | None = option(
+        None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True
+    )
+    gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task")
+    cache: str = option(
+        "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True
+    )
+    store: str = option(
+        "fused", "fused, or separate: an extra forward a block.", one_of(("fused", "separate")), key="store",
+        paired=True,
+    )  # fmt: skip
+    num_fewshot: int | None = option(None, "Worked examples.", optional(number(int, 0)), shown="by task")
+    chat_template: bool | None = option(
+        None, "Put prompts into the model's chat markup.", optional(values.flag), shown="by model"
+    )
+    temperature: float = option(0.0, "0 is greedy.", number(float, 0), key="sampling.temperature", paired=True)
+    top_k: int = option(0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True)
+    top_p: float = option(1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True)
+    batch_size: int | str = option("auto", "Rows decoded together.", values.batch_size, key="batch_size", paired=True)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True)
+    dtype: str = option("auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True)
+    seed: int = option(0, "Seed of every draw.", number(int, 0), key="seed", paired=True)
+    data_dir: str | None = option(
+        None, "Folder with the task's JSONL files, instead of the hub.", optional(text), many=False
+    )
+    out: str = option("runs", "Where run folders are kept.", text, panel="Output", many=False)
+    plugin: str | None = option(None, "Python file that registers a decoder.", optional(text), many=False, place=True)
 
     def __post_init__(self) -> None:
-        for name, convert in CONVERTERS.items():
-            object.__setattr__(self, name, convert(getattr(self, name), name))
+        for name, known in OPTIONS.items():
+            object.__setattr__(self, name, known.convert(getattr(self, name), name))
         if self.top_p == 0:
             raise RequestError("top_p is 0, which keeps no token; it lies above 0 and at most at 1.")
         strangers = [name for name in self.settings if name not in (self.method, *self.against, *OWNERS)]
         if strangers:
             raise RequestError(f"--set names {strangers[0]}, which is not a method of this run ({self.method}).")
 
-    def check(self) -> Checked:
-        """Look up model and method, bind the options, refuse what cannot work. Loads no weights.
+    def resolve(self, machine: Machine | None = None) -> ResolvedRun:
+        """Look up model and method, bind the options, settle what ``auto`` means on this machine (or on another), and
+        refuse what cannot work. Loads no weights.
 
         Raises RequestError with the reason and the remedy.
         """
-        if self.plugin:
-            load_plugin(self.plugin)
-        decoder = DECODERS.get(self.method)
-        preset = resolve(self.model, self.like)
-        config, notes = self._bind(decoder, preset)
-        notes += notes_on(preset, self)
-        shared = Axes.bind(self.settings, preset.settings)
-        attention = attention_type(preset)
-        fixed = check_shared(self, preset, decoder, shared)
-        config = decoder.on_task(config, attention, fixed, answer_of(self.task) is not None)
-        check_attention(self, preset, decoder)
-        check_sampling(self, decoder, config)
-        check_cache(self, preset, decoder)
-        needed = decoder.needs(config, attention)
-        companions = {role: companion_of(self, preset, role) for role in needed if role != "target"}
-        for role, name in companions.items():
-            check_helper(role, preset, resolve(name))
-        if preset.tasks and self.task.partition("/")[0] not in preset.tasks:
-            notes.append(
-                f"{self.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero "
-                f"on {self.task}."
-            )
-        causal = attention == "causal"  # one position at a time, whatever the preset says
-        block_length = 1 if causal else self.block_length or preset.block_length
-        if not self.block_length and not causal:
-            block_length = preset.blocks.get(self.task.partition("/")[0], block_length)
-            if preset.whole_answer:
-                block_length = self.gen_length or preset.gen_length.get(self.task.partition("/")[0], block_length)
-        return Checked(self, preset, decoder, config, companions, block_length, tuple(notes), shared, fixed)
+        from dlmbench.request.resolved import resolved
 
-    def _bind(self, decoder: Any, preset: Preset) -> tuple[Any, list[str]]:
-        values = {**preset.settings.get(self.method, {}), **self.settings.get(self.method, {})}
-        config = options.bind(decoder.Config, values, self.method)
-        if self.threshold is None:
-            return config, []
-        knob = options.knob(decoder.Config)
-        if knob is None:
-            return config, [f"{self.method} has no threshold; it runs at its default."]
-        if knob in self.settings.get(self.method, {}):
-            raise RequestError(f"--threshold and --set {self.method}.{knob} are the same option; give one of them.")
-        if options.dial(config) is None:
-            label = options.label(self.method, config)
-            return config, [f"{label} makes no use of {knob}; --threshold changes nothing."]
-        return options.bind(decoder.Config, {**values, knob: self.threshold}, self.method), []
-
-    def resolved(self, device: str | None = None) -> RunSpec:
-        """The same spec with ``auto`` replaced by what this machine offers (imports torch), or by what another machine
-        with this `device` does.
-
-        Raises RequestError for a device that is not here.
-        """
-        device = device or present(self.device)
-        dtype = dtype_on(device, self.dtype)
-        batch_size = _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
-        return replace(self, device=device, dtype=dtype, batch_size=batch_size)
-
-    def baselines(self) -> list[RunSpec]:
-        """The specs of ``--against``, on the same model and items; empty on causal weights, which cannot fill masks.
-
-        The threshold baseline takes over the knob's value where that is a confidence too, else it runs at its default.
-        """
-        if attention_of(self.model) == "causal":
-            return []
-        tau = self.threshold if self.threshold is not None and knob_is_confidence(self) else None
-        return [
-            self.baseline(name, tau if name == "threshold" else None, self.settings.get(name, {}))
-            for name in self.against
-        ]
+        return resolved(self, machine)
 
     def baseline(self, method: str, threshold: float | None, own: Mapping[str, Any] = MappingProxyType({})) -> RunSpec:
         """This run by another method, with that method's `own` settings, beside which it is judged."""
@@ -174,87 +165,18 @@ class RunSpec:
     def portable(self) -> dict[str, Any]:
         """The spec as JSON that names no place on this machine: folders and files become their last component."""
         record = dataclasses.asdict(self)
-        for name in ("model", *HELPERS, "plugin"):
-            if record[name] and (Path(record[name]).is_absolute() or Path(record[name]).exists()):
+        for name, known in OPTIONS.items():
+            if known.place and record[name] and (Path(record[name]).is_absolute() or Path(record[name]).exists()):
                 record[name] = Path(record[name]).name
         record["settings"] = {self.method: dict(self.settings.get(self.method, {})), **self.shared_settings}
         del record["out"], record["data_dir"], record["against"]
         return record
 
-
-@dataclass(frozen=True)
-class Checked:
-    """A spec that passed `RunSpec.check`, with what the check found."""
-
-    spec: RunSpec
-    preset: Preset
-    decoder: Any  # the decoder class
-    config: Any  # its bound options
-    companions: dict[str, str]  # role -> model
-    block_length: int
-    notes: tuple[str, ...]  # sentences for the user
-    axes: Axes  # options of cache and sampling
-    fixed: Mapping[str, Any] | None = None  # the task's answer marker, when it is written in advance
-
-    @property
-    def label(self) -> str:
-        words = [f"{name.partition('.')[2]}={value}" for name, value in self.axes.chosen().items()]
-        cache = [self.spec.cache] if self.spec.cache != "none" else []
-        helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
-        return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
-
-    def _unusual(self, role: str, name: str) -> bool:
-        usual = replace(self.spec, **{role: None})
-        try:
-            return companion_of(usual, self.preset, role) != name
-        except RequestError:
-            return False  # the model names none, so there is no other to tell it from
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Every option of the method, after defaults."""
-        return options.flat(self.config)
-
-    @property
-    def version(self) -> str:
-        """The decoder's version; for one from outside the package also a hash of its file, since authors forget."""
-        module = sys.modules.get(self.decoder.__module__)
-        file = getattr(module, "__file__", None)
-        if self.decoder.__module__.split(".")[0] == "dlmbench" or not file:
-            return str(self.decoder.version)
-        return f"{self.decoder.version}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}"
-
-    @property
-    def gen_length(self) -> int | None:
-        """Most generated tokens an item, set by flag or preset; None leaves it to the task."""
-        return self.spec.gen_length or self.preset.gen_length.get(self.spec.task.partition("/")[0])
-
-    @property
-    def chat_template(self) -> bool:
-        return self.preset.chat_template if self.spec.chat_template is None else self.spec.chat_template
-
-    @property
-    def eos(self) -> str:
-        """What becomes of EOS: free, never or last.
-
-        A model's own control belongs to fixed schedules, as it was published: a confidence that EOS positions never
-        reach would cost adaptive decoders one forward for each of them, and cache policies were published without.
-        """
-        wanted = self.axes.sampling.eos
-        if wanted != "model":
-            return wanted
-        controlled = self.decoder.fixed_schedule and self.spec.cache == "none"
-        return self.preset.eos.get(self.spec.task.partition("/")[0], "free") if controlled else "free"
-
-    def same_cell(self) -> str:
-        """Equal strings are the same run on this machine (used to drop duplicates before anything is loaded)."""
-        used = {role: self.companions.get(role) for role in HELPERS}  # a helper may be named for the method beside it
-        record = dataclasses.asdict(replace(self.spec, threshold=None, settings={}, against=(), **used))
-        return json.dumps([record, self.parameters, self.axes.chosen()], sort_keys=True, default=str)
+    @classmethod
+    def from_portable(cls, record: Mapping[str, Any]) -> RunSpec:
+        """What `portable` wrote, by this or an earlier version."""
+        return cls(**{name: value for name, value in record.items() if name in OPTIONS})
 
 
-def knob_is_confidence(spec: RunSpec) -> bool:
-    """Does the method's knob mean what the threshold baseline's does?"""
-    if spec.plugin:
-        load_plugin(spec.plugin)
-    return options.knob_unit(DECODERS.get(spec.method).Config) == "confidence"
+OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(RunSpec)}
+PAIRED: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.paired)

@@ -72,14 +72,14 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
-class Axes:
+class SharedOptions:
     """Both, bound."""
 
     cache: CacheOptions
     sampling: SamplingOptions
 
     @classmethod
-    def bind(cls, settings: Mapping[str, Mapping[str, Any]], preset: Mapping[str, Mapping[str, Any]]) -> Axes:
+    def bind(cls, settings: Mapping[str, Mapping[str, Any]], preset: Mapping[str, Mapping[str, Any]]) -> SharedOptions:
         """From ``--set`` values on top of a preset's. Raises RequestError for unknown options and wrong values."""
         kinds = {"cache": CacheOptions, "sampling": SamplingOptions}
         return cls(**{

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlmbench.request import options
-from dlmbench.request.shared import OWNERS
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of
-from dlmbench.request.values import FIELDS, HELPERS
-from dlmbench.request.run_spec import Checked, RunSpec, knob_is_confidence
+from dlmbench.request.key import same_request
+from dlmbench.request.resolved import Machine, ResolvedRun, with_baselines
+from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
+from dlmbench.request.shared import OWNERS
+from dlmbench.request.values import parse_assignments, parse_values
 
-SINGLE = ("against", "out", "plugin", "data_dir", "settings")  # options that a sweep does not expand
 _RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A list of cells and what to do with them."""
+    """A list of runs and what to do with them."""
 
     name: str
-    cells: tuple[RunSpec, ...]
+    runs: tuple[RunSpec, ...]
     out: str = "runs"
     tune_on: str | None = None  # "dev": each method's setting is chosen there, and reported on test
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not self.cells:
-            raise RequestError(f"Sweep {self.name!r} has no cells; name at least one method and one task.")
+        if not self.runs:
+            raise RequestError(f"Sweep {self.name!r} has no runs; name at least one method and one task.")
         if self.tune_on not in (None, "dev"):
             raise RequestError(f"tune_on is {self.tune_on!r}; settings are chosen on dev or not at all.")
-        if self.tune_on in {cell.split for cell in self.cells}:
+        if self.tune_on in {spec.split for spec in self.runs}:
             raise RequestError("Settings chosen on dev cannot be reported on dev: leave --split or --tune-on out.")
 
     @classmethod
@@ -45,7 +42,7 @@ class SweepSpec:
         """Read a recipe file; `overrides` (flags) win over everything in it.
 
         A recipe has ``tasks`` and ``methods``, lists of names or of mappings with any option of ``run`` (and ``set``);
-        every other key is an option for all cells. Values may be lists or ranges.
+        every other key is an option for all runs. Values may be lists or ranges.
         """
         record = read_recipe(path)
         given = dict(overrides or {})
@@ -56,8 +53,8 @@ class SweepSpec:
         """The same from flags: ``method``, ``task``, ``set`` and any option, as lists or ranges."""
         given = dict(flags)
         record = {
-            "tasks": options.parse_values(given.pop("task", None) or []),
-            "methods": options.parse_values(given.pop("method", None) or []),
+            "tasks": parse_values(given.pop("task", None) or []),
+            "methods": parse_values(given.pop("method", None) or []),
         }
         for needed, flag in (("tasks", "--task"), ("methods", "--method")):
             if not record[needed]:
@@ -67,16 +64,16 @@ class SweepSpec:
                 )
         return _sweep(record, given, default_name="sweep")
 
-    def checked(self) -> tuple[list[Checked], list[str]]:
-        """Every cell and the baselines that are not among them, checked, with the notes for the user.
+    def resolve(self, machine: Machine | None = None) -> tuple[list[ResolvedRun], list[str]]:
+        """Every run and the baselines that are not among them, resolved, with the notes for the user.
 
-        Duplicates are dropped: a method without a knob runs once.
+        Duplicates are dropped: a method without a threshold runs once.
         """
-        unique: dict[str, Checked] = {}
-        for cell in _with_baselines(self.cells):
-            found = cell.check()
-            unique.setdefault(found.same_cell(), found)
-        notes = [note for found in unique.values() for note in found.notes]
+        unique: dict[str, ResolvedRun] = {}
+        for spec in with_baselines(self.runs):
+            run = spec.resolve(machine)
+            unique.setdefault(same_request(run), run)
+        notes = [note for run in unique.values() for note in run.notes]
         return list(unique.values()), list(dict.fromkeys(notes))
 
 
@@ -106,13 +103,13 @@ def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) 
     tasks = _chosen(record["tasks"], "task", given.pop("task", None))
     methods = _chosen(record["methods"], "method", given.pop("method", None))
     _refuse_strangers(given.get("set"), [entry["method"] for entry in methods])
-    cells: list[RunSpec] = []
+    runs: list[RunSpec] = []
     for task, method in itertools.product(tasks, methods):
-        cells.extend(_expand(common, task, method, given))
+        runs.extend(_expand(common, task, method, given))
     return SweepSpec(
         str(record.get("name", default_name)),
-        tuple(cells),
-        cells[0].out if cells else "runs",
+        tuple(runs),
+        runs[0].out if runs else "runs",
         tune_on,
         str(record.get("description", "")),
     )
@@ -120,12 +117,12 @@ def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) 
 
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
     for name in given:
-        if name not in (*FIELDS, "set"):
+        if name not in (*OPTIONS, "set"):
             raise RequestError(_unknown_key(name))
 
 
 def _refuse_strangers(assignments: Sequence[str] | None, methods: list[str]) -> None:
-    for owner in options.parse_assignments(assignments or ()):
+    for owner in parse_assignments(assignments or ()):
         if owner not in (*methods, *OWNERS):
             raise RequestError(
                 f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); add it to --method."
@@ -133,7 +130,7 @@ def _refuse_strangers(assignments: Sequence[str] | None, methods: list[str]) -> 
 
 
 def _unknown_key(name: str) -> str:
-    known = (*FIELDS, "set", *_RECIPE_KEYS)
+    known = (*OPTIONS, "set", *_RECIPE_KEYS)
     near = difflib.get_close_matches(name, known, n=1)
     return f"Unknown option {name!r}: " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
 
@@ -148,7 +145,7 @@ def _chosen(entries: Any, key: str, wanted: Any) -> list[dict[str, Any]]:
         result.append(mapping)
     if wanted is None:
         return result
-    names = options.parse_values(wanted)
+    names = parse_values(wanted)
     missing = [name for name in names if name not in [entry[key] for entry in result]]
     if missing:
         raise RequestError(f"The recipe has no {key} {missing[0]!r}; it has {', '.join(e[key] for e in result)}.")
@@ -165,14 +162,14 @@ def _expand(
         for name, value in layer.items():
             if name == "set":
                 axes.update(_set_axes(value, method["method"]))
-            elif name not in FIELDS:
+            elif name not in OPTIONS:
                 raise RequestError(_unknown_key(name))
             else:
                 merged[name] = value
     for name, value in merged.items():
-        if name not in SINGLE and value is not None:
-            axes[("", name)] = [value] if _is_folder(name, value) else options.parse_values(value)
-    single = {name: merged[name] for name in SINGLE if name in merged}
+        if OPTIONS[name].many and value is not None:
+            axes[("", name)] = [value] if _is_folder(name, value) else parse_values(value)
+    single = {name: value for name, value in merged.items() if not OPTIONS[name].many}
     # a value that stands alone needs no axis; the product runs over methods' options last, so they vary fastest
     ordered = sorted(axes, key=lambda axis: (axis[0] != "", axis[1] == "threshold"))
     for combination in itertools.product(*(axes[axis] for axis in ordered)):
@@ -194,37 +191,11 @@ def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
     """``set`` of a recipe ({option: values} of the entry's method, or {method.option: values}), or of flags."""
     if not isinstance(value, Mapping):
         value = {
-            f"{owner}.{name}": one
-            for owner, inner in options.parse_assignments(value).items()
-            for name, one in inner.items()
+            f"{owner}.{name}": one for owner, inner in parse_assignments(value).items() for name, one in inner.items()
         }
     found = {}
     for name, values in value.items():
         owner, dot, option = str(name).rpartition(".")
         if not dot or owner == method or owner in OWNERS:  # other methods' options belong to their own entries
-            found[(owner if dot else method, option if dot else str(name))] = options.parse_values(values)
+            found[(owner if dot else method, option if dot else str(name))] = parse_values(values)
     return found
-
-
-def _with_baselines(cells: Sequence[RunSpec]) -> list[RunSpec]:
-    """Add the methods of ``against`` to every group of items and weights that lacks them.
-
-    The threshold baseline runs at every confidence that a method of its group runs at, so that it gets as many
-    settings; values of other knobs mean nothing to it, and it runs at its default beside them.
-    """
-    groups: dict[str, list[RunSpec]] = {}
-    for cell in cells:
-        same = replace(cell, method="any", threshold=None, settings=cell.shared_settings, **dict.fromkeys(HELPERS))
-        groups.setdefault(json.dumps(dataclasses.asdict(same), sort_keys=True), []).append(cell)
-    result: list[RunSpec] = []
-    for group in groups.values():
-        added = []
-        for name in group[0].against if attention_of(group[0].model) != "causal" else ():
-            if name in [cell.method for cell in group]:
-                continue
-            given = [cell for cell in group if cell.threshold is not None] if name == "threshold" else []
-            tried = [cell.threshold for cell in given if knob_is_confidence(cell)]
-            thresholds = list(dict.fromkeys(tried)) or [None]
-            added += [group[0].baseline(name, one) for one in thresholds]
-        result += added + group
-    return result

@@ -1,130 +1,206 @@
-"""The options of a run: what they may be, and how a written value becomes one. Imports nothing heavy."""
+"""From text to typed values: what a user or a recipe wrote becomes a number, a name, a list or a range.
+
+A converter takes (value, name) and returns the value as its type, or raises RequestError with one sentence that names
+it. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import enum
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, TypeAlias
 
 from dlmbench.errors import RequestError
-from dlmbench.request import options
 
-CACHES = ("none", "prefix", "dual", "freecache", "prompt")
-STORES = ("fused", "separate")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-SPLITS = ("test", "dev")
-HELPERS = ("draft", "guide", "reference", "head")
-BASELINES = ("static", "threshold")
+Converter: TypeAlias = Callable[[Any, str], Any]
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # owner -> option -> value, as ``--set owner.option=value`` says
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::({_NUMBER}))?")
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_LONGEST_RANGE = 1000
 
 
-def _text(value: Any, name: str) -> str:
+# --- lists, ranges and assignments ----------------------------------------------------------------------------------
+
+
+def parse_values(value: Any) -> list[Any]:
+    """The values an option of a sweep takes: ``"0.3:0.95:0.05"`` (ends included), ``"a,b"``, a list, or one value.
+
+    Numbers of a range are made in decimal arithmetic, so that 0.3 + 12 * 0.05 is 0.9 and not 0.9000000000000001.
+    """
+    if isinstance(value, list | tuple):
+        return [one for part in value for one in parse_values(part)]
+    if not isinstance(value, str):
+        return [value]
+    parts = [part.strip() for part in value.split(",")]
+    if "" in parts:
+        raise RequestError(f"List {value!r} has an empty entry; write it like a,b,c.")
+    return [one for part in parts for one in _parse_part(part)]
+
+
+def _parse_part(part: str) -> list[str] | list[int | float]:
+    match = _RANGE.fullmatch(part)
+    if not match:
+        return [part]
+    first, last, step = (Decimal(text) if text else Decimal(1) for text in match.groups())
+    if step <= 0 or last < first:
+        raise RequestError(f"Range {part!r} is empty; write first:last:step with first <= last and step > 0.")
+    count = int((last - first) / step) + 1
+    if count > _LONGEST_RANGE:
+        raise RequestError(f"Range {part!r} has {count} values, more than {_LONGEST_RANGE}; take a larger step.")
+    return [_plain(first + i * step) for i in range(count)]
+
+
+def _plain(number: Decimal) -> int | float:
+    whole = number == number.to_integral_value() and int(number.as_tuple().exponent) >= 0
+    return int(number) if whole else float(number)
+
+
+def parse_assignments(items: Iterable[str]) -> dict[str, dict[str, str]]:
+    """``["mrp.mode=remask"]`` as ``{"mrp": {"mode": "remask"}}``. Raises RequestError for anything of another form."""
+    settings: dict[str, dict[str, str]] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        method, dot, option = name.strip().partition(".")
+        if not (equals and dot and method and option and value.strip()):
+            raise RequestError(f"--set takes method.option=value, got {item!r}; for example --set static.k=2.")
+        settings.setdefault(method, {})[option] = value.strip()
+    return settings
+
+
+# --- one value ------------------------------------------------------------------------------------------------------
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the annotated type `hint`: int, float, bool, str, Literal, Enum, an optional or a tuple of these."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in arguments and (value is None or str(value).lower() in ("none", "null")):
+            return None
+        return _first_that_fits(value, [one for one in arguments if one is not type(None)], name)
+    if origin is typing.Literal:
+        return _choice(value, {str(one): one for one in arguments}, name)
+    if origin is tuple:
+        parts = list(value) if isinstance(value, list | tuple) else [p for p in str(value).split("+") if p]
+        return tuple(convert(part, arguments[0], name) for part in parts)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _choice(value.value if isinstance(value, enum.Enum) else value, {str(m.value): m for m in hint}, name)
+    return _scalar(value, hint, name)
+
+
+def _first_that_fits(value: Any, hints: list[Any], name: str) -> Any:
+    for hint in hints[:-1]:
+        try:
+            return convert(value, hint, name)
+        except RequestError:
+            continue
+    return convert(value, hints[-1], name)
+
+
+def _choice(value: Any, choices: dict[str, Any], name: str) -> Any:
+    text = str(value)
+    if text not in choices:
+        raise RequestError(f"{name} is {text!r}; it takes one of {', '.join(choices)}.")
+    return choices[text]
+
+
+def _scalar(value: Any, hint: Any, name: str) -> Any:
+    text = str(value).strip()
+    if hint is bool:
+        if text.lower() in _TRUE + _FALSE:
+            return text.lower() in _TRUE
+        raise RequestError(f"{name} is {text!r}; it takes true or false.")
+    try:
+        if hint is int:
+            number = Decimal(text)
+            if number != number.to_integral_value():
+                raise ValueError
+            return int(number)
+        if hint is float:
+            real = float(text)
+            if not math.isfinite(real):
+                raise RequestError(f"{name} is {text}, which is no finite number; give one.")
+            return real
+    except (ValueError, ArithmeticError):
+        raise RequestError(f"{name} is {text!r}; it takes {'a whole number' if hint is int else 'a number'}.") from None
+    return value if hint is not str else text
+
+
+# --- converters -----------------------------------------------------------------------------------------------------
+
+
+def text(value: Any, name: str) -> str:
+    """A name."""
     if not isinstance(value, str) or not value.strip():
         raise RequestError(f"{name} is {value!r}; it takes a name.")
     return value.strip()
 
 
-def _optional(inner: Any) -> Any:
+def flag(value: Any, name: str) -> bool | None:
+    """True or false, in words too."""
+    return convert(value, bool, name)
+
+
+def optional(inner: Converter) -> Converter:
+    """None, or what `inner` takes."""
     return lambda value, name: None if value is None else inner(value, name)
 
 
-def _number(kind: type, low: float | None = None, high: float | None = None) -> Any:
-    def convert(value: Any, name: str) -> Any:
-        number = options.convert(value, kind, name)
-        if (low is not None and number < low) or (high is not None and number > high) or number != number:
+def number(kind: type, low: float | None = None, high: float | None = None) -> Converter:
+    """An int or a float within bounds, ends included."""
+
+    def converted(value: Any, name: str) -> Any:
+        found = convert(value, kind, name)
+        if (low is not None and found < low) or (high is not None and found > high) or found != found:
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise RequestError(f"{name} is {number}; it must be {bounds}.")
-        return number
+            raise RequestError(f"{name} is {found}; it must be {bounds}.")
+        return found
 
-    return convert
+    return converted
 
 
-def _one_of(choices: Sequence[str]) -> Any:
-    def convert(value: Any, name: str) -> str:
+def one_of(choices: Sequence[str]) -> Converter:
+    """One of these words."""
+
+    def converted(value: Any, name: str) -> str:
         if value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"did you mean {near[0]}? It" if near else "it"
             raise RequestError(f"{name} is {value!r}: {hint} takes one of {', '.join(choices)}.")
         return value
 
-    return convert
+    return converted
 
 
-def _batch_size(value: Any, name: str) -> int | str:
-    return value if value == "auto" else _number(int, 1)(value, name)
+def batch_size(value: Any, name: str) -> int | str:
+    """``auto`` or a number of rows."""
+    return value if value == "auto" else number(int, 1)(value, name)
 
 
-def _device(value: Any, name: str) -> str:
+def device(value: Any, name: str) -> str:
+    """auto, cpu, cuda or cuda:N."""
     kind, _, index = str(value).partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
         raise RequestError(f"{name} is {value!r}; it takes auto, cpu, cuda or cuda:N.")
     return str(value)
 
 
-def _flag(value: Any, name: str) -> bool | None:
-    return options.convert(value, bool, name)
-
-
-def _names(value: Any, name: str) -> tuple[str, ...]:
+def names(value: Any, name: str) -> tuple[str, ...]:
+    """Names separated by commas, or a list of them; ``none`` is no name."""
     parts = value.split(",") if isinstance(value, str) else list(value or ())
-    names = tuple(part.strip() for part in parts if part.strip())
-    return () if names == ("none",) else names
+    found = tuple(part.strip() for part in parts if part.strip())
+    return () if found == ("none",) else found
 
 
-def _settings(value: Any, name: str) -> dict[str, dict[str, Any]]:
+def settings(value: Any, name: str) -> dict[str, dict[str, Any]]:
+    """What ``--set`` says: owner -> option -> value."""
     if not isinstance(value, Mapping) or not all(isinstance(inner, Mapping) for inner in value.values()):
         raise RequestError(f"{name} is {value!r}; it maps methods to their options.")
     return {method: dict(inner) for method, inner in value.items()}
-
-
-CONVERTERS: dict[str, Any] = {
-    "method": _text,
-    "task": _text,
-    "model": _text,
-    "like": _optional(_text),
-    "threshold": _optional(_number(float)),
-    "settings": _settings,
-    "against": _names,
-    "limit": _optional(_number(int, 1)),
-    "split": _one_of(SPLITS),
-    **{role: _optional(_text) for role in HELPERS},
-    "block_length": _optional(_number(int, 1)),
-    "gen_length": _optional(_number(int, 1)),
-    "cache": _one_of(CACHES),
-    "store": _one_of(STORES),
-    "num_fewshot": _optional(_number(int, 0)),
-    "chat_template": _optional(_flag),
-    "temperature": _number(float, 0),
-    "top_k": _number(int, 0),
-    "top_p": _number(float, 0, 1),
-    "batch_size": _batch_size,
-    "device": _device,
-    "dtype": _one_of(DTYPES),
-    "seed": _number(int, 0),
-    "data_dir": _optional(_text),
-    "out": _text,
-    "plugin": _optional(_text),
-}
-FIELDS = tuple(CONVERTERS)
-
-
-def present(device: str) -> str:
-    """The device that is meant (imports torch for any but the CPU). Raises RequestError when it is not here."""
-    device = _device(device, "device")
-    if device.startswith("cpu"):
-        return device
-    import torch
-
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return "cuda" if found else "cpu"
-    if not found:
-        raise RequestError(f"device is {device} and torch finds no CUDA device here: use --device cpu.")
-    if int(device.partition(":")[2] or 0) >= found:
-        raise RequestError(f"device is {device}; here are {', '.join(f'cuda:{i}' for i in range(found))}.")
-    return device
-
-
-def dtype_on(device: str, dtype: str) -> str:
-    """What is computed in on this device. Raises RequestError for a dtype that is none."""
-    dtype = CONVERTERS["dtype"](dtype, "dtype")
-    return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")

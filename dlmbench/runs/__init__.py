@@ -1,5 +1,6 @@
-"""Run folders: what a run wrote, and how a killed one goes on. `folder` is the files, `metrics` the aggregates."""
+"""Runs: what one leaves behind (`record`, `folder`, `aggregate`), who makes it (`runner`, `local`, `ray`, `sweep`)."""
 
 from dlmbench.runs.folder import RunFolder, find_runs, prompt_hash
+from dlmbench.runs.record import Manifest, Metrics, Sample, Trace
 
-__all__ = ["RunFolder", "find_runs", "prompt_hash"]
+__all__ = ["Manifest", "Metrics", "RunFolder", "Sample", "Trace", "find_runs", "prompt_hash"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from dlmbench import __version__
+from dlmbench.runs.record import Environment
 
 PACKAGES = ("torch", "transformers", "lm-eval", "numpy")
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> Environment:
     """Versions, device model, threads and commit of this process. Imports torch."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_model()
-    return {"device": name, "threads": torch.get_num_threads(), "versions": versions(), "commit": commit()}
+    return Environment(name, torch.get_num_threads(), versions(), commit())
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlmbench.errors import RequestError, RunError
-from dlmbench.runs.worker import Piece, Worker
+from dlmbench.runs.worker import Shard, Worker
 
 NEEDS = {"cpu": {"num_cpus": 1, "num_gpus": 0}, "cuda": {"num_cpus": 0, "num_gpus": 1}}
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
@@ -33,19 +33,19 @@ class Lost:
 
 
 @dataclass(eq=False)
-class Seat:
+class WorkerSlot:
     """A worker and what it is doing."""
 
     actor: Any
     kind: str
     node: str | None = None  # None until it has reported
     cpus: int = 1  # of its node
-    piece: Piece | None = None
+    shard: Shard | None = None
     pending: Any = None  # reference to the answer that it owes
 
     @property
     def free(self) -> bool:
-        return self.node is not None and self.piece is None
+        return self.node is not None and self.shard is None
 
 
 def require_ray() -> None:
@@ -65,7 +65,7 @@ class Pool:
     def __init__(self, address: str | None = None):
         require_ray()
         self.address = address
-        self.seats: list[Seat] = []
+        self.slots: list[WorkerSlot] = []
         self._stillborn = 0
         self._hopeful: dict[str, float] = {}  # kind -> when there was last room for it
 
@@ -92,8 +92,8 @@ class Pool:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for seat in self.seats:
-            self._dismiss(seat)
+        for slot in self.slots:
+            self._dismiss(slot)
         self.ray.shutdown()
 
     # --- what there is ---
@@ -111,8 +111,8 @@ class Pool:
         Raises RunError when there has been no room for a single one for a while.
         """
         room = self.capacity(kind)
-        seats = [seat for seat in self.seats if seat.kind == kind]
-        if room or seats:
+        slots = [slot for slot in self.slots if slot.kind == kind]
+        if room or slots:
             self._hopeful[kind] = time.monotonic()
         elif time.monotonic() - self._hopeful.setdefault(kind, time.monotonic()) > _PATIENCE:
             raise RunError(
@@ -120,23 +120,23 @@ class Pool:
                 "on from here."
             )
         actor = self.ray.remote(_Actor)
-        for _ in range(min(room, wanted) - len(seats)):
-            seat = Seat(actor.options(max_restarts=0, **NEEDS[kind]).remote(), kind)
-            seat.pending = seat.actor.node.remote()
-            self.seats.append(seat)
+        for _ in range(min(room, wanted) - len(slots)):
+            slot = WorkerSlot(actor.options(max_restarts=0, **NEEDS[kind]).remote(), kind)
+            slot.pending = slot.actor.node.remote()
+            self.slots.append(slot)
 
     # --- work ---
 
-    def give(self, seat: Seat, piece: Piece) -> None:
-        """Let a free worker do a piece."""
-        seat.piece, seat.pending = piece, seat.actor.work.remote(piece)
+    def give(self, slot: WorkerSlot, shard: Shard) -> None:
+        """Let a free worker do a shard."""
+        slot.shard, slot.pending = shard, slot.actor.work.remote(shard)
 
-    def wait(self, seconds: float = 1.0) -> list[tuple[Piece, Any]]:
-        """Answers that have come in, after at most `seconds`: the piece, and what the worker returned or `Lost`.
+    def wait(self, seconds: float = 1.0) -> list[tuple[Shard, Any]]:
+        """Answers that have come in, after at most `seconds`: the shard, and what the worker returned or `Lost`.
 
         Raises what a worker raised.
         """
-        pending = {seat.pending: seat for seat in self.seats if seat.pending is not None}
+        pending = {slot.pending: slot for slot in self.slots if slot.pending is not None}
         if not pending:
             time.sleep(seconds)
             return []
@@ -144,25 +144,25 @@ class Pool:
         answers = [self._answer(pending[reference]) for reference in ready]
         return [answer for answer in answers if answer]
 
-    def _answer(self, seat: Seat) -> tuple[Piece, Any] | None:
-        piece, reference = seat.piece, seat.pending
-        seat.piece = seat.pending = None
+    def _answer(self, slot: WorkerSlot) -> tuple[Shard, Any] | None:
+        shard, reference = slot.shard, slot.pending
+        slot.shard = slot.pending = None
         try:
             value = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self.ray.exceptions.RayError as error:  # the process, its node, or what it had computed is gone
-            self._dismiss(seat)
-            self.seats.remove(seat)
-            if piece is None:
+            self._dismiss(slot)
+            self.slots.remove(slot)
+            if shard is None:
                 self._count_stillborn(error)
                 return None
-            return piece, Lost()
-        if piece is None:
-            seat.node, self._stillborn = value, 0
-            seat.cpus = next((int(n["Resources"].get("CPU", 1)) for n in self._nodes() if n["NodeID"] == value), 1)
+            return shard, Lost()
+        if shard is None:
+            slot.node, self._stillborn = value, 0
+            slot.cpus = next((int(n["Resources"].get("CPU", 1)) for n in self._nodes() if n["NodeID"] == value), 1)
             return None
-        return piece, value
+        return shard, value
 
     def _count_stillborn(self, error: Exception) -> None:
         self._stillborn += 1
@@ -172,9 +172,9 @@ class Pool:
                 "Ray."
             ) from error
 
-    def _dismiss(self, seat: Seat) -> None:
+    def _dismiss(self, slot: WorkerSlot) -> None:
         with contextlib.suppress(Exception):  # it may be gone, and the cluster too
-            self.ray.kill(seat.actor)
+            self.ray.kill(slot.actor)
 
 
 class _Actor(Worker):

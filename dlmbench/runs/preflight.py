@@ -1,4 +1,4 @@
-"""What a list of cells needs on this machine, and whether it is here: weights, data, extras, device, memory, disk.
+"""What a list of runs needs on this machine, and whether it is here: weights, data, extras, device, memory, disk.
 
 Looks without fetching: weights are looked for in folders and in the hub's cache, data are loaded (the hub's client may
 fetch a data set, which is small). Sizes of weights that are not here are known for the shapes that `bench` knows.
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from dlmbench.errors import RequestError
 from dlmbench.files import weight_files
 from dlmbench.models.presets import Preset, resolve
-from dlmbench.request import Checked, RunSpec
+from dlmbench.request import ResolvedRun
+from dlmbench.request.resolved import Machine
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -40,46 +41,45 @@ class Needs:
         self._weights: dict[tuple[str, bool], Need] = {}
         self._tasks: dict[str, tuple[Any, Need]] = {}
 
-    def of(self, cell: Checked) -> list[Need]:
-        """Everything that this cell needs, in the order in which one would get it."""
-        roles = {"target": cell.spec.model, **cell.companions}
+    def of(self, run: ResolvedRun) -> list[Need]:
+        """Everything that this run needs, in the order in which one would get it."""
+        roles = {"target": run.spec.model, **run.companions}
         needs = list(dict.fromkeys(self._weights_of(name, role == "head") for role, name in roles.items()))
-        needs.append(self.task(cell)[1])
-        needs.append(_device(cell.spec))
+        needs.append(self.task(run)[1])
+        needs.append(_device(run))
         if needs[-1].state == "ok":
-            needs.append(self._memory(cell))
+            needs.append(self._memory(run))
         return needs
 
-    def missing(self, cell: Checked) -> list[Need]:
-        """What is not here and keeps the cell from running."""
-        return [need for need in self.of(cell) if need.state == "missing"]
+    def missing(self, run: ResolvedRun) -> list[Need]:
+        """What is not here and keeps the run from being made."""
+        return [need for need in self.of(run) if need.state == "missing"]
 
-    def task(self, cell: Checked) -> tuple[Any, Need]:
-        """The cell's task without chat markup (None when it cannot be had), and what is to be said about its data."""
-        spec = cell.spec
-        name = json.dumps([spec.task, spec.data_dir, spec.num_fewshot, cell.gen_length])
+    def task(self, run: ResolvedRun) -> tuple[Any, Need]:
+        """The run's task without chat markup (None when it cannot be had), and what is to be said about its data."""
+        spec = run.spec
+        name = json.dumps([spec.task, spec.data_dir, spec.num_fewshot, run.gen_length])
         if name not in self._tasks:
-            self._tasks[name] = _load(cell)
+            self._tasks[name] = _load(run)
         return self._tasks[name]
 
-    def items(self, cell: Checked) -> int | None:
-        """Number of items that the cell asks for, None when its data are not here."""
-        task = self.task(cell)[0]
+    def items(self, run: ResolvedRun) -> int | None:
+        """Number of items that the run asks for, None when its data are not here."""
+        task = self.task(run)[0]
         if task is None:
             return None
-        size = task.size(cell.spec.split)
-        return size if cell.spec.limit is None else min(cell.spec.limit, size)
+        size = task.size(run.spec.split)
+        return size if run.spec.limit is None else min(run.spec.limit, size)
 
     def _weights_of(self, name: str, head: bool) -> Need:
         if (name, head) not in self._weights:
             self._weights[name, head] = weights_need(name, head)
         return self._weights[name, head]
 
-    def _memory(self, cell: Checked) -> Need:
-        task = self.task(cell)[0]
-        need = memory_bytes(cell, task)
-        device = cell.spec.resolved().device
-        room, where = _room(device), f"memory for {cell.preset.name}"
+    def _memory(self, run: ResolvedRun) -> Need:
+        task = self.task(run)[0]
+        need = memory_bytes(run, task)
+        room, where = _room(run.device), f"memory for {run.preset.name}"
         if need is None or room is None:
             return Need(where, "ok", "not known before the weights are here")
         state = "ok" if need <= room else "missing"
@@ -122,37 +122,34 @@ def checkpoint_here(preset: Preset) -> Path | None:
     return folder
 
 
-def memory_bytes(cell: Checked, task: Any) -> int | None:
-    """Weights, keys and values and logits of all networks of a cell, None when a configuration is not here.
-
-    Raises RequestError when the cell's device is not here.
-    """
-    spec = cell.spec.resolved()
-    answer = cell.gen_length or getattr(task, "max_tokens", 0)
+def memory_bytes(run: ResolvedRun, task: Any) -> int | None:
+    """Weights, keys and values and logits of all networks of a run, None when a configuration is not here."""
+    spec = run.spec
+    answer = run.gen_length or getattr(task, "max_tokens", 0)
     prompt = 0
     if task is not None:
         few = task.items(spec.split, min(spec.limit or 16, 16))
         prompt = max(len(item.prompt) for item in few) // _LETTERS_A_TOKEN
     total = 0
-    for role, name in {"target": spec.model, **cell.companions}.items():
+    for role, name in {"target": spec.model, **run.companions}.items():
         config = _config(resolve(spec.model if role == "head" else name))
         if config is None:
             return None
         if role == "head":  # a few layers of its target's shape, without an embedding of its own
             config = replace(config, num_layers=_HEAD_LAYERS, vocab_size=0)
-        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + answer + cell.block_length)
-        logits = _LOGITS * 4 * cell.block_length * config.vocab_size
-        width = _BYTES[spec.dtype]
-        total += config.parameters * width + spec.batch_size * (keys * width + logits)
+        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + answer + run.block_length)
+        logits = _LOGITS * 4 * run.block_length * config.vocab_size
+        width = _BYTES[run.dtype]
+        total += config.parameters * width + run.batch_size * (keys * width + logits)
     return total
 
 
-def fitting_batch(cell: Checked, task: Any, room: int, most: int = 256) -> int:
+def fitting_batch(run: ResolvedRun, task: Any, room: int, most: int = 256) -> int:
     """The most rows, a power of two, that `memory_bytes` says fit into four fifths of `room` bytes; 16 when the model's
     configuration is not here."""
     size = most
     while size > 1:
-        need = memory_bytes(replace(cell, spec=replace(cell.spec, batch_size=size)), task)
+        need = memory_bytes(replace(run, batch_size=size), task)
         if need is None:
             return 16
         if need <= 0.8 * room:
@@ -164,7 +161,7 @@ def fitting_batch(cell: Checked, task: Any, room: int, most: int = 256) -> int:
 def _config(preset: Preset) -> Any:
     """Backbone configuration of a checkpoint: a preset's known shape, so that what follows from it is the same before
     and after a download; else by its config.json, which the hub's client may fetch; None when neither can be had."""
-    from dlmbench.backbone.loading import read_config
+    from dlmbench.backbone.configuration import read_config
     from dlmbench.models.shapes import SHAPES
 
     folder = Path(preset.location).expanduser()
@@ -173,7 +170,7 @@ def _config(preset: Preset) -> Any:
             return SHAPES[preset.shape]
         folder = _fetched_config(preset)
     try:
-        return read_config(folder)[0] if folder else None
+        return read_config(folder, preset.told)[0] if folder else None
     except RequestError:  # loading says what is wrong with it
         return None
 
@@ -218,12 +215,12 @@ def weights_need(name: str, head: bool = False) -> Need:
     )
 
 
-def _load(cell: Checked) -> tuple[Any, Need]:
+def _load(run: ResolvedRun) -> tuple[Any, Need]:
     from dlmbench.tasks import load_task
 
-    spec, what = cell.spec, f"data of {cell.spec.task}"
+    spec, what = run.spec, f"data of {run.spec.task}"
     try:
-        task = load_task(spec.task, data_dir=spec.data_dir, num_fewshot=spec.num_fewshot, gen_length=cell.gen_length)
+        task = load_task(spec.task, data_dir=spec.data_dir, num_fewshot=spec.num_fewshot, gen_length=run.gen_length)
         task.size(spec.split)
     except RequestError as error:
         return None, Need(what, "missing", str(error))
@@ -236,9 +233,9 @@ def _load(cell: Checked) -> tuple[Any, Need]:
     return task, Need(what, "ok", f"{task.size(spec.split)} {spec.split} items")
 
 
-def _device(spec: RunSpec) -> Need:
+def _device(run: ResolvedRun) -> Need:
     try:
-        return Need("device", "ok", spec.resolved().device)
+        return Need("device", "ok", Machine().device(run.device))
     except RequestError as error:
         return Need("device", "missing", str(error))
 
@@ -256,6 +253,6 @@ def _room(device: str) -> int | None:
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-def needed_by(cells: Sequence[Checked], needs: Needs) -> list[Need]:
-    """Everything that some cells need, each thing once."""
-    return worst(need for cell in cells for need in needs.of(cell))
+def needed_by(runs: Sequence[ResolvedRun], needs: Needs) -> list[Need]:
+    """Everything that some runs need, each thing once."""
+    return worst(need for run in runs for need in needs.of(run))

@@ -7,55 +7,57 @@ different moments of a busy machine would otherwise make equal work look unequal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
-from dlmbench.request import canonical
-from dlmbench.runs import find_runs
+from dlmbench.forwards import ForwardKey
+from dlmbench.request.key import canonical
+from dlmbench.runs.folder import RunFolder
+from dlmbench.runs.record import Calibration, Circumstances, Prices, plain
 
-UNIT = "seconds_per_denoise"  # what a price of 1 was, among the prices that an engine measures
 
-
-class Prices:
+class PriceList:
     """Prices by circumstances; the circumstances of a run name the weights of each of its networks."""
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[str, float]] = {}
+        self._known: dict[str, Prices] = {}
+        self._seconds: dict[str, float] = {}  # circumstances of a target -> what a price of 1 was in seconds
 
-    def read(self, root: Path) -> None:
-        """Learn what the finished runs below `root` have measured."""
-        for folder in find_runs(root) if root.is_dir() else []:
-            self.learn(folder.manifest().get("calibration") or {})
+    def read(self, runs: Iterable[RunFolder]) -> None:
+        """Learn what these runs have measured."""
+        for run in runs:
+            if run.begun:
+                self.learn(run.manifest.calibration)
 
-    def add(self, circumstances: Mapping[str, Any], prices: Mapping[str, float | None]) -> None:
+    def learn(self, found: Calibration | None) -> None:
+        """The same from what a manifest keeps."""
+        if found:
+            self.add(found.circumstances, found.prices, found.seconds_per_denoise)
+
+    def add(self, circumstances: Circumstances, prices: Prices, seconds: float | None) -> None:
+        """New measurements; those that are known stay."""
         for forward, price in prices.items():
-            if price is not None:
-                role = forward.partition("/")[0] if forward != UNIT else "target"
-                self._known.setdefault(_place(circumstances, role), {}).setdefault(forward, price)
+            self._known.setdefault(_place(circumstances, forward.role), {}).setdefault(forward, price)
+        if seconds is not None:
+            self._seconds.setdefault(_place(circumstances, "target"), seconds)
 
-    def learn(self, calibration: Mapping[str, Any]) -> None:
-        """The same from what a manifest keeps (see `record`)."""
-        if calibration:
-            self.add(calibration["circumstances"], {**calibration["prices"], UNIT: calibration[UNIT]})
-
-    def of(self, circumstances: Mapping[str, Any]) -> dict[str, float]:
+    def of(self, circumstances: Circumstances) -> Prices:
         """All that is known there: the target's prices, and those of the helpers that stand beside it."""
-        roles = {"target", *circumstances.get("weights", ())}
+        roles = {"target", *circumstances.weights}
         places = [self._known.get(_place(circumstances, role), {}) for role in sorted(roles)]
         return {forward: price for known in places for forward, price in known.items()}
 
-    def record(self, circumstances: Mapping[str, Any], needed: set[str]) -> dict[str, Any]:
+    def calibration(self, circumstances: Circumstances, needed: set[ForwardKey]) -> Calibration:
         """What the manifest says about the prices of a run that needs those of the forwards `needed`."""
         known = self.of(circumstances)
-        return {
-            "circumstances": dict(circumstances),
-            "interpolated": sorted(needed - known.keys()),  # met once, by no item that was made again
-            UNIT: known.get(UNIT),
-            "prices": {forward: price for forward, price in sorted(known.items()) if forward != UNIT},
-        }
+        return Calibration(
+            circumstances,
+            self._seconds.get(_place(circumstances, "target")),
+            dict(sorted(known.items())),
+            sorted(needed - known.keys()),  # met once, by no item that was made again
+        )
 
 
-def _place(circumstances: Mapping[str, Any], role: str) -> str:
-    weights = {name: value for name, value in circumstances.get("weights", {}).items() if name in ("target", role)}
-    return canonical({**circumstances, "weights": weights})
+def _place(circumstances: Circumstances, role: str) -> str:
+    weights = {name: value for name, value in circumstances.weights.items() if name in ("target", role)}
+    return canonical(plain(replace(circumstances, weights=weights)))

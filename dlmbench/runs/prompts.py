@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dlmbench.runs.folder import RunFolder, write_lines
+from dlmbench.runs.record import Json
 
 _LETTERS = 16
 
 
-def keep_prompts(run: RunFolder, prompts: str, records: Iterable[Mapping[str, Any]]) -> None:
+def keep_prompts(run: RunFolder, prompts: str, records: Iterable[Json]) -> None:
     """Write {"key", "prompt", "target"} of every item beside `run`, unless they are there. `prompts` is their hash."""
     path = _file(run, prompts)
     if not path.is_file():
@@ -24,9 +24,9 @@ def keep_prompts(run: RunFolder, prompts: str, records: Iterable[Mapping[str, An
             write_lines(path, records)
 
 
-def read_prompts(run: RunFolder) -> dict[str, dict[str, Any]]:
+def read_prompts(run: RunFolder) -> dict[str, dict[str, str]]:
     """Key -> record of `keep_prompts` for this run's items; empty when the file did not come along."""
-    path = _file(run, run.manifest()["prompts"])
+    path = _file(run, run.manifest.prompts)
     if not path.is_file():
         return {}
     records = (json.loads(line) for line in path.read_bytes().splitlines())

@@ -1,56 +1,50 @@
-"""Runs the cells of a sweep on a cluster: many at a time, each cut into shards of items.
+"""Makes the runs of a sweep on a cluster: many at a time, each cut into shards of items.
 
-This process finds out which runs there are, hands pieces to workers and writes what comes back; nobody else writes, so
-the folders, their locks and resuming are those of the local executor. A shard is a fixed number of items, whatever the
-number of workers. A lost worker's piece goes to another one; as a piece is written when its whole answer is here, no
+This process finds out which runs there are, hands shards to workers and writes what comes back; nobody else writes, so
+the folders, their locks and resuming are those of the local runner. A shard is a fixed number of items, whatever the
+number of workers. A lost worker's shard goes to another one; as a shard is written when its whole answer is here, no
 item is lost or doubled. A kill of this process loses the shards in flight.
 
-On a CPU, where work beside it would disturb the clock, a cell is measured when its node has nothing else to do for us.
+On a CPU, where work beside it would disturb the clock, a run is measured when its node has nothing else to do for us.
 Prices that two workers measured at once are reconciled: the first stays, for all rows.
 
-Left out: measuring all cells on the same node. Rows name the device that measured them.
+Left out: measuring all runs on the same node. Rows name the device that measured them.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dlmbench.errors import RequestError, RunError
-from dlmbench.runs.local import (
-    Job,
-    Local,
-    Progress,
-    Silent,
-    Source,
-    with_history,
-)
-from dlmbench.runs.pool import Lost, Pool, Seat
-from dlmbench.runs.prices import Prices
-from dlmbench.runs.recording import TRACED
-from dlmbench.runs.worker import Piece
+from dlmbench.forwards import ForwardKey
 from dlmbench.models.presets import PRESETS
-from dlmbench.request import Checked, RunSpec, canonical
-from dlmbench.request.values import HELPERS
-from dlmbench.runs import RunFolder
-from dlmbench.runs.folder import Writer
+from dlmbench.request import ResolvedRun, RunSpec, canonical
+from dlmbench.request.resolved import Machine
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.runs.aggregate import aggregate
+from dlmbench.runs.folder import RunFolder, Writer
+from dlmbench.runs.local import LocalRunner, check_whole
+from dlmbench.runs.pool import Lost, Pool, WorkerSlot
+from dlmbench.runs.prices import PriceList
+from dlmbench.runs.record import Calibration, Environment
+from dlmbench.runs.recording import TRACED
+from dlmbench.runs.runner import Loaders, NoProgress, Progress, Run, with_history
+from dlmbench.runs.worker import Answer, Shard
 
 SHARD_ROUNDS = 4  # a shard has so many items for each slot of the batch ...
 SHARD_LEAST = 8  # ... and at least this many
-TRIES = 4  # workers that a piece may cost before the sweep stops
+TRIES = 4  # workers that a shard may cost before the sweep stops
 
 
 @dataclass(eq=False)
 class _Open:
-    """A cell at work: its folder is locked for us."""
+    """A run at work: its folder is locked for us."""
 
-    job: Job
+    run: Run
     spec: RunSpec  # as workers are asked for it
     stack: ExitStack
     writer: Writer
@@ -61,220 +55,227 @@ class _Open:
     timed: bool = True
 
 
-class Cluster:
-    """The Ray executor, in the place of `Local`. `lost` counts the workers that were lost while they had work."""
+class _Cluster(Machine):
+    """What ``auto`` means there."""
+
+    def __init__(self, pool: Pool):
+        self.pool = pool
+
+    def device(self, wanted: str) -> str:
+        device, index = wanted.partition(":")[::2]
+        if index:
+            raise RequestError(f"device is {wanted}, and Ray deals out the GPUs itself: use --device cuda.")
+        if device == "auto":
+            device = "cuda" if self.pool.capacity("cuda") else "cpu"
+        if not self.pool.capacity(device):
+            raise RequestError(f"device is {device} and the cluster has none: use another --device.")
+        return device
+
+
+class RayRunner:
+    """The runner on a Ray cluster. `lost` counts the workers that were lost while they had work."""
 
     def __init__(
-        self, pool: Pool, progress: Progress | None = None, traces: int = TRACED, source: Source | None = None
+        self, pool: Pool, progress: Progress | None = None, traces: int = TRACED, loaders: Loaders | None = None
     ):
         self.pool = pool
-        self.local = Local(source, traces=traces)
-        self.told = _InOrder(progress or Silent())
+        self.local = LocalRunner(loaders, traces=traces)
+        self.machine = _Cluster(pool)
+        self.told = _InOrder(progress or NoProgress())
         self.lost = 0
-        self.prices = Prices()
+        self.prices = PriceList()
+        self.priced: set[Path] = set()
 
-    def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
-        """Run or resume every cell; the finished folders, in the order of the cells.
+    def run(self, runs: Iterable[ResolvedRun]) -> list[RunFolder]:
+        """Make or resume every run; the finished folders, in their order.
 
         Raises RequestError for a device that the cluster does not have; RunError when a folder is being written by
-        another process, when pieces keep losing their workers, and when the cluster has nothing left.
+        another process, when shards keep losing their workers, and when the cluster has nothing left.
         """
-        jobs = [self.local.job(self._placed(cell)) for cell in cells]
-        waiting = deque({job.key: job for job in jobs if not self._finished(job)}.values())
+        found = [self.local.catalog.run(run.on(self.machine)) for run in runs]
+        waiting = deque({run.key: run for run in found if not self._finished(run)}.values())
         self.open: dict[str, _Open] = {}
-        self.queue: deque[Piece] = deque()
-        self.reserved: dict[str, Piece] = {}  # node -> what will be measured there once it is quiet
+        self.queue: deque[Shard] = deque()
+        self.reserved: dict[str, Shard] = {}  # node -> what will be measured there once it is quiet
         self.tries: Counter[str] = Counter()
         try:
             while waiting or self.open:
                 while waiting and len(self.queue) < 2 * max(map(self.pool.capacity, ("cpu", "cuda"))) + 2:
                     self._begin(waiting.popleft())
                 self._hand_out()
-                for piece, answer in self.pool.wait():
-                    self._take(piece, answer)
+                for shard, answer in self.pool.wait():
+                    self._take(shard, answer)
         finally:
-            for cell in self.open.values():
-                cell.stack.close()
-        return [job.folder for job in jobs]
+            for open_run in self.open.values():
+                open_run.stack.close()
+        return [run.folder for run in found]
 
-    def _finished(self, job: Job) -> bool:
-        return job.folder.finished and self.local.traced(job)
+    def _finished(self, run: Run) -> bool:
+        return run.folder.finished and self.local.traced(run)
 
-    def _placed(self, cell: Checked) -> Checked:
-        """The cell with ``auto`` replaced by what the cluster offers."""
-        device, index = cell.spec.device.partition(":")[::2]
-        if index:
-            raise RequestError(f"device is {cell.spec.device}, and Ray deals out the GPUs itself: use --device cuda.")
-        if device == "auto":
-            device = "cuda" if self.pool.capacity("cuda") else "cpu"
-        if not self.pool.capacity(device):
-            raise RequestError(f"device is {device} and the cluster has none: use another --device.")
-        return replace(cell, spec=cell.spec.resolved(device))
+    # --- runs ------------------------------------------------------------------------------------------------------
 
-    # --- cells ------------------------------------------------------------------------------------------------------
-
-    def _begin(self, job: Job) -> None:
-        """Lock a cell's folder and queue its missing items."""
+    def _begin(self, run: Run) -> None:
+        """Lock a run's folder and queue its missing items."""
         with ExitStack() as stack:
-            writer = stack.enter_context(job.folder.writing())
-            if self._finished(job):  # by another process, meanwhile
+            writer = stack.enter_context(run.folder.writing())
+            if self._finished(run):  # by another process, meanwhile
                 return
-            done = {sample["key"] for sample in job.folder.samples()}
-            timed = not job.folder.finished
-            cell = _Open(job, _portable(job.cell.spec), stack.pop_all(), writer, done, len(done), timed=timed)
-        self.open[job.key] = cell
-        self.prices.read(job.folder.path.parent)
-        missing = [item.key for item in job.items if item.key not in done]
-        size = max(SHARD_LEAST, SHARD_ROUNDS * job.cell.spec.batch_size)
+            done = {sample.key for sample in run.folder.samples}
+            timed = not run.folder.finished
+            open_run = _Open(run, _placed(run.resolved.settled), stack.pop_all(), writer, done, len(done), timed=timed)
+        self.open[run.key] = open_run
+        if run.folder.path.parent not in self.priced:
+            self.prices.read(self.local.catalog.index(run.resolved.spec.out).runs())
+            self.priced.add(run.folder.path.parent)
+        missing = [item.key for item in run.missing]
+        size = max(SHARD_LEAST, SHARD_ROUNDS * run.resolved.batch_size)
         for start in range(0, len(missing), size):
-            self.queue.append(Piece(cell.spec, job.key, tuple(missing[start : start + size])))
+            self.queue.append(Shard(open_run.spec, run.key, tuple(missing[start : start + size])))
         if not missing:
-            self._queue_measuring(cell)
-        self.told.opened(cell)
+            self._queue_measuring(open_run)
+        self.told.opened(open_run)
 
-    def _queue_measuring(self, cell: _Open) -> None:
-        samples = cell.job.folder.samples()
-        if {sample["key"] for sample in samples} != {item.key for item in cell.job.items}:
-            raise RunError(
-                f"{cell.job.folder.name} does not hold the items it should; remove the folder and run again."
-            )
-        traces = 0 if self.local.traced(cell.job) else self.local.traces
-        piece = Piece(
-            cell.spec, cell.job.key, samples=tuple(samples), prices=self.prices, timed=cell.timed, traces=traces
-        )
-        self.queue.appendleft(piece)
+    def _queue_measuring(self, open_run: _Open) -> None:
+        run = open_run.run
+        check_whole(run)
+        traces = 0 if self.local.traced(run) else self.local.traces
+        shard = Shard(
+            open_run.spec, run.key, samples=tuple(run.folder.samples), prices=self.prices, timed=open_run.timed,
+            traces=traces,
+        )  # fmt: skip
+        self.queue.appendleft(shard)
 
-    def _take(self, piece: Piece, answer: Any) -> None:
+    def _take(self, shard: Shard, answer: Answer | Lost) -> None:
         """Write what came back, or queue again what was lost."""
         if isinstance(answer, Lost):
-            self._again(piece)
+            self._again(shard)
             return
-        cell = self.open[piece.key]
-        if piece.measures:
-            self._finish(cell, answer)
+        open_run = self.open[shard.key]
+        if shard.measures:
+            self._finish(open_run, answer)
             return
-        self._note_environment(cell, answer["environment"])
-        for sample in answer["samples"]:
-            cell.writer.sample(sample)
-            cell.done.add(sample["key"])
-            self.told.advanced(cell)
-        if len(cell.done) == len(cell.job.items):
-            self._queue_measuring(cell)
+        self._note_environment(open_run, answer.environment)
+        for sample in answer.samples:
+            open_run.writer.sample(sample)
+            open_run.done.add(sample.key)
+            self.told.advanced(open_run)
+        if len(open_run.done) == len(open_run.run.items):
+            self._queue_measuring(open_run)
 
-    def _again(self, piece: Piece) -> None:
+    def _again(self, shard: Shard) -> None:
         self.lost += 1
-        self.tries[_name(piece)] += 1
-        if self.tries[_name(piece)] == TRIES:
-            what = f"items {piece.items[0]} to {piece.items[-1]}" if piece.items else "the speed pass"
+        self.tries[_name(shard)] += 1
+        if self.tries[_name(shard)] == TRIES:
+            what = f"items {shard.items[0]} to {shard.items[-1]}" if shard.items else "the speed pass"
             raise RunError(
-                f"{TRIES} workers were lost one after another over {what} of {self.open[piece.key].job.cell.label}; "
+                f"{TRIES} workers were lost one after another over {what} of {self.open[shard.key].run.label}; "
                 "look for lack of memory on the nodes, or lower --batch-size. The same command goes on from here."
             )
-        self.queue.appendleft(piece)
+        self.queue.appendleft(shard)
 
-    def _note_environment(self, cell: _Open, found: Mapping[str, Any]) -> None:
+    def _note_environment(self, open_run: _Open, found: Environment) -> None:
         """Name every kind of worker that made samples in the manifest, which must be there before the first sample."""
-        before = cell.job.folder.manifest()
-        known = before.get("environments") or [before.get("environment")]
-        plain = [{name: value for name, value in (one or {}).items() if name != "samples_before"} for one in known]
-        if json.loads(json.dumps(found)) not in plain:
-            cell.writer.manifest(with_history(cell.job.manifest(found), before, len(cell.done)))
+        before = open_run.run.folder.manifest if open_run.run.folder.begun else None
+        known = (before.environments or [before.environment]) if before else []
+        if found not in [replace(one, samples_before=None) for one in known]:
+            open_run.writer.manifest(with_history(open_run.run.manifest(found), before, len(open_run.done)))
 
-    def _finish(self, cell: _Open, answer: Mapping[str, Any]) -> None:
-        job, writer = cell.job, cell.writer
-        job.keep_prompts()
-        if answer["traces"]:
-            writer.traces(answer["traces"])
-        if cell.timed:
-            samples = job.folder.samples()
-            calibration = self._calibration(answer["calibration"], samples)
-            manifest = with_history(job.manifest(answer["environment"]), job.folder.manifest(), len(cell.done))
-            writer.manifest({**manifest, "model": answer["model"], "calibration": calibration})
-            writer.metrics({**aggregate(samples, calibration["prices"]), "speed": answer["speed"]})
-        del self.open[job.key]
-        cell.stack.close()
-        self.told.finished(cell)
+    def _finish(self, open_run: _Open, answer: Answer) -> None:
+        run, writer = open_run.run, open_run.writer
+        run.keep_prompts()
+        if answer.traces:
+            writer.traces(answer.traces)
+        if open_run.timed and answer.calibration:
+            samples = run.folder.samples
+            calibration = self._calibration(answer.calibration, {f for sample in samples for f in sample.forwards})
+            manifest = with_history(run.manifest(answer.environment), run.folder.manifest, len(open_run.done))
+            writer.manifest(replace(manifest, model=answer.model, calibration=calibration))
+            writer.metrics(aggregate(samples, calibration.prices, answer.speed))
+        del self.open[run.key]
+        open_run.stack.close()
+        self.told.finished(open_run)
 
-    def _calibration(self, found: Mapping[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def _calibration(self, found: Calibration, needed: set[ForwardKey]) -> Calibration:
         """A worker's calibration with the prices that were measured first in its circumstances."""
         self.prices.learn(found)
-        return self.prices.record(found["circumstances"], {width for sample in samples for width in sample["widths"]})
+        return self.prices.calibration(found.circumstances, needed)
 
     # --- who does what ----------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
         """Give every free worker what it may do now."""
-        nodes = {seat.node for seat in self.pool.seats}
+        nodes = {slot.node for slot in self.pool.slots}
         for node in [node for node in self.reserved if node not in nodes]:  # it is gone
             self.queue.appendleft(self.reserved.pop(node))
-        wanted = Counter(piece.kind for piece in (*self.queue, *self.reserved.values()))
-        wanted.update(seat.piece.kind for seat in self.pool.seats if seat.piece)
+        wanted = Counter(shard.kind for shard in (*self.queue, *self.reserved.values()))
+        wanted.update(slot.shard.kind for slot in self.pool.slots if slot.shard)
         for kind, number in wanted.items():
             self.pool.staff(kind, number)
-        for seat in self.pool.seats:
-            piece = self._choose(seat) if seat.free else None
-            if piece:
-                alone = piece.measures and piece.kind == "cpu"
-                self.pool.give(seat, replace(piece, threads=seat.cpus if alone else 1))
+        for slot in self.pool.slots:
+            shard = self._choose(slot) if slot.free else None
+            if shard:
+                alone = shard.measures and shard.kind == "cpu"
+                self.pool.give(slot, replace(shard, threads=slot.cpus if alone else 1))
 
-    def _choose(self, seat: Seat) -> Piece | None:
-        """The next piece for a free worker, taken out of the queue; None when its node is to be left in peace."""
-        beside = [other.piece for other in self.pool.seats if other.node == seat.node and other.piece]
-        if seat.kind == "cpu" and any(piece.measures for piece in beside):
+    def _choose(self, slot: WorkerSlot) -> Shard | None:
+        """The next shard for a free worker, taken out of the queue; None when its node is to be left in peace."""
+        beside = [other.shard for other in self.pool.slots if other.node == slot.node and other.shard]
+        if slot.kind == "cpu" and any(shard.measures for shard in beside):
             return None
-        if seat.kind == "cpu" and seat.node in self.reserved:
-            return None if beside else self.reserved.pop(seat.node)
-        piece = next((piece for piece in self.queue if piece.kind == seat.kind), None)
-        if piece is None:
+        if slot.kind == "cpu" and slot.node in self.reserved:
+            return None if beside else self.reserved.pop(slot.node)
+        shard = next((shard for shard in self.queue if shard.kind == slot.kind), None)
+        if shard is None:
             return None
-        self.queue.remove(piece)
-        if piece.measures and piece.kind == "cpu" and beside:
-            self.reserved[seat.node] = piece
+        self.queue.remove(shard)
+        if shard.measures and shard.kind == "cpu" and beside:
+            self.reserved[slot.node] = shard
             return None
-        return piece
+        return shard
 
 
 class _InOrder:
-    """Tells progress as the local executor does, one cell after another, although they finish in any order."""
+    """Tells progress as the local executor does, one open_run after another, although they finish in any order."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
-        self.cells: deque[_Open] = deque()
+        self.runs: deque[_Open] = deque()
 
-    def opened(self, cell: _Open) -> None:
-        self.cells.append(cell)
-        if len(self.cells) == 1:
+    def opened(self, open_run: _Open) -> None:
+        self.runs.append(open_run)
+        if len(self.runs) == 1:
             self._show()
 
-    def advanced(self, cell: _Open) -> None:
-        cell.arrived += 1
-        if cell is self.cells[0]:
+    def advanced(self, open_run: _Open) -> None:
+        open_run.arrived += 1
+        if open_run is self.runs[0]:
             self.progress.advance()
 
-    def finished(self, cell: _Open) -> None:
-        cell.over = True
-        while self.cells and self.cells[0].over:
-            self.cells.popleft()
+    def finished(self, open_run: _Open) -> None:
+        open_run.over = True
+        while self.runs and self.runs[0].over:
+            self.runs.popleft()
             self.progress.end()
             self._show()
 
     def _show(self) -> None:
-        if self.cells:
-            first = self.cells[0]
-            self.progress.begin(first.job.cell.label, first.before, len(first.job.items))
+        if self.runs:
+            first = self.runs[0]
+            self.progress.begin(first.run.label, first.before, len(first.run.items))
             for _ in range(first.arrived):
                 self.progress.advance()
 
 
-def _name(piece: Piece) -> str:
-    """A piece's name among those of its sweep, whoever does it."""
-    return canonical([piece.key, piece.items])
+def _name(shard: Shard) -> str:
+    """A shard's name among those of its sweep, whoever does it."""
+    return canonical([shard.key, shard.items])
 
 
-def _portable(spec: RunSpec) -> RunSpec:
+def _placed(spec: RunSpec) -> RunSpec:
     """The spec with every place that exists here made absolute: workers may stand in another folder."""
     places = {}
-    for name in ("model", *HELPERS, "data_dir", "plugin"):
+    for name in (*(name for name, option in OPTIONS.items() if option.place), "data_dir"):
         value = getattr(spec, name)
         if value and value not in PRESETS and Path(value).expanduser().exists():
             places[name] = str(Path(value).expanduser().absolute())

@@ -1,35 +1,31 @@
-"""Steps of a run's first items, for readers: what each step revealed, took back, considered and cost.
-
-The items are decoded once more, in a pass of their own: recording looks at the device after every step, so a traced
-pass is neither timed nor scored. A record says whether it gave the ids of the stored sample.
-
-    {"key", "start", "ids", "same_ids", "words": {id: text}, "steps": [...]}
-
-`start` is the position of the first token behind the prompt, `steps` are those of `dlmbench.engine.recorder` with
-numbers cut to five digits, `words` the text of every id in them.
-"""
+"""Steps of a run's first items, for readers: what each step revealed, took back, considered and cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlmbench.runs.record import Trace
+
+if TYPE_CHECKING:
+    from dlmbench.engine import Engine, Request
 
 TRACED = 4
 
 
-def trace_records(engine: Any, requests: Sequence[Any], stored: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """Decode `requests` with recording on; one record each. `stored`: key -> ids of the run's samples."""
+def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Sequence[int]]) -> list[Trace]:
+    """Decode `requests` with recording on; one trace each. `stored`: key -> ids of the run's samples."""
     generations = engine.generate(requests, trace=True)
     return [
-        {
-            "key": request.key,
-            "start": len(request.prompt_ids),
-            "ids": list(generation.ids),
-            "same_ids": list(generation.ids) == stored[request.key],
-            "words": _words(engine.tokenizer, generation.trace),
-            "steps": _short(generation.trace),
-        }
+        Trace(
+            key=request.key,
+            start=len(request.prompt_ids),
+            ids=list(generation.ids),
+            same_ids=list(generation.ids) == list(stored[request.key]),
+            words=_words(engine.tokenizer, generation.trace or []),
+            steps=_short(generation.trace),
+        )
         for request, generation in zip(requests, generations)
     ]
 

@@ -1,4 +1,4 @@
-"""A sweep: all its cells, or with ``tune_on`` all settings on dev items and the chosen ones on test items.
+"""A sweep: all its runs, or with ``tune_on`` all settings on dev items and the chosen ones on test items.
 
 Choosing: of a method's settings on one task and one set of weights, the one with the highest dev accuracy; of equals
 the one with fewer forwards. How many settings were tried is kept and printed, because more tries find more luck.
@@ -7,20 +7,23 @@ the one with fewer forwards. How many settings were tried is kept and printed, b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
-from dlmbench.request import Checked, SweepSpec
-from dlmbench.runs import RunFolder
+from dlmbench.request import ResolvedRun, SweepSpec
+from dlmbench.request.key import one_curve
+from dlmbench.runs.folder import RunFolder, write_bundle
+from dlmbench.runs.runner import Runner
 
 
-class Executor(Protocol):
-    """Who runs cells: `dlmbench.runs.local.Local` here, `dlmbench.runs.ray.Cluster` on many machines."""
+@dataclass(frozen=True)
+class Tried:
+    """A setting that was tried on dev items."""
 
-    def run(self, cells: Iterable[Checked]) -> list[RunFolder]:
-        """Run or resume every cell; the finished folders, in the order of the cells."""
+    label: str
+    accuracy: float
+    nfe: float
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,16 @@ class Choice:
     model: str
     method: str
     chosen: str
-    tried: list[dict[str, Any]]  # label, accuracy, nfe of every setting, on dev
+    tried: list[Tried]
     dev_items: int
 
     @property
     def sentence(self) -> str:
         others = f"{len(self.tried)} setting{'s' if len(self.tried) != 1 else ''}"
-        best = next(one for one in self.tried if one["label"] == self.chosen)
+        best = next(one for one in self.tried if one.label == self.chosen)
         return (
             f"{self.task}, {self.model}: {self.chosen} was chosen out of {others} of {self.method} "
-            f"on {self.dev_items} dev items ({100 * best['accuracy']:.1f} % there)."
+            f"on {self.dev_items} dev items ({100 * best.accuracy:.1f} % there)."
         )
 
 
@@ -52,12 +55,12 @@ class Swept:
     choices: list[Choice]
 
 
-def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], executor: Executor) -> Swept:
-    """Run, resume or find finished every cell; writes sweep.json into the sweep's folder."""
+def run_sweep(sweep: SweepSpec, runs: Sequence[ResolvedRun], runner: Runner) -> Swept:
+    """Make, resume or find finished every run; writes sweep.json and manifests.jsonl into the sweep's folder."""
     choices: list[Choice] = []
     if sweep.tune_on:
-        cells, choices = _tuned(sweep, cells, executor)
-    folders = executor.run(cells)
+        runs, choices = _tuned(runs, runner)
+    folders = runner.run(runs)
     record = {
         "name": sweep.name,
         "description": sweep.description,
@@ -67,15 +70,16 @@ def run_sweep(sweep: SweepSpec, cells: Sequence[Checked], executor: Executor) ->
     }
     place = Path(sweep.out) / "sweep.json"
     place.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_bundle(folders, Path(sweep.out))
     return Swept(folders, choices)
 
 
-def tries(cells: Sequence[Checked]) -> list[str]:
+def tries(runs: Sequence[ResolvedRun]) -> list[str]:
     """One sentence a task and model: how many settings each method tries, with a warning where the numbers differ."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
-    for cell in cells:
-        found = counts.setdefault((cell.spec.task, cell.spec.portable()["model"]), {})
-        found[cell.spec.method] = found.get(cell.spec.method, 0) + 1
+    for run in runs:
+        found = counts.setdefault((run.spec.task, run.preset.name), {})
+        found[run.spec.method] = found.get(run.spec.method, 0) + 1
     return [
         f"{task}, {model}: settings tried on dev: {', '.join(f'{name} {n}' for name, n in methods.items())}"
         + ("; unequal numbers favour the methods with more tries." if len(set(methods.values())) > 1 else ".")
@@ -83,46 +87,39 @@ def tries(cells: Sequence[Checked]) -> list[str]:
     ]
 
 
-def planned_cells(sweep: SweepSpec, cells: Sequence[Checked]) -> list[Checked]:
+def planned_runs(sweep: SweepSpec, runs: Sequence[ResolvedRun]) -> list[ResolvedRun]:
     """What will run, as far as it is known before: with ``tune_on`` every setting on dev items and, for the setting of
     each contest that will be chosen, the first one on test items."""
     if not sweep.tune_on:
-        return list(cells)
-    return [*(on_dev(cell) for cell in cells), *(group[0] for group in contests(cells))]
+        return list(runs)
+    return [*(on_dev(run) for run in runs), *(group[0] for group in contests(runs))]
 
 
-def contests(cells: Sequence[Checked]) -> list[list[Checked]]:
-    """Cells in groups that compete: one a method, task and set of weights."""
-    groups: dict[str, list[Checked]] = {}
-    for cell in cells:
-        groups.setdefault(_contest(cell), []).append(cell)
+def contests(runs: Sequence[ResolvedRun]) -> list[list[ResolvedRun]]:
+    """Runs in groups that compete: one a method, task and set of weights."""
+    groups: dict[str, list[ResolvedRun]] = {}
+    for run in runs:
+        groups.setdefault(one_curve(run.spec), []).append(run)
     return list(groups.values())
 
 
-def on_dev(cell: Checked) -> Checked:
+def on_dev(run: ResolvedRun) -> ResolvedRun:
     """The same setting on dev items, kept below dev/."""
-    return replace(cell, spec=replace(cell.spec, split="dev", out=str(Path(cell.spec.out) / "dev")))
+    return replace(run, spec=replace(run.spec, split="dev", out=str(Path(run.spec.out) / "dev")))
 
 
-def _tuned(sweep: SweepSpec, cells: Sequence[Checked], executor: Executor) -> tuple[list[Checked], list[Choice]]:
-    """The cells whose settings won on dev, one a contest."""
-    groups = contests(cells)
-    folders = iter(executor.run([on_dev(cell) for group in groups for cell in group]))
-    winners, choices = [], []
+def _tuned(runs: Sequence[ResolvedRun], runner: Runner) -> tuple[list[ResolvedRun], list[Choice]]:
+    """The runs whose settings won on dev, one a contest."""
+    groups = contests(runs)
+    folders = iter(runner.run([on_dev(run) for group in groups for run in group]))
+    winners: list[ResolvedRun] = []
+    choices: list[Choice] = []
     for group in groups:
-        metrics = [next(folders).metrics() for _ in group]
-        best = max(range(len(group)), key=lambda i: (metrics[i]["accuracy"], -metrics[i]["nfe"]))
-        tried = [
-            {"label": cell.label, "accuracy": one["accuracy"], "nfe": one["nfe"]} for cell, one in zip(group, metrics)
-        ]
-        spec = group[best].spec
-        winners.append(group[best])
-        model = spec.portable()["model"]
-        choices.append(Choice(spec.task, model, spec.method, group[best].label, tried, metrics[best]["items"]))
+        metrics = [next(folders).metrics for _ in group]
+        best = max(range(len(group)), key=lambda i: (metrics[i].accuracy, -(metrics[i].nfe or 0)))
+        tried = [Tried(run.label, one.accuracy, one.nfe or 0) for run, one in zip(group, metrics)]
+        winner = group[best]
+        winners.append(winner)
+        spec = winner.spec
+        choices.append(Choice(spec.task, winner.preset.name, spec.method, winner.label, tried, metrics[best].items))
     return winners, choices
-
-
-def _contest(cell: Checked) -> str:
-    """Cells that differ only in the method's own settings compete with each other."""
-    plain = replace(cell.spec, threshold=None, settings={}, against=())
-    return json.dumps(asdict(plain), sort_keys=True)

@@ -13,20 +13,22 @@ from typing import Any
 
 from dlmbench.errors import RunError
 from dlmbench.request import RunSpec
-from dlmbench.runs.local import Job, Local, Source, here, model_record, sample_record
-from dlmbench.runs.prices import Prices
+from dlmbench.runs.local import LocalRunner
+from dlmbench.runs.prices import PriceList
+from dlmbench.runs.record import Calibration, Environment, Json, Sample, Speed, Trace
+from dlmbench.runs.runner import Loaders, Run, sample_of
 from dlmbench.threads import THREADS
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """Work that is done in one go, and done again elsewhere when its worker is lost."""
 
-    spec: RunSpec  # resolved, its places absolute
+    spec: RunSpec  # settled, its places absolute
     key: str  # of the run, as the driver found it
     items: tuple[str, ...] = ()  # keys of the items to make; none: measure
-    samples: tuple[dict[str, Any], ...] = field(default=(), repr=False)  # all of the run, for measuring
-    prices: Prices = field(default_factory=Prices, repr=False)  # known so far
+    samples: tuple[Sample, ...] = field(default=(), repr=False)  # all of the run, for measuring
+    prices: PriceList = field(default_factory=PriceList, repr=False)  # known so far
     timed: bool = True  # False: the run is finished and only lacks recorded steps
     traces: int = 0  # items to record
     threads: int = 1  # of torch on the CPU
@@ -41,47 +43,60 @@ class Piece:
         return self.spec.device
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What comes back for a shard: samples, or everything that was measured."""
+
+    environment: Environment
+    samples: tuple[Sample, ...] = ()
+    model: dict[str, Json] = field(default_factory=dict)
+    speed: Speed | None = None
+    calibration: Calibration | None = None
+    traces: tuple[Trace, ...] = ()
+
+
 class Worker:
-    """Does pieces, one after another."""
+    """Does shards, one after another."""
 
-    def __init__(self, source: Source | None = None):
-        self.local = Local(source)
-        self._engine: tuple[str, Any] = ("", None)  # the last cell's
+    def __init__(self, loaders: Loaders | None = None):
+        self.local = LocalRunner(loaders)
+        self._engine: tuple[str, Any] = ("", None)  # the last run's
 
-    def work(self, piece: Piece) -> dict[str, Any]:
-        """The answer to one piece: {"environment", "samples"}, or for measuring {"environment", "model", "speed",
-        "calibration", "traces"}.
+    def work(self, shard: Shard) -> Answer:
+        """The answer to one shard.
 
         Raises RunError when the run is not the driver's, and whatever generating and scoring raise.
         """
-        THREADS.at_most(piece.threads)
-        spec = replace(piece.spec, out=os.devnull)  # nothing is looked up or written here
-        job = self.local.job(replace(spec.check(), spec=spec.resolved()))
-        if job.key != piece.key:
+        THREADS.at_most(shard.threads)
+        spec = replace(shard.spec, out=os.devnull)  # nothing is looked up or written here
+        run = self.local.catalog.run(spec.resolve())
+        if run.key != shard.key:
             raise RunError(
-                f"A worker found another run than the driver for {job.cell.label} on {spec.task}: weights, data or "
+                f"A worker found another run than the driver for {run.label} on {spec.task}: weights, data or "
                 "dlmbench differ between the machines. Give all of them the same files."
             )
-        if self._engine[0] != job.key:
+        if self._engine[0] != run.key:
             self._engine = ("", None)  # its networks go before others are loaded
-            self._engine = (job.key, self.local.source.build(job.cell))
-        answer = self._measured(piece, job) if piece.measures else self._samples(piece, job)
-        return {"environment": here(job.cell), **answer}
+            self._engine = (run.key, self.local.loaders.build(run.resolved))
+        answer = self._measured(shard, run) if shard.measures else self._sampled(shard, run)
+        return replace(answer, environment=run.environment())
 
-    def _samples(self, piece: Piece, job: Job) -> dict[str, Any]:
+    def _sampled(self, shard: Shard, run: Run) -> Answer:
         from dlmbench.tasks.lm import evaluate
 
-        items = [item for item in job.items if item.key in set(piece.items)]
-        found = evaluate(job.task, self._engine[1], items, seed=job.cell.spec.seed)
-        return {"samples": [sample_record(*one) for one in found]}
+        items = [item for item in run.items if item.key in set(shard.items)]
+        found = evaluate(run.task, self._engine[1], items, seed=run.resolved.spec.seed)
+        return Answer(run.environment(), samples=tuple(sample_of(*one) for one in found))
 
-    def _measured(self, piece: Piece, job: Job) -> dict[str, Any]:
-        engine, answer = self._engine[1], {}
-        if piece.timed:
-            self.local.prices = piece.prices
-            answer["speed"] = self.local.speed(job, engine, piece.samples)
-            answer["calibration"] = self.local.calibration(job, engine, piece.samples)
-            answer["model"] = model_record(job, engine)
-        self.local.traces = piece.traces
-        answer["traces"] = self.local.record(job, engine, piece.samples) if piece.traces else []
-        return answer
+    def _measured(self, shard: Shard, run: Run) -> Answer:
+        engine, answer = self._engine[1], Answer(run.environment())
+        if shard.timed:
+            self.local.prices = shard.prices
+            answer = replace(
+                answer,
+                speed=self.local.speed(run, engine, shard.samples),
+                calibration=self.local.calibration(run, engine, shard.samples),
+                model=run.described(engine),
+            )
+        self.local.traces = shard.traces
+        return replace(answer, traces=tuple(self.local.record(run, engine, shard.samples)) if shard.traces else ())

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -124,11 +123,9 @@ def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, comp
         first = step // block * block
         window = slice(first, first + block)
         logits = model.project(pick(kept[-1], part.at[:, window]))
-        view = SimpleNamespace(
-            sampling=sampling, mask_id=config.mask_id, seed=seeds[live], total_steps=torch.full_like(live, step),
-            positions=part.offsets[:, window],
-        )  # fmt: skip
-        best, now = Candidates(logits, view), answers[live, window]
+        clock, positions = torch.full_like(live, step), part.offsets[:, window]
+        best = Candidates(logits, sampling, config.mask_id, seeds[live], clock, positions)
+        now = answers[live, window]
         chosen = top_n(-best.entropy, part.valid[:, window] & (now == config.mask_id), 1)
         answers[live, window] = now = torch.where(chosen, best.tokens, now)
         order[live, window] = order[live, window].masked_fill(chosen, step)

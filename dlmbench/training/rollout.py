@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dlmbench.backbone import Transformer, load_checkpoint, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional
-from dlmbench.backbone.loading import checkpoint_folder, read_config
+from dlmbench.backbone.configuration import read_config
+from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError

@@ -135,8 +135,8 @@ def _row_view(tokens: torch.Tensor, backbone: Transformer) -> SimpleNamespace:
     length = tokens.shape[1]
     positions = torch.arange(length).unsqueeze(0)
     return SimpleNamespace(
-        tokens=tokens, positions=positions, valid=positions >= 0, ends=torch.tensor([length]), longest=length,
-        live=torch.tensor([True]), predicted=None,
+        tokens=tokens, positions=positions, valid=positions >= 0, ends=torch.tensor([length]), max_row=length,
+        live=torch.tensor([True]),
     )  # fmt: skip
 
 

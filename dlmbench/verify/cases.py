@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.errors import DlmbenchError, RequestError
 
 ADAPTERS = {  # method of a case -> module with check(case) and check_forward(file)
@@ -46,6 +47,13 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "simsd": "dlmbench.verify.simsd",
     "simsd_mask": "dlmbench.verify.simsd",
     "simsd_acceptance": "dlmbench.verify.simsd",
+    "a2d_mdlm": "dlmbench.verify.a2d",
+    "a2d_bd3lm": "dlmbench.verify.a2d",
+    "a2d_bd3lm_v0": "dlmbench.verify.a2d",
+    "a2d_bd3lm_grid0": "dlmbench.verify.a2d",
+    "a2d_quota": "dlmbench.verify.a2d",
+    "illada_var_generate": "dlmbench.verify.illada",
+    "dreamreasoner": "dlmbench.verify.sdar",
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
@@ -62,6 +70,7 @@ SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters ca
 UNITS = {  # files of many small cases: the list that holds them -> method of each
     "masks": "simsd_mask",
     "cases": "simsd_acceptance",
+    "quotas": "a2d_quota",
 }
 
 
@@ -96,6 +105,11 @@ class Case:
 
     def weights(self, field: str = "weights") -> Path:
         return self.folder / self.raw[field]
+
+    def told(self, attention: str | None = None) -> Told:
+        """What the case says of its weights and their files need not."""
+        mask = self.params.get("mask_id", self.params.get("mask_token_id"))
+        return Told(Descriptor(attention=attention, mask_id=mask))
 
     def know(self, fields: set[str], params: set[str], expected: set[str]) -> None:
         """Fail on any field that the adapter has not been taught."""
@@ -213,11 +227,8 @@ def _forward_check(file: Path):
         with safe_open(file, framework="pt") as handle:
             weights = handle.metadata().get("weights", "")
         config = json.loads((file.parent / weights / "config.json").read_text())
-        area = "mrp" if config.get("num_nextn_predict_layers") else config.get("model_type")
-        module = {"sdar": "dlmbench.verify.sdar", "mrp": "dlmbench.verify.mrp"}.get(area)
-        if module is None:
-            raise Mismatch(f"no adapter knows forwards of model type {config.get('model_type')!r}")
-        importlib.import_module(module).check_forward(file)
+        area = "mrp" if config.get("num_nextn_predict_layers") else "sdar"
+        importlib.import_module(f"dlmbench.verify.{area}").check_forward(file)
 
     return check
 

@@ -1,4 +1,4 @@
-"""Golden cases of LLaDA's own decoder (card of LLaDA).
+"""Golden cases of LLaDA's own decoder.
 
 Compared: ids, every step with empty ones, calls and row-forwards (guidance has two a call).
 """
@@ -24,14 +24,14 @@ def check(case: Case, device: str = "cpu") -> None:
     steps = blocks_and_steps(params, params["block_length"])
     decoder = Static(StaticConfig(steps=steps, schedule="quota", order=ORDERS[params["remasking"]]))
     batch = run(
-        case, decoder, params["block_length"], guidance=params["cfg_scale"], sampling=_sampling(params),
+        case, decoder, params["block_length"], guidance=params["cfg_scale"], sampling=sampling_of(params),
         eos_id=params.get("eos_id"), device=device,
     )  # fmt: skip
     compare(case, batch)
     equal("row_forwards", row_forwards(batch), case.expected["row_forwards"])
 
 
-def _sampling(params: dict) -> Sampling:
+def sampling_of(params: dict) -> Sampling:
     banned = (params["eos_id"],) if params["logits_eos_inf"] else ()
     last = (params["eos_id"], params["eot_id"]) if params["confidence_eos_eot_inf"] else ()
     return Sampling(params["temperature"], confidence="clean", banned=banned, last=last)

@@ -327,12 +327,12 @@ def _pass(module: MRPModule, ids, hidden, positions, block: int, cache: KVCache 
     offset = 0 if cache is not None else int(positions[0])
     cache = cache or KVCache(module.config, 1, len(ids), ids.device, torch.float32)
     slots, row = (positions - offset).view(1, -1), torch.zeros(1, dtype=torch.long)
-    places = cache.places(row, slots, torch.ones(1, dtype=torch.bool))
+    slot_mapping = cache.slot_mapping(row, slots, torch.ones(1, dtype=torch.bool))
     if int(slots[0, 0]):
-        bias = cache.before(slots[:, -1] + 1, cache.capacity)
+        bias = cache.prefix_bias(slots[:, -1] + 1, cache.capacity)
     else:
         bias = block_causal(slots, block, torch.float32)
-    return module(ids, hidden, positions, CachedAttention(cache, places, [Group(positions.view(1, -1), bias)]))
+    return module(ids, hidden, positions, CachedAttention(cache, slot_mapping, [Group(positions.view(1, -1), bias)]))
 
 
 def _close(what: str, ours: torch.Tensor, expected: torch.Tensor) -> None:

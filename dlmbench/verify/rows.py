@@ -13,6 +13,7 @@ import torch
 
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
+from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Generation, Request
@@ -101,8 +102,7 @@ def run(
 ) -> Batch:
     """Decode all rows of a case together."""
     params = case.params
-    model = load_checkpoint(case.weights(), device)
-    model.config = replace(model.config, mask_id=params.get("mask_id", params.get("mask_token_id")))
+    model = load_checkpoint(case.weights(), device, told=case.told("full"))
     if eos_id is not None:
         model.config = replace(model.config, eos_ids=(eos_id,))
     network = Bidirectional("target", model, block_length, policy, guidance)
@@ -141,7 +141,7 @@ def blocks_and_steps(params: dict, block_length: int) -> int:
 def check(case: Case, device: str = "cpu") -> None:
     """Best ids, their logits and the log-sum-exp at the listed positions; Dream's are those before the shift."""
     case.know(FIELDS, {"shifted"}, {"vocab", "rows"})
-    model = load_checkpoint(case.weights(), device)
+    model = load_checkpoint(case.weights(), device, told=Told(Descriptor(attention="full", mask_id=0)))
     equal("vocab", model.config.vocab_size, case.expected["vocab"])
     if case.params.get("shifted"):
         raise Mismatch("forwards are compared before the shift, this case holds shifted ones")

@@ -1,4 +1,5 @@
-"""Golden cases of the SDAR backbone and its own decoders (card of SDAR).
+"""Golden cases of the SDAR backbone and its own decoders, and of DreamReasoner's, which are the same but for an entropy
+of the proposed token alone and a last step that reveals whatever is left.
 
 Compared: all ids up to the end of the last decoded block, every step, the forwards by kind, and where decoding stopped.
 The official loop spends a separate store forward on every block, so cases run with ``store=separate``; ids and steps
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.attention import CachedAttention, Group, block_causal
 from dlmbench.backbone.cache import KVCache
+from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.entropy import Entropy, EntropyConfig
 from dlmbench.decoders.predict import Sampling
@@ -25,7 +27,9 @@ from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Generation, Request
 from dlmbench.verify.cases import Case, Mismatch, equal
 
-FIELDS = {"id", "family", "weights", "method", "params", "source", "prompt_ids", "min_top1_top2_margin", "expected"}
+FIELDS = {
+    "id", "family", "weights", "method", "params", "source", "note", "prompt_ids", "min_top1_top2_margin", "expected",
+}  # fmt: skip
 PARAMS = {
     "mask_id", "temperature", "top_k", "top_p", "block_length", "denoising_steps", "gen_length", "remasking_strategy",
     "confidence", "eb_threshold", "confidence_threshold", "stop_token_ids",
@@ -62,11 +66,11 @@ def _compare(case: Case, run: Generation) -> None:
 
 def _run(case: Case, store: str, device: str) -> Generation:
     params = case.params
-    model = load_checkpoint(case.weights(), device)
-    model.config = replace(model.config, mask_id=params["mask_id"], eos_ids=tuple(params.get("stop_token_ids") or ()))
+    model = load_checkpoint(case.weights(), device, told=case.told("block_causal"))
+    model.config = replace(model.config, eos_ids=tuple(params.get("stop_token_ids") or ()))
     sampling = Sampling(params["temperature"], params["top_k"], params["top_p"], _confidence(params["confidence"]))
     network = Network("target", model, params["block_length"], store)
-    engine = Engine({"target": network}, _decoder(params), sampling=sampling)
+    engine = Engine({"target": network}, _decoder(params, case.raw["method"]), sampling=sampling)
     request = Request(case.raw["id"], tuple(case.raw["prompt_ids"]), params["gen_length"])
     return engine.generate([request], trace=True)[0]
 
@@ -75,7 +79,7 @@ def _confidence(name: str) -> str:
     return {"full_softmax": "full", "post_truncation_softmax": "truncated"}[name]
 
 
-def _decoder(params: dict):
+def _decoder(params: dict, method: str):
     steps = params["denoising_steps"]
     match params["remasking_strategy"]:
         case "low_confidence_static":
@@ -85,6 +89,8 @@ def _decoder(params: dict):
         case "sequential":
             return Sequential(SequentialConfig(steps=steps))
         case "entropy_bounded":
+            if method == "dreamreasoner":
+                return Entropy(EntropyConfig(budget=params["eb_threshold"], rule="chosen", steps=steps))
             return Entropy(EntropyConfig(budget=params["eb_threshold"]))
         case other:
             raise Mismatch(f"unknown remasking_strategy {other!r}")
@@ -95,7 +101,7 @@ def check_forward(file: Path) -> None:
     with safe_open(file, framework="pt") as handle:
         meta = handle.metadata()
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-    model = load_checkpoint(file.parent / meta["weights"])
+    model = load_checkpoint(file.parent / meta["weights"], told=Told(Descriptor(attention="block_causal", mask_id=0)))
     block, prefix = int(meta["block_length"]), int(meta["prefill_length"])
     ids, positions = tensors["input_ids"].view(1, -1), tensors["position_ids"].view(1, -1)
     bias = block_causal(positions, block, torch.float32)
@@ -107,7 +113,7 @@ def check_forward(file: Path) -> None:
 
         def cached(first: int, last: int, seen_bias: torch.Tensor) -> torch.Tensor:
             part = positions[:, first:last]
-            attend = CachedAttention(cache, cache.places(None, part), [Group(part, seen_bias)])
+            attend = CachedAttention(cache, cache.slot_mapping(None, part), [Group(part, seen_bias)])
             return model.project(model(model.embed(ids[0, first:last]), part.reshape(-1), attend)).unsqueeze(0)
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))
@@ -115,7 +121,7 @@ def check_forward(file: Path) -> None:
         keys = cache.leading(prefix)[0][0]
         _close("layer0_key_cache", keys, tensors["layer0_key_cache"])
         whole = ids.shape[1]
-        last = cached(prefix, whole, cache.before(torch.tensor([whole]), whole))
+        last = cached(prefix, whole, cache.prefix_bias(torch.tensor([whole]), whole))
         _close("block_logits", last, tensors["block_logits"])
 
 

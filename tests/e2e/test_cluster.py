@@ -16,10 +16,12 @@ from tiny import make_data, make_model
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError, RunError
 from dlmbench.request import SweepSpec
+from dlmbench.request.resolved import Anywhere
 from dlmbench.runs import find_runs
-from dlmbench.runs.local import Local
-from dlmbench.runs.pool import Lost, Pool, Seat
-from dlmbench.runs.ray import TRIES, Cluster
+from dlmbench.runs.local import LocalRunner
+from dlmbench.runs.pool import Lost, Pool, WorkerSlot
+from dlmbench.runs.ray import TRIES, RayRunner
+from dlmbench.runs.record import plain
 from dlmbench.runs.sweep import run_sweep
 from dlmbench.runs.worker import Worker
 
@@ -51,16 +53,15 @@ def sweep_of(place, out, gen_length=16, **more):
     return SweepSpec.from_flags({**given, **more})
 
 
-def run(sweep, executor):
-    return run_sweep(sweep, sweep.checked()[0], executor).folders
+def run(sweep, runner):
+    return run_sweep(sweep, sweep.resolve(Anywhere())[0], runner).folders
 
 
 def content(out):
     """What must not depend on who did it: ids, text, scores and counts of every item of every run."""
     return {
         folder.name: sorted(
-            json.dumps({k: v for k, v in sample.items() if k != "seconds"}, sort_keys=True)
-            for sample in folder.samples()
+            json.dumps(plain(replace(sample, seconds=0.0)), sort_keys=True) for sample in folder.samples
         )
         for folder in find_runs(out)
     }
@@ -68,67 +69,67 @@ def content(out):
 
 @pytest.fixture(scope="module")
 def expected(place):
-    run(sweep_of(place, "local"), Local())
+    run(sweep_of(place, "local"), LocalRunner())
     return content(place / "local")
 
 
 class InProcess:
-    """A pool of pretended workers on pretended nodes, which do their pieces when they are waited for."""
+    """A pool of pretended workers on pretended nodes, which do their shards when they are waited for."""
 
     worker = None
 
-    def __init__(self, seats=("a", "a", "b"), lose=()):
-        self.seats = [Seat(None, "cpu", node) for node in seats]
-        self.lose = set(lose)  # numbers of the pieces, in the order in which they were given, that are lost
+    def __init__(self, slots=("a", "a", "b"), lose=()):
+        self.slots = [WorkerSlot(None, "cpu", node) for node in slots]
+        self.lose = set(lose)  # numbers of the shards, in the order in which they were given, that are lost
         self.given, self.alone = [], 0
 
     def capacity(self, kind):
-        return len(self.seats) if kind == "cpu" else 0
+        return len(self.slots) if kind == "cpu" else 0
 
     def staff(self, kind, wanted):
         pass
 
-    def give(self, seat, piece):
-        assert seat.free
-        seat.piece = piece
-        if piece.measures:
-            assert not [other for other in self.seats if other.node == seat.node and other.piece and other is not seat]
+    def give(self, slot, shard):
+        assert slot.free
+        slot.shard = shard
+        if shard.measures:
+            assert not [other for other in self.slots if other.node == slot.node and other.shard and other is not slot]
             self.alone += 1
-        self.given.append((seat, piece))
+        self.given.append((slot, shard))
 
     def wait(self):
-        number = next((n for n, (seat, piece) in enumerate(self.given) if seat.piece is piece), None)
+        number = next((n for n, (slot, shard) in enumerate(self.given) if slot.shard is shard), None)
         if number is None:
             raise AssertionError("nobody works and nobody is given work")
-        seat, piece = self.given[number]
-        seat.piece = None
+        slot, shard = self.given[number]
+        slot.shard = None
         if number in self.lose:
-            self.seats.remove(seat)
-            self.seats.append(Seat(None, "cpu", seat.node))
-            return [(piece, Lost())]
+            self.slots.remove(slot)
+            self.slots.append(WorkerSlot(None, "cpu", slot.node))
+            return [(shard, Lost())]
         InProcess.worker = InProcess.worker or Worker()
-        return [(piece, InProcess.worker.work(piece))]
+        return [(shard, InProcess.worker.work(shard))]
 
 
-@pytest.mark.parametrize("seats", [("a",), ("a", "a", "b", "c")], ids=["one worker", "four workers"])
-def test_any_number_of_workers_gives_the_samples_of_the_local_executor(place, expected, seats):
-    out, pool = f"with-{len(seats)}", InProcess(seats)
-    folders = run(sweep_of(place, out), Cluster(pool))
+@pytest.mark.parametrize("slots", [("a",), ("a", "a", "b", "c")], ids=["one worker", "four workers"])
+def test_any_number_of_workers_gives_the_samples_of_the_local_executor(place, expected, slots):
+    out, pool = f"with-{len(slots)}", InProcess(slots)
+    folders = run(sweep_of(place, out), RayRunner(pool))
     assert content(place / out) == expected and len(folders) == 3
-    assert all(folder.finished and len(folder.traces()) == 4 for folder in folders)
+    assert all(folder.finished and len(folder.traces) == 4 for folder in folders)
     assert not list((place / out).rglob(".lock"))
     assert pool.alone == 3, "every cell was measured, with its node for itself"
-    prices = [folder.manifest()["calibration"]["prices"] for folder in folders]
+    prices = [folder.manifest.prices for folder in folders]
     shared = set.intersection(*map(set, prices))
     assert shared and all(len({one[width] for one in prices}) == 1 for width in shared), "one price for one forward"
-    again = InProcess(seats)
-    run(sweep_of(place, out), Cluster(again))
+    again = InProcess(slots)
+    run(sweep_of(place, out), RayRunner(again))
     assert not again.given, "a finished sweep gives nobody work"
 
 
 def test_lost_pieces_are_done_again_and_nothing_twice(place, expected):
     pool = InProcess(lose=(0, 3, 4, 7))
-    cluster = Cluster(pool)
+    cluster = RayRunner(pool)
     run(sweep_of(place, "lossy"), cluster)
     assert cluster.lost == 4
     assert content(place / "lossy") == expected
@@ -142,43 +143,44 @@ def test_a_stopped_sweep_goes_on_with_either_executor(place, expected):
             return super().wait()
 
     with pytest.raises(KeyboardInterrupt):
-        run(sweep_of(place, "stopped"), Cluster(Stops()))
+        run(sweep_of(place, "stopped"), RayRunner(Stops()))
     assert not list((place / "stopped").rglob(".lock"))
-    left = [len(folder.samples()) for folder in find_runs(place / "stopped")]
+    left = [len(folder.samples) for folder in find_runs(place / "stopped")]
     assert 0 < sum(left) < 3 * ITEMS
-    run(sweep_of(place, "stopped"), Local())
+    run(sweep_of(place, "stopped"), LocalRunner())
     assert content(place / "stopped") == expected
 
 
 def test_a_piece_that_kills_its_workers_ends_the_sweep(place):
     with pytest.raises(RunError, match="lost one after another.*same command goes on"):
-        run(sweep_of(place, "deadly"), Cluster(InProcess(("a",), lose=range(TRIES))))
+        run(sweep_of(place, "deadly"), RayRunner(InProcess(("a",), lose=range(TRIES))))
 
 
 def test_a_worker_with_other_files_is_refused(place):
-    piece = None
+    shard = None
 
     class Keeps(InProcess):
         def wait(self):
-            nonlocal piece
-            piece = self.given[0][1]
+            nonlocal shard
+            shard = self.given[0][1]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(sweep_of(place, "elsewhere"), Cluster(Keeps()))
+        run(sweep_of(place, "elsewhere"), RayRunner(Keeps()))
     make_model(place / "other", seed=1)
     with pytest.raises(RunError, match="another run than the driver"):
-        Worker().work(replace(piece, spec=replace(piece.spec, model=str(place / "other"))))
+        Worker().work(replace(shard, spec=replace(shard.spec, model=str(place / "other"))))
 
 
 def test_devices_are_the_clusters(place):
     with pytest.raises(RequestError, match="the cluster has none"):
-        run(sweep_of(place, "gpus", device="cuda"), Cluster(InProcess()))
+        run(sweep_of(place, "gpus", device="cuda"), RayRunner(InProcess()))
     with pytest.raises(RequestError, match="Ray deals out the GPUs"):
-        run(sweep_of(place, "gpus", device="cuda:1"), Cluster(InProcess()))
-    cluster = Cluster(SimpleNamespace(capacity=lambda kind: 2))
-    cell = sweep_of(place, "gpus", device="auto").checked()[0][0]
-    assert (cluster._placed(cell).spec.device, cluster._placed(cell).spec.dtype) == ("cuda", "bfloat16")
+        run(sweep_of(place, "gpus", device="cuda:1"), RayRunner(InProcess()))
+    cluster = RayRunner(SimpleNamespace(capacity=lambda kind: 2))
+    cell = sweep_of(place, "gpus", device="auto").resolve(Anywhere())[0][0]
+    placed = cell.on(cluster.machine)
+    assert (placed.device, placed.dtype) == ("cuda", "bfloat16")
 
 
 def refusal(capsys, *arguments):
@@ -210,7 +212,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(capsys):
 def two_nodes(monkeypatch):
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster as Nodes
+    from ray.cluster_utils import RayRunner as Nodes
 
     small = dict(num_cpus=1, object_store_memory=100 << 20)
     nodes = Nodes(initialize_head=True, head_node_args={**small, "include_dashboard": False})
@@ -222,7 +224,7 @@ def two_nodes(monkeypatch):
 @pytest.mark.slow
 def test_a_node_killed_in_mid_sweep_costs_nothing_but_time(place, two_nodes):
     nodes, victim = two_nodes
-    run(sweep_of(place, "calm", gen_length=96), Local())
+    run(sweep_of(place, "calm", gen_length=96), LocalRunner())
     out = place / "stormy"
     sweep = sweep_of(place, "stormy", gen_length=96)
     killed = []
@@ -231,10 +233,10 @@ def test_a_node_killed_in_mid_sweep_costs_nothing_but_time(place, two_nodes):
         """Take the second node away while its worker is at work and samples of others are here."""
         began = time.monotonic()
         while time.monotonic() - began < 120:
-            at_work = [seat for seat in pool.seats if seat.node == victim.node_id and seat.piece]
+            at_work = [slot for slot in pool.slots if slot.node == victim.node_id and slot.shard]
             written = sum(file.read_bytes().count(b"\n") for file in out.glob("*/samples.jsonl"))
             if at_work and 0 < written < 2 * ITEMS:
-                killed.append(at_work[0].piece)
+                killed.append(at_work[0].shard)
                 nodes.remove_node(victim, allow_graceful=False)
                 return
             time.sleep(0.002)
@@ -242,12 +244,12 @@ def test_a_node_killed_in_mid_sweep_costs_nothing_but_time(place, two_nodes):
     with Pool(nodes.address) as pool:
         thread = threading.Thread(target=kill, args=(pool,))
         thread.start()
-        cluster = Cluster(pool)
+        cluster = RayRunner(pool)
         folders = run(sweep, cluster)
         thread.join()
     assert killed and cluster.lost == 1
     assert content(out) == content(place / "calm")
-    assert all(folder.finished and len(folder.samples()) == ITEMS for folder in folders)
+    assert all(folder.finished and len(folder.samples) == ITEMS for folder in folders)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 
 from dlmbench.backbone.loading import load_checkpoint
 from dlmbench.backbone.network import Network
+from dlmbench.decoders import testing
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
@@ -19,7 +20,7 @@ from dlmbench.models.presets import PRESETS
 from dlmbench.registry import DECODERS
 from dlmbench.tasks import cards
 from dlmbench.training.evaluate import dev_items
-from dlmbench.verify import conformance, run_folder
+from dlmbench.verify import run_folder
 
 pytestmark = [
     pytest.mark.cuda,
@@ -58,8 +59,8 @@ def ids(generations):
 
 def tiny(name, attention, requests, setting="", device="cuda", **options):
     cls = DECODERS.get(name)
-    decoder = cls(conformance._config(cls, setting))
-    engine = Engine(conformance._networks(decoder, attention, device), decoder, batch_size=3, **options)
+    decoder = cls(testing.options_of(cls, setting))
+    engine = Engine(testing.tiny_networks(decoder, attention, device), decoder, batch_size=3, **options)
     return engine, engine.generate(requests)
 
 
@@ -71,7 +72,7 @@ def test_golden_cases_in_float32(area):
 
 @pytest.mark.parametrize("name, attention, setting, options", [(*case, "", {}) for case in CASES] + OTHERS)
 def test_recorded_steps_equal_plain_ones(name, attention, setting, options):
-    items = conformance._requests(3)
+    items = testing.random_requests(3)
     _, plain = tiny(name, attention, items, setting, graphs=False, **options)
     engine, replayed = tiny(name, attention, items, setting, **options)
     assert ids(replayed) == ids(plain) and [g.counts for g in replayed] == [g.counts for g in plain]
@@ -81,7 +82,7 @@ def test_recorded_steps_equal_plain_ones(name, attention, setting, options):
 
 @pytest.mark.parametrize("name, attention", SAMPLED)
 def test_recorded_steps_draw_what_plain_ones_draw(name, attention):
-    items, sampling = conformance._requests(3), Sampling(temperature=1.0, top_k=20)
+    items, sampling = testing.random_requests(3), Sampling(temperature=1.0, top_k=20)
     _, plain = tiny(name, attention, items, graphs=False, sampling=sampling)
     _, replayed = tiny(name, attention, items, sampling=sampling)
     assert ids(replayed) == ids(plain) and len(set(map(tuple, ids(plain)))) > 1
@@ -154,9 +155,9 @@ def test_an_engine_records_again_after_its_graphs_are_gone():
 
 def test_a_step_that_cannot_be_recorded_leaves_the_next_engine_as_it_was():
     class Reading(Threshold):
-        def decide(self, view, logits):
-            self.seen = logits.amax().item()
-            return super().decide(view, logits)
+        def decide(self, view, forward):
+            self.seen = forward.logits.amax().item()
+            return super().decide(view, forward)
 
     config, items = ThresholdConfig(tau=0.9), requests(8)
     here, engine = torch.cuda.current_stream(), nano(decoder=Reading(config), batch_size=8)
@@ -169,7 +170,7 @@ def test_a_step_that_cannot_be_recorded_leaves_the_next_engine_as_it_was():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
 def test_another_device_than_the_first_records_on_its_own():
-    items = conformance._requests(3)
+    items = testing.random_requests(3)
     _, first = tiny("threshold", "block_causal", items)
     engine, second = tiny("threshold", "block_causal", items, device="cuda:1")
     assert ids(second) == ids(first) and engine.graphs.refused is None and engine.graphs.steps

@@ -7,10 +7,10 @@ import pytest
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
-from dlmbench.runs.estimate import Planned, Trial, _nearest, _one_of_each_method_first
-from dlmbench.runs.preflight import Need, checkpoint_here, worst
 from dlmbench.models.presets import Preset
 from dlmbench.runs import find_runs
+from dlmbench.runs.estimate import Planned, Trial, _nearest, _one_of_each_method_first
+from dlmbench.runs.preflight import Need, checkpoint_here, worst
 
 ITEMS = 16
 
@@ -56,8 +56,8 @@ def test_the_estimate_foretells_the_sweep(place, call):
     assert code == 0 and json.loads(out)["estimate"]["runs"] == 1 and not (place / "out").exists()
 
     assert call("sweep", *SWEEP, "--json")[0] == 0
-    samples = [sample for run in find_runs(place / "out") for sample in run.samples()]
-    forwards = sum(sum(sample["widths"].values()) for sample in samples)
+    samples = [sample for run in find_runs(place / "out") for sample in run.samples]
+    forwards = sum(sum(sample.forwards.values()) for sample in samples)
     size = sum((run.path / "samples.jsonl").stat().st_size for run in find_runs(place / "out"))
     assert guess["forwards"] == pytest.approx(forwards, rel=0.1)
     assert guess["results_gb"] * 1e9 == pytest.approx(size, rel=0.1)
@@ -120,7 +120,7 @@ def trial(seconds):
 def test_every_method_is_tried_before_a_second_setting_and_neighbours_lend_to_the_others():
     cells = [planned("a"), planned("a"), planned("a"), planned("b"), planned("b"), planned("c", "u")]
     order = list(_one_of_each_method_first(cells))
-    assert [one.cell.spec.method for one in order] == ["a", "b", "c", "a", "b", "a"]
+    assert [one.resolved.spec.method for one in order] == ["a", "b", "c", "a", "b", "a"]
     cells[0].trial, cells[2].trial, cells[3].trial = trial(1), trial(3), trial(4)
     assert _nearest(cells, 1).seconds in (1, 3)
     assert _nearest(cells, 4).seconds == 4

@@ -49,7 +49,7 @@ def test_a_speculative_run_has_the_ids_of_static_and_prices_its_helper(place, ca
     assert {key: line["ids"] for key, line in ours.items()} == {key: line["ids"] for key, line in static.items()}
     prices = manifest["calibration"]["prices"]
     for line in ours.values():
-        assert set(line["widths"]) <= set(prices)
+        assert set(line["forwards"]) <= set(prices)
         assert line["counts"]["head"]["denoise"]["calls"] > 0 and line["proposed"] >= sum(line["accepted"]) > 0
         assert set(line["counts"]["target"]) <= {"prefill", "seed", "verify"}
 

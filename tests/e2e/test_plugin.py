@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from dlmbench.verify.conformance import conformance, decoders_of
+from dlmbench.decoders.testing import conformance, decoders_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "left_run.py"

@@ -157,9 +157,9 @@ def test_no_golden_cases_at_all_is_a_fault(proof, tmp_path):
 class Reading(DECODERS.get("static")):
     attention = ("block_causal",)
 
-    def decide(self, view, logits):
-        self.seen = logits.amax().item()
-        return super().decide(view, logits)
+    def decide(self, view, forward):
+        self.seen = forward.logits.amax().item()
+        return super().decide(view, forward)
 
 
 class Forgetful(Tape):

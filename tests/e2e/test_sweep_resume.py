@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from tiny import make_data, make_model
 from dlmbench.cli.app import main
 from dlmbench.report.table import TIMING
 from dlmbench.runs import find_runs
+from dlmbench.runs.record import plain
 
 ITEMS = 16
 
@@ -69,11 +71,8 @@ SWEEP = ["--method", "threshold,static", "--threshold", "0.005,0.9", "--set", "s
 
 def content(out: Path) -> dict:
     """What must not depend on kills: ids, text, scores and counts of every item of every run."""
-    timing = ("seconds",)
     return {
-        run.name: sorted(
-            json.dumps({k: v for k, v in sample.items() if k not in timing}, sort_keys=True) for sample in run.samples()
-        )
+        run.name: sorted(json.dumps(plain(replace(sample, seconds=0.0)), sort_keys=True) for sample in run.samples)
         for run in find_runs(out)
     }
 
@@ -101,14 +100,14 @@ def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
         return len(lines) == 2 and 3 <= lines[0] < ITEMS
 
     kill_when(process, in_the_second_cell)
-    (torn,) = [run for run in find_runs(out) if not run.finished and run.samples()]
-    left = len(torn.samples())
+    (torn,) = [run for run in find_runs(out) if not run.finished and run.samples]
+    left = len(torn.samples)
     with open(torn.path / "samples.jsonl", "a") as stream:
         stream.write('{"key": "test/')  # what a kill in the middle of a write leaves
     before = {run.name: (run.path / "samples.jsonl").read_bytes() for run in find_runs(out) if run.finished}
 
     assert call(capsys, "sweep", *SWEEP, *command(place, "killed"))[0] == 0
-    assert 3 <= left < ITEMS and len(torn.samples()) == ITEMS
+    assert 3 <= left < ITEMS and len(torn.samples) == ITEMS
     for name, samples in before.items():
         assert (out / name / "samples.jsonl").read_bytes() == samples, "finished runs are left alone"
 
@@ -141,7 +140,7 @@ def test_a_finished_run_is_a_no_op_that_prints_its_table(place, capsys, monkeypa
     def refuse(*_):
         raise AssertionError("a finished run loaded its model")
 
-    monkeypatch.setattr("dlmbench.runs.local._build", refuse)
+    monkeypatch.setattr("dlmbench.runs.runner._build", refuse)
     assert call(capsys, *arguments) == (0, first)
     assert stamps == {file: file.stat().st_mtime_ns for file in (place / "again").rglob("*") if file.is_file()}
     # another method on the same items finds the same baselines
@@ -165,18 +164,15 @@ def test_a_run_that_went_on_elsewhere_names_both_environments_and_prices_every_s
     arguments = ["run", "--method", "static", *command(place, "moved", "--against", "none", "--json")]
     call(capsys, *arguments)
     (run,) = find_runs(place / "moved")
-    assert "environments" not in run.manifest() and run.manifest()["calibration"]["interpolated"] == []
+    assert run.manifest.environments == [] and run.manifest.calibration.interpolated == []
     (run.path / "metrics.json").unlink()
     lines = (run.path / "samples.jsonl").read_text().splitlines()
     (run.path / "samples.jsonl").write_text("\n".join(lines[:10]) + "\n")
     monkeypatch.setattr("dlmbench.runs.environment.commit", lambda: "second")
     assert call(capsys, *arguments)[0] == 0
-    manifest = run.manifest()
-    assert [(one["commit"], one["samples_before"]) for one in manifest["environments"]] == [
-        ("first", 0),
-        ("second", 10),
-    ]
-    assert manifest["environment"]["commit"] == "second"
+    manifest = run.manifest
+    assert [(one.commit, one.samples_before) for one in manifest.environments] == [("first", 0), ("second", 10)]
+    assert manifest.environment.commit == "second"
 
 
 def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
@@ -184,16 +180,15 @@ def test_scores_can_be_renewed_from_the_stored_texts(place, capsys):
     code, out = call(capsys, "run", "--method", "static", *arguments)
     assert code == 0 and json.loads(out)["run"]["accuracy"] == 0.0
     (run,) = find_runs(place / "scored")
-    samples = run.samples()
-    samples[0]["text"] = "the answer is\n#### 2"  # item test/0: 0 plus 2
-    assert {sample["key"] for sample in samples[:2]} == {"test/0", "test/1"}
+    first, second, *others = run.samples
+    assert {first.key, second.key} == {"test/0", "test/1"}
     with run.writing() as writer:
-        writer.samples(sorted(samples, key=lambda sample: sample["key"]))
+        writer.samples([replace(first, text="the answer is\n#### 2"), second, *others])  # item test/0: 0 plus 2
     code, out = call(capsys, "score", str(place / "scored"), "--data-dir", str(place / "data"), "--json")
     assert code == 0
     (row,) = json.loads(out)["runs"]
     assert row["changed"] == 1 and row["accuracy"] == pytest.approx(1 / ITEMS)
-    assert run.metrics()["speed"]["items"] == 8, "what was measured stays"
+    assert run.metrics.speed.items == 8, "what was measured stays"
 
 
 def test_chat_prompts_of_a_local_checkpoint_are_scored_with_its_folder(place, capsys):
@@ -254,7 +249,7 @@ def test_dry_run_plans_and_leaves_nothing(place, capsys):
 
 def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr("dlmbench.tasks.data.PROBE_SECONDS", 0.2)
-    monkeypatch.setattr("dlmbench.runs.local._build", lambda *_: 1 / 0)
+    monkeypatch.setattr("dlmbench.runs.runner._build", lambda *_: 1 / 0)
     with pytest.raises(SystemExit) as leaving:
         main(
             ["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"), "--out", str(place / "no")]
@@ -272,15 +267,15 @@ from dlmbench.registry import DECODERS
 
 @dataclass(frozen=True)
 class Options:
-    share: float = option(0.5, "share of the block revealed a step", knob=True)
+    share: float = option(0.5, "share of the block revealed a step", threshold=True)
 
 
 class Share(StepDecoder):
     name = "share"
     Config = Options
 
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         number = max(1, int(self.config.share * view.block_length))
         return Decision(best.tokens, top_n(best.log_odds, view.masked, number))
 

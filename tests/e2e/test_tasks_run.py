@@ -53,7 +53,7 @@ class ToyEngine:
                 text = text.split(stop)[0]
             made[request.key] = Generation(
                 key=request.key, ids=[ord(c) for c in text], raw_ids=[], text=text, tokens=len(text), counts={},
-                widths={}, seconds=0.0, stop_reason="eos",
+                forward_counts={}, seconds=0.0, stop_reason="eos",
             )  # fmt: skip
             on_finish(made[request.key])
         return [made[request.key] for request in requests]

@@ -30,6 +30,7 @@ def make_model(folder: Path, layers: int = 2, seed: int = 0) -> str:
         eos_ids=(EOS,),
         pad_id=PAD,
         max_positions=512,
+        block_length=4,
     )
     save_checkpoint(Transformer(config).init_weights(seed), folder)
     letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}

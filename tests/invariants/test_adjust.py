@@ -10,17 +10,17 @@ from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.decoders.adjust import Adjust, AdjustConfig, due, most
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.decoders.testing import BLOCK, MASK, random_requests, tiny_model
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
 from dlmbench.heads.adjust import AdjustModule, load_module, save_module
 from dlmbench.heads.adjust_network import AdjustHead
-from dlmbench.verify.conformance import BLOCK, MASK, _model, _requests
 
 SCHEDULES = ("exact_k", "dream")
 
 
 def backbone(shift=0):
-    model = _model("full")
+    model = tiny_model("full")
     model.config = replace(model.config, shift=shift)
     return model
 
@@ -31,7 +31,7 @@ def run(config, *, shift=0, module=None, block=BLOCK, items=None, decoder=Adjust
     nets = {"target": target}
     if issubclass(decoder, Adjust):
         nets["head"] = AdjustHead((module or AdjustModule(model).init_random()).eval(), target)
-    return Engine(nets, decoder(config), **options).generate(items or _requests(4), trace=True)
+    return Engine(nets, decoder(config), **options).generate(items or random_requests(4), trace=True)
 
 
 def calls(run, role):
@@ -65,7 +65,7 @@ def test_a_sampler_that_moves_nothing_leaves_the_marginals(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("block", [BLOCK, 22])
 def test_every_position_once_and_as_many_passes_as_draws_after_the_first(schedule, block):
-    for item, ours in zip(_requests(4), run(AdjustConfig(K=3, schedule=schedule), block=block, batch_size=3)):
+    for item, ours in zip(random_requests(4), run(AdjustConfig(K=3, schedule=schedule), block=block, batch_size=3)):
         drawn = [position for step in ours.trace for position in step["positions"]]
         prompt = len(item.prompt_ids)
         assert sorted(drawn) == list(range(prompt, prompt + item.max_tokens))
@@ -78,7 +78,7 @@ def test_every_position_once_and_as_many_passes_as_draws_after_the_first(schedul
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_p=0.9)], ids=["greedy", "sampled"])
 def test_a_batch_gives_what_singles_give(schedule, sampling):
     config = AdjustConfig(K=3, schedule=schedule)
-    singles = [run(config, items=[item], sampling=sampling)[0] for item in _requests(4)]
+    singles = [run(config, items=[item], sampling=sampling)[0] for item in random_requests(4)]
     for options in ({"batch_size": 3}, {"batch_size": 7}, {"batch_size": 3, "lag": 1}):
         together = run(config, sampling=sampling, **options)
         assert [a.raw_ids for a in together] == [b.raw_ids for b in singles]

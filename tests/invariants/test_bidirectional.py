@@ -128,13 +128,13 @@ def test_frozen_keys_are_never_written_again():
     frozen = {}
 
     class Watch(Static):
-        def decide(self, view: View, logits):
+        def decide(self, view: View, forward):
             start = int(view.start[0])
             keys = network.cache.leading(start)[1][0][0].clone()
             if start in frozen:
                 assert torch.equal(keys, frozen[start])
             frozen[start] = keys
-            return super().decide(view, logits)
+            return super().decide(view, forward)
 
     Engine({"target": network}, Watch()).generate([Request("x", (10, 11, 12, 13), 18)])
     assert len(frozen) == 3
@@ -162,9 +162,9 @@ def test_guidance_is_one_call_of_two_rows_and_follows_its_formula():
     seen = []
 
     class Watch(Static):
-        def decide(self, view: View, logits):
-            seen.append((view.tokens.clone(), logits.clone()))
-            return super().decide(view, logits)
+        def decide(self, view: View, forward):
+            seen.append((view.tokens.clone(), forward.logits.clone()))
+            return super().decide(view, forward)
 
     result = decode(Watch(), [item], guidance=1.5, net=net)[0]
     assert result.counts["target"]["refresh"] | {"flops": 0} == {

@@ -2,8 +2,8 @@
 
 import pytest
 
+from dlmbench.decoders.testing import conformance, decoders_of
 from dlmbench.registry import DECODERS
-from dlmbench.verify.conformance import conformance, decoders_of
 
 HEAD = """
 import torch
@@ -15,51 +15,51 @@ class Mine(StepDecoder):
 """
 TAIL = "\nDECODERS.register('mine', Mine)\n"
 GOOD = """
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         return Decision(best.tokens, top_n(best.log_odds, view.masked, 1))
 """
 BROKEN = {
     "makes no progress": """
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         return Decision(best.tokens, view.masked & (best.confidence > 0.9))
 """,
     "reads a device value on the host": """
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         n = 2 if best.confidence.max().item() > 0.5 else 1
         return Decision(best.tokens, top_n(best.log_odds, view.masked, n))
 """,
     "already committed": """
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         return Decision((best.tokens + 1) % 80 + 5, torch.ones_like(view.masked))
 """,
     "state leaks through a refilled slot": """
     seen = None
 
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         if self.seen is None or self.seen.shape != view.step.shape:
             self.seen = torch.zeros_like(view.step)
         self.seen = self.seen + 1
         return Decision(best.tokens, top_n(best.log_odds, view.masked, 1 + (self.seen > 12).long()))
 """,
     "a batch of 2 differs from singles": """
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         n = view.masked.sum(1).amin().expand(view.masked.shape[0]) // 2 + 1
         return Decision(best.tokens, top_n(best.log_odds, view.masked, n))
 """,
     "remasks positions of the prompt": """
-    def decide(self, view, logits):
-        best = view.candidates(logits)
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
         return Decision(best.tokens, view.masked, remask=~view.masked & (view.step == 0).unsqueeze(1))
 """,
     "state 'memory' has shape": """
-    def init_state(self, rows, length, device):
-        return {"memory": torch.zeros(length, device=device)}
+    def init_state(self, rows, capacity, width, device):
+        return {"memory": torch.zeros(capacity, device=device)}
 """
     + GOOD,
     "does not hold": '    equalities = ("== static:k=2",)\n' + GOOD,

@@ -10,10 +10,10 @@ from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.guided import Guided, GuidedConfig, agrees
 from dlmbench.decoders.sequential import Sequential, SequentialConfig
+from dlmbench.decoders.testing import EOS, VOCABULARY, random_requests, tiny_model
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
 from dlmbench.request import RunSpec
-from dlmbench.verify.conformance import EOS, VOCABULARY, _model, _requests
 
 EVERYTHING = GuidedConfig(match="topk", top=VOCABULARY)
 NOTHING = GuidedConfig(match="probability", eta=1.1)
@@ -21,7 +21,7 @@ SOMETHING = GuidedConfig(match="topk", top=30, chunk=0)
 
 
 def model(attention, seed, eos, shift):
-    made = _model(attention, seed)
+    made = tiny_model(attention, seed)
     made.config = replace(made.config, eos_ids=eos, shift=1 if shift else made.config.shift)
     return made
 
@@ -34,7 +34,7 @@ def decode(config, requests=None, *, block=8, batch=3, policy="none", eos=(), sh
     if config is not None:
         nets["guide"] = Network("guide", model("causal", 8, eos, False), 1)
         decoder = Guided(config)
-    return Engine(nets, decoder, batch_size=batch, lag=lag).generate(requests or _requests(4), trace=True)
+    return Engine(nets, decoder, batch_size=batch, lag=lag).generate(requests or random_requests(4), trace=True)
 
 
 def raw(generations):
@@ -75,7 +75,7 @@ def test_text_grows_from_left_to_right_and_the_guides_tokens_never_appear():
 @pytest.mark.parametrize("policy", ["none", "prompt", "freecache", "refresh"])
 @pytest.mark.parametrize("eos", [(), (EOS, 17)])
 def test_neither_chunk_nor_batch_nor_late_flags_change_the_ids(policy, eos):
-    requests = _requests(4)
+    requests = random_requests(4)
     expected = [decode(SOMETHING, [r], batch=1, policy=policy, eos=eos)[0] for r in requests]
     for chunk in (1, 2, 5):
         ours = decode(replace(SOMETHING, chunk=chunk), requests, policy=policy, eos=eos)
@@ -98,9 +98,9 @@ def test_chunks_bound_the_rows_of_a_guide_forward():
 
 def test_an_eos_fills_the_rest_and_ends_the_row():
     for block in (8, 32):
-        plain = decode(SOMETHING, _requests(4)[:1], block=block)[0].ids
+        plain = decode(SOMETHING, random_requests(4)[:1], block=block)[0].ids
         at = next(i for i, token in enumerate(plain) if i > 2 and token not in plain[:i])
-        ours = decode(SOMETHING, _requests(4)[:1], block=block, eos=(plain[at],))[0]
+        ours = decode(SOMETHING, random_requests(4)[:1], block=block, eos=(plain[at],))[0]
         assert ours.raw_ids == plain[:at] + [plain[at]] * (len(plain) - at) and ours.stop_reason == "eos"
 
 
@@ -128,7 +128,7 @@ def test_end_tokens_count_as_one_on_both_sides():
         "target": Bidirectional("target", model("full", 7, (9,), False), 4),
         "guide": Network("guide", model("causal", 8, (11,), False), 1),
     }
-    decoder.attach(nets)
+    decoder.bind(nets, 4)
     logits = torch.zeros(1, 2, VOCABULARY)
     logits[..., 11], logits[..., 20] = 5.0, 4.0  # the guide wants to stop with its own end token
     good = decoder._agrees(torch.tensor([[9, 20]]), logits, torch.ones(1, 2))
@@ -152,9 +152,9 @@ WEIGHTS = Path(__file__).parents[1] / "golden" / "guided" / "weights"
 )
 def test_what_cannot_work_is_refused_when_the_spec_is_read(options, words):
     usual = {"method": "guided", "model": str(WEIGHTS / "dream_a"), "guide": str(WEIGHTS / "guide_qwen2_a")}
-    assert RunSpec(task="gsm8k", cache="prompt", **usual).check().companions == {"guide": usual["guide"]}
+    assert RunSpec(task="gsm8k", cache="prompt", **usual).resolve().companions == {"guide": usual["guide"]}
     with pytest.raises(RequestError, match=words):
-        RunSpec(task="gsm8k", **{**usual, **options}).check()
+        RunSpec(task="gsm8k", **{**usual, **options}).resolve()
 
 
 def test_a_guide_that_looks_ahead_is_refused():

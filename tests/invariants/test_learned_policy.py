@@ -10,12 +10,12 @@ from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.decoders.learned_policy import LearnedPolicy, LearnedPolicyConfig
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.decoders.testing import BLOCK, MASK, random_requests, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
 from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy, save_policy
 from dlmbench.heads.policy_network import PolicyHead
-from dlmbench.verify.conformance import BLOCK, MASK, _model, _requests
 
 CONFIGS = [
     LearnedPolicyConfig(),
@@ -37,17 +37,17 @@ class Rule(PolicyHead):
 
 
 def target():
-    return Bidirectional("target", _model("full"), BLOCK)
+    return Bidirectional("target", tiny_model("full"), BLOCK)
 
 
 def run(config, formula=None, items=None, **options):
     nets = {"target": target()}
     nets["head"] = Rule(formula) if formula else LearnedPolicy.head_network(nets["target"], None)
-    return Engine(nets, LearnedPolicy(config), **options).generate(items or _requests(5), trace=True)
+    return Engine(nets, LearnedPolicy(config), **options).generate(items or random_requests(5), trace=True)
 
 
 def baseline(decoder, **options):
-    return Engine({"target": target()}, decoder, **options).generate(_requests(5), trace=True)
+    return Engine({"target": target()}, decoder, **options).generate(random_requests(5), trace=True)
 
 
 def steps(run):
@@ -60,7 +60,7 @@ def calls(run):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_policy_that_always_fires_spends_one_forward_a_block(config):
-    for item, ours in zip(_requests(5), run(config, lambda c: torch.full_like(c, 1e4))):
+    for item, ours in zip(random_requests(5), run(config, lambda c: torch.full_like(c, 1e4))):
         assert calls(ours) == -(-item.max_tokens // BLOCK)
 
 
@@ -87,7 +87,7 @@ def test_a_threshold_written_as_a_policy_is_the_threshold_decoder(mode, tau):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_reveals_stay_in_the_active_block_and_every_forward_commits(config):
-    for item, ours in zip(_requests(5), run(config, batch_size=3)):
+    for item, ours in zip(random_requests(5), run(config, batch_size=3)):
         prompt = len(item.prompt_ids)
         drawn = [position for step in ours.trace for position in step["positions"]]
         blocks = [(position - prompt) // BLOCK for position in drawn]
@@ -98,7 +98,7 @@ def test_reveals_stay_in_the_active_block_and_every_forward_commits(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_batch_gives_what_singles_give(config):
-    singles = [run(config, items=[item])[0] for item in _requests(5)]
+    singles = [run(config, items=[item])[0] for item in random_requests(5)]
     for options in ({"batch_size": 3}, {"batch_size": 7}, {"batch_size": 3, "lag": 1}):
         together = run(config, **options)
         assert [a.raw_ids for a in together] == [b.raw_ids for b in singles]
@@ -124,7 +124,7 @@ def test_a_larger_beta_or_bias_only_adds_positions(mode):
 
 def test_draws_of_another_seed_differ():
     config = LearnedPolicyConfig(mode="bernoulli-argmax")
-    items = _requests(5)
+    items = random_requests(5)
     other = [type(item)(item.key, item.prompt_ids, item.max_tokens, item.stop, item.seed + 77) for item in items]
     assert [steps(a) for a in run(config)] != [steps(b) for b in run(config, items=other)]
 

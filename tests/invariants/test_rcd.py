@@ -9,9 +9,9 @@ from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.rcd import RCD, STRATEGIES, RCDConfig, residual
+from dlmbench.decoders.testing import BLOCK, random_requests, tiny_model
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
-from dlmbench.verify.conformance import BLOCK, _model, _requests
 
 ATTENTIONS = ("block_causal", "full")
 WARM = RCDConfig(tau=0.3, residual_init="warm")
@@ -20,19 +20,19 @@ COLD = RCDConfig(tau=0.3, residual_init="cold")
 
 def networks(attention, roles=("target", "reference"), store="fused"):
     if attention == "full":
-        return {role: Bidirectional(role, _model(attention, 7 + i), BLOCK) for i, role in enumerate(roles)}
-    return {role: Network(role, _model(attention, 7 + i), BLOCK, store) for i, role in enumerate(roles)}
+        return {role: Bidirectional(role, tiny_model(attention, 7 + i), BLOCK) for i, role in enumerate(roles)}
+    return {role: Network(role, tiny_model(attention, 7 + i), BLOCK, store) for i, role in enumerate(roles)}
 
 
 def run(config, attention, *, decoder=None, items=None, nets=None, **options):
     decoder = decoder or RCD(config)
     nets = nets or networks(attention, decoder.needs(config, attention))
-    return Engine(nets, decoder, **options).generate(items or _requests(3), trace=True)
+    return Engine(nets, decoder, **options).generate(items or random_requests(3), trace=True)
 
 
 def plain(config, attention, **options):
     decoder = config.plain(attention == "full")
-    return Engine(networks(attention, ("target",)), decoder, **options).generate(_requests(3), trace=True)
+    return Engine(networks(attention, ("target",)), decoder, **options).generate(random_requests(3), trace=True)
 
 
 def calls(run, role="target"):
@@ -124,7 +124,7 @@ def test_block_causal_models_call_the_reference_once_a_block(store):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("config", [COLD, WARM], ids=["cold", "warm"])
 def test_a_batch_gives_what_singles_give(attention, config):
-    singles = [run(config, attention, items=[item])[0] for item in _requests(3)]
+    singles = [run(config, attention, items=[item])[0] for item in random_requests(3)]
     for options in ({"batch_size": 3}, {"batch_size": 7}, {"batch_size": 3, "lag": 1}):
         together = run(config, attention, **options)
         assert [a.raw_ids for a in together] == [b.raw_ids for b in singles]
@@ -133,7 +133,7 @@ def test_a_batch_gives_what_singles_give(attention, config):
 
 def test_the_cache_of_finished_blocks_never_sees_a_residual():
     nets = networks("block_causal", store="separate")
-    item = _requests(3)[0]
+    item = random_requests(3)[0]
     run(WARM, "block_causal", items=[item], nets=nets)
     for net in nets.values():
         length = (len(item.prompt_ids) + item.max_tokens) // BLOCK * BLOCK

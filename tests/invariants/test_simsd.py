@@ -11,17 +11,17 @@ from dlmbench.decoders.predict import draw
 from dlmbench.decoders.simsd import SimSD, SimSDConfig
 from dlmbench.decoders.speculation import KNOWN, NEVER
 from dlmbench.decoders.static import Static
+from dlmbench.decoders.testing import EOS, MASK, no_host_reads, random_requests, tiny_model
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
 from dlmbench.request import RunSpec
-from dlmbench.verify.conformance import EOS, MASK, _model, _no_host_reads, _requests
 from dlmbench.verify.identity import differences
 
 DRAFTS = ("noisy", "self", "unrelated")
 
 
 def target_model(layers=2, eos=(EOS,)):
-    model = _model("block_causal", 7)
+    model = tiny_model("block_causal", 7)
     model.layers = model.layers[:layers]
     model.config = replace(model.config, num_layers=layers, eos_ids=eos)
     return model
@@ -29,7 +29,7 @@ def target_model(layers=2, eos=(EOS,)):
 
 def draft_model(kind, layers=2, eos=(EOS,)):
     if kind == "unrelated":
-        return _model("block_causal", 99)
+        return tiny_model("block_causal", 99)
     model = target_model(layers, eos)
     if kind == "noisy":
         generator = torch.Generator().manual_seed(3)
@@ -47,7 +47,7 @@ def decode(config=None, requests=None, *, draft="noisy", block=4, batch=3, store
         nets["draft"] = Network("draft", draft_model(draft, layers, eos), block, store)
         decoder = SimSD(config)
     engine = Engine(nets, decoder, batch_size=batch, lag=lag)
-    return engine.generate(requests or _requests(5), trace=True)
+    return engine.generate(requests or random_requests(5), trace=True)
 
 
 def calls(generation, role, kind):
@@ -93,7 +93,7 @@ def test_a_difference_from_static_is_located_with_its_gap():
         "draft": Network("draft", draft_model("self"), 4),
     }
     decoder = SimSD(SimSDConfig(verify="replicated"))
-    found, ours, theirs = differences(Engine(nets, Static()), Engine(drafted, decoder), _requests(5))
+    found, ours, theirs = differences(Engine(nets, Static()), Engine(drafted, decoder), random_requests(5))
     different = [a.key for a, b in zip(ours, theirs) if a.ids != b.ids]
     assert different and [d.key for d in found] == different
     assert all(0 < d.gap < 20 for d in found)
@@ -136,7 +136,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_batch_equals_singles(name):
-    config, requests = SimSDConfig(**SETTINGS[name]), _requests(5)
+    config, requests = SimSDConfig(**SETTINGS[name]), random_requests(5)
     singles = [decode(config, [request], batch=1)[0] for request in requests]
     for batch, lag in ((2, 0), (7, 0), (3, 1)):
         together = decode(config, requests, batch=batch, lag=lag)
@@ -147,7 +147,7 @@ def test_a_batch_equals_singles(name):
 
 @pytest.mark.parametrize("name", [n for n, s in SETTINGS.items() if s.get("budget") != "rounds"])
 def test_token_budgets_are_filled_and_the_mask_never_comes_out(name):
-    requests = _requests(5)
+    requests = random_requests(5)
     for request, g in zip(requests, decode(SimSDConfig(**SETTINGS[name]), requests, eos=())):
         assert len(g.ids) == request.max_tokens and MASK not in g.raw_ids
 
@@ -257,7 +257,8 @@ def test_a_spec_refuses_other_drafts_and_sampling_before_anything_is_loaded(tmp_
     (tmp_path / "spelt" / "tokenizer.json").write_text('{"model": {"vocab": {"b": 0}}}')
 
     def check(draft, **options):
-        return RunSpec(method="simsd", task="nano-gsm", model=folders["mine"], draft=draft, **options).check()
+        usual = {"method": "simsd", "task": "nano-gsm", "model": folders["mine"], "block_length": 4}
+        return RunSpec(**usual, draft=draft, **options).resolve()
 
     assert check(folders["mine"]).companions == {"draft": folders["mine"]}  # the target may draft for itself
     refusals = (("wide", "vocabulary size 90"), ("masked", "mask id 5"), ("spelt", "tokenizer"), ("nano-ar", "causal"))
@@ -274,4 +275,4 @@ def test_a_spec_refuses_other_drafts_and_sampling_before_anything_is_loaded(tmp_
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_setting_reads_a_device_value_on_the_host(name):
     decoder = type("Set", (SimSD,), {"__init__": lambda self: SimSD.__init__(self, SimSDConfig(**SETTINGS[name]))})
-    _no_host_reads(decoder, "block_causal")
+    no_host_reads(decoder, "block_causal")

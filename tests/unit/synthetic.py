@@ -7,38 +7,71 @@ import math
 import random
 from pathlib import Path
 
-from dlmbench.runs import RunFolder, prompt_hash
+from dlmbench.forwards import ForwardKey
+from dlmbench.request import RunSpec
+from dlmbench.runs import Manifest, RunFolder, Sample, prompt_hash
 from dlmbench.runs.aggregate import aggregate
+from dlmbench.runs.record import Calibration, Circumstances, Environment, Rate, Speed, TaskFacts, Work
 
-PRICES = {"target/denoise/8": 1.0, "target/denoise/16": 1.3, "target/prefill/prompt": 1.8, "draft/denoise/8": 0.3}
+CONFIDENT = ("threshold", "mrp", "rcd", "klass", "wino")  # methods whose threshold is a confidence
 
 
-def sample(number: int, correct: bool, forwards: int, tokens: int = 30, draft: int = 0) -> dict:
+def forwards(**numbers: float) -> dict[ForwardKey, float]:
+    """``forwards(target_denoise_8=1.0)``: numbers by forward."""
+    return {ForwardKey(*name.split("_")): number for name, number in numbers.items()}
+
+
+PRICES = forwards(target_denoise_8=1.0, target_denoise_16=1.3, target_prefill_prompt=1.8, draft_denoise_8=0.3)
+
+
+def sample(number: int, correct: bool, nfe: int, tokens: int = 30, draft: int = 0) -> Sample:
     """One line of samples.jsonl."""
-    counts = {"target": {"prefill": _work(1, 32), "denoise": _work(forwards, 8)}}
-    widths = {"target/prefill/prompt": 1, "target/denoise/8": forwards}
+    counts = {"target": {"prefill": _work(1, 32), "denoise": _work(nfe, 8)}}
+    passes = forwards(target_prefill_prompt=1, target_denoise_8=nfe)
     if draft:
         counts["draft"] = {"denoise": _work(draft, 8)}
-        widths["draft/denoise/8"] = draft
-    return {
-        "key": f"item-{number:04d}",
-        "prompt_hash": prompt_hash(str(number)),
-        "ids": [5, 6, 1],
-        "text": "#### 3",
-        "scores": {"accuracy": float(correct), "strict": float(correct), "flexible": float(correct), "unparsed": False},
-        "counts": counts,
-        "widths": widths,
-        "tokens": tokens,
-        "seconds": 0.1,
-        "stop_reason": "eos",
-        "guards": 0,
-        "proposed": 0,
-        "accepted": [],
-    }
+        passes |= forwards(draft_denoise_8=draft)
+    right = float(correct)
+    return Sample(
+        key=f"item-{number:04d}",
+        prompt_hash=prompt_hash(str(number)),
+        ids=[5, 6, 1],
+        text="#### 3",
+        scores={"accuracy": right, "strict": right, "flexible": right, "unparsed": False},
+        counts=counts,
+        forwards=passes,
+        tokens=tokens,
+        seconds=0.1,
+        stop_reason="eos",
+        fallbacks=0,
+        proposed=0,
+        accepted=[],
+    )
 
 
-def _work(calls: int, width: int) -> dict:
-    return {"calls": calls, "query_tokens": calls * width, "key_tokens": calls * 40, "flops": calls * width * 5e6}
+def _work(calls: int, width: int) -> Work:
+    return Work(calls, calls * width, calls * 40, calls * width * 5e6)
+
+
+def manifest(key: str = "ab" * 32, **changes) -> Manifest:
+    """The manifest of a threshold run; `changes` are fields."""
+    usual = dict(
+        key=key,
+        label="threshold 0.6",
+        threshold=0.6,
+        threshold_unit="confidence",
+        parameters={"tau": 0.6},
+        method_version="1",
+        spec=RunSpec("threshold", "nano-gsm", model="nano", device="cpu", dtype="float32", batch_size=16),
+        task=TaskFacts("nano-gsm", 1, "c" * 16, 0, False),
+        block_length=8,
+        gen_length=128,
+        weights={"target": "a" * 16},
+        prompts="p" * 16,
+        identity={},
+        environment=Environment("a CPU", 2, {"dlmbench": "0.1.0"}),
+    )
+    return Manifest(**{**usual, **changes})
 
 
 def make_run(
@@ -46,7 +79,7 @@ def make_run(
     *,
     task: str = "nano-gsm",
     method: str = "threshold",
-    knob: float | None = 0.6,
+    threshold: float | None = 0.6,
     accuracy: float = 0.8,
     nfe: int = 20,
     items: int = 120,
@@ -60,52 +93,34 @@ def make_run(
     batch_size: int = 16,
 ) -> RunFolder:
     """A run folder below `root` whose items are right with probability `accuracy`."""
-    label = label or (method if knob is None else f"{method} {knob:g}")
+    label = label or (method if threshold is None else f"{method} {threshold:g}")
     chance = random.Random(f"{task} {label}" + (f" {seed}" if seed else ""))
     samples = [
         sample(i, chance.random() < accuracy, max(1, nfe + chance.randint(-3, 3)), draft=draft) for i in range(items)
     ]
     key = hashlib.sha256(f"{task} {model} {label} {items} {device} {seed} {batch_size}".encode()).hexdigest()
     folder = RunFolder.at(root, task, method, key)
-    manifest = {
-        "key": key,
-        "label": label,
-        "knob": knob,
-        "knob_unit": "confidence" if knob and method in ("threshold", "mrp", "rcd", "klass", "wino") else "",
-        "parameters": {"tau": knob},
-        "method_version": 1,
-        "spec": {
-            "method": method,
-            "model": model,
-            "split": "test",
-            "batch_size": batch_size,
-            "cache": "none",
-            "store": "fused",
-            "temperature": 0.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "dtype": "float32",
-            "device": "cpu",
-            "seed": seed,
-        },
-        "task": {"name": task, "version": 1, "content_hash": "c" * 16, "num_fewshot": 0, "chat_template": False},
-        "block_length": 8,
-        "gen_length": 128,
-        "weights": {"target": weights},
-        "prompts": "p" * 16,
-        "environment": {"device": device, "threads": 2, "versions": {"dlmbench": "0.1.0"}},
-        "calibration": {"prices": PRICES, "seconds_per_denoise": 0.004 if model == "nano" else 0.002},
-    }
+    circumstances = Circumstances({"target": weights}, batch_size, "float32", 8, task, device, 2, "2.11")
+    found = manifest(
+        key,
+        label=label,
+        threshold=threshold,
+        threshold_unit="confidence" if threshold and method in CONFIDENT else "",
+        parameters={"tau": threshold},
+        spec=RunSpec(method, task, model=model, device="cpu", dtype="float32", batch_size=batch_size, seed=seed),
+        task=TaskFacts(task, 1, "c" * 16, 0, False),
+        weights={"target": weights},
+        environment=Environment(device, 2, {"dlmbench": "0.1.0"}),
+        calibration=Calibration(circumstances, 0.004 if model == "nano" else 0.002, PRICES),
+    )
     rate = 4000 / math.sqrt(nfe)
-    speed = {"items": 16, "repeats": 3, "same_ids": 16, "label": None}
-    for name in ("tps_decode", "tps_end_to_end"):
-        speed |= {name: rate, f"{name}_low": 0.9 * rate, f"{name}_high": 1.1 * rate}
+    speed = Speed(16, 3, 16, *(2 * [Rate(rate, 0.9 * rate, 1.1 * rate)]))
     with folder.writing() as writer:
-        writer.manifest(manifest)
+        writer.manifest(found)
         for one in samples:
             writer.sample(one)
         if finished:
-            writer.metrics({**aggregate(samples, PRICES), "speed": speed})
+            writer.metrics(aggregate(samples, PRICES, speed))
     return folder
 
 
@@ -130,8 +145,8 @@ def make_family(root: Path, methods: int, settings: int = 6, task: str = "nano-g
             nfe = 6 + 5 * s + n
             top = 0.92 - 0.015 * n
             accuracy = top * (1 - math.exp(-nfe / (6 + 1.2 * n)))
-            make_run(root, task=task, method=name, knob=round(0.3 + 0.1 * s, 2), accuracy=accuracy, nfe=nfe, items=250)
+            value = round(0.3 + 0.1 * s, 2)
+            make_run(root, task=task, method=name, threshold=value, accuracy=accuracy, nfe=nfe, items=250)
     if methods > 3:
-        make_run(
-            root, task=task, method="ar", knob=None, accuracy=0.9, nfe=31, items=250, weights="b" * 16, model="nano-ar"
-        )
+        parent = dict(weights="b" * 16, model="nano-ar")
+        make_run(root, task=task, method="ar", threshold=None, accuracy=0.9, nfe=31, items=250, **parent)

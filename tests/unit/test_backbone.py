@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dlmbench.backbone import load_checkpoint, load_tokenizer, save_checkpoint, weights_hash
-from dlmbench.backbone.attention import Group, block_causal, fused, products
+from dlmbench.backbone.attention import Group, block_causal, bmm_attention, sdpa_attention
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.families import DREAM, LLADA, LLAMA, QWEN2
 from dlmbench.backbone.model import Transformer
@@ -81,11 +81,11 @@ def as_diffusion_checkpoint(name, source, folder):
     usual = {"rope_theta": 10_000.0, **raw, "model_type": family.model_types[0], "mask_token_id": 60}
     usual["architectures"] = list(family.architectures)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(family.spell(usual)))
+    (folder / "config.json").write_text(json.dumps(family.layout.spell(usual)))
     respelt = {}
-    for ours, official in (LLAMA if name == "llada" else QWEN2).names.items():
+    for ours, official in (LLAMA if name == "llada" else QWEN2).layout.names.items():
         for layer in range(2) if "{}" in ours else [0]:
-            for theirs, target in zip(official, family.names[ours]):
+            for theirs, target in zip(official, family.layout.names[ours]):
                 respelt[target.format(layer)] = tensors[theirs.format(layer)]
     save_file(respelt, folder / "model.safetensors")
     return folder
@@ -176,8 +176,8 @@ def test_products_equal_fused_attention(heads, kv_heads, queries):
     own = Group(positions, block_causal(positions, 4, torch.float32))
     for one, seen in ((group, 20), (own, queries)):
         k, v = keys[:, :, :seen], values[:, :, :seen]
-        plain = products(one, q, k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1))
-        assert torch.allclose(plain, fused(one, q, k, v), atol=1e-5)
+        plain = bmm_attention(one, q, k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1))
+        assert torch.allclose(plain, sdpa_attention(one, q, k, v), atol=1e-5)
 
 
 def test_flops_count_every_matrix_once():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import dlmbench
 from dlmbench.backbone import load_checkpoint, load_tokenizer, loading
-from dlmbench.backbone.loading import read_config
+from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.engine import Request
 from dlmbench.errors import RequestError
@@ -51,7 +51,7 @@ def test_a_released_layout_loads_and_answers_as_a_folder_and_out_of_the_hubs_cac
     assert len(engine.tokenizer.encode("word", add_special_tokens=False)) == 1, "merges are read"
     added = {token: engine.tokenizer.convert_tokens_to_ids(token) for token in (*layout.special.values(), *layout.more)}
     named = {added[layout.special["eos_token"]], *(added[end] for end in layout.ends)}
-    assert set(loading.read_config(folder)[0].eos_ids) == named <= set(config.eos_ids)
+    assert set(read_config(folder)[0].eos_ids) == named <= set(config.eos_ids)
     if config.attention != "causal":
         assert config.mask_id == added[layout.special.get("mask_token", "<|mdm_mask|>")]
     messages = [{"role": "user", "content": "word"}]
@@ -376,9 +376,9 @@ def test_a_head_needs_no_configuration_and_a_model_does(tmp_path):
     head.mkdir()
     (head / "model.safetensors").write_bytes((ASSETS / "nano/nano-policy/model.safetensors").read_bytes())
     spec = RunSpec(method="learned_policy", task="nano-gsm", model="nano-llada", head=str(head))
-    assert spec.check().companions["head"] == str(head)
+    assert spec.resolve().companions["head"] == str(head)
     with pytest.raises(RequestError, match="no config.json"):
-        RunSpec(method="static", task="nano-gsm", model=str(head)).check()
+        RunSpec(method="static", task="nano-gsm", model=str(head)).resolve()
 
 
 def test_the_stored_dtype_and_the_name_of_a_model_are_known_in_the_hubs_cache(tmp_path, hub):

@@ -11,32 +11,32 @@ from dlmbench.runs.aggregate import aggregate, item_costs
 
 @pytest.fixture
 def runs(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40)
-    make_run(tmp_path, method="static", knob=None, label="static k=2", accuracy=0.6, nfe=21)
-    for knob, accuracy, nfe in ((0.3, 0.5, 10), (0.6, 0.75, 18), (0.9, 0.9, 30)):
-        make_run(tmp_path, knob=knob, accuracy=accuracy, nfe=nfe)
-    make_run(tmp_path, method="mrp", knob=0.6, accuracy=0.93, nfe=15, draft=8)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40)
+    make_run(tmp_path, method="static", threshold=None, label="static k=2", accuracy=0.6, nfe=21)
+    for threshold, accuracy, nfe in ((0.3, 0.5, 10), (0.6, 0.75, 18), (0.9, 0.9, 30)):
+        make_run(tmp_path, threshold=threshold, accuracy=accuracy, nfe=nfe)
+    make_run(tmp_path, method="mrp", threshold=0.6, accuracy=0.93, nfe=15, draft=8)
     return tmp_path
 
 
 def test_item_costs_add_up_to_the_row(runs):
     run = find_runs(runs)[0]
-    costs = item_costs(run.samples(), PRICES)
-    assert sum(costs) / len(costs) == pytest.approx(aggregate(run.samples(), PRICES)["cost"])
-    assert item_costs(run.samples(), {"draft/denoise/8": 1.0}) is None
+    costs = item_costs(run.samples, PRICES)
+    assert sum(costs) / len(costs) == pytest.approx(aggregate(run.samples, PRICES)["cost"])
+    assert item_costs(run.samples, {"draft/denoise/8": 1.0}) is None
 
 
 def test_other_hardware_weights_and_batches_are_other_groups(runs):
-    make_run(runs, knob=0.7, device="another CPU")
-    make_run(runs, knob=0.7, weights="b" * 16)
-    make_run(runs, knob=0.7, batch_size=1)
-    make_run(runs, knob=0.7, seed=1)
+    make_run(runs, threshold=0.7, device="another CPU")
+    make_run(runs, threshold=0.7, weights="b" * 16)
+    make_run(runs, threshold=0.7, batch_size=1)
+    make_run(runs, threshold=0.7, seed=1)
     found = groups(find_runs(runs))
     assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 6]
 
 
 def test_a_group_keeps_the_items_that_all_rows_hold(runs):
-    make_run(runs, method="wino", knob=0.5, items=50)
+    make_run(runs, method="wino", threshold=0.5, items=50)
     (group,) = groups(find_runs(runs))
     assert group.accuracy.shape == group.cost.shape == (7, 50) and group.unit == "cost"
 
@@ -62,15 +62,15 @@ def test_matched_points(runs):
 
 
 def test_all_right_on_a_few_items_is_not_certain(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=1.0, nfe=40, items=12)
-    make_run(tmp_path, knob=0.6, accuracy=1.0, nfe=10, items=12)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=1.0, nfe=40, items=12)
+    make_run(tmp_path, threshold=0.6, accuracy=1.0, nfe=10, items=12)
     by_method = {record["method"]: record for record in matched(groups(find_runs(tmp_path))[0])}
     found = by_method["threshold"]["accuracy"]
     assert found.value == found.high == pytest.approx(1) and found.low == pytest.approx(0.7575, abs=1e-3)
 
 
 def test_without_a_reference_there_is_nothing_to_match(tmp_path):
-    make_run(tmp_path, knob=0.3)
+    make_run(tmp_path, threshold=0.3)
     assert matched(groups(find_runs(tmp_path))[0]) == [] and matched_markdown(groups(find_runs(tmp_path))) == ""
 
 

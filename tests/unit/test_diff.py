@@ -52,8 +52,8 @@ def test_a_token_that_is_taken_back_does_not_clash():
 
 @pytest.fixture
 def two(tmp_path):
-    first = make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, items=60)
-    second = make_run(tmp_path, knob=0.6, accuracy=0.6, items=50)
+    first = make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, items=60)
+    second = make_run(tmp_path, threshold=0.6, accuracy=0.6, items=50)
     for run, token in ((first, 1), (second, 2)):
         with run.writing() as writer:
             writer.traces([trace(step({10: token}, {10: 0.25}), key=f"item-{n:04d}") for n in range(50)])
@@ -76,7 +76,7 @@ def test_the_verb(two, tmp_path):
     assert "10 items are in the first run only" in shown
     record = json.loads(CliRunner().invoke(app, ["diff", first, second, "--items", "2", "--json"]).stdout)
     assert len(record["shown"]) == 2 and record["shown"][0]["lead"] == 0.25 and record["items"] == 50
-    other = make_run(tmp_path, knob=0.7, finished=False)
+    other = make_run(tmp_path, threshold=0.7, finished=False)
     for place, words in ((tmp_path, "no run folder"), (other.path, "unfinished")):
         error = CliRunner().invoke(app, ["diff", first, str(place)]).exception
         assert isinstance(error, RequestError) and words in str(error)

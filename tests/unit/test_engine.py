@@ -14,22 +14,22 @@ import torch
 from dlmbench.backbone import attention, network
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
+from dlmbench.decoders import testing
 from dlmbench.decoders.ar import AR
 from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.decoders.testing import EOS, MASK, VOCABULARY, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.errors import RequestError, RunError
 from dlmbench.registry import DECODERS
-from dlmbench.verify import conformance
-from dlmbench.verify.conformance import EOS, MASK, VOCABULARY, _model
 
 BLOCK = 4
 
 
 def engine(decoder=None, *, store="fused", eos=(EOS,), tokenizer=None, **options):
     decoder = decoder or Static()
-    model = _model(type(decoder).attention[0])
+    model = tiny_model(type(decoder).attention[0])
     model.config = replace(model.config, eos_ids=eos)
     net = Network("target", model, 1 if model.config.shift else BLOCK, store)
     return Engine({"target": net}, decoder, tokenizer, **options)
@@ -88,7 +88,11 @@ def test_separate_stores_are_counted_and_fused_ones_widen_a_forward():
     fused = engine(eos=()).generate([item])[0]
     assert {k: n["calls"] for k, n in separate.counts["target"].items()} == {"prefill": 1, "denoise": 9, "store": 3}
     assert {k: n["calls"] for k, n in fused.counts["target"].items()} == {"prefill": 1, "denoise": 9}
-    assert fused.widths == {"target/prefill/prompt": 1, "target/denoise/4": 7, "target/denoise/8": 2}
+    assert {str(key): n for key, n in fused.forward_counts.items()} == {
+        "target/prefill/prompt": 1,
+        "target/denoise/4": 7,
+        "target/denoise/8": 2,
+    }
     assert separate.counts["target"]["denoise"]["query_tokens"] == 36
     assert fused.counts["target"]["denoise"]["query_tokens"] == 7 * 4 + 2 * 8
     assert separate.counts["target"]["denoise"]["key_tokens"] == 4 * (8 + 4 * 12 + 4 * 16)
@@ -99,7 +103,7 @@ def test_autoregressive_spends_one_forward_a_token_and_equals_an_uncached_loop()
     item = Request("x", tuple(range(10, 19)), 8)
     result = engine(decoder, eos=()).generate([item])[0]
     assert result.counts["target"]["denoise"]["calls"] == 8
-    model, ids = _model("causal"), list(item.prompt_ids)
+    model, ids = tiny_model("causal"), list(item.prompt_ids)
     for _ in range(8):
         length = len(ids)
         causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
@@ -182,7 +186,7 @@ def test_calibration_prices_every_forward_that_was_met():
     machine = engine(Threshold(), batch_size=2)
     results = machine.generate(requests(4, budget=16))
     prices = machine.calibrate(repeats=3)
-    assert {name for g in results for name in g.widths} <= set(prices)
+    assert {str(key) for g in results for key in g.forward_counts} <= set(prices)
     assert prices["target/denoise/4"] == 1.0 and all(price > 0 for price in prices.values())
 
 
@@ -262,7 +266,7 @@ def test_memory_that_holds_no_single_row_is_said():
 def limited(name, kind, limit, block, shift=None):
     """An engine on tiny networks of at most `limit` positions."""
     decoder = DECODERS.get(name)()
-    nets = conformance._networks(decoder, kind)
+    nets = testing.tiny_networks(decoder, kind)
     for net in nets.values():
         config = replace(net.config, max_positions=limit, shift=net.config.shift if shift is None else shift)
         net.model = net.model.__class__(config).requires_grad_(False).eval()
@@ -288,7 +292,7 @@ def test_answers_come_up_to_the_last_position_of_a_model(name, kind, block, shif
 
 
 def test_a_table_of_angles_that_grows_keeps_its_values_and_the_one_that_recorded_steps_read():
-    model = _model("block_causal")
+    model = tiny_model("block_causal")
     before = [table.clone() for table in model._rotation(torch.arange(200), torch.float32)]
     old = model._rope
     model.reserve(300)
@@ -301,7 +305,7 @@ def test_a_table_of_angles_that_grows_keeps_its_values_and_the_one_that_recorded
 
 def broken(value, head):
     """A model whose logits are no numbers: a weight of a layer, or of the head, is `value`."""
-    model = _model("block_causal")
+    model = tiny_model("block_causal")
     weight = model.head.weight if head else model.layers[1].down.weight
     with torch.no_grad():
         weight[7, 3] = value
@@ -330,8 +334,8 @@ def test_logits_that_are_no_numbers_end_a_run_with_the_remedy(name, sampling, la
 def test_logits_of_a_draft_or_of_its_verifier_that_are_no_numbers_end_a_run(options):
     cls = DECODERS.get("simsd")
     for role in cls.roles:
-        decoder = cls(conformance._config(cls, options))
-        nets = conformance._networks(decoder, "block_causal")
+        decoder = cls(testing.options_of(cls, options))
+        nets = testing.tiny_networks(decoder, "block_causal")
         nets[role] = Network(role, broken(math.nan, False), BLOCK)
         with pytest.raises(RunError, match="are no numbers"):
             Engine(nets, decoder, batch_size=2).generate(requests(3))
@@ -340,8 +344,8 @@ def test_logits_of_a_draft_or_of_its_verifier_that_are_no_numbers_end_a_run(opti
 @pytest.mark.parametrize("name, options", [("mrp", "mode=speculative"), ("mrp", "mode=direct"), ("guided", "")])
 def test_logits_of_a_target_that_are_no_numbers_end_a_run_whoever_else_decides(name, options):
     cls = DECODERS.get(name)
-    decoder = cls(conformance._config(cls, options))
-    nets = conformance._networks(decoder, decoder.attention[0])
+    decoder = cls(testing.options_of(cls, options))
+    nets = testing.tiny_networks(decoder, decoder.attention[0])
     with torch.no_grad():
         nets["target"].model.layers[1].down.weight[7, 3] = math.nan
     with pytest.raises(RunError, match="are no numbers"):

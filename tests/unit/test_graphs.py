@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from dlmbench.decoders import testing
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.engine.graphs import CUDARecording, StepGraphs
 from dlmbench.registry import DECODERS
-from dlmbench.verify import conformance
 from dlmbench.verify.tape import Tape
 
-DECODER_NAMES = [name for name in DECODERS.names() if DECODERS.get(name).lag != 0]
+DECODER_NAMES = [
+    name
+    for name, cls in ((name, DECODERS.get(name)) for name in DECODERS.names())
+    if testing.traits_of(cls(), cls.attention[0]).lag != 0
+]
 
 
 SWEEP = [  # settings whose steps take other ways than the defaults: decoder, attention, its options, the engine's
@@ -59,8 +63,8 @@ DEFAULTS = [(name, kind, "", {}) for name in DECODER_NAMES for kind in DECODERS.
 def make(name, attention, graphs, options="", batch_size=3, store="fused", guidance=0.0, **engine):
     """An engine that records with `graphs`; without, the same steps, in the same shapes, are not recorded."""
     cls = DECODERS.get(name)
-    decoder = cls(conformance._config(cls, options))
-    networks = conformance._networks(decoder, attention)
+    decoder = cls(testing.options_of(cls, options))
+    networks = testing.tiny_networks(decoder, attention)
     for network in networks.values():
         network.store_mode = store
     networks["target"].guidance = guidance
@@ -101,7 +105,7 @@ def forgetful(engine):
 
 @pytest.mark.parametrize("name, attention, options, others", [*DEFAULTS, *SWEEP])
 def test_recorded_steps_equal_plain_ones(name, attention, options, others):
-    requests = conformance._requests(3, 5)
+    requests = testing.random_requests(3, 5)
     tapes = []
     plain = forgetful(make(name, attention, False, options=options, **others)).generate(requests)
     engine, replayed = run(
@@ -113,7 +117,7 @@ def test_recorded_steps_equal_plain_ones(name, attention, options, others):
 
 
 def test_recorded_steps_serve_the_next_call_too():
-    tapes, requests = [], conformance._requests(3)
+    tapes, requests = [], testing.random_requests(3)
     engine, first = run("threshold", "block_causal", lambda pool: tapes.append(Tape(pool)) or tapes[-1], requests)
     again = engine.generate(requests[2:])
     assert [g.raw_ids for g in again] == [g.raw_ids for g in first[2:]] and len(tapes) == 1
@@ -123,12 +127,12 @@ def test_recorded_steps_serve_the_next_call_too():
 
 def test_a_step_that_cannot_be_recorded_runs_plainly_and_says_why():
     class Reading(DECODERS.get("static")):
-        def decide(self, view, logits):
-            self.seen = logits.amax().item()
-            return super().decide(view, logits)
+        def decide(self, view, forward):
+            self.seen = forward.logits.amax().item()
+            return super().decide(view, forward)
 
-    requests, decoder = conformance._requests(3), Reading()
-    engine = Engine(conformance._networks(decoder, "block_causal"), decoder, batch_size=3, lag=1, graphs=Tape)
+    requests, decoder = testing.random_requests(3), Reading()
+    engine = Engine(testing.tiny_networks(decoder, "block_causal"), decoder, batch_size=3, lag=1, graphs=Tape)
     _, plain = run("static", "block_causal", False, requests)
     assert [g.raw_ids for g in engine.generate(requests)] == [g.raw_ids for g in plain]
     assert "cannot be recorded here (operation not permitted while recording: item)" in str(engine.graphs.refused)
@@ -139,7 +143,7 @@ def test_a_replay_that_differs_is_found_before_it_is_used():
         def replay(self):
             pass
 
-    requests = conformance._requests(3)
+    requests = testing.random_requests(3)
     engine, generations = run("static", "block_causal", Forgetful, requests)
     _, plain = run("static", "block_causal", False, requests)
     assert engine.graphs.refused == "a recorded step left other results than a plain one"
@@ -176,7 +180,7 @@ class Pooled(Tape):
 
 
 def test_a_memory_pool_is_shared_while_one_of_its_recordings_lives_and_never_used_again():
-    requests = conformance._requests(3)
+    requests = testing.random_requests(3)
     Pooled.alive.clear()
     engine = make("threshold", "block_causal", Pooled)
     engine.generate([Request(str(i), (5,) * 40, 100) for i in range(3)])  # two shapes: 128 keys in sight, then all
@@ -193,7 +197,7 @@ def test_a_memory_pool_is_shared_while_one_of_its_recordings_lives_and_never_use
 
 def test_an_engine_goes_with_its_last_reference_and_its_graphs_with_it():
     engine = make("threshold", "block_causal", Tape)
-    engine.generate(conformance._requests(3, 3))
+    engine.generate(testing.random_requests(3, 3))
     gone = [weakref.ref(engine), weakref.ref(next(iter(engine.graphs.steps.values())).recording)]
     gc.collect()
     gc.disable()
@@ -212,7 +216,7 @@ def test_nothing_is_collected_while_a_step_is_recorded():
             seen.append(gc.isenabled())
             return super().record(body)
 
-    run("static", "block_causal", Watching, conformance._requests(3, 3))
+    run("static", "block_causal", Watching, testing.random_requests(3, 3))
     assert seen == [False] and gc.isenabled()
 
 
@@ -228,7 +232,7 @@ def test_memory_that_ends_while_a_step_is_recorded_halves_the_batch():
                     raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
             return result
 
-    requests = conformance._requests(3)
+    requests = testing.random_requests(3)
     engine, generations = run("static", "block_causal", Tight, requests)
     _, plain = run("static", "block_causal", False, requests)
     assert engine.batch_size == 1 and engine.graphs.refused is None and engine.graphs.steps
@@ -298,7 +302,7 @@ def test_what_failed_first_is_why_a_step_cannot_be_recorded():
     try:
         raise torch.OutOfMemoryError("of somebody else, who now tries it with us")
     except torch.OutOfMemoryError:
-        engine, _ = run("static", "block_causal", Broken, conformance._requests(3, 3))
+        engine, _ = run("static", "block_causal", Broken, testing.random_requests(3, 3))
     assert "(Cannot copy between CPU and CUDA tensors during CUDA graph capture)" in engine.graphs.refused
 
 
@@ -311,7 +315,7 @@ def test_everything_an_engine_does_happens_on_its_own_device(monkeypatch):
     monkeypatch.setattr(calibrate, "prices", lambda *_: seen.append(cuda.device))
     recording = SimpleNamespace(replay=lambda: seen.append((cuda.device, torch.is_inference_mode_enabled())))
     engine.graphs.steps["step"] = SimpleNamespace(recording=recording)
-    engine.generate(conformance._requests(3, 1))
+    engine.generate(testing.random_requests(3, 1))
     engine.calibrate()
     engine.replay_seconds(1)
     assert seen[:3] == [1, 1, 1] and set(seen[3:]) == {(1, True)} and cuda.device == 0
@@ -324,8 +328,8 @@ def test_everything_an_engine_does_happens_on_its_own_device(monkeypatch):
 def test_a_decoder_sees_its_networks_before_the_engine_asks_how_late_flags_may_be_read():
     for start, lag in (("warm", 0), ("cold", 1)):
         cls = DECODERS.get("rcd")
-        decoder = cls(conformance._config(cls, f"residual_init={start}"))
-        networks = conformance._networks(decoder, "block_causal", "meta")
+        decoder = cls(testing.options_of(cls, f"residual_init={start}"))
+        networks = testing.tiny_networks(decoder, "block_causal", "meta")
         engine = Engine(networks, decoder, graphs=False)
         assert engine.lag == lag
 
@@ -342,7 +346,7 @@ def test_float_state_that_a_recording_leaves_behind_is_found():
         def _writes(self, call):
             return call[0]._schema.name == "aten::copy_" and call[1][0].is_floating_point() and call[1][0].dim() == 3
 
-    requests = conformance._requests(3, 5)
+    requests = testing.random_requests(3, 5)
     engine, generations = run("rcd", "block_causal", Stale, requests)
     assert engine.graphs.refused == "a recorded step left other results than a plain one"
     _, plain = run("rcd", "block_causal", False, requests)
@@ -354,7 +358,7 @@ def test_columns_that_grow_while_prompts_are_encoded_do_not_leave_recordings_wit
 
     small = counter.Counter.__init__
     monkeypatch.setattr(counter.Counter, "__init__", lambda self, rows, device: small(self, rows, device, columns=1))
-    requests, tapes = conformance._requests(3), []
+    requests, tapes = testing.random_requests(3), []
     _, plain = run("threshold", "block_causal", False, requests)
     engine, replayed = run("threshold", "block_causal", lambda pool: tapes.append(Tape(pool)) or tapes[-1], requests)
     assert told(replayed) == told(plain) and engine.graphs.refused is None
@@ -364,7 +368,7 @@ def test_columns_that_grow_while_prompts_are_encoded_do_not_leave_recordings_wit
 
 
 def test_a_request_with_tokens_given_in_advance_is_not_served_by_a_recording_made_without():
-    requests = conformance._requests(3, 3)
+    requests = testing.random_requests(3, 3)
     given = [Request(r.key, r.prompt_ids, r.max_tokens, seed=r.seed, fixed=((1, 7), (2, 8), (5, 9))) for r in requests]
     engine = make("static", "block_causal", Tape, options="steps=3,schedule=quota")
     engine.generate(requests)
@@ -386,5 +390,5 @@ def test_hidden_states_of_prompts_are_kept_only_for_a_network_that_reads_them():
 
         engine._encode_rows = watched
         assert target.keeps_states == (name == "mrp")
-        engine.generate(conformance._requests(3))
+        engine.generate(testing.random_requests(3))
         assert seen and set(seen) == {None}

@@ -16,10 +16,10 @@ import dlmbench
 from dlmbench import files
 from dlmbench.engine import Request, build, network_hashes
 from dlmbench.errors import RequestError, RunError
-from dlmbench.runs.local import Local
 from dlmbench.files import checkpoint_hash, read_json, weights_hash
 from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
+from dlmbench.runs.local import LocalRunner
 
 building = importlib.import_module("dlmbench.engine.build")  # the name in the package is the function
 SDAR = "SDAR-1.7B-Chat"
@@ -46,10 +46,10 @@ def _old(folder):
 def test_another_configuration_is_another_network(file, tmp_path):
     folder = make_checkpoint(tmp_path / "m", SDAR)
     spec = RunSpec(method="simsd", task="nano-gsm", model=str(folder), draft=str(folder), block_length=4)
-    before, weights = network_hashes(spec.check()), weights_hash(folder)
+    before, weights = network_hashes(spec.resolve()), weights_hash(folder)
     assert set(before) == {"target", "draft"}
     edit(folder / file, rms_norm_eps=0.5, pad_token_id=3)
-    after = network_hashes(spec.check())
+    after = network_hashes(spec.resolve())
     assert all(after[role] != before[role] for role in before)
     assert weights_hash(folder) == weights, "a head trained beside these weights still fits"
 
@@ -148,7 +148,7 @@ def test_memory_that_ends_while_loading_is_one_sentence_and_keeps_nothing(tmp_pa
 
     monkeypatch.setattr(building, "load_checkpoint", end)
     with pytest.raises(RunError, match="memory of cpu ended while big was loaded") as failure:
-        build(RunSpec(method="threshold", task="nano-gsm", model=str(folder), block_length=4, device="cpu"))
+        build(RunSpec(method="threshold", task="nano-gsm", model=str(folder), block_length=4, device="cpu").resolve())
     assert "\n" not in str(failure.value) and not building._networks
     assert failure.value.__context__ is None, "a traceback would hold what was half loaded"
 
@@ -156,16 +156,15 @@ def test_memory_that_ends_while_loading_is_one_sentence_and_keeps_nothing(tmp_pa
 def test_a_cell_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     cells = [SimpleNamespace(label=f"m{i}", spec=SimpleNamespace(task="t"), preset=SimpleNamespace(name=f"big{i}"))
              for i in range(3)]  # fmt: skip
-    local, done = Local(), []
+    local, done = LocalRunner(), []
 
-    def run_cell(cell):
+    def run_one(cell):
         if cell.label == "m1":
             raise RunError("The memory of cuda ended.")
         done.append(cell.label)
         return cell.label
 
-    monkeypatch.setattr(local, "here", lambda cell: cell)
-    monkeypatch.setattr(local, "run_cell", run_cell)
+    monkeypatch.setattr(local, "run_one", run_one)
     with pytest.raises(RunError, match="1 of 3 runs failed, the other 2 are .* again. m1 on t with big1: The"):
         local.run(cells)
     assert done == ["m0", "m2"] and "m1 on t" in capsys.readouterr().err

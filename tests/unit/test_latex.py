@@ -28,10 +28,10 @@ def balanced(text):
 
 
 def runs(root, items=300):
-    make_run(root, method="static", knob=None, label="static k=1", accuracy=0.8, nfe=40, items=items)
-    make_run(root, knob=0.6, accuracy=0.75, nfe=20, items=items)
-    make_run(root, method="learned_policy", knob=0.6, accuracy=0.96, nfe=15, items=items)
-    make_run(root, method="learned_policy", knob=0.9, accuracy=0.95, nfe=18, items=items)
+    make_run(root, method="static", threshold=None, label="static k=1", accuracy=0.8, nfe=40, items=items)
+    make_run(root, threshold=0.6, accuracy=0.75, nfe=20, items=items)
+    make_run(root, method="learned_policy", threshold=0.6, accuracy=0.96, nfe=15, items=items)
+    make_run(root, method="learned_policy", threshold=0.9, accuracy=0.95, nfe=18, items=items)
 
 
 def test_bold_only_where_significant(tmp_path):
@@ -49,7 +49,7 @@ def test_bold_only_where_significant(tmp_path):
 
 def test_the_paragraph_has_the_circumstances(tmp_path):
     runs(tmp_path)
-    make_run(tmp_path, method="ar", knob=None, weights="b" * 16, model="nano-ar")
+    make_run(tmp_path, method="ar", threshold=None, weights="b" * 16, model="nano-ar")
     text = latex(find_runs(tmp_path), ["threshold 0.6 was chosen out of 3 settings on 50 dev items of a_task."])
     assert text.count(r"\begin{table}") == 2, "other weights are another table"
     for words in (

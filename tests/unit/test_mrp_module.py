@@ -218,7 +218,7 @@ def test_training_passes_see_what_decoding_passes_see(backbone):
             net.prefill(torch.tensor([0]), [start])
         view = canvas.view({}, Sampling(), 32, 64, None, False)
         with torch.inference_mode():
-            _, hidden = target.denoise(view, hidden=True)
+            hidden = target.denoise(view).hidden
             _, ours = head.residual(view, view.tokens, hidden, view.live)
         assert torch.allclose(ours[0], states[columns], atol=1e-4)
 
@@ -281,9 +281,9 @@ def test_wrong_plans_are_refused_by_name(tmp_path):
 
 def test_a_spec_without_a_head_names_the_remedy(tmp_path, folder):
     with pytest.raises(RequestError, match="--head"):
-        RunSpec(method="mrp", task="nano-gsm", model=str(folder)).check()
+        RunSpec(method="mrp", task="nano-gsm", model=str(folder), block_length=8).resolve()
     with pytest.raises(RequestError, match="temperature"):
         settings = {"mrp": {"mode": "speculative"}}
-        RunSpec(method="mrp", task="nano-gsm", model=str(GOLDEN), temperature=1.0, settings=settings).check()
-    checked = RunSpec(method="mrp", task="nano-gsm", model=str(GOLDEN)).check()
+        RunSpec(method="mrp", task="nano-gsm", model=str(GOLDEN), temperature=1.0, settings=settings).resolve()
+    checked = RunSpec(method="mrp", task="nano-gsm", model=str(GOLDEN)).resolve()
     assert checked.companions == {"head": str(GOLDEN)}  # a checkpoint with its module inside

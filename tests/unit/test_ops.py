@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dlmbench.backbone import ops
+from dlmbench.decoders.testing import tiny_model
 from dlmbench.training import step
-from dlmbench.verify.conformance import _model
 
 
 @pytest.mark.parametrize("rows", [1, 8, 100, 700])
@@ -37,8 +37,8 @@ def test_small_numbers_keep_the_epsilon_of_a_norm():
 
 @pytest.mark.parametrize("change", ["load", "train", "copy", "outside"])
 def test_weights_made_ready_follow_a_change(change):
-    ids, fresh = torch.arange(12).view(1, 12), _model("block_causal", seed=5)
-    model = _model("block_causal", seed=4)
+    ids, fresh = torch.arange(12).view(1, 12), tiny_model("block_causal", seed=5)
+    model = tiny_model("block_causal", seed=4)
     with torch.inference_mode():
         before = model.hidden(ids)
         expected = fresh.hidden(ids)
@@ -59,7 +59,7 @@ def test_weights_made_ready_follow_a_change(change):
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_training_compiles_a_layer_as_a_whole(mode):
-    model, x, bias = _model("block_causal"), torch.randn(32, 32), torch.zeros(2, 1, 16, 16)
+    model, x, bias = tiny_model("block_causal"), torch.randn(32, 32), torch.zeros(2, 1, 16, 16)
     cos, sin = model._rotation(torch.arange(16).repeat(2), torch.float32)
     compiled = torch.compile(step._layer, backend="eager", fullgraph=True)
     with mode():

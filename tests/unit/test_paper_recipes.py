@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from dlmbench.report import published
 from dlmbench.request import SweepSpec
+from dlmbench.request.key import same_request
 from dlmbench.tasks import catalogue
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "papers").glob("*.yaml"))
@@ -21,10 +22,10 @@ def test_every_paper_has_one():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_option_binds(path):
     sweep = SweepSpec.from_recipe(path)
-    cells, _ = sweep.checked()
+    cells, _ = sweep.resolve()
     assert sweep.description and sweep.out == f"results/papers/{path.stem}"
     assert all(cell.gen_length and cell.block_length for cell in cells)
-    assert len({cell.same_cell() for cell in cells}) == len(cells)
+    assert len({same_request(cell) for cell in cells}) == len(cells)
 
 
 def as_row(cell):
@@ -46,7 +47,7 @@ def as_row(cell):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_published_settings_are_in_it(path):
-    cells, _ = SweepSpec.from_recipe(path).checked()
+    cells, _ = SweepSpec.from_recipe(path).resolve()
     rows = [as_row(cell) for cell in cells]
     ours = {row.name for row in catalogue()}
     every = [one for one in published.read() if one.task in ours]
@@ -68,6 +69,6 @@ def test_the_plan_needs_no_network(path, monkeypatch):
     result = CliRunner().invoke(app, ["sweep", str(path), "--dry-run", "--json"])
     assert result.exit_code == 0, result.exception
     plan = json.loads(result.stdout)
-    cells, _ = SweepSpec.from_recipe(path).checked()
+    cells, _ = SweepSpec.from_recipe(path).resolve()
     assert len(plan["cells"]) == len(cells)
     assert {cell["method"] for cell in plan["cells"]} == {cell.label for cell in cells}

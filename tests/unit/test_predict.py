@@ -1,10 +1,12 @@
 """Proposals, scores and draws. pytest tests/unit/test_predict.py"""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dlmbench.decoders.base import View, top_n
-from dlmbench.decoders.predict import Candidates, Sampling, uniform
+from dlmbench.decoders.predict import Sampling, uniform
 
 V, MASK = 50, 7
 
@@ -17,7 +19,7 @@ def view(rows=2, width=6, sampling=None, seed=0):
         prompt_length=zeros, live=torch.ones(rows, dtype=torch.bool), step=zeros, total_steps=zeros,
         block_masks=zeros, seed=zeros + seed,
         state={}, mask_id=MASK, block_length=width, attention="block_causal", sampling=sampling or Sampling(),
-        seen=width, longest=width,
+        given=torch.zeros(rows, width, dtype=torch.bool), max_keys=width, max_row=width,
     )  # fmt: skip
 
 
@@ -28,7 +30,7 @@ def logits(rows=2, width=6, scale=3.0):
 def test_confidence_is_the_full_softmax_at_the_best_token_that_is_not_the_mask():
     raw = logits()
     raw[0, 0, MASK] = 30.0
-    best = Candidates(raw.clone(), view())
+    best = view().candidates(raw.clone())
     probability = raw.softmax(-1)
     without = probability.clone()
     without[..., MASK] = -1
@@ -40,26 +42,26 @@ def test_confidence_is_the_full_softmax_at_the_best_token_that_is_not_the_mask()
 def test_log_odds_order_what_probabilities_cannot_tell_apart():
     raw = torch.zeros(1, 3, V)
     raw[0, :, 3] = torch.tensor([40.0, 41.0, 39.0])
-    best = Candidates(raw, view(1, 3))
+    best = view(1, 3).candidates(raw)
     assert best.confidence.unique().numel() == 1
     assert best.log_odds.argsort(descending=True).tolist() == [[1, 0, 2]]
 
 
 def test_entropy_and_margin_against_their_definitions():
     raw = logits()
-    best = Candidates(raw.clone(), view())
+    best = view().candidates(raw.clone())
     p = raw.double().softmax(-1)
     assert torch.allclose(best.entropy.double(), -(p * p.log()).sum(-1), atol=1e-5)
     top = p.topk(2, -1).values
     assert torch.allclose(best.margin.double(), top[..., 0] - top[..., 1], atol=1e-6)
     sure = torch.full((1, 1, V), float("-inf"))
     sure[..., 4] = 0.0
-    assert Candidates(sure, view(1, 1)).entropy.item() == 0.0
+    assert view(1, 1).candidates(sure).entropy.item() == 0.0
 
 
 def test_temperature_scales_confidence_also_when_greedy():
     raw = logits()
-    warm = Candidates(raw.clone(), view(sampling=Sampling(temperature=0.5, top_k=1)))
+    warm = view(sampling=Sampling(temperature=0.5, top_k=1)).candidates(raw.clone())
     assert torch.allclose(warm.confidence, (raw * 2).softmax(-1).amax(-1), atol=1e-6)
 
 
@@ -68,7 +70,7 @@ def test_temperature_scales_confidence_also_when_greedy():
 )
 def test_draws_follow_the_truncated_distribution(sampling):
     raw = torch.randn(1, 1, V, generator=torch.Generator().manual_seed(3)).expand(1, 4000, V) * 2
-    best = Candidates(raw.clone(), view(1, 4000, sampling))
+    best = view(1, 4000, sampling).candidates(raw.clone())
     counts = torch.bincount(best.tokens.flatten(), minlength=V).double()
     p = best._truncated[0, 0].double()
     assert counts[MASK] == 0 and counts[p == 0].sum() == 0
@@ -78,13 +80,8 @@ def test_draws_follow_the_truncated_distribution(sampling):
 
 def test_top_p_keeps_the_crossing_token():
     raw = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().view(1, 1, 4)
-    kept = Candidates(raw, replace_mask(view(1, 1, Sampling(1.0, top_p=0.6)), 3))._truncated
+    kept = replace(view(1, 1, Sampling(1.0, top_p=0.6)), mask_id=3).candidates(raw)._truncated
     assert torch.allclose(kept, torch.tensor([[[0.625, 0.375, 0.0, 0.0]]]), atol=1e-6)
-
-
-def replace_mask(v, mask_id):
-    v.mask_id = mask_id
-    return v
 
 
 def test_uniform_numbers_are_uniform_and_depend_on_all_three():

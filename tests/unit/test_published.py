@@ -44,23 +44,23 @@ def ours(tmp_path, **given):
 
 
 def test_a_run_pairs_with_the_published_setting(tmp_path):
-    found = published.pairs([ours(tmp_path, knob=0.6, accuracy=0.8)], ALL)
+    found = published.pairs([ours(tmp_path, threshold=0.6, accuracy=0.8)], ALL)
     (pair,) = found
     assert pair.published.label == "threshold tau=0.6" and pair.published.accuracy == pytest.approx(0.796)
     assert pair.gap == pytest.approx(pair.ours["accuracy"] - 0.796) and pair.inside
     assert pair.differs == ("block_length 8 (published 16)",)
-    assert published.pairs([ours(tmp_path, knob=0.65)], ALL) == [], "another threshold is another setting"
-    assert published.pairs([ours(tmp_path, knob=0.6, model="nano")], ALL) == []
+    assert published.pairs([ours(tmp_path, threshold=0.65)], ALL) == [], "another threshold is another setting"
+    assert published.pairs([ours(tmp_path, threshold=0.6, model="nano")], ALL) == []
 
 
 def test_hub_names_and_presets_are_the_same_model(tmp_path):
     for model in ("heavyball/sdar-8b-mrp-3lyr@main", "sdar-8b-mrp-3lyr", "sdar-8b-mrp"):
-        assert published.pairs([ours(tmp_path, knob=0.6, model=model)], ALL), model
+        assert published.pairs([ours(tmp_path, threshold=0.6, model=model)], ALL), model
 
 
 def test_fused_and_separate_counts_become_one_number(tmp_path):
     line = dataclasses.replace(ALL[0], model="nano", method="threshold", setting={"tau": "0.6"}, nfe=12.0, accuracy=0.8)
-    record = ours(tmp_path, knob=0.6, model="nano", nfe=20)
+    record = ours(tmp_path, threshold=0.6, model="nano", nfe=20)
     fused = published.Pair(dataclasses.replace(line, stores="excluded"), record, (), None)
     separate = {**record, "nfe": record["nfe"] + 4, "store_forwards": 4.0}
     assert fused.forwards == (12.0, pytest.approx(record["nfe"]))
@@ -70,8 +70,8 @@ def test_fused_and_separate_counts_become_one_number(tmp_path):
 
 
 def test_speeds_are_compared_in_the_published_unit(tmp_path):
-    static = ours(tmp_path, method="static", knob=None, label="static k=1", nfe=40)
-    fast = ours(tmp_path, knob=0.6, nfe=10)
+    static = ours(tmp_path, method="static", threshold=None, label="static k=1", nfe=40)
+    fast = ours(tmp_path, threshold=0.6, nfe=10)
     line = dataclasses.replace(ALL[0], model="sdar-8b-mrp", task="gsm8k", method="threshold", setting={}, speed=2.0)
 
     def speed(unit, rows=(static, fast)):
@@ -106,7 +106,7 @@ def test_bad_files_are_refused(tmp_path, line, words):
 def test_compare_prints_pairs_and_what_was_not_run(tmp_path):
     from dlmbench.cli.app import app
 
-    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", knob=0.6, accuracy=0.8)
+    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", threshold=0.6, accuracy=0.8)
     result = CliRunner().invoke(app, ["compare", str(tmp_path), "--json"])
     record = json.loads(result.stdout)
     assert (

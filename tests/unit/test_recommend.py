@@ -16,10 +16,10 @@ from dlmbench.stats import TOO_FEW
 
 def runs(root, items=400, batch_size=16):
     shared = {"items": items, "batch_size": batch_size}
-    make_run(root, method="static", knob=None, label="static k=1", accuracy=0.8, nfe=40, **shared)
-    make_run(root, knob=0.9, accuracy=0.93, nfe=30, **shared)
-    make_run(root, method="mrp", knob=0.6, accuracy=0.92, nfe=15, **shared)
-    make_run(root, knob=0.3, accuracy=0.4, nfe=8, **shared)
+    make_run(root, method="static", threshold=None, label="static k=1", accuracy=0.8, nfe=40, **shared)
+    make_run(root, threshold=0.9, accuracy=0.93, nfe=30, **shared)
+    make_run(root, method="mrp", threshold=0.6, accuracy=0.92, nfe=15, **shared)
+    make_run(root, threshold=0.3, accuracy=0.4, nfe=8, **shared)
 
 
 def advice(root, drop=0.03, by="cost"):
@@ -46,14 +46,14 @@ def test_few_items_are_no_answer(tmp_path):
 def test_agreement_on_few_items_is_no_proof(tmp_path):
     """Where no item tells two settings apart, a bootstrap interval has no width and would say yes."""
     for method, nfe in (("static", 40), ("wino", 10)):
-        make_run(tmp_path, method=method, knob=None, accuracy=1.0, nfe=nfe, items=12)
+        make_run(tmp_path, method=method, threshold=None, accuracy=1.0, nfe=nfe, items=12)
     found = advice(tmp_path, drop=0.01)
     assert found.choice is None and found.unsure.difference == 0
 
 
 def test_nothing_keeps_a_limit_that_all_break(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40, items=300)
-    make_run(tmp_path, knob=0.3, accuracy=0.4, nfe=8, items=300)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40, items=300)
+    make_run(tmp_path, threshold=0.3, accuracy=0.4, nfe=8, items=300)
     found = advice(tmp_path, drop=0.01)
     assert found.choice is None and found.unsure is None and "stay with static k=1" in found.sentences()[0]
 
@@ -61,8 +61,8 @@ def test_nothing_keeps_a_limit_that_all_break(tmp_path):
 def test_more_candidates_need_wider_intervals(tmp_path):
     runs(tmp_path)
     alone = tmp_path / "alone"
-    make_run(alone, method="static", knob=None, label="static k=1", accuracy=0.8, nfe=40, items=400)
-    make_run(alone, method="mrp", knob=0.6, accuracy=0.92, nfe=15, items=400)
+    make_run(alone, method="static", threshold=None, label="static k=1", accuracy=0.8, nfe=40, items=400)
+    make_run(alone, method="mrp", threshold=0.6, accuracy=0.92, nfe=15, items=400)
     assert advice(alone).choice.low > advice_of(tmp_path, "mrp 0.6").low
 
 
@@ -74,8 +74,8 @@ def advice_of(root, label):
 
 
 def test_rows_without_a_reference_get_no_advice(tmp_path):
-    make_run(tmp_path, knob=0.3)
-    make_run(tmp_path, knob=0.6)
+    make_run(tmp_path, threshold=0.3)
+    make_run(tmp_path, threshold=0.6)
     assert advice(tmp_path) is None
 
 

@@ -18,12 +18,12 @@ from dlmbench.report.table import TIMING, markdown, read_results, write_table
 
 @pytest.fixture
 def runs(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40)
-    make_run(tmp_path, method="static", knob=None, label="static k=2", accuracy=0.7, nfe=20)
-    make_run(tmp_path, knob=0.6, accuracy=0.75, nfe=18)
-    make_run(tmp_path, knob=0.9, accuracy=0.88, nfe=30)
-    make_run(tmp_path, method="mrp", knob=0.6, accuracy=0.86, nfe=20, draft=12)
-    make_run(tmp_path, method="ar", knob=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar")
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40)
+    make_run(tmp_path, method="static", threshold=None, label="static k=2", accuracy=0.7, nfe=20)
+    make_run(tmp_path, threshold=0.6, accuracy=0.75, nfe=18)
+    make_run(tmp_path, threshold=0.9, accuracy=0.88, nfe=30)
+    make_run(tmp_path, method="mrp", threshold=0.6, accuracy=0.86, nfe=20, draft=12)
+    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar")
     return tmp_path
 
 
@@ -81,37 +81,37 @@ def test_baselines_are_paired_on_the_same_weights(runs):
 
 
 def test_changed_is_the_share_of_items_with_other_tokens_than_static(tmp_path):
-    static = make_run(tmp_path, method="static", knob=None, label="static k=1", nfe=40)
-    other = make_run(tmp_path, method="simsd", knob=None, draft=5)
+    static = make_run(tmp_path, method="static", threshold=None, label="static k=1", nfe=40)
+    other = make_run(tmp_path, method="simsd", threshold=None, draft=5)
     file = other.path / "samples.jsonl"
     lines = file.read_text().splitlines()
     lines[:30] = [line.replace("[5, 6, 1]", "[5, 7, 1]") for line in lines[:30]]
     file.write_text("\n".join(lines) + "\n")
     frame = read_results(tmp_path).set_index("label")
-    assert frame.loc["simsd", "changed"] == 30 / len(static.samples())
+    assert frame.loc["simsd", "changed"] == 30 / len(static.samples)
     assert pd.isna(frame.loc["static k=1", "changed"])
 
 
 def test_a_knob_of_another_unit_is_compared_at_the_same_cost(runs):
-    make_run(runs, method="entropy", knob=0.6, accuracy=0.9, nfe=29)
+    make_run(runs, method="entropy", threshold=0.6, accuracy=0.9, nfe=29)
     frame = read_results(runs).set_index("label")
     assert frame.loc["entropy 0.6", "vs_threshold_row"] == "threshold 0.9", "18 forwards are far, 30 are near"
     assert "nearest in cost" in markdown(read_results(runs), "Title")
 
 
 def test_confidences_are_compared_with_rows_that_have_one(runs):
-    make_run(runs, method="threshold", knob=None, label="threshold rule=factor")
-    make_run(runs, method="mrp", knob=None, label="mrp mode=direct", nfe=29)
+    make_run(runs, method="threshold", threshold=None, label="threshold rule=factor")
+    make_run(runs, method="mrp", threshold=None, label="mrp mode=direct", nfe=29)
     frame = read_results(runs).set_index("label")
     assert frame.loc["mrp 0.6", "vs_threshold_row"] == "threshold 0.6"
     assert frame.loc["mrp mode=direct", "vs_threshold_row"] == "threshold 0.9", "the nearest in cost"
 
 
 def test_unfinished_runs_are_no_rows(tmp_path):
-    make_run(tmp_path, knob=0.5, finished=False)
+    make_run(tmp_path, threshold=0.5, finished=False)
     with pytest.raises(RequestError, match="dlmbench run"):
         read_results(tmp_path)
-    make_run(tmp_path, knob=0.6)
+    make_run(tmp_path, threshold=0.6)
     assert len(read_results(tmp_path)) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
 
     make_family(tmp_path, 4, 4)
     long = "prophet " + " ".join(f"early={gap}.0 mid={gap}.5 late={gap}.25" for gap in range(9))
-    make_run(tmp_path, method="prophet", knob=None, label=long)
+    make_run(tmp_path, method="prophet", threshold=None, label=long)
     figure = draw(read_results(tmp_path, samples=False), "cost", "accuracy")
     assert "prophet" in [text.get_text() for text in figure.axes[0].texts]
 
@@ -251,8 +251,8 @@ def test_other_hardware_is_a_series_of_its_own(tmp_path):
     from dlmbench.report.pareto import draw
 
     for device in ("a CPU", "a GPU"):
-        for knob in (0.6, 0.9):
-            make_run(tmp_path, knob=knob, nfe=int(20 * knob), device=device)
+        for threshold in (0.6, 0.9):
+            make_run(tmp_path, threshold=threshold, nfe=int(20 * threshold), device=device)
     frame = read_results(tmp_path, samples=False)
     assert len(frame) == 4, "nothing was averaged"
     ax = draw(frame, "nfe", "accuracy").axes[0]
@@ -268,7 +268,7 @@ def test_published_points_are_drawn_beside_ours_and_stay_out_of_the_rows(tmp_pat
     from dlmbench.report import published
     from dlmbench.report.pareto import draw
 
-    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", knob=0.6, accuracy=0.8)
+    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", threshold=0.6, accuracy=0.8)
     frame = read_results(tmp_path, samples=False)
     pairs = published.pairs(frame.to_dict("records"), published.read())
     ax = draw(frame, "cost", "accuracy", pairs).axes[0]
@@ -294,20 +294,20 @@ def test_threshold_curves(tmp_path):
     assert sorted(texts) == ["entropy", "mrp", "static", "threshold"], "confidences share a panel, other knobs do not"
     assert len(upper) == 3
     with pytest.raises(RequestError, match="several values"):
-        figures.threshold_curves(frame[frame["knob"] == 0.3], tmp_path, "threshold")
+        figures.threshold_curves(frame[frame["threshold"] == 0.3], tmp_path, "threshold")
 
 
 def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
     from dlmbench.report import figures
     from dlmbench.runs import find_runs
 
-    make_run(tmp_path, knob=0.6)
+    make_run(tmp_path, threshold=0.6)
     frame = read_results(tmp_path, samples=False)
     with pytest.raises(RequestError, match="several batch sizes"):
         figures.batch_curves(frame, tmp_path, "batch")
     with pytest.raises(RequestError, match="No run drafted"):
         figures.acceptance(find_runs(tmp_path), tmp_path, "acceptance")
-    make_run(tmp_path, knob=0.6, batch_size=1)
+    make_run(tmp_path, threshold=0.6, batch_size=1)
     written = figures.batch_curves(read_results(tmp_path, samples=False), tmp_path, "batch", column=True)
     assert [path.name for path in written] == ["batch.png", "batch.svg", "batch.pdf"]
 
@@ -355,11 +355,11 @@ def test_projection_follows_from_the_shapes_of_the_large_models():
 def test_weights_with_several_settings_get_their_own_panel(tmp_path):
     from dlmbench.report.pareto import draw
 
-    for knob in (0.4, 0.6, 0.8):
-        make_run(tmp_path, knob=knob)
-        make_run(tmp_path, knob=knob, weights="b" * 16, model="sibling")
-    make_run(tmp_path, method="static", knob=None)
-    make_run(tmp_path, method="ar", knob=None, weights="c" * 16, model="parent")  # one row rides along
+    for threshold in (0.4, 0.6, 0.8):
+        make_run(tmp_path, threshold=threshold)
+        make_run(tmp_path, threshold=threshold, weights="b" * 16, model="sibling")
+    make_run(tmp_path, method="static", threshold=None)
+    make_run(tmp_path, method="ar", threshold=None, weights="c" * 16, model="parent")  # one row rides along
     axes = [ax for ax in draw(read_results(tmp_path, samples=False), "cost", "accuracy").axes if ax.get_visible()]
     assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
 

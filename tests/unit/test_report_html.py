@@ -22,22 +22,22 @@ NASTY = '</script><script>alert("x")</script><!-- \u2028 $title &amp;'
 
 @pytest.fixture
 def runs(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40, items=400)
-    make_run(tmp_path, knob=0.4, accuracy=0.5, nfe=10, items=400)
-    make_run(tmp_path, knob=0.9, accuracy=0.9, nfe=24, items=400)
-    make_run(tmp_path, method="ar", knob=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar", items=400)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40, items=400)
+    make_run(tmp_path, threshold=0.4, accuracy=0.5, nfe=10, items=400)
+    make_run(tmp_path, threshold=0.9, accuracy=0.9, nfe=24, items=400)
+    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar", items=400)
     return tmp_path
 
 
 def scored(root, label, right):
     """Make exactly these items (a set of numbers) right in one run."""
-    (run,) = [run for run in find_runs(root) if run.manifest()["label"] == label]
+    (run,) = [run for run in find_runs(root) if run.manifest.label == label]
     with run.writing() as writer:
-        samples = run.samples()
+        samples = run.samples
         for number, sample in enumerate(samples):
             sample["scores"]["accuracy"] = float(number in right)
         writer.samples(samples)
-        metrics = run.metrics()
+        metrics = run.metrics
         writer.metrics({**metrics, "accuracy": len(right) / len(samples)})
 
 
@@ -60,8 +60,8 @@ def test_three_sentences_name_the_setting_that_keeps_the_accuracy_and_the_cheape
 
 
 def test_a_loss_that_the_items_do_not_rule_out_is_said_to_be_open(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", accuracy=0.9, nfe=40, items=12)
-    make_run(tmp_path, knob=0.9, nfe=20, items=12)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40, items=12)
+    make_run(tmp_path, threshold=0.9, nfe=20, items=12)
     for label in ("static k=1", "threshold 0.9"):
         scored(tmp_path, label, set(range(11)))
     frame = read_results(tmp_path)
@@ -74,9 +74,9 @@ def test_a_loss_that_the_items_do_not_rule_out_is_said_to_be_open(tmp_path):
 
 
 def test_nothing_is_recommended_that_is_worse_or_dearer(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", nfe=20, items=50)
-    make_run(tmp_path, knob=0.5, nfe=10, items=50)
-    make_run(tmp_path, knob=0.9, nfe=40, items=50)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", nfe=20, items=50)
+    make_run(tmp_path, threshold=0.5, nfe=10, items=50)
+    make_run(tmp_path, threshold=0.9, nfe=40, items=50)
     for label, right in (("static k=1", 40), ("threshold 0.5", 30), ("threshold 0.9", 45)):
         scored(tmp_path, label, set(range(right)))
     (group,) = groups(read_results(tmp_path))
@@ -86,15 +86,15 @@ def test_nothing_is_recommended_that_is_worse_or_dearer(tmp_path):
 
 
 def test_without_a_reference_nothing_is_claimed_about_it(tmp_path):
-    make_run(tmp_path, knob=0.5, nfe=10)
-    make_run(tmp_path, knob=0.9, nfe=20)
+    make_run(tmp_path, threshold=0.5, nfe=10)
+    make_run(tmp_path, threshold=0.9, nfe=20)
     lines = paragraphs(read_results(tmp_path))[0][1]
     assert len(lines) == 3 and "no static row" in lines[2]
 
 
 def test_missing_samples_leave_differences_open(tmp_path):
-    make_run(tmp_path, method="static", knob=None, label="static k=1", nfe=40)
-    make_run(tmp_path, knob=0.9, nfe=20)
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", nfe=40)
+    make_run(tmp_path, threshold=0.9, nfe=20)
     for run in find_runs(tmp_path):
         (run.path / "samples.jsonl").unlink()
     ((_, lines),) = paragraphs(read_results(tmp_path))
@@ -110,9 +110,9 @@ def test_methods_are_compared_at_equal_cost_too(runs):
 
 
 def test_groups_of_other_circumstances_are_told_apart(runs):
-    make_run(runs, task="nano-code", knob=0.5)
-    make_run(runs, task="nano-code", method="static", knob=None, label="static k=1")
-    make_run(runs, method="static", knob=None, label="static", weights="b" * 16, model="nano-ar", items=400)
+    make_run(runs, task="nano-code", threshold=0.5)
+    make_run(runs, task="nano-code", method="static", threshold=None, label="static k=1")
+    make_run(runs, method="static", threshold=None, label="static", weights="b" * 16, model="nano-ar", items=400)
     titles = [title for title, _ in paragraphs(read_results(runs))]
     assert titles == ["nano-code, nano, 120 items", "nano-gsm, nano, 400 items", "nano-gsm, nano-ar, 400 items"]
 
@@ -123,10 +123,10 @@ def test_groups_of_other_circumstances_are_told_apart(runs):
 def test_the_page_asks_the_network_for_nothing_and_survives_any_text(runs):
     for run in find_runs(runs):
         with run.writing() as writer:
-            samples = run.samples()
+            samples = run.samples
             samples[0]["text"] = NASTY
             writer.samples(samples)
-    keep_prompts(run, run.manifest()["prompts"], [{"key": "item-0000", "prompt": NASTY, "target": NASTY}])
+    keep_prompts(run, run.manifest["prompts"], [{"key": "item-0000", "prompt": NASTY, "target": NASTY}])
     text = page(read_results(runs), find_runs(runs), "A <b>title</b>", NASTY, [NASTY])
     names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= names
@@ -150,7 +150,7 @@ def test_a_large_sweep_stays_below_three_megabytes(tmp_path):
     make_family(tmp_path, 6, 5)
     for run in find_runs(tmp_path):
         with run.writing() as writer:
-            samples = run.samples()
+            samples = run.samples
             for sample in samples:
                 sample["text"] = f"{run.name} {sample['key']} " + 10 * "a long answer of its own "
             writer.samples(samples)

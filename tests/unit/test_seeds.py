@@ -11,7 +11,7 @@ from dlmbench.stats import wilson
 
 
 def test_seeds_are_averaged_item_by_item(tmp_path):
-    runs = [make_run(tmp_path, knob=0.6, seed=seed, items=200) for seed in (2, 0, 1)]
+    runs = [make_run(tmp_path, threshold=0.6, seed=seed, items=200) for seed in (2, 0, 1)]
     found = average(runs)
     assert found.seeds == [0, 1, 2] and found.accuracy == pytest.approx(np.mean(found.each))
     assert found.deviation == pytest.approx(np.std(found.each, ddof=1)) and found.deviation > 0
@@ -23,8 +23,8 @@ def test_seeds_are_averaged_item_by_item(tmp_path):
 
 def test_seeds_that_agree_count_as_one(tmp_path):
     """The same answers thrice are no more items."""
-    first = make_run(tmp_path / "a", knob=0.6, items=100)
-    second = make_run(tmp_path / "b", knob=0.6, items=100, seed=1)
+    first = make_run(tmp_path / "a", threshold=0.6, items=100)
+    second = make_run(tmp_path / "b", threshold=0.6, items=100, seed=1)
     (second.path / "samples.jsonl").write_bytes((first.path / "samples.jsonl").read_bytes())
     (second.path / "metrics.json").write_bytes((first.path / "metrics.json").read_bytes())
     found = average([first, second])
@@ -33,24 +33,24 @@ def test_seeds_that_agree_count_as_one(tmp_path):
 
 @pytest.mark.parametrize(
     "other, name",
-    [({"device": "another CPU"}, "device"), ({"weights": "b" * 16}, "weights"), ({"knob": 0.7}, "parameters")],
+    [({"device": "another CPU"}, "device"), ({"weights": "b" * 16}, "weights"), ({"threshold": 0.7}, "parameters")],
 )
 def test_whatever_else_differs_is_refused(tmp_path, other, name):
-    runs = [make_run(tmp_path, **{"knob": 0.6}), make_run(tmp_path, **{"knob": 0.6, "seed": 1, **other})]
+    runs = [make_run(tmp_path, **{"threshold": 0.6}), make_run(tmp_path, **{"threshold": 0.6, "seed": 1, **other})]
     with pytest.raises(RequestError, match=f"differ in {name}.*separate series"):
         average(runs)
     assert over_seeds(runs) == [], "nobody averages them behind the reader's back"
 
 
 def test_a_seed_twice_is_refused(tmp_path):
-    runs = [make_run(tmp_path / name, knob=0.6) for name in "ab"]
+    runs = [make_run(tmp_path / name, threshold=0.6) for name in "ab"]
     with pytest.raises(RequestError, match="twice"):
         average(runs)
 
 
 def test_the_section_lists_settings_with_several_seeds(tmp_path):
     for seed in (0, 1):
-        make_run(tmp_path, knob=0.6, seed=seed)
-    make_run(tmp_path, knob=0.9)
+        make_run(tmp_path, threshold=0.6, seed=seed)
+    make_run(tmp_path, threshold=0.9)
     text = seeds_markdown(over_seeds(find_runs(tmp_path)))
     assert "nano-gsm threshold 0.6" in text and "threshold 0.9" not in text and seeds_markdown([]) == ""

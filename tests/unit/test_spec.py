@@ -1,6 +1,5 @@
 """Requests: typed, expanded, refused with a reason. Run: pytest tests/unit/test_spec.py"""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -10,12 +9,14 @@ import pytest
 
 from dlmbench.errors import RequestError
 from dlmbench.registry import DECODERS
-from dlmbench.request import RunSpec, SweepSpec, canonical, digest, identity, options
+from dlmbench.request import RunSpec, SweepSpec, canonical, digest, identity, options, values
+from dlmbench.request.key import same_request
+from dlmbench.request.resolved import with_baselines
 
 
 @dataclass(frozen=True)
 class Options:
-    tau: float = field(default=0.9, metadata={"help": "threshold", "knob": True})
+    tau: float = field(default=0.9, metadata={"help": "threshold", "threshold": True})
     mode: str = field(default="plain", metadata={"help": "how", "choices": ("plain", "remask")})
     steps: int = 4
     careful: bool = False
@@ -30,7 +31,7 @@ class Options:
 
 
 @pytest.mark.parametrize(
-    "text, values",
+    "text, expected",
     [
         ("0.3:0.5:0.05", [0.3, 0.35, 0.4, 0.45, 0.5]),
         ("1:4", [1, 2, 3, 4]),
@@ -42,14 +43,14 @@ class Options:
         (7, [7]),
     ],
 )
-def test_values_of_a_sweep(text, values):
-    assert options.parse_values(text) == values
+def test_values_of_a_sweep(text, expected):
+    assert values.parse_values(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0.9:0.3:0.1", "0.3:0.9:0", "a,,b", "0:1:0.0001"])
 def test_impossible_ranges_are_refused(text):
     with pytest.raises(RequestError):
-        options.parse_values(text)
+        values.parse_values(text)
 
 
 def test_options_are_typed():
@@ -80,7 +81,7 @@ def test_wrong_options_are_explained(values, words):
 @pytest.mark.parametrize("item", ["k=2", "static.k", "static.=2", ".k=2", "static.k="])
 def test_assignments_name_method_option_and_value(item):
     with pytest.raises(RequestError, match="method.option=value"):
-        options.parse_assignments([item])
+        values.parse_assignments([item])
 
 
 def test_labels_show_the_knob_and_what_differs():
@@ -130,7 +131,7 @@ def test_values_from_text_are_converted():
 
 
 def test_threshold_sets_the_knob():
-    cell = RunSpec("threshold", "nano-gsm", threshold=0.6).check()
+    cell = RunSpec("threshold", "nano-gsm", threshold=0.6).resolve()
     assert cell.config.tau == 0.6 and cell.label == "threshold 0.6" and cell.block_length == 8
 
 
@@ -139,21 +140,30 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RequestError, match="--device cpu"):
-        RunSpec("static", "nano-gsm", device="cuda").resolved()
-    assert RunSpec("static", "nano-gsm").resolved().device == "cpu"
+        RunSpec("static", "nano-gsm", device="cuda").resolve()
+    assert RunSpec("static", "nano-gsm").resolve().device == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RequestError, match="cuda:9; here are cuda:0, cuda:1"):
-        RunSpec("static", "nano-gsm", device="cuda:9").resolved()
-    assert RunSpec("static", "nano-gsm", device="cuda:1").resolved().device == "cuda:1"
+        RunSpec("static", "nano-gsm", device="cuda:9").resolve()
+    assert RunSpec("static", "nano-gsm", device="cuda:1").resolve().device == "cuda:1"
 
 
 def test_a_local_checkpoint_is_told_which_block_length_is_assumed(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "sdar"}')
-    cell = RunSpec("static", "gsm8k", model=str(tmp_path)).check()
+    (tmp_path / "config.json").write_text('{"model_type": "llada", "d_model": 8}')
+    cell = RunSpec("static", "gsm8k", model=str(tmp_path)).resolve()
     assert cell.block_length == 4 and any("block length 4 assumed" in note for note in cell.notes)
-    assert not RunSpec("static", "gsm8k", model=str(tmp_path), block_length=8).check().notes
-    assert not RunSpec("static", "nano-gsm").check().notes
+    assert not RunSpec("static", "gsm8k", model=str(tmp_path), block_length=8).resolve().notes
+    assert not RunSpec("static", "nano-gsm").resolve().notes
+
+
+def test_weights_that_attend_by_blocks_of_unknown_length_are_refused_until_somebody_says_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "sdar", "mask_token_id": 2}')
+    with pytest.raises(RequestError, match="give --block-length"):
+        RunSpec("static", "gsm8k", model=str(tmp_path)).resolve()
+    assert RunSpec("static", "gsm8k", model=str(tmp_path), block_length=8).resolve().block_length == 8
+    (tmp_path / "config.json").write_text('{"model_type": "sdar", "mask_token_id": 2, "block_size": 16}')
+    assert RunSpec("static", "gsm8k", model=str(tmp_path)).resolve().block_length == 16
 
 
 def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path, monkeypatch):
@@ -162,18 +172,18 @@ def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path,
     monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     assert PRESETS["nano"].location == str(tmp_path / "nano" / "nano"), "a folder, no name on the hub"
     with pytest.raises(RequestError, match="nano is not in this copy; make train-nano"):
-        RunSpec("static", "nano-gsm").check()
+        RunSpec("static", "nano-gsm").resolve()
 
 
 def test_a_method_without_a_knob_says_so_and_runs_at_its_default():
-    cell = RunSpec("static", "nano-gsm", threshold=0.6).check()
+    cell = RunSpec("static", "nano-gsm", threshold=0.6).resolve()
     assert cell.label == "static k=1"
     assert "no threshold" in cell.notes[0]
 
 
 def test_a_knob_that_a_mode_does_not_use_is_one_cell_without_a_value():
     flags = {"method": "mrp", "task": "nano-gsm", "threshold": "0.5,0.9", "set": ["mrp.mode=direct"]}
-    cells, notes = SweepSpec.from_flags({**flags, "against": "none"}).checked()
+    cells, notes = SweepSpec.from_flags({**flags, "against": "none"}).resolve()
     assert [cell.label for cell in cells] == ["mrp mode=direct"]
     assert notes == ["mrp mode=direct makes no use of tau; --threshold changes nothing."]
 
@@ -191,7 +201,7 @@ def test_a_knob_that_a_mode_does_not_use_is_one_cell_without_a_value():
 )
 def test_impossible_requests_name_the_remedy(given, words):
     with pytest.raises(RequestError, match=words):
-        RunSpec(task="nano-gsm", **given).check()
+        RunSpec(task="nano-gsm", **given).resolve()
 
 
 def test_settings_of_a_stranger_are_refused():
@@ -200,19 +210,22 @@ def test_settings_of_a_stranger_are_refused():
 
 
 def test_a_task_the_model_was_not_trained_for_is_noted():
-    assert "near zero" in RunSpec("static", "gsm8k").check().notes[0]
-    assert not RunSpec("static", "nano-gsm/easy").check().notes
+    assert "near zero" in RunSpec("static", "gsm8k").resolve().notes[0]
+    assert not RunSpec("static", "nano-gsm/easy").resolve().notes
 
 
 def test_baselines_share_everything_but_the_method():
     spec = RunSpec("entropy", "nano-gsm", threshold=0.3, limit=9, settings={"static": {"k": 2}})
-    static, threshold = spec.baselines()
+    static, threshold, ours = with_baselines([spec])
+    assert ours == spec
     assert (static.method, static.threshold, static.limit) == ("static", None, 9)
-    assert static.check().config.k == 2
+    assert static.resolve().config.k == 2
     assert (threshold.method, threshold.threshold) == ("threshold", None), "nats are no confidence"
-    assert threshold.check().label == "threshold 0.9"
-    assert [other.threshold for other in RunSpec("rcd", "nano-gsm", threshold=0.3).baselines()] == [None, 0.3]
-    assert RunSpec("ar", "nano-gsm", model="nano-ar").baselines() == []
+    assert threshold.resolve().label == "threshold 0.9"
+    confident = RunSpec("rcd", "nano-gsm", threshold=0.3)
+    assert [other.threshold for other in with_baselines([confident])] == [None, 0.3, 0.3]
+    alone = RunSpec("ar", "nano-gsm", model="nano-ar")
+    assert with_baselines([alone]) == [alone]
 
 
 def test_portable_names_no_place(tmp_path):
@@ -227,8 +240,7 @@ def test_portable_names_no_place(tmp_path):
 
 
 def key(weights="w", prompts="p", limits=None, content=None, **given):
-    cell = RunSpec(**{"method": "threshold", "task": "nano-gsm", "device": "cpu", **given}).check()
-    cell = dataclasses.replace(cell, spec=cell.spec.resolved())
+    cell = RunSpec(**{"method": "threshold", "task": "nano-gsm", "device": "cpu", **given}).resolve()
     content = {"task_version": 1, "content_hash": "c", "tokenizer": "t", **(content or {})}
     return digest(identity(cell, {"target": weights}, prompts, limits or {"gen_length": 64}, content))
 
@@ -275,18 +287,18 @@ def test_a_decoder_from_a_file_has_the_hash_of_the_file_in_its_version(tmp_path)
     )
     file = tmp_path / "mine.py"
     file.write_text(source)
-    before = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).check().version
+    before = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).resolve().version
     file.write_text(source + "# changed\n")
-    after = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).check().version
+    after = RunSpec("mine-for-versions", "nano-gsm", plugin=str(file)).resolve().version
     assert before.startswith("1-") and before != after
-    assert RunSpec("static", "nano-gsm", plugin=str(file)).check().version == "1"
+    assert RunSpec("static", "nano-gsm", plugin=str(file)).resolve().version == "1"
 
 
 # --- sweeps ---------------------------------------------------------------------------------------------------------
 
 
 def labels(sweep):
-    return [cell.label for cell in sweep.checked()[0]]
+    return [cell.label for cell in sweep.resolve()[0]]
 
 
 def test_lists_and_ranges_make_cells():
@@ -299,8 +311,8 @@ def test_lists_and_ranges_make_cells():
             "batch_size": "1,8",
         }
     )
-    assert len(sweep.cells) == 2 * 3 + 2 * 3 * 2
-    cells, notes = sweep.checked()
+    assert len(sweep.runs) == 2 * 3 + 2 * 3 * 2
+    cells, notes = sweep.resolve()
     assert len(cells) == 2 * 3 + 2 * 2, "static has no knob and runs once a setting"
     assert any("static has no threshold" in note for note in notes)
 
@@ -331,15 +343,15 @@ def test_a_recipe_and_its_overrides(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(RECIPE)
     sweep = SweepSpec.from_recipe(file)
-    assert [(c.task, c.method, c.model, c.limit) for c in sweep.cells][:4] == [
+    assert [(c.task, c.method, c.model, c.limit) for c in sweep.runs][:4] == [
         ("nano-gsm", "static", "nano", 5),
         ("nano-gsm", "static", "nano", 5),
         ("nano-gsm", "threshold", "nano", 5),
         ("nano-gsm", "ar", "nano-ar", 5),
     ]
-    assert len(sweep.cells) == 8 and sweep.name == "small" and sweep.description == "a test"
+    assert len(sweep.runs) == 8 and sweep.name == "small" and sweep.description == "a test"
     only = SweepSpec.from_recipe(file, {"task": "nano-code", "method": "ar", "limit": "3", "out": "x"})
-    assert [(c.task, c.method, c.limit, c.out) for c in only.cells] == [("nano-code", "ar", 3, "x")]
+    assert [(c.task, c.method, c.limit, c.out) for c in only.runs] == [("nano-code", "ar", 3, "x")]
     assert only.out == "x"
 
 
@@ -348,7 +360,7 @@ def test_shipped_recipes_bind(name, cells, items):
     from dlmbench.cli.sweep import find_recipe
 
     sweep = SweepSpec.from_recipe(find_recipe(name))
-    found, notes = sweep.checked()
+    found, notes = sweep.resolve()
     assert len(found) == cells and notes == [] and {cell.spec.limit for cell in found} == items
     assert len([cell for cell in found if cell.spec.method == "threshold" and cell.spec.task == "nano-gsm"]) >= 8
     assert sweep.out == f"results/{name}"
@@ -417,17 +429,17 @@ def test_specs_import_nothing_heavy():
 def test_what_full_attention_cannot_do_is_refused_with_a_remedy(given, words):
     spec = RunSpec(**{"method": "static", "task": "gsm8k", "model": "llada-8b-instruct", **given})
     with pytest.raises(RequestError, match=words):
-        spec.check()
+        spec.resolve()
 
 
 def test_presets_carry_blocks_eos_switches_and_orders():
-    instruct = RunSpec(method="static", task="humaneval", model="llada-8b-instruct").check()
+    instruct = RunSpec(method="static", task="humaneval", model="llada-8b-instruct").resolve()
     assert (instruct.block_length, instruct.gen_length, instruct.eos) == (512, 512, "never")
-    newer = RunSpec(method="static", task="math500", model="llada-1.5").check()
+    newer = RunSpec(method="static", task="math500", model="llada-1.5").resolve()
     assert (newer.block_length, newer.gen_length, newer.eos) == (128, 1024, "last")
-    dream = RunSpec(method="static", task="gsm8k", model="dream-7b-base").check()
+    dream = RunSpec(method="static", task="gsm8k", model="dream-7b-base").resolve()
     assert (dream.block_length, dream.parameters["order"], dream.parameters["schedule"]) == (256, "entropy", "dream")
-    assert RunSpec(method="static", task="gsm8k", model="dream-7b-base", block_length=32).check().block_length == 32
+    assert RunSpec(method="static", task="gsm8k", model="dream-7b-base", block_length=32).resolve().block_length == 32
 
 
 def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task():
@@ -435,25 +447,25 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
     spec = RunSpec(
         method="prophet", task="nano-gsm", model="llada-8b-base", cache="freecache", settings=shared, gen_length=64
     )
-    checked = spec.check()
+    checked = spec.resolve()
     assert checked.parameters["answer_start"] == checked.fixed["window"] == 51
-    for baseline in spec.baselines():
-        assert baseline.check().fixed == checked.fixed and baseline.check().axes == checked.axes
+    for baseline in with_baselines([spec])[:-1]:
+        assert baseline.resolve().fixed == checked.fixed and baseline.resolve().shared == checked.shared
     sweep = SweepSpec.from_flags(
         {"task": "gsm8k", "method": "static", "model": "llada-8b-base", "cache": "prefix", "against": "threshold",
          "set": ["cache.refresh_every=0:2"]}
     )  # fmt: skip
-    found = [(c.spec.method, c.axes.cache.refresh_every) for c in sweep.checked()[0]]
+    found = [(c.spec.method, c.shared.cache.refresh_every) for c in sweep.resolve()[0]]
     assert found == [(method, n) for n in (0, 1, 2) for method in ("threshold", "static")]
 
 
 def test_a_label_names_a_helper_that_the_model_does_not_bring():
-    labels = [RunSpec("simsd", "nano-gsm", draft=draft).check().label for draft in (None, "nano-draft", "nano")]
+    labels = [RunSpec("simsd", "nano-gsm", draft=draft).resolve().label for draft in (None, "nano-draft", "nano")]
     assert labels == ["simsd verify=packed", "simsd verify=packed", "simsd verify=packed draft=nano"]
 
 
 def test_baselines_of_a_method_with_a_helper_are_the_same_cells_as_those_without():
-    beside = {cell.same_cell() for cell in SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm"}).checked()[0]}
-    named = SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm", "draft": "nano-draft"}).checked()[0]
-    assert beside == {cell.same_cell() for cell in named}
-    assert RunSpec("static", "nano-gsm", guide="nano-ar").check().same_cell() in beside
+    beside = {same_request(cell) for cell in SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm"}).resolve()[0]}
+    named = SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm", "draft": "nano-draft"}).resolve()[0]
+    assert beside == {same_request(cell) for cell in named}
+    assert same_request(RunSpec("static", "nano-gsm", guide="nano-ar").resolve()) in beside

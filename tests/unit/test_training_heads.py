@@ -396,12 +396,12 @@ def test_nano_llada_finds_the_head_of_each_method(folder, tmp_path, monkeypatch)
     for method, head in (("adjust", "nano-adjust"), ("learned_policy", "nano-policy")):
         spec = RunSpec(method, "nano-gsm", model="nano-llada")
         with pytest.raises(RequestError, match=f"{head} is not in this copy"):
-            spec.check()
+            spec.resolve()
         shutil.copytree(folder, tmp_path / "nano" / head)
-        assert spec.check().companions == {"head": head}
-        assert replace(spec, head=str(folder)).check().companions == {"head": str(folder)}
+        assert spec.resolve().companions == {"head": head}
+        assert replace(spec, head=str(folder)).resolve().companions == {"head": str(folder)}
     with pytest.raises(RequestError, match="docs/methods/learned_policy.md names the recipe"):
-        RunSpec("learned_policy", "nano-gsm", model=str(folder)).check()
+        RunSpec("learned_policy", "nano-gsm", model=str(folder)).resolve()
 
 
 def test_the_control_of_rcd_differs_by_the_residuals_alone():

@@ -14,13 +14,13 @@ import torch
 import dlmbench
 from dlmbench.bench.proof.prompts import nano_requests
 from dlmbench.bench.proof.stage import Trial
+from dlmbench.decoders import testing
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, build
 from dlmbench.engine.graphs import first_line
 from dlmbench.errors import RunError
 from dlmbench.registry import DECODERS
 from dlmbench.request import RunSpec
-from dlmbench.verify import conformance
 from dlmbench.verify.cases import SKIPPED, cases_of, run_case
 from dlmbench.verify.identity import ITEMS
 from dlmbench.verify.tape import HostReads, Tape
@@ -117,7 +117,7 @@ def _memory(trial: Trial) -> str:
 def _recorded_equals_plain(trial: Trial, name: str, kind: str, recording: Callable | None) -> bool:
     """Compare a decoder's runs on tiny networks; was it recorded at all?"""
     label = f"{name}, {kind}"
-    requests = [replace(r, max_tokens=min(r.max_tokens, trial.sizes.tokens)) for r in conformance._requests(3)]
+    requests = [replace(r, max_tokens=min(r.max_tokens, trial.sizes.tokens)) for r in testing.random_requests(3)]
     requests = requests[: trial.sizes.requests]
     plain_engine = _tiny(trial, name, kind, graphs=False)
     plain = plain_engine.generate(requests)
@@ -142,8 +142,9 @@ def _recorded_equals_plain(trial: Trial, name: str, kind: str, recording: Callab
 def _tiny(trial: Trial, name: str, kind: str, graphs) -> Engine:
     """On a CPU as late with its flags as on a GPU, where nothing depends on them."""
     decoder = DECODERS.get(name)()
-    networks = conformance._networks(decoder, kind, trial.device)
-    late = trial.device.type == "cpu" and decoder.lag != 0 and not any(net.reads_host for net in networks.values())
+    networks = testing.tiny_networks(decoder, kind, trial.device)
+    may_be_late = decoder.bind(networks, networks["target"].block_length).lag != 0
+    late = trial.device.type == "cpu" and may_be_late and not any(net.reads_host for net in networks.values())
     return Engine(networks, decoder, batch_size=3, graphs=graphs, lag=1 if late else None)
 
 
@@ -273,7 +274,7 @@ def _decoded(trial: Trial, method: str, setting: dict, dtype: str, requests: lis
         method=method, task="nano-gsm", model="nano", settings={method: setting}, batch_size=min(32, len(requests)),
         device=str(trial.device), dtype=dtype,
     )  # fmt: skip
-    return [generation.ids for generation in build(spec).generate(requests)]
+    return [generation.ids for generation in build(spec.resolve()).generate(requests)]
 
 
 def _differ(ours: list, theirs: list) -> int:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import dlmbench
 from dlmbench.bench.proof.stage import RUNNING, SIZES, STAGES, Trial, perform
 from dlmbench.errors import DlmbenchError
-from dlmbench.request.values import present
+from dlmbench.request.resolved import Machine
 from dlmbench.runs.folder import write_lines
 
 PACKAGES = ("torch", "transformers", "triton", "numpy")
@@ -35,7 +35,7 @@ def main() -> None:
     import torch
 
     try:
-        device, sizes = torch.device(present(asked["device"])), SIZES[asked["shapes"]]
+        device, sizes = torch.device(Machine().device(asked["device"])), SIZES[asked["shapes"]]
     except DlmbenchError as error:
         return _say(answers, {"refused": str(error)})
     if device.type == "cuda":

@@ -1,4 +1,8 @@
-"""Conformance of a decoder: what every decoder promises, tried on tiny random networks in seconds.
+"""For authors of decoders: what every decoder promises, tried in seconds, and the tiny random networks to try it on.
+
+    engine = Engine(tiny_networks(decoder, "block_causal"), decoder, batch_size=3)
+    engine.generate(random_requests(seed=0))
+    assert all(finding.holds for finding in conformance(MyDecoder))
 
 Checked: it ends, makes progress, touches only what it may; a batch of N equals N singles, with prompts of different
 lengths; a refilled slot equals a fresh one; it reads no device value on the host; the equalities it declares hold; and,
@@ -14,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Decoder, HostRow, View
+from dlmbench.decoders.base import Decision, Decoder, HostRow, Networks, Traits, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request
-from dlmbench.engine.canvas import Canvas
+from dlmbench.engine.canvas import Canvas, replacements
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
@@ -40,7 +45,7 @@ class Finding:
     detail: str = ""
 
 
-class _Broken(Exception):
+class BrokenPromise(Exception):
     """A promise does not hold; the message is the finding."""
 
 
@@ -74,7 +79,7 @@ def _conformance(
 ) -> Iterator[Finding]:
     trials = [
         ("progress", lambda: _progress(decoder, seed, attention)),
-        ("no host reads", lambda: _no_host_reads(decoder, attention)),
+        ("no host reads", lambda: no_host_reads(decoder, attention)),
         ("N = singles", lambda: _batch_equals_singles(decoder, seed, attention)),
         ("refilled slot = fresh slot", lambda: _refilled_equals_fresh(decoder, seed, attention)),
         ("late flags", lambda: _lag_changes_nothing(decoder, seed, attention)),
@@ -85,7 +90,7 @@ def _conformance(
     for promise, trial in trials:
         try:
             trial()
-        except (_Broken, DlmbenchError) as error:
+        except (BrokenPromise, DlmbenchError) as error:
             yield Finding(promise, False, str(error))
         except Exception as error:  # a third-party decoder may fail in any way; the name of the failure is the finding
             yield Finding(promise, False, f"it raised {type(error).__name__}: {error}")
@@ -98,11 +103,11 @@ def _conformance(
 
 def _progress(decoder: type[Decoder], seed: int, attention: str) -> None:
     spy = _Spy(decoder())
-    _run(attention, spy, _requests(seed), batch_size=3)
+    _run(attention, spy, random_requests(seed), batch_size=3)
 
 
 def _batch_equals_singles(decoder: type[Decoder], seed: int, attention: str) -> None:
-    requests = _requests(seed)
+    requests = random_requests(seed)
     singles = [_run(attention, decoder(), [request])[0] for request in requests]
     for batch in (2, 5):
         together = _run(attention, decoder(), requests, batch_size=batch)
@@ -110,7 +115,7 @@ def _batch_equals_singles(decoder: type[Decoder], seed: int, attention: str) -> 
 
 
 def _refilled_equals_fresh(decoder: type[Decoder], seed: int, attention: str) -> None:
-    requests = _requests(seed)
+    requests = random_requests(seed)
     fresh = [_run(attention, decoder(), [request])[0] for request in requests]
     refilled = _run(attention, decoder(), requests, batch_size=1)
     hint = "state leaks through a refilled slot (keep memory in init_state's tensors, reset by view.fresh)"
@@ -118,7 +123,7 @@ def _refilled_equals_fresh(decoder: type[Decoder], seed: int, attention: str) ->
 
 
 def _lag_changes_nothing(decoder: type[Decoder], seed: int, attention: str) -> None:
-    requests = _requests(seed)
+    requests = random_requests(seed)
     now, late = (_run(attention, decoder(), requests, batch_size=3, lag=lag) for lag in (0, 1))
     _compare(requests, now, late, "reading flags one step late changes the result")
 
@@ -128,8 +133,8 @@ def _equality(decoder: type[Decoder], text: str, seed: int, attention: str) -> C
         ours, _, theirs = text.partition("==")
         name, _, options = theirs.strip().partition(":")
         other = DECODERS.get(name)
-        requests = _requests(seed)
-        one, two = decoder(_config(decoder, ours)), other(_config(other, options))
+        requests = random_requests(seed)
+        one, two = decoder(options_of(decoder, ours)), other(options_of(other, options))
         alike = one.needs(one.config, attention) == two.needs(two.config, attention)
         left, right = (_run(attention, each, requests, batch_size=3) for each in (one, two))
         _compare(requests, right, left, f"{text.strip()} does not hold", _calls if alike else _nothing)
@@ -139,98 +144,105 @@ def _equality(decoder: type[Decoder], text: str, seed: int, attention: str) -> C
 
 def _same(decoder: type[Decoder], reference: type[Decoder], seed: int, attention: str) -> None:
     for draw in range(3):
-        requests = _requests(seed + draw)
+        requests = random_requests(seed + draw)
         _compare(requests, _run(attention, reference(), requests), _run(attention, decoder(), requests, batch_size=3),
                  f"it differs from its reference {reference.__name__}")  # fmt: skip
 
 
-def _no_host_reads(decoder: type[Decoder], attention: str) -> None:
-    """A round on tensors without data, flags read at once and late: whoever looks at a value fails."""
-    for host in ([HostRow()] * 2, None):
-        _round_without_data(decoder, attention, host)
+def no_host_reads(decoder: type[Decoder], attention: str) -> None:
+    """A round on tensors without data, flags read at once and late. Raises BrokenPromise where somebody looks at a
+    value."""
+    known: list[HostRow | None] = [HostRow(), HostRow()]
+    for host_rows in (known, None):
+        _round_without_data(decoder, attention, host_rows)
 
 
-def _round_without_data(decoder: type[Decoder], attention: str, host: list[HostRow] | None) -> None:
+def _round_without_data(decoder: type[Decoder], attention: str, host_rows: list[HostRow | None] | None) -> None:
     device = torch.device("meta")
-    instance = decoder()
-    nets, counter = _networks(instance, attention, device), Counter(2, device)
-    instance.attach(nets)
-    capacity = 32 + _block_of(attention) + 1 + instance.extra_slots(_block_of(attention))
-    answer = 16 if instance.scope == "answer" else 0
-    canvas = Canvas(2, capacity, _block_of(attention), MASK, (EOS,), attention, answer, device)
-    instance.view_width = answer or _block_of(attention)
+    instance, block = decoder(), block_of(attention)
+    nets, counter = tiny_networks(instance, attention, device), Counter(2, device)
+    traits = instance.bind(nets, block)
+    capacity = 32 + block + 1 + traits.extra_slots
+    answer = 16 if traits.scope == "answer" else 0
+    canvas = Canvas(2, capacity, block, MASK, (EOS,), attention, answer, device)
     for net in nets.values():
         net.allocate(2, capacity, canvas.tokens, counter)
-    view = canvas.view(instance.init_state(2, capacity, device), Sampling(), 32, 32, host, False)
+    state = instance.init_state(2, capacity, answer or block, device)
+    view = canvas.view(state, Sampling(), 32, 32, host_rows, False)
     try:
         decision = instance.round(view, nets)
     except (RuntimeError, NotImplementedError) as error:
         text = str(error).splitlines()[0]
         if "device" in text and "meta" in text and "cpu" in text:
-            raise _Broken(f"it mixes devices: make new tensors on view.tokens.device ({text})") from error
-        raise _Broken(f"it reads a device value on the host, which stalls the device every step ({text})") from error
+            raise BrokenPromise(f"it mixes devices: make new tensors on view.tokens.device ({text})") from error
+        raise BrokenPromise(
+            f"it reads a device value on the host, which stalls the device every step ({text})"
+        ) from error
     if not isinstance(decision, Decision):
-        raise _Broken(f"it returned {type(decision).__name__}, not a Decision")
+        raise BrokenPromise(f"it returned {type(decision).__name__}, not a Decision")
 
 
 class _Spy(Decoder):
     """Stands between engine and decoder and looks at every decision."""
 
     def __init__(self, inner: Decoder):
-        self.inner = inner
-        self.extra_slots, self.answer = inner.extra_slots, inner.answer
-        self._imitate()
+        self.inner, self.name = inner, inner.name
+        self.answer = inner.answer  # type: ignore[method-assign]
 
-    def _imitate(self) -> None:
-        for name in ("name", "roles", "attention", "scope", "lag", "cached", "ends_rows", "cuts_at_eos"):
-            setattr(self, name, getattr(self.inner, name))
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        return self.inner.bind(nets, block_length)
 
-    def attach(self, nets: Any) -> None:
-        self.inner.attach(nets)
-        self._imitate()  # what a decoder does may depend on its networks
-
-    def init_state(self, rows: int, length: int, device: torch.device):
-        self.inner.view_width = self.view_width
-        state = self.inner.init_state(rows, length, device)
+    def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
+        state = self.inner.init_state(rows, capacity, width, device)
         for name, tensor in state.items():
             if tensor.shape[:1] != (rows,):
-                raise _Broken(f"state {name!r} has shape {tuple(tensor.shape)}; its first axis must be the {rows} rows")
+                raise BrokenPromise(
+                    f"state {name!r} has shape {tuple(tensor.shape)}; its first axis must be the {rows} rows"
+                )
         return state
 
-    def round(self, view: View, nets: Any) -> Decision:
+    def round(self, view: View, nets: Networks) -> Decision:
         before = view.tokens.clone()
         decision = self.inner.round(view, nets)
         if not torch.equal(before, view.tokens):
-            raise _Broken("it wrote into view.tokens; decisions are returned, the engine carries them out")
+            raise BrokenPromise("it wrote into view.tokens; decisions are returned, the engine carries them out")
         _inspect(view, decision)
         return decision
 
 
 def _inspect(view: View, decision: Decision) -> None:
     if decision.reveal.dtype != torch.bool or decision.reveal.shape != view.masked.shape:
-        raise _Broken(
+        raise BrokenPromise(
             f"reveal is {decision.reveal.dtype} {tuple(decision.reveal.shape)}, must be bool {tuple(view.masked.shape)}"
         )
     live = view.live.unsqueeze(1)
     if bool((decision.reveal & ~view.masked & live & (decision.tokens != view.tokens)).any()):
-        raise _Broken("it reveals positions that are already committed, with other tokens")
+        raise BrokenPromise("it reveals positions that are already committed, with other tokens")
     shown = decision.reveal & view.masked & live
     if bool((shown & (decision.tokens == view.mask_id)).any()):
-        raise _Broken("it reveals the mask token itself")
+        raise BrokenPromise("it reveals the mask token itself")
     gained = shown.sum(1)
+    replaced = torch.zeros_like(view.live)
+    if decision.replace is not None:
+        rewritten = decision.replace & ~view.masked & live
+        if bool((rewritten & ~view.own).any()):
+            raise BrokenPromise("it replaces tokens that were given: a prompt or an answer's fixed positions")
+        if bool((rewritten & (decision.tokens == view.mask_id)).any()):
+            raise BrokenPromise("it replaces a token with the mask; that is what `remask` is for")
+        replaced = replacements(view, decision).any(1)
     if decision.remask is not None:
         lost = decision.remask & ~view.masked & live
-        if bool((lost & (view.positions < view.prompt_length.unsqueeze(1))).any()):
-            raise _Broken("it remasks positions of the prompt")
+        if bool((lost & ~view.own).any()):
+            raise BrokenPromise("it remasks positions of the prompt or fixed ones")
         gained = gained - lost.sum(1)
-    stuck = view.live & view.masked.any(1) & (gained <= 0)
-    if decision.idle is not None:
-        stuck = stuck & ~decision.idle
+    stuck = view.live & view.masked.any(1) & (gained <= 0) & ~replaced
+    if decision.planned_empty is not None:
+        stuck = stuck & ~decision.planned_empty
     if decision.finish is not None:
         stuck = stuck & ~decision.finish
     if bool(stuck.any()):
         row = int(stuck.nonzero()[0])
-        raise _Broken(
+        raise BrokenPromise(
             f"it makes no progress: at step {int(view.step[row])} of a block no (net) reveal in an unfinished row"
         )
 
@@ -238,7 +250,7 @@ def _inspect(view: View, decision: Decision) -> None:
 # --- tiny networks and items ----------------------------------------------------------------------------------------
 
 
-def _model(attention: str, seed: int = 7) -> Transformer:
+def tiny_model(attention: str, seed: int = 7) -> Transformer:
     """Two layers with loud random weights, so that confidences spread over the whole range."""
     family = {"causal": "qwen3", "full": "llada"}.get(attention, "sdar")
     config = BackboneConfig(
@@ -254,7 +266,7 @@ def _model(attention: str, seed: int = 7) -> Transformer:
     return model.requires_grad_(False).eval()
 
 
-def _networks(decoder: Decoder, attention: str, device: str | torch.device = "cpu") -> dict[str, Network]:
+def tiny_networks(decoder: Decoder, attention: str, device: str | torch.device = "cpu") -> dict[str, Network]:
     """A tiny network for every role that `decoder` uses; a head is made by the decoder itself, beside the target."""
     nets: dict[str, Network] = {}
     kind = Bidirectional if attention == "full" else Network
@@ -262,17 +274,23 @@ def _networks(decoder: Decoder, attention: str, device: str | torch.device = "cp
         if role == "head":
             nets[role] = decoder.head_network(nets["target"], None)
         elif role == "guide":  # reads left to right whatever the target does
-            nets[role] = Network(role, _model("causal", 7 + i).to(device), 1)
+            nets[role] = Network(role, tiny_model("causal", 7 + i).to(device), 1)
         else:
-            nets[role] = kind(role, _model(attention, 7 + i).to(device), _block_of(attention))
+            nets[role] = kind(role, tiny_model(attention, 7 + i).to(device), block_of(attention))
     return nets
 
 
-def _block_of(attention: str) -> int:
+def traits_of(decoder: Decoder, attention: str) -> Traits:
+    """What a decoder is beside tiny networks of that attention."""
+    return decoder.bind(tiny_networks(decoder, attention, "meta"), block_of(attention))
+
+
+def block_of(attention: str) -> int:
     return 1 if attention == "causal" else BLOCK
 
 
-def _requests(seed: int, count: int = 7) -> list[Request]:
+def random_requests(seed: int, count: int = 7) -> list[Request]:
+    """Prompts and budgets of different lengths."""
     rng = random.Random(seed)
     return [
         Request(
@@ -286,7 +304,7 @@ def _requests(seed: int, count: int = 7) -> list[Request]:
 
 
 def _run(attention: str, decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0):
-    nets = _networks(decoder.inner if isinstance(decoder, _Spy) else decoder, attention)
+    nets = tiny_networks(decoder.inner if isinstance(decoder, _Spy) else decoder, attention)
     engine = Engine(nets, decoder, batch_size=batch_size, lag=lag, stall_limit=8)
     return engine.generate(requests, trace=True)
 
@@ -307,18 +325,18 @@ def _compare(requests, expected, ours, message: str, work=lambda generation: gen
             at = next(
                 (i for i, (x, y) in enumerate(zip(a.raw_ids, b.raw_ids)) if x != y), min(len(a.raw_ids), len(b.raw_ids))
             )
-            raise _Broken(f"{message}: {request.key}, token {at} of the answer")
+            raise BrokenPromise(f"{message}: {request.key}, token {at} of the answer")
         if work(a) != work(b):
-            raise _Broken(f"{message}: {request.key} gives the same ids in another number of forwards")
+            raise BrokenPromise(f"{message}: {request.key} gives the same ids in another number of forwards")
 
 
-def _config(decoder: type[Decoder], text: str) -> Any:
-    """ "a=1,b=x" bound to the decoder's Config, values converted to the type of the default."""
+def options_of(decoder: type[Decoder], text: str) -> Any:
+    """The decoder's Config from text like "a=1,b=x", values converted to the type of the default."""
     known = {f.name for f in fields(decoder.Config)}
     values = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, value = part.partition("=")
         if name not in known:
-            raise _Broken(f"its equality names the option {name!r}, which {decoder.name} does not have")
+            raise BrokenPromise(f"its equality names the option {name!r}, which {decoder.name} does not have")
         values[name] = value
     return options.bind(decoder.Config, values, decoder.name)
