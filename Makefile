@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full screenshots test test-all lint bench bench-gpu gpu-proof train-nano
+.PHONY: setup reproduce reproduce-full screenshots test test-all lint house docs bench bench-gpu gpu-proof train-nano
 
 setup: $(VENV)/.runtime
 
@@ -42,6 +42,18 @@ test-all: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+
+# What should stay small, counted, with its limits (tests/house.py); -v says where.
+house: $(VENV)/.dev
+	$(BIN)/python tests/house.py
+
+$(VENV)/.docs: $(VENV)/.runtime
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
+# The pages of docs/ as a site in site/.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --clean --config-file docs/site/mkdocs.yml
 
 bench: $(VENV)/.runtime
 	$(RUN) bench --batch-size 1,4,16,32 --contexts 128,512,2048 --out results/bench

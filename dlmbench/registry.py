@@ -119,6 +119,7 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "edit": "Edit",
     "entropy": "Entropy",
     "guided": "Guided",
     "klass": "Klass",
@@ -140,3 +141,5 @@ for _name in (
     "a2d-qwen3", "a2d-qwen2", "a2d-llama",
 ):  # fmt: skip
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+for _name in ("llada2", "lladamoe", "sdarmoe"):
+    BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

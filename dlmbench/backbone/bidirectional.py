@@ -1,8 +1,8 @@
 """Full-attention networks (LLaDA, Dream) and the cache policies that approximate them.
 
 Without a cache every forward runs over the whole row. A policy names, for every row, the window of positions that a
-forward recomputes; keys and values of all other positions are those of their last recomputation (cards of the
-threshold family, sections 4 to 6, and of FreeCache):
+forward recomputes; keys and values of all other positions are those of their last recomputation (Fast-dLLM,
+arXiv 2505.22618, and FreeCache, arXiv 2505.21467; docs/full-attention.md):
 
 * ``none``: the whole row, exact.
 * ``prefix``: the whole row at the first step of a block, then the block and everything right of it.
@@ -16,7 +16,7 @@ With a shifted head (Dream) position p is predicted at p - 1, so freecache's win
 and ``dual`` the official code commits a block's first position from the full forward, whatever its confidence, and
 nothing else in that step: `forced`.
 
-Classifier-free guidance (card of LLaDA, section 4) is a switch of the network: a second forward of the same windows
+Classifier-free guidance (LLaDA) is a switch of the network: a second forward of the same windows
 with the prompt masked, counted as part of the same call.
 
 Axes: R rows, W positions of the view, T window, Q extra tokens, V vocabulary, D width.

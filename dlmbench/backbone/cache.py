@@ -2,7 +2,7 @@
 
 Because a key's slot is its position, "which keys may this query see" is a comparison of numbers and never a gather,
 and a block that is denoised again simply overwrites its own slots: what masks left there is gone before any later
-block looks (exact block-causal caching, card of SDAR, section 3). Rows that must not write go to one spare slot.
+block looks (exact block-causal caching, SDAR). Rows that must not write go to one spare slot.
 
 Axes: R rows, G key/value heads, S slots, d head size; a layer's buffer is [2,R,G,S,d], so that (R,G) is one batch axis
 and a forward's keys and values go in by one write.

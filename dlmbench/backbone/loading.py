@@ -17,7 +17,9 @@ from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.descriptor import NOTHING, Told
 from dlmbench.backbone.families import Family
+from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
+from dlmbench.backbone.sparse_families import stacked, usual_fields
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
 from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
@@ -56,16 +58,28 @@ def load_checkpoint(
 ) -> Transformer:  # fmt: skip
     """A frozen network from an official checkpoint, in evaluation mode, used as its files and `told` say.
 
-    At no time are there two copies of more than one tensor. Raises RequestError for what `check_checkpoint` refuses.
+    At no time are there two copies of more than one tensor, and of one expert where experts are stored one by one.
+    Raises RequestError for what `check_checkpoint` refuses, and for weights that are larger than the device.
     """
     folder = checkpoint_folder(str(name), revision)
     model, tensors, official = _prepared(folder, told)
+    check_room(model_name(folder), model.config.parameters * dtype.itemsize, device, dtype)
     size = sum(file.stat().st_size for file in weight_files(folder))
     if size > LARGE:
         tell(f"loading {size / 1e9:.1f} GB of {model_name(folder)}")
-    state = {ours: tensors.joined(names, device, dtype) for ours, names in official.items()}
+    shapes = {ours: weight.shape for ours, weight in model.state_dict().items()}
+    state = {
+        ours: tensors.joined(names, device, _dtype_of(ours, dtype)).view(shapes[ours])
+        for ours, names in official.items()
+    }
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def _dtype_of(ours: str, dtype: torch.dtype) -> torch.dtype:
+    """Routers stay in float32 at least, for near ties decide which experts are chosen."""
+    routes = ours.endswith((".experts.router", ".experts.bias"))
+    return torch.promote_types(dtype, torch.float32) if routes else dtype
 
 
 def check_checkpoint(folder: Path, told: Told = NOTHING) -> None:
@@ -83,23 +97,45 @@ def _prepared(folder: Path, told: Told) -> tuple[Transformer, Tensors, dict[str,
     with torch.device("meta"):
         model = Transformer(config)
     tensors = Tensors(folder)
-    official = {ours: _official(ours, family) for ours in model.state_dict()}
+    official = {ours: _in_files(ours, config, family, tensors) for ours in model.state_dict()}
     wanted = [name for names in official.values() for name in names]
     tensors.check(wanted, config.num_layers, ignored=_tied_copies(config, family, tensors))
     for ours, parameter in model.state_dict().items():
-        if tensors.shape(official[ours]) != parameter.shape:
+        names, expected = official[ours], tuple(parameter.shape)
+        shape = tensors.shape(names)
+        one_by_one = len(shape) < len(expected)  # experts
+        fits = shape == ((expected[0] * expected[1], *expected[2:]) if one_by_one else expected)
+        if not fits or (len(names) > 1 and tensors.rows(names) != _packed_sizes(ours, config, len(names))):
             raise RequestError(
-                f"{model_name(folder)}: tensor {ours} has shape {tensors.shape(official[ours])}, config.json says "
-                f"{tuple(parameter.shape)}; the two files do not belong together."
+                f"{model_name(folder)}: tensor {ours} has shape {shape}, config.json says {expected}; the two files do "
+                "not belong together."
             )
     return model, tensors, official
 
 
-def _official(ours: str, family: Family) -> list[str]:
-    """The official names that one of our tensors is packed from, in order."""
+def _official(ours: str, config: BackboneConfig, family: Family) -> list[str]:
+    """The official names that one of our tensors is packed from, in order; experts one by one."""
+    layer, names = _pattern(ours, family)
+    experts = range(config.experts.count) if config.experts and "{expert}" in names[0] else (0,)
+    return [name.format(layer, expert=expert) for expert in experts for name in names]
+
+
+def _in_files(ours: str, config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
+    """The same as the files have them, which may stack experts."""
+    layer, names = _pattern(ours, family)
+    if "{expert}" in names[0]:
+        for some in stacked(names):
+            found = [name.format(layer) for name in some]
+            if all(name in tensors.place for name in found):
+                return found
+    return _official(ours, config, family)
+
+
+def _pattern(ours: str, family: Family) -> tuple[str, tuple[str, ...]]:
+    """Number of the layer that one of our tensors belongs to ("" for none), and its names as the family has them."""
     layer = ours.split(".")[1] if ours.startswith("layers.") else ""
     pattern = ours.replace(f"layers.{layer}.", "layers.{}.", 1) if layer else ours
-    return [name.format(layer) for name in family.layout.names[pattern]]
+    return layer, family.layout.names[pattern]
 
 
 def _tied_copies(config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
@@ -134,16 +170,23 @@ def official_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     """A network's weights under the family's official names: views of what is packed here."""
     family, tensors = BACKBONES.get(model.config.family), {}
     for ours, tensor in model.state_dict().items():
-        official = _official(ours, family)
-        sizes = _packed_sizes(ours, model.config) if len(official) > 1 else [tensor.shape[0]]
+        official = _official(ours, model.config, family)
+        if tensor.dim() > 2:  # a stack of experts
+            tensor = tensor.flatten(0, 1)
+        sizes = _packed_sizes(ours, model.config, len(official)) if len(official) > 1 else [tensor.shape[0]]
         tensors |= zip(official, tensor.split(sizes), strict=True)
     return tensors
 
 
-def _packed_sizes(name: str, config: BackboneConfig) -> list[int]:
+def _packed_sizes(name: str, config: BackboneConfig, parts: int = 2) -> list[int]:
+    """Rows of the official tensors that one of ours is packed from."""
     if ".qkv." in name:
         return [n * config.head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
-    return [config.intermediate_size] * 2
+    if ".experts." not in name:
+        return [config.intermediate_size] * parts
+    if name.endswith(".down"):
+        return [config.hidden_size] * parts
+    return [config.experts.shared_width if ".shared_" in name else config.experts.width] * parts
 
 
 def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
@@ -173,7 +216,7 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
         raw["mask_token_id"] = config.mask_id
     if config.block_length is not None:
         raw[family.block_field] = config.block_length
-    return family.layout.spell(raw)
+    return family.layout.spell(raw | usual_fields(config))
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:

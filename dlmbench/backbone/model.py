@@ -2,7 +2,8 @@
 
 Rows and positions are flattened before the layers, so every product is one matrix multiplication whatever the batch
 looks like; only attention knows about rows, and it is handed in as `attend` (see `dlmbench.backbone.attention`).
-Families differ by `BackboneConfig` alone: q/k norm (Qwen3, SDAR), q/k/v bias (Qwen2, Dream), neither (Llama, LLaDA).
+Families differ by `BackboneConfig` alone: q/k norm (Qwen3, SDAR), q/k/v bias (Qwen2, Dream), neither (Llama, LLaDA),
+heads that rotate in part and experts (`dlmbench.backbone.experts`) behind some dense layers (LLaDA2).
 
 Axes: N flattened tokens, H query heads, G key/value heads, d head size, D width, V vocabulary.
 """
@@ -17,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.config import BackboneConfig, Experts
+from dlmbench.backbone.experts import SparseMLP, SparseWeights
 from dlmbench.backbone.ops import Matrix, Norm, add_linear, frozen, linear, matrix_of, norm_of, rms_norm
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,d], keys then values -> [N,H*d]
 
 
 class LayerWeights(NamedTuple):
-    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d]; `in_place`: no gradient is asked for."""
+    """What a layer's forward reads; `qk_norm` has a row a packed head [H+G,d]; `mlp` is a dense one's two products;
+    `in_place`: no gradient is asked for."""
 
     attention_norm: Norm
     qkv: Matrix
@@ -32,8 +35,7 @@ class LayerWeights(NamedTuple):
     qk_norm: Norm | None
     out: Matrix
     mlp_norm: Norm
-    gate_up: Matrix
-    down: Matrix
+    mlp: tuple[Matrix, Matrix] | SparseWeights
     in_place: bool
 
 
@@ -76,52 +78,70 @@ class Prepared(nn.Module):
 
 
 class Layer(Prepared):
-    """Pre-norm attention and SwiGLU, residuals folded into the output products."""
+    """Pre-norm attention and SwiGLU, one or as many as `experts` says; residuals folded into the output products."""
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: BackboneConfig, experts: Experts | None = None):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.eps = config.rms_norm_eps
+        self.eps, self.rotated = config.rms_norm_eps, config.rotated
         width, inner = config.hidden_size, config.num_heads * config.head_dim
         packed = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         self.attention_norm = nn.Parameter(torch.ones(width))
         self.mlp_norm = nn.Parameter(torch.ones(width))
         self.qkv = nn.Linear(width, packed, bias=config.qkv_bias)
         self.out = nn.Linear(inner, width, bias=False)
-        self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, width, bias=False)
+        if experts is None:
+            self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
+            self.down = nn.Linear(config.intermediate_size, width, bias=False)
+        self.experts = SparseMLP(width, experts) if experts else None
         self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
 
     def forward(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [N,D]; cos and sin [N,1,d], the sine with its first half negated -> [N,D]."""
+        """x [N,D]; cos and sin [N,1,d] of the numbers that rotate, the sine's first half negated -> [N,D]."""
         weights, heads = self._weights(), self.heads + self.kv_heads
         y = rms_norm(x, weights.attention_norm)
         qkv = linear(y, weights.qkv, weights.bias).view(x.shape[0], -1, self.head_dim)
-        qk = rotated = qkv[:, :heads]
+        qk = qkv[:, :heads]
         if weights.qk_norm is not None:
             qk = rms_norm(qk, weights.qk_norm)
-        # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
-        straight, rolled = qk * cos, qk.roll(self.head_dim // 2, -1)
-        if weights.in_place:
-            torch.addcmul(straight, rolled, sin, out=rotated)
-        else:
-            qkv = torch.cat([torch.addcmul(straight, rolled, sin), qkv[:, heads:]], 1)
+        qkv = self._rotate(qkv, qk, cos, sin, weights.in_place)
         mixed = attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
         x = add_linear(x, mixed, weights.out)
         y = rms_norm(x, weights.mlp_norm)
-        gate, up = linear(y, weights.gate_up).chunk(2, -1)
-        return add_linear(x, F.silu(gate) * up, weights.down)
+        if isinstance(weights.mlp, SparseWeights):
+            return self.experts(x, y, weights.mlp)
+        gate_up, down = weights.mlp
+        gate, up = linear(y, gate_up).chunk(2, -1)
+        return add_linear(x, F.silu(gate) * up, down)
+
+    def _rotate(self, qkv: Tensor, qk: Tensor, cos: Tensor, sin: Tensor, in_place: bool) -> Tensor:
+        """qkv [N,H+2G,d] with its queries and keys replaced by qk [N,H+G,d], rotated; the same memory if `in_place`."""
+        partial, heads = self.rotated < self.head_dim, self.heads + self.kv_heads
+        turned = qk[..., : self.rotated] if partial else qk
+        # rotate_half(t) * sin == roll(t) * (sin with its first half negated)
+        straight, rolled = turned * cos, turned.roll(self.rotated // 2, -1)
+        if not in_place:
+            turned = torch.addcmul(straight, rolled, sin)
+            qk = torch.cat([turned, qk[..., self.rotated :]], -1) if partial else turned
+            return torch.cat([qk, qkv[:, heads:]], 1)
+        if partial:
+            qkv[:, :heads, self.rotated :] = qk[..., self.rotated :]
+        torch.addcmul(straight, rolled, sin, out=qkv[:, :heads, : self.rotated] if partial else qkv[:, :heads])
+        return qkv
 
     def _look_up(self) -> LayerWeights:
         qk_norm = None
         if self.q_norm is not None:
             both = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
             qk_norm = norm_of(both, self.eps)
+        if self.experts is None:
+            mlp = matrix_of(self.gate_up.weight), matrix_of(self.down.weight)
+        else:
+            mlp = self.experts.ready()
         return LayerWeights(
             norm_of(self.attention_norm, self.eps), matrix_of(self.qkv.weight), self.qkv.bias, qk_norm,
-            matrix_of(self.out.weight), norm_of(self.mlp_norm, self.eps), matrix_of(self.gate_up.weight),
-            matrix_of(self.down.weight), frozen(),
+            matrix_of(self.out.weight), norm_of(self.mlp_norm, self.eps), mlp, frozen(),
         )  # fmt: skip
 
 
@@ -133,7 +153,9 @@ class Transformer(Prepared):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        dense = config.num_layers - config.sparse_layers
+        mlps = [None] * dense + [config.experts] * config.sparse_layers
+        self.layers = nn.ModuleList(Layer(config, experts) for experts in mlps)
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._rope: Tensor | None = None
@@ -193,7 +215,7 @@ class Transformer(Prepared):
             if weight.dim() < 2:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            std = 0.02 / math.sqrt(2 * self.config.num_layers) if ".out." in name or ".down." in name else 0.02
+            std = 0.02 / math.sqrt(2 * self.config.num_layers) if ".out." in name or "down" in name else 0.02
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
         return self
 
@@ -205,10 +227,10 @@ class Transformer(Prepared):
 
 
 def _rope_table(config: BackboneConfig, positions: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Half-split cosines and signed sines side by side [positions, 2*d], with Llama-3 frequency scaling where the
-    config asks for it."""
+    """Half-split cosines and signed sines side by side [positions, 2*d] of the d numbers that rotate, with Llama-3
+    frequency scaling where the config asks for it."""
     exact = torch.promote_types(dtype, torch.float32)
-    half = torch.arange(0, config.head_dim, 2, dtype=exact) / config.head_dim
+    half = torch.arange(0, config.rotated, 2, dtype=exact) / config.rotated
     frequency = 1.0 / config.rope_theta**half
     scaling = dict(config.rope_scaling)
     if scaling.get("rope_type") == "llama3":

@@ -288,8 +288,8 @@ class Network:
         return lambda positions, attend: self.model(x, positions, attend)
 
     def sample(self, tokens: int) -> Callable[[], Tensor]:
-        """A stretch of a forward of `tokens` tokens, long enough to be timed: one layer, attention left out."""
-        layer, x = self.model.layers[0], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
+        """A stretch of a forward of `tokens` tokens, long enough to be timed: the last layer, attention left out."""
+        layer, x = self.model.layers[-1], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
         cos, sin = self.model._rotation(torch.arange(tokens, device=self.device) % self.config.max_positions, x.dtype)
         return lambda: layer(0, x, cos, sin, lambda _, q, kv: q.flatten(1))
 

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
 from dlmbench.errors import RequestError
 from dlmbench.files import INDEX, broken, model_name, read_json, tensor_entries, weight_files
 
-PLAIN = ("F64", "F32", "F16", "BF16")
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HARMLESS = re.compile(  # tables that are computed anew, and modules that are loaded as heads
     r"(?:.*\.)?rotary(?:_pos)?_emb\..+|.*\.masked_bias|m[rt]p_modules\..+"
 )
@@ -44,7 +45,10 @@ class Tensors:
         self.entries: dict[str, dict] = {}
         files = weight_files(folder)
         index = (read_json(folder / INDEX) or {}).get("weight_map", {}) if files[0].name != "model.safetensors" else {}
+        self._begin: dict[Path, int] = {}  # where the tensors of a file begin, behind its header
         for file in files:
+            with file.open("rb") as stream:
+                self._begin[file] = 8 + int.from_bytes(stream.read(8), "little")
             for name, entry in tensor_entries(file).items():
                 if index.get(name, file.name) != file.name:
                     continue
@@ -64,21 +68,37 @@ class Tensors:
         if len(names) == 1:
             return self.get(names[0]).to(device=device, dtype=dtype)
         whole = torch.empty(self.shape(names), device=device, dtype=dtype)
-        row = 0
+        dim, row = _below(whole.shape), 0
         for name in names:
-            part = self.get(name)
-            whole[row : row + len(part)].copy_(part)
-            row += len(part)
+            part = self._read(name)
+            whole.narrow(dim, row, part.shape[dim]).copy_(part)
+            row += part.shape[dim]
             del part
         return whole
 
+    def _read(self, name: str) -> torch.Tensor:
+        """A copy of one tensor in memory of its own. Its file is not mapped: that takes milliseconds where a header
+        names thousands of tensors, as those of experts do."""
+        entry = self.entries[name]
+        first, end = entry["data_offsets"]
+        raw = np.fromfile(self.place[name], np.uint8, end - first, offset=self._begin[self.place[name]] + first)
+        return torch.from_numpy(raw).view(PLAIN[entry["dtype"]]).view(entry["shape"])
+
     def shape(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Shape of tensors one below the other. Raises RequestError when they cannot lie so."""
+        """Shape of tensors one below the other, in each member of a stack. Raises RequestError when they cannot lie
+        so."""
+        shapes = [tuple(self.entries[name]["shape"]) for name in names]
+        dim = _below(shapes[0])
+        rest = {shape[:dim] + shape[dim + 1 :] for shape in shapes}
+        if not all(shapes) or len(rest) > 1:
+            raise RequestError(f"{self.name}: tensors {', '.join(names[:4])} have the shapes {shapes[:4]}; they do not "
+                               "belong together, fetch the checkpoint again.")  # fmt: skip
+        return (*shapes[0][:dim], sum(shape[dim] for shape in shapes), *shapes[0][dim + 1 :])
+
+    def rows(self, names: Sequence[str]) -> list[int]:
+        """How many rows each of these tensors has."""
         shapes = [self.entries[name]["shape"] for name in names]
-        if not all(shapes) or len({tuple(shape[1:]) for shape in shapes}) > 1:
-            raise RequestError(f"{self.name}: tensors {', '.join(names)} have the shapes {shapes}; they do not belong "
-                               "together, fetch the checkpoint again.")  # fmt: skip
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return [shape[_below(shape)] for shape in shapes]
 
     def check(self, wanted: Iterable[str], layers: int, prefix: str = "", ignored: Iterable[str] = ()) -> None:
         """Refuse a folder without one of the tensors `wanted`, with quantised ones, or with others below `prefix` that
@@ -113,8 +133,14 @@ class Tensors:
 
     def _instead(self, missing: str, layers: int) -> str:
         """What the files hold where `missing` should be."""
-        if any(".experts." in name or ".expert" in name for name in self.place):
-            return "its layers are mixtures of experts, which are not supported: take a dense checkpoint"
+        if experts := [name for name in self.place if ".expert" in name]:
+            if ".experts." not in missing:
+                return "its layers are mixtures of experts and its config.json is that of a dense network"
+            if not any(re.search(r"\.experts\.\d+\.", name) for name in experts):
+                return (
+                    f"experts are stored under names that are not known ({min(experts)}): one tensor an expert is "
+                    "read, or stacks called gate_proj, up_proj and down_proj, or gate_up_proj and down_proj"
+                )
         ends = Counter(name[: -len(missing)] for name in self.place if name.endswith(missing))
         if ends and (prefix := ends.most_common(1)[0][0]):
             return f"its names begin with {prefix!r}: save it without that prefix"
@@ -126,3 +152,8 @@ class Tensors:
         if numbers and len(numbers) < layers:
             return f"config.json says {layers} layers and the files hold {len(numbers)}; the download may be incomplete"
         return "the download may be incomplete, or config.json belongs to another checkpoint"
+
+
+def _below(shape: Sequence[int]) -> int:
+    """The axis of rows: the first one of a matrix or vector, the second of a stack of matrices."""
+    return max(len(shape) - 2, 0)

@@ -19,6 +19,7 @@ import torch
 
 from dlmbench.backbone import attention
 from dlmbench.backbone.bidirectional import Bidirectional
+from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.network import Network
 from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
@@ -73,14 +74,14 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
     and what the growth law (`fit_growth`) makes of it."""
     rows, config, block = [], model.config, settings.block_length
     net = Network("target", model, block)
-    read = [p for name, p in model.named_parameters() if config.tie_embeddings or name != "embedding.weight"]
-    weight_bytes = sum(p.numel() * p.element_size() for p in read)
-    key_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.norm.element_size()
+    width = model.norm.element_size()
+    key_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * width
     for context in settings.contexts or (settings.prompt_tokens + settings.new_tokens,):
         for batch in settings.batch_sizes:
             if net.device.type == "cpu":
                 THREADS.choose(net.sample(batch * block))
             ms = [1e3 * forward_seconds(net, batch, block, context, block, 1) for _ in range(settings.repeats)]
+            weight_bytes = config.parameters_read(batch * block) * width
             floor = max(
                 (weight_bytes + key_bytes * context * batch) / rates["copy_gb_per_s"] / 1e6,
                 config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6,
@@ -225,7 +226,8 @@ def _run(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict:
     rates = device_rates(device, dtype)
     record = {
         "shape": settings.shape,
-        "parameters": SHAPES[settings.shape].parameters,
+        "parameters": model.config.parameters,
+        **_experts(model.config, SHAPES[settings.shape]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": THREADS.most,
         "dtype": settings.dtype,
@@ -239,6 +241,14 @@ def _run(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict:
     if device.type == "cuda":
         record["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return record
+
+
+def _experts(config: BackboneConfig, whole: BackboneConfig) -> dict[str, int]:
+    """Of a sparse network: parameters that a token meets, and experts of a layer here and in the shape itself."""
+    if config.experts is None:
+        return {}
+    counts = {"experts": config.experts.count, "experts_of_shape": whole.experts.count}
+    return {"active_parameters": config.active_parameters, **counts}
 
 
 def _full_attention(model, settings: Settings) -> dict:
@@ -287,8 +297,8 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
 
 
 def _plain_makers(model, settings: Settings) -> list[Callable]:
-    """The plain loops that are asked for, on one set of weights."""
-    if not settings.plain:
+    """The plain loops that are asked for, on one set of weights; they know dense networks alone."""
+    if not settings.plain or model.config.experts:
         return []
     kinds = {PLAIN: False} if settings.device == "cpu" else {PLAIN: False, COMPILED: True}
     qwen = cache(lambda: qwen_of(model))  # made when the first of them is

@@ -18,7 +18,7 @@ from dlmbench.bench.clock import Clock
 from dlmbench.engine import Engine, Request, build, tokenizer_of
 from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
-from dlmbench.tasks import cards
+from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items
 
 TASK = "nano-gsm"
@@ -73,7 +73,7 @@ class _Case:
 
 
 def _cases(batch: int) -> Iterator[_Case]:
-    items, budget = dev_items(4 * batch)["full"], cards.find(TASK).metadata["gen_length"]
+    items, budget = dev_items(4 * batch)["full"], task_files.find(TASK).metadata["gen_length"]
     for model, method, setting in CASES:
         head = PRESETS[model].companions.get(f"head/{method}")
         if head and PRESETS[head].absent:

@@ -48,7 +48,7 @@ def bench(
 
     place = Machine().device(values.device(device, "device"))
     kind = dtype_on(place, dtype)
-    block = block_length or (32 if shape_of(shape).attention == "full" else 8)
+    block = block_length or shape_of(shape).block_length or (32 if shape_of(shape).attention == "full" else 8)
     sizes, rows, keys, loads = (
         tuple(values.convert(part, int, flag) for part in text.split(",") if text)
         for text, flag in (
@@ -108,6 +108,10 @@ def _show(record: dict) -> None:
         f"{record['threads']} threads, torch {record['torch']}\n"
         f"measured copy {record['copy_gb_per_s']:.1f} GB/s, matrix products {record['matmul_gflop_per_s']:.0f} GFLOP/s"
     )
+    if "experts" in record:
+        here, whole = record["experts"], record["experts_of_shape"]
+        scaled = f"{here} of {whole}, scaled down for this device" if here < whole else f"{here}"
+        console.print(f"{record['active_parameters'] / 1e6:.1f} M of them active; experts a layer: {scaled}")
     for show in (_show_cached,) if "cached" in record else (_show_forwards, _show_decoding):
         console.print(show(record, Table))
     for name, value in record["ratios"].items():

@@ -14,6 +14,7 @@ from dlmbench.request.run_spec import OPTIONS, RunSpec
 from dlmbench.runs.recording import TRACED as TRACED
 
 _OUTPUT = "Output"
+_KINDS = typing.get_type_hints(RunSpec)
 
 Traces = Annotated[
     int,
@@ -66,7 +67,7 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 def _flag(field: dataclasses.Field, required: bool, many: bool, defaults: Mapping[str, str]) -> inspect.Parameter:
     """The parameter of a verb that stands for a field of `RunSpec`; None when it is not given."""
     known, name = OPTIONS[field.name], field.name
-    kind = typing.get_type_hints(RunSpec)[name]
+    kind = _KINDS[name]
     usual = None if field.default is dataclasses.MISSING else field.default
     shown = defaults.get(name) or known.shown or usual
     extra: dict[str, Any] = {"help": known.help, "rich_help_panel": known.panel}
@@ -94,5 +95,7 @@ def _given(values: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, 
     return {**{name: value for name, value in defaults.items() if name not in given}, **given}
 
 
+Set = flag_of("settings")
+Threshold = flag_of("threshold")
 DataDir = flag_of("data_dir")
 Plugin = flag_of("plugin")

@@ -13,7 +13,7 @@ def limits(
     method: Annotated[str, typer.Option(help="Decoder.")] = "threshold",
     task: Annotated[str, typer.Option(help="Task that lists its right answers.")] = "stress-shuffle/6",
     set_: flags.Set = None,
-    threshold: Annotated[float | None, typer.Option(help="Value of the method's knob.")] = None,
+    threshold: flags.Threshold = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy; equally likely answers are ties then.")] = 1.0,
     limit: Annotated[int, typer.Option(min=1, help="First N test items.")] = 200,
     attention: Annotated[str, typer.Option(help="full or block_causal.")] = "full",
@@ -24,7 +24,7 @@ def limits(
     plugin: flags.Plugin = None,
     json: flags.Json = False,
 ) -> None:
-    """Accuracy and forwards of a decoder on an ideal model, where all that is lost is its rule's, and on a too sure one."""
+    """Accuracy and forwards of a decoder on an ideal model, where only the rule loses, and on a too sure one."""
     import json as json_module
 
     from rich.console import Console
@@ -39,6 +39,7 @@ def limits(
     from dlmbench.oracle.limits import limit as limit_of
     from dlmbench.registry import DECODERS, load_plugin
     from dlmbench.request import options
+    from dlmbench.request.values import parse_assignments
     from dlmbench.stats import bracket, points
     from dlmbench.tasks import load_task
 
@@ -47,12 +48,13 @@ def limits(
     if plugin:
         load_plugin(plugin)
     decoder = DECODERS.get(method)
-    settings = options.parse_assignments(set_ or ())
+    settings = parse_assignments(set_ or ())
     own = settings.pop(method, {})
     if threshold is not None:
-        if decoder.knob() is None:
-            raise RequestError(f"Method {method} has no knob for --threshold: use --set {method}.OPTION=VALUE.")
-        own = {decoder.knob(): threshold, **own}
+        name = options.threshold_field(decoder.Config)
+        if name is None:
+            raise RequestError(f"Method {method} has no threshold: use --set {method}.OPTION=VALUE.")
+        own = {name: threshold, **own}
     models = dict(MODELS)
     if chosen := settings.pop("oracle", None):
         models["as set"] = options.bind(OracleOptions, chosen, "oracle")

@@ -223,6 +223,7 @@ class Decoder:
     anchored: bool = False  # does a block begin with a known token? Shifted block-causal heads need one
     caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
     fixed_schedule: bool = False  # True: how many tokens a step reveals does not depend on what the model says
+    needs_training: bool = False  # True: a model has to be trained for it, and rows of others say that they are not
     guidable: bool = True  # does it work under classifier-free guidance?
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
 

@@ -129,7 +129,7 @@ class MRP(RoundDecoder):
 
         if folder is not None:
             return MRPHead(load_module(folder, target.model, weights), target)
-        module = MRPModule(target.model, 2).init_weights("card").to(target.device, target.dtype)
+        module = MRPModule(target.model, 2).init_weights("authors").to(target.device, target.dtype)
         return MRPHead(module.requires_grad_(False).eval(), target)
 
     def bind(self, nets: Networks, block_length: int) -> Traits:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import share
+from dlmbench.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class ThresholdConfig:
         choices=("paper", "code"),
     )  # fmt: skip
 
+    early_eos: bool = option(
+        False,
+        "end a row in the step that reveals an EOS with nothing masked before it, and not with the EOS's block "
+        "(LLaDA2's eos_early_stop; block-causal)",
+    )
+
     def __post_init__(self):
         if self.steps < 0:
             raise ValueError("steps must be at least 0")
@@ -68,10 +75,21 @@ class Threshold(StepDecoder):
     grids = GRIDS
     equalities = ("tau=1.1 == static:k=1",)
 
+    def bind(self, nets: Networks, block_length: int) -> Traits:
+        target = nets["target"].config
+        if self.config.early_eos and target.attention == "full":
+            raise RequestError("early_eos is for block-causal models, whose rows end at an EOS: leave it out.")
+        self._eos = target.eos_ids
+        return Traits()
+
     def decide(self, view: View, forward: Forward) -> Decision:
         best = view.candidates(forward.logits)
-        if self.config.rule == "factor":
-            return self._by_factor(view, best)
+        decision = self._by_factor(view, best) if self.config.rule == "factor" else self._by_confidence(view, best)
+        if self.config.early_eos:
+            decision.finish = self._ends(view, decision)
+        return decision
+
+    def _by_confidence(self, view: View, best: Candidates) -> Decision:
         passed = self._confident(view, best) & view.eligible
         due = 1
         if self.config.rule == "planned":
@@ -81,6 +99,18 @@ class Threshold(StepDecoder):
         least = top_n(best.log_odds, view.eligible, due)
         short = passed.sum(1) < least.sum(1)
         return Decision(best.tokens, torch.where(short.unsqueeze(1), least, passed), fallback=short)
+
+    def _ends(self, view: View, decision: Decision) -> Tensor:
+        """Rows [R] where this step reveals an EOS, and nothing is masked before the first one of the answer."""
+        reveal = decision.reveal & view.masked
+        tokens = torch.where(reveal, decision.tokens, view.tokens)
+        eos = torch.zeros_like(reveal)
+        for token in self._eos:
+            eos = eos | (tokens == token)
+        eos = eos & (view.positions >= view.prompt_length.unsqueeze(1))
+        before_first = eos.int().cumsum(1) == 0
+        filled = ~(view.masked & ~reveal & before_first).any(1)
+        return (eos & reveal).any(1) & filled
 
     def _confident(self, view: View, best: Candidates) -> Tensor:
         inclusive = self.config.inclusive

@@ -35,6 +35,7 @@ END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
 END_TOKENS = (  # what ends a document or a turn, and what a model pads its answer with, in the families' own words
     "<|endoftext|>", "<|im_end|>",  # Qwen, SDAR, Dream; the first also LLaDA's
     END_OF_TURN, "<|end_of_text|>",  # LLaDA, Llama 3
+    "<|role_end|>",  # LLaDA2, LLaDA-MoE
     "<|dlm_pad|>",  # DiffuCoder
 )  # fmt: skip
 
@@ -114,7 +115,8 @@ def _check_files(run: ResolvedRun) -> None:
 def tokenizer_of(model: str | Preset) -> Any:
     """The tokenizer that belongs to a model; a configuration that cannot be run is refused before.
 
-    It begins raw prompts with BOS where the model was evaluated so.
+    It begins raw prompts with BOS where the model was evaluated so, and has the model's chat markup where its own files
+    have none.
     """
     preset = resolve(model) if isinstance(model, str) else model
     folder = _folder(preset)
@@ -123,6 +125,8 @@ def tokenizer_of(model: str | Preset) -> Any:
     tokenizer = _tokenizer(place, stamps(tokenizer_files(place)))
     if begins := describe(folder, preset.told).descriptor.bos_on_raw_prompts:
         tokenizer.add_bos_token = begins
+    if preset.chat and not tokenizer.chat_template:
+        tokenizer.chat_template = preset.chat
     return tokenizer
 
 

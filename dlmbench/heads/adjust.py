@@ -1,5 +1,5 @@
-"""The ADJUST sampler: one layer that moves a frozen backbone's hidden states after a token was drawn (card of ADJUST,
-section 2).
+"""The ADJUST sampler: one layer that moves a frozen backbone's hidden states after a token was drawn (ADJUST,
+arXiv 2509.22738).
 
 Inputs are the tokens of the whole row and the backbone's states after its final norm, each at the position that it
 predicts; the output are the moved states, which the backbone's own head turns into logits. Embedding table, head and
@@ -109,11 +109,11 @@ class AdjustModule(Prepared):
         return self.backbone.project(states)
 
     @torch.no_grad()
-    def init_weights(self, start: str = "card", seed: int = 0) -> AdjustModule:
-        """``card``: torch's own defaults, norms at one; ``layer``: a copy of the backbone's last layer over the sum of
-        both inputs, and the last norm at zero, so that nothing moves until something was learned.
+    def init_weights(self, start: str = "authors", seed: int = 0) -> AdjustModule:
+        """``authors``: torch's own defaults, norms at one; ``layer``: a copy of the backbone's last layer over the sum
+        of both inputs, and the last norm at zero, so that nothing moves until something was learned.
         """
-        if start == "card":
+        if start == "authors":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 for part in self.modules():

@@ -1,4 +1,4 @@
-"""The MRP module: a few layers that predict how a frozen backbone's logits move after a reveal (card of MRP, part 2).
+"""The MRP module: a few layers that predict how a frozen backbone's logits move after a reveal (MRP, arXiv 2605.18817).
 
 Inputs are the tokens after the reveal and the backbone's hidden states (after its final norm) from before it; the
 output, sent through the backbone's own head, is the residual C: corrected logits are A + C. Embedding table, head and
@@ -103,12 +103,12 @@ class MRPModule(Prepared):
     @torch.no_grad()
     def init_weights(self, start: str = "layers", seed: int = 0) -> MRPModule:
         """``layers``: copies of the backbone's last layers over the sum of both inputs; ``random``: normal layers of
-        standard deviation 0.02; ``card``: everything normal with 0.2, norms included, as the authors do.
+        standard deviation 0.02; ``authors``: everything normal with 0.2, norms included, as they do.
 
         The first two begin with a final norm of zero, so the module predicts no change until it has learned one; a
         module that replaces logits begins with the backbone's final norm.
         """
-        if start == "card":
+        if start == "authors":
             generator = torch.Generator().manual_seed(seed)
             for weight in self.parameters():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)

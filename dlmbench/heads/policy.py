@@ -1,12 +1,11 @@
-"""The unmasking policy: a small network that says at which positions to unmask now (card of the learned policy,
-section 2).
+"""The unmasking policy: a small network that says at which positions to unmask now (arXiv 2512.09106).
 
 It reads the top-1 probability of every position, which of them are masked, and the time; it knows neither tokens nor
 hidden states, so it may be used beside any backbone. Two layouts are read, both in the authors' tensor names
 (`base_policy.*`): theirs, whose config.json need not name the sizes (they follow from the tensors; heads: 2 unless it
 says otherwise), and our own, which also notes the backbone that it was trained beside.
 
-Left out: the variants that read the fifty largest probabilities, or hidden states (no better; card).
+Left out: the variants that read the fifty largest probabilities, or hidden states (no better in the paper).
 
 Axes: N flattened positions, R rows, W positions of a row, D width.
 """

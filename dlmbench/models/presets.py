@@ -1,7 +1,7 @@
 """Model presets: a short name for a checkpoint and the settings that belong to it. Imports nothing heavy.
 
 `resolve` turns what a user gives to ``--model`` (a preset, a folder, a hub name) into a `Preset`. Values come from the
-checkpoints' official configurations and the papers' evaluation settings.
+checkpoints' official configurations and the papers' evaluation settings (docs/models).
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class Preset:
     eos: dict[str, str] = field(default_factory=dict)  # per task, fixed schedules: EOS never, or last (sampling.eos)
     gen_length: dict[str, int] = field(default_factory=dict)  # per task; a task's own default otherwise
     chat_template: bool = False
+    chat: str | None = None  # the template itself, for tokenizers that come without one
     revision: str | None = None
     companions: dict[str, str] = field(default_factory=dict)  # role, or role/method where methods differ -> preset name
     settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
+    trained: tuple[str, ...] = ()  # methods that it was trained for, of those that ask for it
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
 
     @property
@@ -89,6 +91,23 @@ _DREAM = dict(
     settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
 )
 
+_LING_CHAT = (  # of Ling's descendants; LLaDA2's turns stand behind the sentence that turns thinking off
+    "{%- for m in messages if m.role != 'system' %}<role>{{ 'ASSISTANT' if m.role == 'assistant' else 'HUMAN' }}</role>"
+    "{{ m.content }}<|role_end|>{%- endfor %}{%- if add_generation_prompt %}<role>ASSISTANT</role>{%- endif %}"
+)
+_LLADA2_CHAT = (
+    "<role>SYSTEM</role>{%- for m in messages if m.role == 'system' %}{{ m.content }}\n{% endfor %}"
+    "detailed thinking off<|role_end|>" + _LING_CHAT
+)
+_LLADA2 = dict(
+    family="llada2",
+    block_length=32,
+    gen_length=dict.fromkeys(_LONG, 2048),
+    chat_template=True,
+    chat=_LLADA2_CHAT,
+    settings={"threshold": {"tau": 0.95}, "edit": {"threshold": 0.7, "edit_threshold": 0.5}},  # 2.1's quality mode
+)
+_LLADAMOE = dict(family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024))
 _DREAM_CODER = {**_DREAM, "chat_template": True, "gen_length": {"humaneval": 768, "mbpp": 1024}}
 _DREAM_INSTRUCT = dict(chat_template=True, gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024})
 _A2D = dict(gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
@@ -167,6 +186,40 @@ PRESETS: dict[str, Preset] = {
                 **{**_SDAR, "block_length": 16},
             )
             for size in ("1.7b", "4b", "8b")
+        ),
+        Preset(
+            "sdar-30b-a3b",
+            "JetLM/SDAR-30B-A3B-Chat",
+            description="SDAR 30B chat, 3B active (mixture of experts), block 4",
+            shape="sdar-30b-a3b",
+            **{**_SDAR, "family": "sdarmoe"},
+        ),
+        *(
+            Preset(
+                f"llada2.{minor}-{size}",
+                f"inclusionAI/LLaDA2.{minor}-{size}",
+                description=f"LLaDA2.{minor} {size}, {parameters} (mixture of experts), block 32{more}",
+                shape=f"llada2-{size}",
+                trained=trained,
+                **_LLADA2,
+            )
+            for minor, more, trained in (("0", "", ()), ("1", ", trained to edit its own tokens", ("edit",)))
+            for size, parameters in (("mini", "16B, 1.4B active"), ("flash", "103B, 6.1B active"))
+        ),
+        Preset(
+            "llada-moe-base",
+            "inclusionAI/LLaDA-MoE-7B-A1B-Base",
+            description="LLaDA-MoE 7B base, 1.4B active, semi-autoregressive",
+            **_LLADAMOE,
+        ),
+        Preset(
+            "llada-moe-instruct",
+            "inclusionAI/LLaDA-MoE-7B-A1B-Instruct",
+            description="LLaDA-MoE 7B instruct, 1.4B active, semi-autoregressive",
+            settings={"threshold": {"tau": 0.76}},  # of the authors' own engine, with an approximate cache
+            chat_template=True,
+            chat=_LING_CHAT,
+            **_LLADAMOE,
         ),
         Preset(
             "llada-8b-base",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.config import BackboneConfig, Experts
+from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.errors import RequestError
 
 _LLADA = dict(qk_norm=False, attention="full")
 _QWEN = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
 _CAUSAL = dict(attention="causal", shift=1)
+
+_LING = dict(vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
+_LLADA2 = dict(block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384, **_LING)
+_SIGMOID = dict(dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
+CPU_EXPERTS = 32  # of a layer, at most, on a CPU: all of them are for the memory of a GPU
 
 SHAPES: dict[str, BackboneConfig] = {
     "nano": BackboneConfig("sdar", 1024, 128, 12, 4, 4, 32, 384, tie_embeddings=True, mask_id=2, max_positions=2048),
@@ -52,6 +60,23 @@ SHAPES: dict[str, BackboneConfig] = {
     "qwen2.5-1.5b": BackboneConfig(
         "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True, **_CAUSAL
     ),
+    "llada2-mini": BackboneConfig(
+        "llada2", hidden_size=2048, num_layers=20, num_heads=16, intermediate_size=5120,
+        experts=Experts(256, 8, 512, shared_width=512, **_SIGMOID), **_LLADA2,
+    ),
+    "llada2-flash": BackboneConfig(
+        "llada2", hidden_size=4096, num_layers=32, num_heads=32, intermediate_size=9216,
+        experts=Experts(256, 8, 1024, shared_width=1024, **_SIGMOID), **_LLADA2,
+    ),
+    "llada-moe-7b": BackboneConfig(
+        "lladamoe", hidden_size=2048, num_layers=16, num_heads=16, num_kv_heads=16, intermediate_size=1024,
+        rope_theta=50_000.0, rms_norm_eps=1e-5, attention="full", max_positions=8192,
+        experts=Experts(64, 8, 1024, renormalised=False), **_LING,
+    ),
+    "sdar-30b-a3b": BackboneConfig(
+        "sdarmoe", hidden_size=2048, num_layers=48, num_heads=32, intermediate_size=6144, experts=Experts(128, 8, 768),
+        **{**_QWEN, "num_kv_heads": 4},
+    ),
     "sdar-tiny": BackboneConfig("sdar", 512, 64, 2, 4, 2, 16, 128, mask_id=2, max_positions=2048),
     "llada-tiny": BackboneConfig("llada", 512, 64, 2, 4, 4, 16, 128, mask_id=2, max_positions=2048, **_LLADA),
 }
@@ -66,10 +91,21 @@ def shape_of(name: str) -> BackboneConfig:
     return SHAPES[name]
 
 
+def scaled(config: BackboneConfig, device: str) -> BackboneConfig:
+    """The shape as it is made on that device: on a CPU with `CPU_EXPERTS` experts a layer at most."""
+    experts = config.experts
+    if device != "cpu" or experts is None or experts.count <= CPU_EXPERTS:
+        return config
+    return replace(config, experts=replace(experts, count=CPU_EXPERTS))
+
+
 def random_model(name: str, device: str, dtype: torch.dtype) -> Transformer:
-    """A network of that shape with small normal weights. Raises RequestError for an unknown shape."""
+    """A network of that shape, `scaled`, with small normal weights. Raises RequestError for an unknown shape, and for
+    one that is larger than the device."""
+    config = scaled(shape_of(name), device)
+    check_room(name, config.parameters * dtype.itemsize, device, dtype)
     with torch.device("meta"):
-        model = Transformer(shape_of(name))
+        model = Transformer(config)
     model = model.to_empty(device=device).to(dtype)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)

@@ -1,9 +1,9 @@
-"""What a decoder can reach at best: its rule on the ideal model, and on one that is too sure, before any weights are run.
+"""What a decoder can reach at best: its rule on the ideal model, and on one that is too sure, before weights are run.
 
 On the ideal model whatever is lost is the rule's own loss. Right answers that are equally likely are ties, where greedy
 rules see nothing to choose by; a second ideal model has answers of unlike probability, so that there are none. The
-overconfident model never thinks a right answer impossible either, but is sure of tokens that it has no reason to be sure
-of: what a rule loses there and not on the ideal model, it loses by trusting confidences.
+overconfident model never thinks a right answer impossible either, but is sure of tokens that it has no reason to be
+sure of: what a rule loses there and not on the ideal model, it loses by trusting confidences.
 """
 
 from __future__ import annotations

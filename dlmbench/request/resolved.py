@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
 from dlmbench.models.compatibility import attention_of, attention_type, check_blocks, check_described, check_helper
-from dlmbench.models.descriptors import described
+from dlmbench.models.descriptors import described, with_flags
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
@@ -180,7 +180,7 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     if spec.plugin:
         load_plugin(spec.plugin)
     decoder = DECODERS.get(spec.method)
-    preset = resolve(spec.model, spec.like)
+    preset = with_flags(resolve(spec.model, spec.like), spec.descriptor)
     check_described(preset, spec.block_length)
     config, notes = _bind(spec, decoder, preset)
     notes += notes_on(preset, spec)

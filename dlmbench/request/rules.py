@@ -44,10 +44,10 @@ def has_chat_template(folder: Path) -> bool:
 
 def answer_of(task: str) -> Mapping[str, Any] | None:
     """A task's answer marker: {"text", "position", "window"}, positions counted from the prompt's end."""
-    from dlmbench.tasks import cards
+    from dlmbench.tasks import task_files
 
-    card = cards.find(task)
-    return card.metadata.get("answer") if card else None
+    file = task_files.find(task)
+    return file.metadata.get("answer") if file else None
 
 
 def check_shared(

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from dlmbench.backbone.descriptor import ATTENTIONS, GRIDS, Descriptor
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import default_model
 from dlmbench.request import values
@@ -67,6 +68,9 @@ def _helper(help: str) -> Any:
     return option(None, help, optional(text), panel="Models", place=True)
 
 
+_DESCRIBED: dict[str, Any] = {"panel": "Models", "shown": "by model"}  # of a checkpoint that does not say it
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One row of a table: a method at one setting, on one task, with one model."""
@@ -100,6 +104,18 @@ class RunSpec:
     guide: str | None = _helper("Guide model.")
     reference: str | None = _helper("Reference model.")
     head: str | None = _helper("Folder of a trained head.")
+    attention: str | None = option(
+        None, f"How the model attends: {', '.join(ATTENTIONS)}.", optional(one_of(ATTENTIONS)), **_DESCRIBED
+    )
+    mask_id: int | None = option(None, "Number of its mask token.", optional(number(int, 0)), **_DESCRIBED)
+    shift: int | None = option(
+        None, "1 when its head predicts the next position, else 0.", optional(number(int, 0, 1)), **_DESCRIBED
+    )
+    grid: str | None = option(None, f"Where its blocks lie: {', '.join(GRIDS)}.", optional(one_of(GRIDS)), **_DESCRIBED)
+    bos: bool | None = option(None, "Begin raw prompts with BOS.", optional(values.flag), **_DESCRIBED)
+    end_ids: tuple[int, ...] | None = option(
+        None, "Tokens that end a row, as 1,2.", optional(values.ids), many=False, **_DESCRIBED
+    )
     block_length: int | None = option(
         None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True
     )
@@ -155,6 +171,18 @@ class RunSpec:
             threshold=threshold,
             settings={**({method: own} if own else {}), **self.shared_settings},
             cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
+        )
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """What the user says about the model."""
+        return Descriptor(
+            attention=self.attention,
+            mask_id=self.mask_id,
+            shift=self.shift,
+            grid=self.grid,
+            bos_on_raw_prompts=self.bos,
+            end_ids=self.end_ids,
         )
 
     @property

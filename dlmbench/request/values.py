@@ -199,6 +199,12 @@ def names(value: Any, name: str) -> tuple[str, ...]:
     return () if found == ("none",) else found
 
 
+def ids(value: Any, name: str) -> tuple[int, ...]:
+    """Numbers of tokens separated by commas, or a list of them."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return tuple(number(int, 0)(part, name) for part in parts)
+
+
 def settings(value: Any, name: str) -> dict[str, dict[str, Any]]:
     """What ``--set`` says: owner -> option -> value."""
     if not isinstance(value, Mapping) or not all(isinstance(inner, Mapping) for inner in value.values()):

@@ -11,8 +11,8 @@ import threading
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from dlmbench.scoring.cell import wire
 from dlmbench.scoring.problem import STATUSES, Problem, Verdict
+from dlmbench.scoring.processes import wire
 
 VERSION = 2  # of the judging rules; a change of rules makes old files useless
 

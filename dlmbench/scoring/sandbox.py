@@ -2,12 +2,12 @@
 
 What protects the harness and the score:
 - The program runs in a fresh isolated interpreter of its own, as a user without account (when started as root), inside
-  whatever the kernel grants of namespaces, Landlock, a call filter and resource limits (`cell.room`). All it started
-  is ended with it.
-- The tests and expected values live in another process, the checker, which calls the program through a pipe and
-  takes plain values only (`cell.checker`, `cell.wire`). There is no verdict, test or token in the program's process to
-  read or forge: patched built-ins, dishonest `__eq__`, frames and open descriptors gain nothing.
-- The verdict carries a random token, new for each job, that only the harness, the keeper and the checker know.
+  whatever the kernel grants of namespaces, Landlock, a call filter and resource limits (`processes.isolation`). All it
+  started is ended with it.
+- The tests and expected values live in another process, the judge, which calls the program through a pipe and
+  takes plain values only (`processes.judge`, `processes.wire`). There is no verdict, test or token in the program's
+  process to read or forge: patched built-ins, dishonest `__eq__`, frames and open descriptors gain nothing.
+- The verdict carries a random token, new for each job, that only the harness, the keeper and the judge know.
 
 What it does not do: bound the memory of several processes of a program together (each one is bounded), hide installed
 packages from a program where the kernel grants neither mount namespaces nor Landlock, or run on Windows. Programs have
@@ -40,20 +40,20 @@ MEMORY = 512 << 20  # bytes of address space, each process
 START_SECONDS = 60.0  # a server that has not reported by then is given up
 ANSWER_MARGIN = 30.0  # beyond the keeper's own wall clock limit; the keeper always answers before
 
-_WARDEN = Path(__file__).parent / "cell" / "warden.py"
+_SUPERVISOR = Path(__file__).parent / "processes" / "supervisor.py"
 
 
 class _Server:
-    """One warden process: takes one job at a time. Not safe for several threads at once."""
+    """One supervisor process: takes one job at a time. Not safe for several threads at once."""
 
     def __init__(self, namespaces: bool):
-        from dlmbench.scoring.cell import wire
+        from dlmbench.scoring.processes import wire
 
         self._wire = wire
         interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
         mode = "namespaces" if namespaces else "plain"
         self._process = subprocess.Popen(
-            [interpreter, "-I", "-S", "-B", str(_WARDEN), mode, tempfile.gettempdir()],
+            [interpreter, "-I", "-S", "-B", str(_SUPERVISOR), mode, tempfile.gettempdir()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -40,7 +40,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.tasks.base import Item
-from dlmbench.tasks.cards import catalogue
+from dlmbench.tasks.task_files import catalogue
 
 if TYPE_CHECKING:
     from dlmbench.tasks.task import Task

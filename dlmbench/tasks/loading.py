@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from dlmbench.errors import RequestError
-from dlmbench.tasks import cards, data
+from dlmbench.tasks import data, task_files
 from dlmbench.tasks.task import FEWSHOT_SEED, Task
 
 LM_EVAL = Path(lm_eval.tasks.__file__).parent
@@ -56,14 +56,14 @@ def load_task(
         raise RequestError(f"Task {name} cannot use a chat template, this tokenizer has none; use --no-chat-template.")
     if num_fewshot is not None and num_fewshot < 0:
         raise RequestError(f"--num-fewshot is {num_fewshot}; it counts worked examples and cannot be negative.")
-    card = cards.find(name)
+    file = task_files.find(name)
     with data.quiet():
-        if card:
-            lm_task = _from_card(card, data_dir, num_fewshot, chat_template)
+        if file:
+            lm_task = _from_file(file, data_dir, num_fewshot, chat_template)
         else:
             lm_task = _from_lm_eval(name, data_dir, num_fewshot)
     return Task(
-        card.name if card else name,
+        file.name if file else name,
         lm_task,
         gen_length=gen_length,
         tokenizer=tokenizer if chat_template else None,
@@ -82,24 +82,26 @@ class GivenDataTask(ConfigurableTask):
         self.dataset = self._given
 
 
-def _from_card(card: cards.Card, data_dir: str | None, num_fewshot: int | None, chat: bool) -> ConfigurableTask:
-    config = _read_card(card, num_fewshot, chat)
-    dataset = _data_of(config, card.name, data_dir)
-    return _build(card.name, config, dataset, num_fewshot)
+def _from_file(
+    file: task_files.TaskFile, data_dir: str | None, num_fewshot: int | None, chat: bool
+) -> ConfigurableTask:
+    config = _read_file(file, num_fewshot, chat)
+    dataset = _data_of(config, file.name, data_dir)
+    return _build(file.name, config, dataset, num_fewshot)
 
 
-def _read_card(card: cards.Card, num_fewshot: int | None, chat: bool) -> dict[str, Any]:
-    """The lm-eval configuration that a card stands for, functions resolved."""
-    own = deepcopy(load_yaml(card.path, resolve_func=True))
-    metadata = _metadata(card.path)
-    metadata |= metadata.pop("variants", {}).get(card.name.partition("/")[2], {})
+def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool) -> dict[str, Any]:
+    """The lm-eval configuration that a task file stands for, functions resolved."""
+    own = deepcopy(load_yaml(file.path, resolve_func=True))
+    metadata = _metadata(file.path)
+    metadata |= metadata.pop("variants", {}).get(file.name.partition("/")[2], {})
     replaced, without_examples = metadata.pop("chat", {}), metadata.pop("zero_shot_chat", {})
     if chat:
         metadata |= replaced.pop("metadata", {})
         own |= replaced
     base = own.pop("extends", None)
-    below = _lm_eval_file(card.name, LM_EVAL / base) if base else {}
-    config = {**below, **own, "task": card.name, "metadata": metadata}
+    below = _lm_eval_file(file.name, LM_EVAL / base) if base else {}
+    config = {**below, **own, "task": file.name, "metadata": metadata}
     if chat and not _shots(config, num_fewshot):
         config |= without_examples
     for key in ("tag", "group", "task_list", "include"):
@@ -243,4 +245,4 @@ def _manager(name: str) -> TaskManager:
 def _unknown(name: str, manager: TaskManager) -> str:
     if name in manager.all_tasks:
         return f"{name} is a group of lm-eval tasks; give one of its tasks by name."
-    return f"Unknown task {name!r}: {cards.near(name, manager.all_subtasks)}"
+    return f"Unknown task {name!r}: {task_files.near(name, manager.all_subtasks)}"

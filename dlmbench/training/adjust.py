@@ -1,4 +1,4 @@
-"""Training of ADJUST's sampler beside a frozen backbone (card of ADJUST, section 4).
+"""Training of ADJUST's sampler beside a frozen backbone (arXiv 2509.22738).
 
 The backbone answers training prompts itself, one token a forward, always at the position of least entropy of the active
 block; a row ends with the block of its first end token, because nothing but padding follows. Of such a trajectory the
@@ -12,7 +12,7 @@ Logged beside the loss, always against doing nothing: the same KL and agreement 
 step, which is what drawing all tokens from one forward's marginals assumes (kl_parallel); the same on dev items, and
 what both are worth there in decoding. A sampler is worth something only where it beats the parallel numbers.
 
-Apart from the card: Muon for the layer's matrices, greedy trajectories unless `adjust.temperature` says otherwise,
+Apart from the paper: Muon for the layer's matrices, greedy trajectories unless `adjust.temperature` says otherwise,
 and a start at doing nothing as an option (`adjust.start`). Left out: losses on hidden states, which have weight 0 in
 the authors' runs.
 

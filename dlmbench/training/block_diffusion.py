@@ -1,4 +1,4 @@
-"""Stage two: block diffusion (SDAR card, section 3), with the context shared by two complementary noisy copies.
+"""Stage two: block diffusion (SDAR, arXiv 2510.06303), with the context shared by two complementary noisy copies.
 
 One row is [clean tokens of all blocks but the last | noisy copy | noisy copy], where a copy holds the blocks that
 contain target tokens. Blocks are cut at absolute multiples of the block length, so the tail of the prompt stands, never

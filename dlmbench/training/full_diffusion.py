@@ -1,4 +1,4 @@
-"""Masked diffusion with full attention (card of LLaDA, section 6), for answers of a fixed length.
+"""Masked diffusion with full attention (LLaDA's training objective), for answers of a fixed length.
 
 One row is [prompt | answer region]: the target, an end token, and more end tokens up to the region's length. Every
 column sees every other one, the prompt is never masked, and a column predicts its own position.
@@ -8,7 +8,7 @@ tokens are masked with probability t ~ U(0,1), everything right of it is masked.
 decoding meets; a block length of the region or more is LLaDA's own uniform masking. Loss: cross-entropy over t (capped)
 at the masked positions of the block, and, with a small weight, at those right of it, which stage-wise decoders read.
 
-Apart from the card: end tokens after the first one weigh little, so that padding does not rule the loss; a share of
+Apart from the paper: end tokens after the first one weigh little, so that padding does not rule the loss; a share of
 the rows has a shorter region; and a share has the task's answer marker at its fixed place, never masked, with line
 breaks between the chain and it, which is how rows look under ``sampling.constraint``.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlmbench.tasks import cards
+from dlmbench.tasks import task_files
 from dlmbench.training.block_diffusion import LARGEST_FACTOR, LOWEST_RATE
 from dlmbench.training.data import LENGTH_STEP, Example, Row
 from dlmbench.training.evaluate import decode_full
@@ -60,7 +60,7 @@ def regions(tokenizer) -> dict[str, Region]:
 
     found = {}
     for source, task in TASKS.items():
-        about = cards.find(task).metadata
+        about = task_files.find(task).metadata
         answer = about.get("answer")
         fixed = (ids(answer["text"]), answer["position"], ids("\n")[0]) if answer else ()
         found[source] = Region(about["gen_length"], *fixed)

@@ -1,4 +1,4 @@
-"""Training of the unmasking policy beside a frozen backbone (card of the learned policy, section 4).
+"""Training of the unmasking policy beside a frozen backbone (arXiv 2512.09106).
 
 GRPO: every training prompt is answered `learned_policy.rollouts` times. The backbone's tokens are greedy, so all
 variation comes from the policy, whose decisions are Bernoulli draws without a fall-back: a step may unmask nothing, a
@@ -10,8 +10,8 @@ is the mean over its steps of the clipped surrogate with the ratio of the step's
 Logged: mean reward, accuracy and forwards of the rollouts; on dev items accuracy and forwards of the greedy policy
 beside those of a confidence threshold.
 
-Apart from the card: constant rate with a linear fall, no weight decay, a smaller network for a smaller backbone, and
-`bias`, the output's bias at the start: with the card's -2 (probability 0.12) blocks of 8 positions would nearly always
+Apart from the paper: constant rate with a linear fall, no weight decay, a smaller network for a smaller backbone, and
+`bias`, the output's bias at the start: with the paper's -2 (probability 0.12) blocks of 8 positions would nearly always
 keep masks, and no rollout would be rewarded. Left out: expert steering (whole answers as one block), the DPLS action
 law's rollouts (equal; its likelihood is here for the fixtures).
 

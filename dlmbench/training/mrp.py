@@ -1,4 +1,4 @@
-"""Training of an MRP module beside a frozen backbone (card of MRP, section 3).
+"""Training of an MRP module beside a frozen backbone (MRP, arXiv 2605.18817).
 
 A row is laid out as for block diffusion: the clean text, then two complementary noisy copies of its blocks. The
 backbone sees the noisy copies (state A: tokens and states h_A), some masked positions are revealed (state B), and the

@@ -1,5 +1,5 @@
-"""Training of RCD's target (card of RCD, section 5): block diffusion whose masked columns carry the residual of a
-frozen reference.
+"""Training of RCD's target (arXiv 2601.22954, the second stage): block diffusion whose masked columns carry the
+residual of a frozen reference.
 
 The reference sees the same noisy copies once; its prediction at every masked column becomes weight and soft embedding,
 the latter from the target's own table (which learns through it), and is mixed into the mask embedding there. No

@@ -11,7 +11,7 @@ from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
 
 OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd", "adjust", "learned_policy")
-STARTS = ("layers", "random", "card")  # of an MRP module
+STARTS = ("layers", "random", "authors")  # of an MRP module
 REVEALS = ("gt", "gt_random", "model")
 HEADS = {"mrp": "an MRP module", "adjust": "an ADJUST sampler", "learned_policy": "an unmasking policy"}
 
@@ -38,13 +38,13 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class MRPPlan:
-    """How an MRP module is trained beside the frozen backbone that `warm_start` names (card of MRP, section 3).
+    """How an MRP module is trained beside the frozen backbone that `warm_start` names (MRP's training objective).
 
-    start: ``layers`` (the backbone's last ones), ``random``, ``card``, or a trained module, preset or folder, to go on
-    from. reveal: ``gt`` shows `counts[0]` true tokens
-    of every block, ``gt_random`` a number drawn from `counts`, ``model`` the backbone's own choices above a threshold
-    drawn from `thresholds` (what remasking meets). unrolled: reveals in a row, each with its pass. leave_one_out:
-    weight of the loss at revealed positions, whose teacher is the backbone with that one position masked again.
+    start: ``layers`` (the backbone's last ones), ``random``, ``authors``, or a trained module, preset or folder, to go
+    on from. reveal: ``gt`` shows `counts[0]` true tokens of every block, ``gt_random`` a number drawn from `counts`,
+    ``model`` the backbone's own choices above a threshold drawn from `thresholds` (what remasking meets). unrolled:
+    reveals in a row, each with its pass. leave_one_out: weight of the loss at revealed positions, whose teacher is the
+    backbone with that one position masked again.
     residual: the module moves the logits (True) or replaces them.
     """
 
@@ -78,22 +78,22 @@ class MRPPlan:
 
 @dataclass(frozen=True)
 class AdjustPlan:
-    """How ADJUST's sampler is trained beside the frozen backbone that `warm_start` names (card of ADJUST, section 4).
+    """How ADJUST's sampler is trained beside the frozen backbone that `warm_start` names.
 
-    unrolled: most calls of the sampler after one state of the backbone. start: ``card`` (random, as the authors do), or
+    unrolled: most calls of the sampler after one state of the backbone. start: ``authors`` (random, as they do), or
     ``layer`` (the backbone's last one, moving nothing at first). temperature: of the backbone's trajectories.
     trajectories: how many a worker keeps at a time; windows: steps taken on them before they are replaced.
     """
 
     unrolled: int = 3
-    start: str = "card"
+    start: str = "authors"
     temperature: float = 0.0
     trajectories: int = 160
     windows: int = 256
 
     def __post_init__(self):
-        if self.start not in ("card", "layer"):
-            raise RequestError(f"adjust.start is {self.start!r}; it takes one of card, layer.")
+        if self.start not in ("authors", "layer"):
+            raise RequestError(f"adjust.start is {self.start!r}; it takes one of authors, layer.")
         if min(self.unrolled, self.trajectories, self.windows) < 1 or self.temperature < 0:
             raise RequestError(
                 "adjust.unrolled, trajectories and windows are at least 1, and temperature is not negative."
@@ -102,7 +102,7 @@ class AdjustPlan:
 
 @dataclass(frozen=True)
 class PolicyPlan:
-    """How an unmasking policy is trained beside the frozen backbone that `warm_start` names (card, section 4).
+    """How an unmasking policy is trained beside the frozen backbone that `warm_start` names.
 
     rollouts: of each prompt; updates: gradients taken on them; alpha: weight of speed in the reward; clip: how far the
     ratio of a step's action counts; bias: output bias at the start; hidden, intermediate: size of the network.

@@ -20,6 +20,9 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "sdar_low_confidence_dynamic": "dlmbench.verify.sdar",
     "sdar_sequential": "dlmbench.verify.sdar",
     "sdar_entropy_bounded": "dlmbench.verify.sdar",
+    "llada2_generate": "dlmbench.verify.llada2",
+    "llada2_edit": "dlmbench.verify.llada2",
+    "llada2_joint_threshold": "dlmbench.verify.llada2",
     "mrp_static_baseline": "dlmbench.verify.mrp",
     "mrp_dynamic_baseline": "dlmbench.verify.mrp",
     "mrp_speculative": "dlmbench.verify.mrp",
@@ -63,9 +66,9 @@ SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters ca
     "ll-06-random-seeded": _RANDOM_ORDER,
     "ll-13-temperature-seeded": _RANDOM_ORDER,
     "dr-09-origin-seeded": _RANDOM_ORDER,
-    "u04_ds2_prompt_blocks_follow_ds": "the card rejects prompt blocks as wide as the number of steps",
-    "u05_early_stop_mispaired": "the card rejects the uncached pairing of an early-stopped draft",
-    "step_map_order_drops_accepted": "the card rejects verification in reveal order",
+    "u04_ds2_prompt_blocks_follow_ds": "a fault of the official code: prompt blocks as wide as the number of steps",
+    "u05_early_stop_mispaired": "a fault of the official code: every mask sees its own token after an early stop",
+    "step_map_order_drops_accepted": "called a bug by its authors: verification in reveal order",
 }
 UNITS = {  # files of many small cases: the list that holds them -> method of each
     "masks": "simsd_mask",

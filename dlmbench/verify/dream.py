@@ -1,4 +1,4 @@
-"""Golden cases of Dream's diffusion_generate (card of Dream).
+"""Golden cases of Dream's diffusion_generate.
 
 Compared: ids, every step with empty ones, calls, row-forwards and the number of commits a step. The block is the whole
 answer.

@@ -1,4 +1,4 @@
-"""Golden cases of FreeCache (card of FreeCache) on LLaDA and Dream, all with ``freeze=stale``.
+"""Golden cases of FreeCache on LLaDA and Dream, all with ``freeze=stale``.
 
 Compared: ids, every step (an EOS fill included), calls, query tokens of every forward, and the sampler without cache.
 On one layer ``freeze=refresh`` must give the ids without cache, and is tried as well.

@@ -1,4 +1,4 @@
-"""Golden cases of Guided Diffusion (card of Guided Diffusion): traces on Dream with a Qwen2 guide, and match rules.
+"""Golden cases of Guided Diffusion: traces on Dream with a Qwen2 guide, and match rules.
 
 Traces freeze the prompt at the first step and send all proposals through the guide at once. Compared: ids, every step,
 forwards and rows of both networks, and that neither the chunk nor the batch changes the ids. `guide_nfe` counts the

@@ -1,4 +1,4 @@
-"""Golden cases of MRP (card of MRP) and of its two baselines.
+"""Golden cases of MRP and of its two baselines.
 
 Compared: all ids up to the end of the last decoded block, every step (drafts, acceptance, bonus, commits, vetoes),
 forwards of backbone and module by kind, the sums that the area's README defines, and the length. The official loop

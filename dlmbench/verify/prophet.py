@@ -1,4 +1,4 @@
-"""Golden cases of Prophet (card of Prophet): early commit by the gap in the answer window.
+"""Golden cases of Prophet: early commit by the gap in the answer window.
 
 Compared: ids, every step, calls, row-forwards, the step that decided, the window's gap at every call, and the baseline
 (the same loop without the rule, with the same fixed tokens).

@@ -1,4 +1,4 @@
-"""Golden cases of RCD: equation fixtures, and traces of a reference implementation of the card (no official code).
+"""Golden cases of RCD: equation fixtures, and traces of a reference implementation of ours (no official code).
 
 Compared: every quantity of a fixture in float64 and in float32; of a trace the ids up to the end of the last block,
 every step, the target's forwards by kind, the reference's forwards, the weights of the first steps, and ids and

@@ -8,6 +8,8 @@ must be the same with fused stores.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.attention import CachedAttention, Group, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.descriptor import Descriptor, Told
+from dlmbench.backbone.experts import route
+from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.entropy import Entropy, EntropyConfig
 from dlmbench.decoders.predict import Sampling
@@ -97,7 +101,7 @@ def _decoder(params: dict, method: str):
 
 
 def check_forward(file: Path) -> None:
-    """Uncached and cached forwards against the official ones. Raises Mismatch."""
+    """Uncached and cached forwards, and the experts chosen on the way, against the official ones. Raises Mismatch."""
     with safe_open(file, framework="pt") as handle:
         meta = handle.metadata()
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}
@@ -106,7 +110,9 @@ def check_forward(file: Path) -> None:
     ids, positions = tensors["input_ids"].view(1, -1), tensors["position_ids"].view(1, -1)
     bias = block_causal(positions, block, torch.float32)
     with torch.inference_mode():
-        hidden = model.hidden(ids, positions, bias)
+        with _watched(model, tensors) as inside:
+            hidden = model.hidden(ids, positions, bias)
+        _check_inside(inside, tensors)
         _close("full_last_hidden", hidden, tensors["full_last_hidden"])
         _close("full_logits", model.project(hidden), tensors["full_logits"])
         cache = KVCache(model.config, 1, ids.shape[1], ids.device, torch.float32)
@@ -123,6 +129,38 @@ def check_forward(file: Path) -> None:
         whole = ids.shape[1]
         last = cached(prefix, whole, cache.prefix_bias(torch.tensor([whole]), whole))
         _close("block_logits", last, tensors["block_logits"])
+
+
+@contextmanager
+def _watched(model: Transformer, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """What layers leave behind them and which experts are chosen, under the names of those that a fixture has."""
+    inside: dict[str, torch.Tensor] = {}
+    handles = []
+    for index, layer in enumerate(model.layers):
+        if (name := f"hidden_after_layer{index}") in names:
+            handles.append(layer.register_forward_hook(lambda *call, name=name: inside.update({name: call[2].clone()})))
+        if (name := f"layer{index}_experts") in names:
+            rule = layer.experts.rule
+
+            def chosen(_, args, name=name, rule=rule) -> None:
+                experts, shares = route(args[1], args[2].router, args[2].bias, rule)
+                experts, order = experts.sort(-1)
+                inside.update({name: experts, name.removesuffix("s") + "_weights": shares.gather(1, order)})
+
+            handles.append(layer.experts.register_forward_pre_hook(chosen))
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_inside(inside: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    for name, ours in inside.items():
+        if name.endswith("_experts"):
+            equal(name, ours.tolist(), tensors[name].tolist())
+        else:
+            _close(name, ours, tensors[name])
 
 
 def _close(what: str, ours: torch.Tensor, expected: torch.Tensor) -> None:

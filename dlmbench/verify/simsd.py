@@ -1,4 +1,4 @@
-"""Golden cases of SimSD (card of SimSD): traces, attention masks and acceptance rules.
+"""Golden cases of SimSD: traces, attention masks and acceptance rules.
 
 Traces run with the official budget (rounds), emission, EOS gate and separate stores. Compared: returned ids, what
 entered the context, every field of every round, all counts of both networks, the statistics, and target-only decoding

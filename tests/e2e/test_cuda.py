@@ -18,7 +18,7 @@ from dlmbench.engine import Engine, Request
 from dlmbench.engine.build import tokenizer_of
 from dlmbench.models.presets import PRESETS
 from dlmbench.registry import DECODERS
-from dlmbench.tasks import cards
+from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items
 from dlmbench.verify import run_folder
 
@@ -41,7 +41,7 @@ SAMPLED = [("threshold", "block_causal"), ("static", "block_causal"), ("static",
 
 def requests(count: int) -> list[Request]:
     """The first dev word problems for nano."""
-    tokenizer, budget = tokenizer_of("nano"), cards.find("nano-gsm").metadata["gen_length"]
+    tokenizer, budget = tokenizer_of("nano"), task_files.find("nano-gsm").metadata["gen_length"]
     prompts = [item["prompt"] for item in dev_items(count)["full"]]
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     return [Request(str(i), tuple(prompt), budget, seed=i) for i, prompt in enumerate(ids)]

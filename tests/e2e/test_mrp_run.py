@@ -17,7 +17,7 @@ def place(tmp_path_factory):
     for name, seed in (("tiny", 0), ("other", 1)):
         make_model(folder / name, seed=seed)
     make_data(folder / "data", 4)
-    module = MRPModule(load_checkpoint(folder / "tiny"), 1, residual=True).init_weights("card")
+    module = MRPModule(load_checkpoint(folder / "tiny"), 1, residual=True).init_weights("authors")
     save_module(module, folder / "head", weights_hash(folder / "tiny"))
     return folder
 

@@ -1,4 +1,4 @@
-"""What the card of ADJUST promises, on tiny random weights (card, section 7). pytest tests/invariants/test_adjust.py"""
+"""What ADJUST promises, on tiny random weights. pytest tests/invariants/test_adjust.py"""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What Guided Diffusion promises (card of Guided Diffusion, section 8). pytest tests/invariants"""
+"""What Guided Diffusion promises. pytest tests/invariants"""
 
 from dataclasses import replace
 from pathlib import Path

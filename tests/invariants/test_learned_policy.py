@@ -1,4 +1,4 @@
-"""What the card of the learned policy promises, on tiny random weights (card, section 7).
+"""What the learned unmasking policy promises, on tiny random weights.
 pytest tests/invariants/test_learned_policy.py"""
 
 import json

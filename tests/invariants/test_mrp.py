@@ -1,4 +1,4 @@
-"""What the card of MRP promises, on tiny random weights (card, section 9). pytest tests/invariants/test_mrp.py"""
+"""What MRP promises, on tiny random weights. pytest tests/invariants/test_mrp.py"""
 
 import random
 
@@ -39,7 +39,7 @@ def backbone(seed=0, mask_bonus=0.0):
 
 
 def module_for(model, seed=0, zero=False, residual=None):
-    module = MRPModule(model, 2, residual).init_weights("card", seed)
+    module = MRPModule(model, 2, residual).init_weights("authors", seed)
     with torch.no_grad():
         module.norm.mul_(0.0 if zero else 8.0)
     return module.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""What the card of RCD promises, on tiny random weights (card, section 8). pytest tests/invariants/test_rcd.py"""
+"""What RCD promises, on tiny random weights. pytest tests/invariants/test_rcd.py"""
 
 from dataclasses import replace
 

@@ -111,7 +111,7 @@ def test_configurations_in_the_spelling_of_newer_libraries_load(tmp_path):
         (SDAR, {"model_type": "qwen3"}, "SDARForCausalLM"),
         ("Qwen3-8B", {"architectures": ["A2DForMaskedLM"]}, "A2DForMaskedLM"),
         (SDAR, {"model_type": "sdar_moe"}, "sdar_moe"),
-        (LLADA, {"architectures": ["LLaDAMoEModelLM"]}, "LLaDAMoEModelLM"),
+        (LLADA, {"architectures": ["LLaDAMoEModelLM"]}, "no expert_intermediate_size"),
         (LLADA, {"d_model": ...}, "no d_model"),
         (LLADA, {"activation_type": "swiglu"}, "activation_type"),
         (LLADA, {"clip_qkv": 8.0}, "clip_qkv"),
@@ -310,17 +310,17 @@ def test_parts_are_joined_and_converted_one_at_a_time(tmp_path, monkeypatch):
     found = Tensors(make_checkpoint(tmp_path / "m", SDAR))
     names = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
     parts = {name: found.get(name) for name in names}
-    alive, get = [], found.get
+    alive, read = [], found._read
 
     def watched(name):
         import weakref
 
         assert not any(ref() is not None for ref in alive), "the part before is still there"
-        part = get(name)
+        part = read(name)
         alive.append(weakref.ref(part))
         return part
 
-    monkeypatch.setattr(found, "get", watched)
+    monkeypatch.setattr(found, "_read", watched)
     joined = found.joined(names, "cpu", torch.float32)
     assert torch.equal(joined, torch.cat(list(parts.values())).float()) and len(alive) == 3
 

@@ -1,5 +1,6 @@
-"""Every method has a page, and the page names every option. pytest tests/unit/test_docs.py"""
+"""Every method has a page, the page names every option, and links lead somewhere. pytest tests/unit/test_docs.py"""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +17,24 @@ def test_every_method_has_a_page_that_names_its_options(name):
     options = [f.name for f in fields(DECODERS.get(name).Config)]
     missing = [option for option in options if f"`{option}" not in page and f".{option}" not in page]
     assert not missing
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.name)
+def test_every_relative_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not heading or heading in _anchors(file), target
+
+
+def _anchors(file):
+    """Anchors of a page's headings, as renderers make them."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_no_shipped_text_names_a_place_of_one_machine():

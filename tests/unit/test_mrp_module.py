@@ -72,7 +72,7 @@ def batch_of(block_length=4, seed=0, count=6):
 
 
 def test_a_module_survives_saving_and_is_refused_beside_other_weights(tmp_path, folder, backbone):
-    module = MRPModule(backbone, 2, residual=True).init_weights("card", 3)
+    module = MRPModule(backbone, 2, residual=True).init_weights("authors", 3)
     save_module(module, tmp_path, weights_hash(folder), torch.float32, training={"steps": 5})
     again = load_module(tmp_path, backbone, weights_hash(folder))
     assert again.residual is True and not any(p.requires_grad for p in again.parameters())
@@ -114,7 +114,7 @@ def test_the_configuration_counts_the_module_alone(backbone):
 
 
 def test_the_two_halves_of_the_input_are_not_interchangeable(backbone):
-    module = MRPModule(backbone, 1).init_weights("card")
+    module = MRPModule(backbone, 1).init_weights("authors")
     ids, hidden = torch.tensor([7, 9]), torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     width = module.config.hidden_size
     embedded = torch.nn.functional.rms_norm(backbone.embed(ids), (width,), module.enorm, 1e-6)
@@ -127,7 +127,7 @@ def test_the_two_halves_of_the_input_are_not_interchangeable(backbone):
 
 
 def objective(backbone, seed=0, zero=False, **plan):
-    module = MRPModule(backbone, 1).init_weights("card")
+    module = MRPModule(backbone, 1).init_weights("authors")
     if zero:
         with torch.no_grad():
             module.norm.zero_()
@@ -245,7 +245,7 @@ def test_training_beats_doing_nothing_and_resumes_exactly(tmp_path, folder):
     load_module(tmp_path / "parts" / "weights", load_checkpoint(folder), weights_hash(folder))
 
 
-@pytest.mark.parametrize("start", ["layers", "random", "card"])
+@pytest.mark.parametrize("start", ["layers", "random", "authors"])
 def test_every_start_and_the_naive_head_take_a_step(tmp_path, folder, start):
     for residual in (True, False):
         trainee = worker(folder, tmp_path / f"{start}{residual}", steps=2, mrp=dict(start=start, residual=residual))

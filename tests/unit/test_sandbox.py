@@ -17,8 +17,8 @@ import pytest
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.scoring import Problem, Sandbox, Verdict, VerdictCache, capabilities, pass_at_k
-from dlmbench.scoring.cell import wire
 from dlmbench.scoring.problem import mbpp_entry_point
+from dlmbench.scoring.processes import wire
 
 DOUBLE = Problem.from_cases("double", "double", [((2,), 4), ((5,), 10)])
 GOOD = "def double(x):\n    return 2 * x\n"

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from dlmbench.errors import RequestError
-from dlmbench.tasks import cards, catalogue, load_task
+from dlmbench.tasks import catalogue, load_task, task_files
 
 lm_eval_tasks = pytest.importorskip("lm_eval.tasks")
 
@@ -445,7 +445,7 @@ def test_every_shipped_target_fits_the_token_budget(name):
 
 
 def test_the_nano_files_are_plain_lm_eval_files():
-    manager = lm_eval_tasks.TaskManager(include_path=str(cards.FOLDER / "nano_gsm"), include_defaults=False)
+    manager = lm_eval_tasks.TaskManager(include_path=str(task_files.FOLDER / "nano_gsm"), include_defaults=False)
     task = manager.load("nano-gsm")["tasks"]["nano-gsm"]
     task.build_all_requests(limit=3)
     assert [i.args[0] for i in task.instances] == [i.prompt for i in load_task("nano-gsm").items(limit=3)]

@@ -144,7 +144,7 @@ def test_a_silent_sampler_has_exactly_the_loss_of_the_parallel_baseline(backbone
     window = adjust.draw_window(paths, 2, MASK, torch.Generator().manual_seed(0))
     _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("layer"), window, False)
     assert facts["kl"] == pytest.approx(facts["kl_parallel"], rel=1e-4) and facts["kl"] > 0
-    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("card"), window, False)
+    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("authors"), window, False)
     assert facts["kl"] != pytest.approx(facts["kl_parallel"], rel=1e-3)
 
 
@@ -154,7 +154,7 @@ def test_training_calls_move_states_as_decoding_calls_do(backbone):
     rows = replace(rows, ids=rows.ids[:, : int(rows.start + rows.length)])
     paths = adjust.roll_out(backbone, rows, 0.0, 0, compiled=False)
     window = adjust.draw_window(paths, 1, MASK, torch.Generator().manual_seed(3))
-    module = AdjustModule(backbone).init_weights("card", 1).requires_grad_(False)
+    module = AdjustModule(backbone).init_weights("authors", 1).requires_grad_(False)
     ids = rows.filled(window.answers[0])
     x = adjust.run_layers(module, backbone, module.join(ids.flatten(), window.before.flatten(0, 1)), rows, False)
     ours = module.move(window.before.flatten(0, 1), x)
@@ -168,7 +168,7 @@ def test_training_calls_move_states_as_decoding_calls_do(backbone):
     assert torch.allclose(ours, theirs[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("start", ["layer", "card"])
+@pytest.mark.parametrize("start", ["layer", "authors"])
 def test_a_sampler_learns_and_only_the_sampler(tmp_path, folder, start):
     plan = AdjustPlan(unrolled=2, trajectories=10, windows=40, start=start)
     one = worker(folder, tmp_path / "run", "adjust", steps=40, adjust=plan, columns=400)

@@ -8,9 +8,9 @@ Two layers, each used when it is there:
   writing by folder, no TCP, no signals outside), a seccomp filter (no sockets, no tracing).
 
 In a container that forbids namespaces the second layer still confines files, network and signals. On macOS only limits,
-process group and temporary folder remain. `Room.report` says what holds.
+process group and temporary folder remain. `Isolation.report` says what holds.
 
-Left out: a limit on the memory of all processes of a program together (see `kernel`).
+Left out: a limit on the memory of all processes of a program together (see `linux`).
 """
 
 import glob
@@ -21,7 +21,7 @@ import sys
 
 LINUX = sys.platform == "linux"
 if LINUX:
-    import kernel
+    import linux
 
 SCRATCH = "/scratch/job"
 SCRATCH_OPTIONS = "size=32m,nr_inodes=2000,mode=700"
@@ -69,23 +69,23 @@ def hidden_paths():
 
 def build_tree():
     """Replace the file system of this mount namespace by a small read-only one (see the module's text)."""
-    kernel.mount("none", "/", None, kernel.MS_RECURSIVE | kernel.MS_PRIVATE)
+    linux.mount("none", "/", None, linux.MS_RECURSIVE | linux.MS_PRIVATE)
     stage = next(path for path in ("/tmp", "/mnt", "/media", "/home") if os.path.isdir(path))
     needed, hidden = interpreter_paths(), hidden_paths()
-    kernel.mount("tmpfs", stage, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
+    linux.mount("tmpfs", stage, "tmpfs", linux.MS_NOSUID, "size=1m,mode=755")
     os.mkdir(f"{stage}/.host")
-    kernel.pivot_root(stage, f"{stage}/.host")
+    linux.pivot_root(stage, f"{stage}/.host")
     os.chdir("/")
     for path in (*needed, *(f"/dev/{name}" for name in DEVICES)):
         _bring(path)
     for path in hidden:
-        kernel.mount("tmpfs", path, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV, "size=4k")
+        linux.mount("tmpfs", path, "tmpfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV, "size=4k")
     os.makedirs(SCRATCH)
     if not os.path.lexists("/tmp"):
         os.symlink(SCRATCH, "/tmp")
-    kernel.unmount("/.host")
+    linux.unmount("/.host")
     os.rmdir("/.host")
-    kernel.make_read_only("/", recursive=False)
+    linux.make_read_only("/", recursive=False)
 
 
 def _bring(path):
@@ -99,11 +99,11 @@ def _bring(path):
         os.mkdir(path)
     else:
         os.close(os.open(path, os.O_CREAT))
-    kernel.mount(host, path, None, kernel.MS_BIND | kernel.MS_RECURSIVE)
-    kernel.make_read_only(path)
+    linux.mount(host, path, None, linux.MS_BIND | linux.MS_RECURSIVE)
+    linux.make_read_only(path)
 
 
-class Room:
+class Isolation:
     """The isolation of one server; built once, before any job.
 
     Args:
@@ -112,7 +112,7 @@ class Room:
 
     Attributes:
         tree: the file system is the small one, and programs get PID namespaces.
-        uid: the user (and group) that programs run as, the checker being the next; 0 where the user cannot be changed.
+        uid: the user (and group) that programs run as, the judge being the next; 0 where the user cannot be changed.
         scratch: working directory of programs.
         folder: where there is no tree, the temporary folder around `scratch`; `close` removes it.
         own_files: programs run as our own user among our own files; they must not change modes and owners, which
@@ -131,7 +131,7 @@ class Room:
         self.library_fds = []
         self.landlock = None
         if LINUX:
-            kernel.hide_memory()
+            linux.hide_memory()
             self._enter(namespaces)
         if not self.tree:
             name = f"dlmbench-sandbox-{os.getpid()}-{os.urandom(4).hex()}"
@@ -152,9 +152,9 @@ class Room:
 
     def mount_scratch(self):
         """In the first process of a program's namespace (where there is a tree): a scratch folder of its own."""
-        kernel.unshare(kernel.NEW_MOUNT)
+        linux.unshare(linux.NEW_MOUNT)
         user = f",uid={self.uid},gid={self.uid}" if self.uid else ""
-        kernel.mount("tmpfs", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, SCRATCH_OPTIONS + user)
+        linux.mount("tmpfs", SCRATCH, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, SCRATCH_OPTIONS + user)
 
     def _note(self, name, why_not, remark):
         self.report[name] = (why_not is None, remark if why_not is None else f"not available: {why_not}")
@@ -166,32 +166,32 @@ class Room:
         def isolate(rest=0):
             if not self.root:
                 uid, gid = os.getuid(), os.getgid()
-                kernel.show_memory()
-                kernel.unshare(kernel.NEW_USER)
-                kernel.map_own_user(uid, gid)
-                kernel.hide_memory()
+                linux.show_memory()
+                linux.unshare(linux.NEW_USER)
+                linux.map_own_user(uid, gid)
+                linux.hide_memory()
             if rest:
-                kernel.unshare(rest)
+                linux.unshare(rest)
 
         def whole():
-            isolate(kernel.NEW_MOUNT | kernel.NEW_IPC | kernel.NEW_UTS)
+            isolate(linux.NEW_MOUNT | linux.NEW_IPC | linux.NEW_UTS)
             build_tree()
-            kernel.unshare(kernel.NEW_PID)
-            inner = attempt(lambda: kernel.mount("tmpfs", SCRATCH, "tmpfs", 0, SCRATCH_OPTIONS))
+            linux.unshare(linux.NEW_PID)
+            inner = attempt(lambda: linux.mount("tmpfs", SCRATCH, "tmpfs", 0, SCRATCH_OPTIONS))
             if inner:
                 raise OSError(inner)
 
-        why_user = off or attempt(lambda: kernel.unshare(kernel.NEW_USER))
+        why_user = off or attempt(lambda: linux.unshare(linux.NEW_USER))
         why_tree = off or attempt(whole)
-        why_network = off or attempt(lambda: isolate(kernel.NEW_NETWORK))
+        why_network = off or attempt(lambda: isolate(linux.NEW_NETWORK))
         self.user_namespace = why_user is None
         self.tree = why_tree is None
         if not self.root and None in (why_tree, why_network):
             isolate()
         if why_network is None:
-            kernel.unshare(kernel.NEW_NETWORK)
+            linux.unshare(linux.NEW_NETWORK)
         if why_tree is None:
-            kernel.unshare(kernel.NEW_MOUNT | kernel.NEW_IPC | kernel.NEW_UTS)
+            linux.unshare(linux.NEW_MOUNT | linux.NEW_IPC | linux.NEW_UTS)
             build_tree()
         self._note("user namespace", why_user, "no rights outside it")
         self._note("process namespace", why_tree, "programs neither see nor signal other processes")
@@ -242,7 +242,7 @@ class Room:
         if LINUX:
 
             def enforce(rule):
-                kernel.forbid_new_privileges()
+                linux.forbid_new_privileges()
                 rule()
 
             try:
@@ -265,7 +265,7 @@ class Room:
         self.report["resource limits"] = (LINUX, limits + unsure)
 
     def _landlock(self):
-        rules = kernel.Landlock()
+        rules = linux.Landlock()
         hidden = hidden_paths()
         for path in (*interpreter_paths(), *(path for path in sys.path if os.path.isdir(path))):
             if os.path.exists(path):
@@ -293,19 +293,19 @@ class Room:
             if self.user_namespace:
                 self._enter_empty_user_namespace()
         if LINUX:
-            kernel.forbid_new_privileges()
+            linux.forbid_new_privileges()
             if self.landlock:
                 self.landlock.enforce()
             if self.filter_calls:
                 self._deny_calls()
 
     def _deny_calls(self):
-        kernel.deny_calls(modes=self.own_files)
+        linux.deny_calls(modes=self.own_files)
 
     @staticmethod
     def _enter_empty_user_namespace():
         try:
-            kernel.unshare(kernel.NEW_USER)
+            linux.unshare(linux.NEW_USER)
         except OSError:
             pass  # one wall less; the others stand
 

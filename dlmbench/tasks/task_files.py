@@ -26,7 +26,7 @@ class CatalogueRow(NamedTuple):
     needs: str
 
 
-class Card(NamedTuple):
+class TaskFile(NamedTuple):
     """A task file that dlmbench knows, and the variant of it that was asked for."""
 
     name: str  # with the variant: "nano-gsm/easy"
@@ -40,13 +40,13 @@ def catalogue() -> list[CatalogueRow]:
     for name, path in sorted(_paths().items()):
         metadata = _metadata(path)
         for variant in ("", *metadata.get("variants", {})):
-            card = _card(name, variant, path)
-            rows.append(CatalogueRow(card.name, *(card.metadata.get(k, "") for k in CatalogueRow._fields[1:])))
+            file = _file(name, variant, path)
+            rows.append(CatalogueRow(file.name, *(file.metadata.get(k, "") for k in CatalogueRow._fields[1:])))
     return rows
 
 
-def find(name: str) -> Card | None:
-    """The card called `name` or ``name/variant``; None for a name that only lm-eval may know.
+def find(name: str) -> TaskFile | None:
+    """The file of the task called `name` or ``name/variant``; None for a name that only lm-eval may know.
 
     Raises RequestError for a variant that the task does not have.
     """
@@ -60,7 +60,7 @@ def find(name: str) -> Card | None:
     if variant and variant not in variants:
         known = ", ".join(f"{base}/{v}" for v in variants) or "no variants"
         raise RequestError(f"Task {base} has no variant {variant!r}: it has {known}.")
-    return _card(base, variant, path)
+    return _file(base, variant, path)
 
 
 def near(name: str, others: list[str] | None = None) -> str:
@@ -70,10 +70,10 @@ def near(name: str, others: list[str] | None = None) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
 
 
-def _card(base: str, variant: str, path: Path) -> Card:
+def _file(base: str, variant: str, path: Path) -> TaskFile:
     metadata = dict(_metadata(path))
     variants = metadata.pop("variants", {})
-    return Card(f"{base}/{variant}" if variant else base, path, {**metadata, **variants.get(variant, {})})
+    return TaskFile(f"{base}/{variant}" if variant else base, path, {**metadata, **variants.get(variant, {})})
 
 
 def _paths() -> dict[str, Path]:

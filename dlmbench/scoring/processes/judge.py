@@ -187,7 +187,7 @@ CHECKS = {"cases": check_cases, "check": check_function, "asserts": check_assert
 
 
 def run_checks(read_fd, write_fd, job):
-    """`(status, detail)`: passed, failed, memory, or gone (the process ended: the warden knows how)."""
+    """`(status, detail)`: passed, failed, memory, or gone (the process ended: the supervisor knows how)."""
     line = Line(read_fd, write_fd)
     try:
         line.load(job["program"])

@@ -1,11 +1,11 @@
-"""The loop inside the program's own process: run the program once, then evaluate the calls that the checker asks for.
+"""The loop inside the program's own process: run the program once, then evaluate the calls that the judge asks for.
 
 This process holds nothing worth stealing: no expected value, no test, no token. It gets the program and, call by call,
 the arguments, and answers with plain values. A program that takes this loop over (frames, `gc`, patched built-ins, the
-pipe itself) gains the right to answer the calls, which it had anyway; the checker in the other process believes only
+pipe itself) gains the right to answer the calls, which it had anyway; the judge in the other process believes only
 answers that are right.
 
-The warden compiles `wire` and this file into one code object that the fresh interpreter gets through the pipe, so
+The supervisor compiles `wire` and this file into one code object that the fresh interpreter gets through the pipe, so
 `wire`'s names are there already in the program's process; the import is for readers and for tests.
 """
 
@@ -15,7 +15,7 @@ from wire import Closed, decode, encode, receive, send
 
 
 def serve(read_fd, write_fd):
-    """Answer frames until the checker closes the pipe.
+    """Answer frames until the judge closes the pipe.
 
     The first frame is the program (str), answered like a call. Every other one is `(target, args, kwargs)`: `target`
     names a global of the program or is the number of an opaque object returned earlier. Answers are `("value",

@@ -2,12 +2,12 @@
 
 It reads jobs as frames on descriptor 0 and answers on descriptor 1. For each job:
 
-    server -- keeper -- checker            knows the tests; calls the program through two pipes
+    server -- keeper -- judge              knows the tests; calls the program through two pipes
                     \\-- watcher -- program  a fresh interpreter; knows the arguments of one call at a time
 
 The *keeper* holds the wall clock, ends everything the job started and writes the verdict with the job's token. The
 *watcher* is the first process of the program's PID namespace: when it exits the kernel ends all others in it, daemons
-included. Without that namespace the keeper, a child subreaper, finds what is left and kills it. The checker and the
+included. Without that namespace the keeper, a child subreaper, finds what is left and kills it. The judge and the
 keeper are out of the program's reach: another user id, another PID namespace, memory not traceable.
 
 Time: a program may use `limit` CPU seconds, which a busy machine does not shorten, and four times that plus two
@@ -26,38 +26,38 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
 
-import checker  # noqa: E402
-import room  # noqa: E402
+import isolation  # noqa: E402
+import judge  # noqa: E402
 import wire  # noqa: E402
 
-if room.LINUX:
-    import kernel
+if isolation.LINUX:
+    import linux
 
 READ, WRITE, LIBRARY = 3, 4, 5  # descriptors in the program's process
-CPU_EXTRA_FOR_CHECKER = 10
+CPU_EXTRA_FOR_JUDGE = 10
 HIGHEST = 240  # no descriptor of the server or its forks is above: it inherits three and opens about thirty
 BACKSTOP = 1.0  # seconds after which the keeper does what the watcher should have done
 SWEEP_SECONDS = 20.0
-# Modules that the tests of the known benchmarks use: imported once here, so that forked checkers have them.
+# Modules that the tests of the known benchmarks use: imported once here, so that forked judges have them.
 PRELOAD = ("copy", "math", "random", "re", "typing", "collections", "itertools", "string", "hashlib")
 
 
 def bootstrap():
-    """The code object that the program's interpreter runs: `wire` and `candidate` in one module, then `serve`."""
+    """The code object that the program's interpreter runs: `wire` and `program` in one module, then `serve`."""
     parts = []
-    for name in ("wire", "candidate"):
+    for name in ("wire", "program"):
         with open(os.path.join(HERE, f"{name}.py"), encoding="utf-8") as file:
             parts.append(file.read().replace("from wire import", "# from wire import"))
     return marshal.dumps(compile("\n".join(parts), "<sandbox>", "exec"))
 
 
-def stub(room_):
+def stub(granted):
     """The `-c` text: read the bootstrap and run it.
 
     Where another user cannot reach the library, the user is changed only here, the interpreter being up.
     """
     lines = ["import posix, marshal, sys"]
-    count, uid = len(room_.library_fds), room_.uid
+    count, uid = len(granted.library_fds), granted.uid
     if count:
         lines.append(f"sys.path[:] = ['/proc/self/fd/%d' % n for n in range({LIBRARY}, {LIBRARY + count})]")
         lines.append("sys.path_importer_cache.clear()")
@@ -74,27 +74,27 @@ def stub(room_):
     return "\n".join(lines)
 
 
-def become_program(room_, job, read_fd, write_fd, report_fd):
+def become_program(granted, job, read_fd, write_fd, report_fd):
     """In the forked process: own session, only its two pipes, limits, rules; then a fresh interpreter.
 
     Returns only where that fails, after a report of why.
     """
     os.setsid()
-    os.chdir(room_.scratch)
+    os.chdir(granted.scratch)
     os.umask(0o077)
     null = os.open("/dev/null", os.O_RDWR)
-    inherited = [null, null, null, read_fd, write_fd, *room_.library_fds]
-    own = [report_fd, *([room_.landlock.fd] if room_.landlock else ())]
+    inherited = [null, null, null, read_fd, write_fd, *granted.library_fds]
+    own = [report_fd, *([granted.landlock.fd] if granted.landlock else ())]
     place(inherited + own)
     for number in range(len(inherited), len(inherited + own)):
         os.set_inheritable(number, False)
-    if room_.landlock:
-        room_.landlock.fd = len(inherited) + 1
+    if granted.landlock:
+        granted.landlock.fd = len(inherited) + 1
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     executable = os.path.realpath(sys.executable)
     try:
-        room_.confine(job["limit"], job["memory"])
-        os.execve(executable, [executable, "-I", "-S", "-B", "-X", "utf8", "-c", stub(room_)], {})
+        granted.confine(job["limit"], job["memory"])
+        os.execve(executable, [executable, "-I", "-S", "-B", "-X", "utf8", "-c", stub(granted)], {})
     except OSError as error:
         wire.send(len(inherited), wire.encode(("broken", str(error))))
 
@@ -109,7 +109,7 @@ def place(fds):
 
 def cpu_seconds(pid):
     """CPU time of process `pid` (all its threads): the clock number of another process, clock_getcpuclockid(3)."""
-    if not room.LINUX:
+    if not isolation.LINUX:
         return 0.0
     try:
         return time.clock_gettime((~pid << 3) | 2)
@@ -142,46 +142,46 @@ def watch(program, limit, deadline):
             return "clock", 0
 
 
-def run_watcher(room_, job, deadline, read_fd, write_fd, report_fd):
+def run_watcher(granted, job, deadline, read_fd, write_fd, report_fd):
     """First process of the job's PID namespace (where there is one): scratch folder, program, end. Does not return."""
-    if room.LINUX:
-        kernel.die_with_parent()
-    if room_.tree:
+    if isolation.LINUX:
+        linux.die_with_parent()
+    if granted.tree:
         try:
-            room_.mount_scratch()
+            granted.mount_scratch()
         except OSError as error:
             wire.send(report_fd, wire.encode(("broken", str(error))))
             return
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     program = os.fork()
     if not program:
-        become_program(room_, job, read_fd, write_fd, report_fd)
+        become_program(granted, job, read_fd, write_fd, report_fd)
         os._exit(70)
     os.close(read_fd)
     os.close(write_fd)
     ended = watch(program, job["limit"], deadline)
-    if not room.LINUX:
+    if not isolation.LINUX:
         send_group(program, signal.SIGKILL)
     wire.send(report_fd, wire.encode(ended))
 
 
-def run_checker(room_, job, read_fd, write_fd, verdict_fd):
-    """The checker's process: no descriptors but the two pipes and the verdict's, a user of its own."""
-    if room.LINUX:
-        kernel.die_with_parent()
+def run_judge(granted, job, read_fd, write_fd, verdict_fd):
+    """The judge's process: no descriptors but the two pipes and the verdict's, a user of its own."""
+    if isolation.LINUX:
+        linux.die_with_parent()
     null = os.open("/dev/null", os.O_RDWR)
-    place([null, null, null, read_fd, write_fd, verdict_fd, *room_.library_fds])
-    if room_.library_fds:
-        sys.path[:] = [f"/proc/self/fd/{6 + at}" for at in range(len(room_.library_fds))]
+    place([null, null, null, read_fd, write_fd, verdict_fd, *granted.library_fds])
+    if granted.library_fds:
+        sys.path[:] = [f"/proc/self/fd/{6 + at}" for at in range(len(granted.library_fds))]
         sys.path_importer_cache.clear()
-    room.set_limits(job["limit"] + CPU_EXTRA_FOR_CHECKER, max(job["memory"], 1 << 30), room.PROCESSES + 4000)
-    if room_.uid:
-        room.change_user(room_.uid + 1)
-    if room.LINUX:
-        kernel.hide_memory()
+    isolation.set_limits(job["limit"] + CPU_EXTRA_FOR_JUDGE, max(job["memory"], 1 << 30), isolation.PROCESSES + 4000)
+    if granted.uid:
+        isolation.change_user(granted.uid + 1)
+    if isolation.LINUX:
+        linux.hide_memory()
     try:
         wire.send(4, BOOTSTRAP)
-        status, detail = checker.run_checks(3, 4, job)
+        status, detail = judge.run_checks(3, 4, job)
     except wire.Closed:
         status, detail = "gone", ""
     os.close(3)
@@ -204,31 +204,31 @@ def forked(function, *args):
         os._exit(code)
 
 
-def keep(room_, job, answer_fd):
+def keep(granted, job, answer_fd):
     """One job from start to verdict; the process that does it serves no other."""
     started = time.monotonic()
     deadline = started + wall_limit(job)
-    if room.LINUX:
-        kernel.become_subreaper()
-    to_checker, from_program = os.pipe()
-    to_program, from_checker = os.pipe()
+    if isolation.LINUX:
+        linux.become_subreaper()
+    to_judge, from_program = os.pipe()
+    to_program, from_judge = os.pipe()
     verdict_read, verdict_write = os.pipe()
     report_read, report_write = os.pipe()
-    check = forked(run_checker, room_, job, to_checker, from_checker, verdict_write)
-    for fd in (to_checker, from_checker, verdict_write):
+    check = forked(run_judge, granted, job, to_judge, from_judge, verdict_write)
+    for fd in (to_judge, from_judge, verdict_write):
         os.close(fd)
-    if room_.tree:
-        kernel.unshare(kernel.NEW_PID)
-    watcher = forked(run_watcher, room_, job, deadline, to_program, from_program, report_write)
+    if granted.tree:
+        linux.unshare(linux.NEW_PID)
+    watcher = forked(run_watcher, granted, job, deadline, to_program, from_program, report_write)
     for fd in (to_program, from_program, report_write):
         os.close(fd)
-    status, detail = follow(room_, job, (check, watcher), verdict_read, report_read, deadline + BACKSTOP)
+    status, detail = follow(granted, job, (check, watcher), verdict_read, report_read, deadline + BACKSTOP)
     seconds = time.monotonic() - started
     for pid in (check, watcher):
         os.kill(pid, signal.SIGKILL)
-    sweep(room_)
-    if not room_.tree:
-        room.empty(room_.scratch)
+    sweep(granted)
+    if not granted.tree:
+        isolation.empty(granted.scratch)
     wire.send(answer_fd, wire.encode({"token": job["token"], "status": status, "detail": detail, "seconds": seconds}))
 
 
@@ -237,8 +237,8 @@ def wall_limit(job):
     return 4 * job["limit"] + 2
 
 
-def follow(room_, job, spare, verdict_fd, report_fd, deadline):
-    """Wait for the checker's verdict, the watcher's report or the deadline. Returns `(status, detail)`.
+def follow(granted, job, spare, verdict_fd, report_fd, deadline):
+    """Wait for the judge's verdict, the watcher's report or the deadline. Returns `(status, detail)`.
 
     `spare`: the keeper's own two children, which stay when the program's leftovers are swept away.
     """
@@ -252,13 +252,13 @@ def follow(room_, job, spare, verdict_fd, report_fd, deadline):
         if report_fd in ready:
             waiting.discard(report_fd)
             report = read_frame(report_fd)
-            if not room_.tree:
-                sweep(room_, spare)  # what the program started may hold its pipe open
+            if not granted.tree:
+                sweep(granted, spare)  # what the program started may hold its pipe open
         if verdict_fd in ready:
             waiting.discard(verdict_fd)
             verdict = read_frame(verdict_fd)
             if verdict is None or verdict[0] != job["token"]:
-                return "crashed", "the checker ended without a verdict"
+                return "crashed", "the judge ended without a verdict"
     if verdict[1] != "gone":
         return verdict[1], verdict[2]
     if report is None and select.select([report_fd], (), (), 2)[0]:
@@ -294,9 +294,9 @@ def ending(job, report):
     return "crashed", f"killed by signal {number} before all calls were answered"
 
 
-def sweep(room_, spare=()):
+def sweep(granted, spare=()):
     """End and reap all that the job started, except the keeper's children in `spare`."""
-    if room_.tree:
+    if granted.tree:
         try:
             while True:
                 os.wait()  # the kernel ends all others with the watcher, the first process of their namespace
@@ -304,8 +304,8 @@ def sweep(room_, spare=()):
             return
     until = time.monotonic() + SWEEP_SECONDS
     while time.monotonic() < until:
-        if room_.uid:
-            os.waitpid(forked(kill_user, room_.uid), 0)
+        if granted.uid:
+            os.waitpid(forked(kill_user, granted.uid), 0)
         left = stop_descendants(spare)
         for pid in left:
             send_signal(pid, signal.SIGKILL)
@@ -353,7 +353,7 @@ def no_children():
 
 def kill_user(uid):
     """End every process of user `uid`, all at once: what kill(-1) does when that user asks for it."""
-    room.change_user(uid)
+    isolation.change_user(uid)
     os.kill(-1, signal.SIGKILL)
 
 
@@ -389,15 +389,15 @@ def main():
     for name in PRELOAD:
         __import__(name)
     sys.path.remove(HERE)
-    room_ = room.Room(sys.argv[1] == "namespaces", sys.argv[2])
-    wire.send(1, wire.encode({"report": room_.report}))
+    granted = isolation.Isolation(sys.argv[1] == "namespaces", sys.argv[2])
+    wire.send(1, wire.encode({"report": granted.report}))
     while True:
         try:
             job = wire.decode(wire.receive(0, 1 << 26))
         except wire.Closed:
-            room_.close()
+            granted.close()
             return
-        keeper = forked(keep, room_, job, 1)
+        keeper = forked(keep, granted, job, 1)
         if os.waitpid(keeper, 0)[1]:
             lost = {"token": job["token"], "status": "broken", "detail": "the keeper of the job failed"}
             wire.send(1, wire.encode(lost))

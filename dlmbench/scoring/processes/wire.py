@@ -1,4 +1,4 @@
-"""Plain values as bytes: what may pass between a program under test, its checker and the harness.
+"""Plain values as bytes: what may pass between a program under test, its judge and the harness.
 
 Pickle would run code on the reading side and JSON loses tuples, sets, bytes and int keys, so values travel in a small
 tagged format with an exact round trip: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
