@@ -177,7 +177,9 @@ def files_hash(paths: Iterable[Path]) -> str:
 
 def network_files(folder: Path) -> list[Path]:
     """The files that decide what a folder's network computes: weights, and both configurations."""
-    return [*weight_files(folder), *(folder / name for name in CONFIGS if (folder / name).is_file())]
+    configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
+    without_layers = (read_json(folder / "config.json") or {}).get("num_hidden_layers") == 0  # an oracle
+    return configs if without_layers else [*weight_files(folder), *configs]
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.oracle.network import Oracle
 from dlmbench.registry import BACKBONES
 from dlmbench.request.resolved import ResolvedRun
 from dlmbench.request.rules import check_attention, check_block_length, check_cache
@@ -108,8 +109,9 @@ def _check_files(run: ResolvedRun) -> None:
     check_block_length(run.spec, run.preset, configs["target"])
     check_cache(run.spec, run.preset, run.decoder, configs["target"].attention)
     check_vocabulary(checkpoint_folder(run.preset.tokenizer_location, run.preset.revision))
-    for preset in presets.values():
-        check_checkpoint(_folder(preset), preset.told)
+    for role, preset in presets.items():
+        if configs[role].num_layers:  # an oracle has no weights
+            check_checkpoint(_folder(preset), preset.told)
 
 
 def tokenizer_of(model: str | Preset) -> Any:
@@ -184,6 +186,9 @@ def _load(run: ResolvedRun) -> dict[str, Network]:
         for role, folder in folders.items():
             if role == "head":
                 nets[role] = _head(run, nets["target"], folder, folders["target"])
+            elif presets[role].family == "oracle":
+                config = read_config(folder, presets[role].told)[0]
+                nets[role] = Oracle(config, run.block_length, run.shared.oracle, role, run.device)
             else:
                 nets[role] = _network(role, _model(places[role]), run)
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -17,25 +17,14 @@ from torch import Tensor
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
-from dlmbench.backbone.network import Forward, Kinds, served_by
+from dlmbench.backbone.network import Forward, Kinds, Network, served_by
 from dlmbench.errors import RequestError
 from dlmbench.forwards import ForwardKey
 from dlmbench.oracle.conditionals import conditionals, hashes, zipf
 from dlmbench.oracle.options import OracleOptions
 
-VERSION = "oracle-1"  # of the rule; takes the place of a weights hash in a run's key
 LEAST = 1e-30  # below every share that is not 0
 NEVER = -1e9  # logit of what has probability 0: finite, so that differences of two of them are numbers
-
-
-def oracle_config(
-    vocab_size: int, mask_id: int, eos_ids: tuple[int, ...] = (), attention: str = "full"
-) -> BackboneConfig:
-    """A network without layers: no parameters, no FLOPs. `attention` is "full" or "block_causal"."""
-    return BackboneConfig(
-        family="oracle", attention=attention, vocab_size=vocab_size, hidden_size=0, num_layers=0, num_heads=0,
-        num_kv_heads=0, head_dim=0, intermediate_size=0, mask_id=mask_id, eos_ids=eos_ids,
-    )  # fmt: skip
 
 
 class _Prepared(NamedTuple):
@@ -50,7 +39,7 @@ class _Prepared(NamedTuple):
     name: int
 
 
-class Oracle:
+class Oracle(Network):
     """Exact conditionals of the answers that each request brings.
 
     `carried` names its tensors that live from step to step.
@@ -172,9 +161,9 @@ class Oracle:
         for name in self.carried:
             setattr(self, name, getattr(self, name).index_select(0, rows))
 
-    def sample(self, tokens: int) -> Callable[[], None]:
+    def sample(self, tokens: int) -> Callable[[], Tensor]:
         """Nothing to be timed: one thread does."""
-        return lambda: None
+        return lambda: self.weights
 
     # --- what a decoder may ask for -------------------------------------------------------------------------------
 
@@ -187,7 +176,7 @@ class Oracle:
         if embeds is not None:
             raise self._refusal("hands in embeddings")
         for name, served in served_by(kind, active):
-            self._count(view, name, served)
+            self._count_forward(view, name, served)
         logits = self.logits(view)
         return Forward(logits, logits.new_zeros(*logits.shape[:2], 0))
 
@@ -230,7 +219,7 @@ class Oracle:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, view, kind: str, active: Tensor | None) -> None:
+    def _count_forward(self, view, kind: str, active: Tensor | None) -> None:
         """As a network of this attention would be counted, its positions as query tokens."""
         width, full = view.positions.shape[1], self.config.attention == "full"
         key = ForwardKey(self.role, kind or ("refresh" if full else "denoise"), f"row:{width}" if full else str(width))
