@@ -109,9 +109,8 @@ def _check_files(run: ResolvedRun) -> None:
     check_block_length(run.spec, run.preset, configs["target"])
     check_cache(run.spec, run.preset, run.decoder, configs["target"].attention)
     check_vocabulary(checkpoint_folder(run.preset.tokenizer_location, run.preset.revision))
-    for role, preset in presets.items():
-        if configs[role].num_layers:  # an oracle has no weights
-            check_checkpoint(_folder(preset), preset.told)
+    for preset in presets.values():
+        check_checkpoint(_folder(preset), preset.told)
 
 
 def tokenizer_of(model: str | Preset) -> Any:
