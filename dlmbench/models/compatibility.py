@@ -30,7 +30,7 @@ def attention_type(preset: Preset) -> str | None:
     if attention := flags.attention or usual.attention:
         return attention
     family = family_of(preset)
-    return BACKBONES.get(family).descriptor.attention if family in BACKBONES else None
+    return BACKBONES.get(family or "").descriptor.attention if family in BACKBONES else None
 
 
 def family_of(preset: Preset) -> str | None:
