@@ -81,6 +81,7 @@ class Network:
         if self.cache is None or not self.cache.fits(rows, capacity):
             self.cache = None  # before its successor is made
             self.cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
+        self.cache.use_all()
         self.pending = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.waiting: set[int] = set()  # what the host knows of `pending`, where flags are read at once
         self.block = torch.arange(self.block_length, device=self.device)
@@ -319,6 +320,7 @@ class Network:
         The stored blocks' own states are left in `stored`: (rows [E] or None for all, states [E,B,D]).
         """
         self._riding = self._waiting(view)
+        self.waiting.clear()
         if self._riding is None:
             self.stored = None
             return self._forward(x, slot_mapping, [group])
@@ -345,9 +347,7 @@ class Network:
             return torch.arange(view.live.shape[0], device=self.device)
         if not self.waiting:
             return None
-        rows = sorted(self.waiting)
-        self.waiting.clear()
-        return torch.tensor(rows, device=self.device)
+        return torch.tensor(sorted(self.waiting), device=self.device)
 
     def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
         ends = start.index_select(0, rows)
@@ -378,6 +378,7 @@ class Network:
         wider = queries + self.block_length
         self._count(kind, str(queries), alone, keys, queries, projected)
         self._count(kind, str(wider), both, keys, wider, projected)
+        self.pending = self.pending > both
 
     def _count_pack(self, view, kind: str, start: Tensor, width: int, projected: int, active, used) -> None:
         if used is None:
@@ -387,15 +388,15 @@ class Network:
         wider = used + self.block_length  # the shape is what was computed, the counts are what the row needed
         self._count(kind, str(width), alone, start + used, used, used)
         self._count(kind, str(width + self.block_length), both, start + used, wider, used)
+        self.pending = self.pending > both
 
     def _paying(self, view, active: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows that this forward is counted for: those without a store, and those whose store rode along.
 
-        A row that is not active may have been stored all the same; it pays with its next forward.
+        A row that is not active may have been stored all the same; it stays pending and pays with its next forward.
         """
         needed = view.live if active is None else view.live & active
         both = needed & self.pending
-        self.pending = self.pending > needed
         return needed > both, both
 
 

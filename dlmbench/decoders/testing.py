@@ -15,7 +15,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +25,9 @@ from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Decoder, HostRow, Networks, Traits, View
+from dlmbench.decoders.base import Decision, Decoder, HostRow, Networks, Options, Traits, View
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine import Engine, Request
+from dlmbench.engine import Engine, Generation, Request
 from dlmbench.engine.canvas import Canvas, replacements
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
@@ -304,18 +303,20 @@ def random_requests(seed: int, count: int = 7) -> list[Request]:
     ]
 
 
-def _run(attention: str, decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0):
+def _run(
+    attention: str, decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0
+) -> list[Generation]:
     nets = tiny_networks(decoder.inner if isinstance(decoder, _Spy) else decoder, attention)
     engine = Engine(nets, decoder, batch_size=batch_size, lag=lag, stall_limit=8)
     return engine.generate(requests, trace=True)
 
 
-def _calls(generation) -> dict[str, int]:
+def _calls(generation: Generation) -> dict[str, float]:
     """Forwards of the target by kind: what two methods without helpers share; the widths of their views may differ."""
     return {kind: work["calls"] for kind, work in generation.counts["target"].items()}
 
 
-def _nothing(generation) -> None:
+def _nothing(generation: Generation) -> None:
     """Methods with helpers reach the same ids by other work."""
 
 
@@ -331,7 +332,7 @@ def _compare(requests, expected, ours, message: str, work=lambda generation: gen
             raise BrokenPromise(f"{message}: {request.key} gives the same ids in another number of forwards")
 
 
-def options_of(decoder: type[Decoder], text: str) -> Any:
+def options_of(decoder: type[Decoder], text: str) -> Options:
     """The decoder's Config from text like "a=1,b=x", values converted to the type of the default."""
     known = {f.name for f in fields(decoder.Config)}
     values = {}

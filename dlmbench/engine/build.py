@@ -21,8 +21,8 @@ from dlmbench.backbone.descriptor import NOTHING, Told
 from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
+from dlmbench.engine.engine import Engine
 from dlmbench.engine.graphs import first_line
-from dlmbench.engine.loop import Engine
 from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks

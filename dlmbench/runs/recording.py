@@ -32,6 +32,7 @@ def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Seq
 
 def _words(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> dict[str, str]:
     ids = {token for step in steps for token in (*step["tokens"], *step["scores"].get("tokens", ()))}
+    ids |= {token for step in steps for token in step.get("replaced", {}).get("tokens", ())}
     ids |= {token for step in steps for token in _integers(step["extra"])}
     return {str(token): tokenizer.decode([token]) for token in sorted(ids) if 0 <= token < len(tokenizer)}
 
