@@ -17,6 +17,7 @@ from dlmbench import stats
 from dlmbench.errors import RequestError
 from dlmbench.report.table import percent, row, signed
 from dlmbench.runs import RunFolder, Sample, Trace
+from dlmbench.runs.recording import rewrites
 
 TAKEN_BACK = "(taken back)"
 
@@ -153,7 +154,7 @@ def _commits(trace: Trace) -> dict[int, tuple[str, int, float | None]]:
 
 def _acts(step: Mapping[str, Any] | None) -> Any:
     """What a step did to the canvas, in any order."""
-    return step and (dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]))
+    return step and (dict(zip(step["positions"], step["tokens"])), sorted(step["remasked"]), rewrites(step))
 
 
 def _shown(step: Mapping[str, Any] | None, trace: Trace) -> list[tuple[int, str, float | None]]:
@@ -164,7 +165,7 @@ def _shown(step: Mapping[str, Any] | None, trace: Trace) -> list[tuple[int, str,
     words = trace.words
     found = [
         (position - trace.start, words.get(str(token), f"<{token}>"), leads.get(position))
-        for position, token in zip(step["positions"], step["tokens"])
+        for position, token in (*zip(step["positions"], step["tokens"]), *rewrites(step).items())
     ]
     return found + [(position - trace.start, TAKEN_BACK, None) for position in step["remasked"]]
 

@@ -1,12 +1,13 @@
 """Recorded steps in the form that the report's trace viewer reads: small, and the same for every method.
 
-A step is [block, revealed, taken back, considered, rejected, forwards]:
+A step is [block, revealed, taken back, considered, rejected, forwards, rewritten]:
 
     revealed    [position, word, confidence] each, the confidence in thousandths or null
     taken back  positions that became masks again
     considered  [position, word, confidence] of masked positions that the step looked at and left
     rejected    [position, word] of tokens that were drafted and not kept
     forwards    the step's passes in words
+    rewritten   [position, word] of tokens that took the place of others
 
 Positions count from the first one behind the prompt; words are indices into one list a report.
 """
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlmbench.runs import RunFolder, Trace
+from dlmbench.runs.recording import rewrites
 
 BUDGET = 900_000  # characters of steps in one report
 _CONSIDERED = 16  # masked positions shown beside what a step revealed, leftmost first
@@ -82,6 +84,7 @@ def _step(step: Mapping[str, Any], start: int, text: Mapping[int, int]) -> list[
         [[p - start, text[seen[p][0]], _thousandths(seen, p, seen[p][0])] for p in considered],
         [[position - start, text[token]] for position, token in rejected(step) if token in text],
         _passes(step["forwards"]),
+        [[position - start, text[token]] for position, token in rewrites(step).items()],
     ]
 
 

@@ -221,8 +221,11 @@ def test_rejected_drafts_are_read_from_each_method_s_own_record(extra, rejected)
 def test_steps_count_from_the_answer_s_first_position():
     scores = {"positions": [11, 12], "tokens": [1, 2], "confidence": [0.9, None]}
     step = {**STEP, "positions": [11], "tokens": [1], "remasked": [10], "scores": scores}
-    block, revealed, back, considered, rejected, passes = html_trace._step(step, 10, {1: 4, 2: 5})
+    block, revealed, back, considered, rejected, passes, rewritten = html_trace._step(step, 10, {1: 4, 2: 5})
     assert (revealed, back, considered) == ([[1, 4, 900]], [0], [[2, 5, None]]) and passes == "target denoise"
+    assert rewritten == []
+    edited = {**step, "replaced": {"positions": [10], "tokens": [2]}}
+    assert html_trace._step(edited, 10, {1: 4, 2: 5})[6] == [[0, 5]]
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------

@@ -72,14 +72,18 @@
   // The state of every position after each step, and the text it will end with: masks are as wide, the layout keeps still.
   function unroll(trace) {
     let length = 1;
-    for (const step of trace.steps) for (const some of [step[1], step[3], step[4]]) for (const [at] of some) length = Math.max(length, at + 1);
+    for (const step of trace.steps) for (const some of [step[1], step[3], step[4], step[6]]) for (const [at] of some) length = Math.max(length, at + 1);
     const final = Array(length).fill(null);
     const frames = [Array.from({ length }, () => ({}))];
-    trace.steps.forEach(([, revealed, back, considered, rejected], number) => {
+    trace.steps.forEach(([, revealed, back, considered, rejected, , rewritten], number) => {
       const frame = frames[number].map((cell) => ({ text: cell.text, step: cell.step, sure: cell.sure }));
       for (const position of back) frame[position] = { back: frames[number][position].text };
       for (const [position, text, sure] of revealed) {
         frame[position] = { text, sure, step: number + 1, now: true };
+        final[position] = text;
+      }
+      for (const [position, text] of rewritten) {
+        frame[position] = { text, step: number + 1, now: true, edited: true };
         final[position] = text;
       }
       for (const [position, text, sure] of considered) {
@@ -125,7 +129,7 @@
           const rgb = shade(total > 1 ? (state.step - 1) / (total - 1) : 0);
           cell.style.background = `rgb(${rgb})`;
           cell.style.color = readable(rgb);
-          if (state.now) cell.classList.add("now");
+          if (state.now) cell.classList.add(state.edited ? "edited" : "now");
         } else if (state.back !== undefined) {
           text = word(state.back);
           cell.classList.add("back");
@@ -149,8 +153,9 @@
 
     function stepText() {
       if (shown === 0) return "Before the first step: everything is masked.";
-      const [, revealed, back, , rejected, passes] = trace.steps[shown - 1];
+      const [, revealed, back, , rejected, passes, rewritten] = trace.steps[shown - 1];
       const parts = [`revealed ${revealed.length}`];
+      if (rewritten.length) parts.push(`rewrote ${rewritten.length}`);
       if (back.length) parts.push(`took back ${back.length}`);
       if (rejected.length) parts.push(`rejected ${rejected.length}`);
       return `Step ${shown} of ${total}: ${parts.join(", ")}; ${passes}.`;
@@ -158,8 +163,9 @@
 
     function describe(position) {
       const parts = [];
-      trace.steps.slice(0, shown).forEach(([, revealed, back, considered, rejected], i) => {
+      trace.steps.slice(0, shown).forEach(([, revealed, back, considered, rejected, , rewritten], i) => {
         for (const [p, text, sure] of revealed) if (p === position) parts.push(`revealed ${quoted(word(text))} in step ${i + 1}${percent(sure)}`);
+        for (const [p, text] of rewritten) if (p === position) parts.push(`rewritten as ${quoted(word(text))} in step ${i + 1}`);
         if (back.includes(position)) parts.push(`taken back in step ${i + 1}`);
         for (const [p, text] of rejected) if (p === position) parts.push(`${quoted(word(text))} rejected in step ${i + 1}`);
         if (i === shown - 1) for (const [p, text, sure] of considered) if (p === position) parts.push(`masked; now it would be ${quoted(word(text))}${percent(sure)}`);
