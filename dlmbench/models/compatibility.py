@@ -87,6 +87,22 @@ def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: An
         )
 
 
+def store_of(preset: Preset, rules: Descriptor, asked: str | None) -> str:
+    """Who writes a finished block's keys and values: what is asked for, else the forward that begins the next block.
+
+    Raises RequestError where that forward needs a token which only the storing one yields.
+    """
+    if rules.attention != "block_causal" or not rules.shift:
+        return asked or "fused"
+    if asked == "fused":
+        raise RequestError(
+            f"--store fused lets the first forward of a block store the one before, and the head of {preset.name} "
+            "predicts the next position: the forward that stores a block yields the next block's first token. Leave "
+            "it out."
+        )
+    return "separate"
+
+
 def check_helper(role: str, target: Preset, helper: Preset) -> None:
     """A draft attends like its target, a guide reads left to right, and both share the target's tokens."""
     if role == "head":  # judged with its tensors; it may lack a config.json
