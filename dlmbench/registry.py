@@ -20,7 +20,6 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +74,8 @@ class Registry:
         if self._entry_points_read:
             return
         self._entry_points_read = True
+        from importlib.metadata import entry_points  # slow, and not needed before a name is looked up
+
         for point in entry_points(group=self.group):
             try:
                 self.register(point.name, point.value)
@@ -121,6 +122,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "ar": "AR",
     "edit": "Edit",
     "entropy": "Entropy",
+    "fastdllm2": "FastDLLM2",
     "guided": "Guided",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",

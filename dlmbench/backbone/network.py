@@ -243,8 +243,6 @@ class Network:
         states = self._with_stores(view, x.flatten(0, 1), slot_mapping, group).view(*queries.shape, -1)
         for name, served in served_by(kind, active):
             self._count_with_stores(view, name, ends, self.block_length, self.block_length, served)
-        if self.config.shift and not self._causal:
-            states = shifted(states)
         return Forward(self.model.project(states), states)
 
     def packed(
@@ -401,12 +399,6 @@ class Network:
         needed = view.live if active is None else view.live & active
         both = needed & self.pending
         return needed > both, both
-
-
-def shifted(states: Tensor) -> Tensor:
-    """States [R,B,D] of a block whose head predicts the next position -> those that predict its own: of the position
-    before, and of the first position its own, which is of no use: that position must be known already."""
-    return torch.cat([states[:, :1], states[:, :-1]], 1)
 
 
 def served_by(kind: Kinds, active: Tensor | None) -> list[tuple[str, Tensor | None]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
@@ -249,11 +250,11 @@ def _inspect(view: View, decision: Decision) -> None:
 # --- tiny networks and items ----------------------------------------------------------------------------------------
 
 
-def tiny_model(attention: str, seed: int = 7) -> Transformer:
+def tiny_model(attention: str, seed: int = 7, shift: int = 0) -> Transformer:
     """Two layers with loud random weights, so that confidences spread over the whole range."""
     family = {"causal": "qwen3", "full": "llada"}.get(attention, "sdar")
     config = BackboneConfig(
-        family=family, attention=attention, shift=int(attention == "causal"),
+        family=family, attention=attention, shift=shift or int(attention == "causal"),
         vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16,
         intermediate_size=48, mask_id=MASK, eos_ids=(EOS,), pad_id=0, max_positions=256,
     )  # fmt: skip
@@ -268,14 +269,14 @@ def tiny_model(attention: str, seed: int = 7) -> Transformer:
 def tiny_networks(decoder: Decoder, attention: str, device: str | torch.device = "cpu") -> dict[str, Network]:
     """A tiny network for every role that `decoder` uses; a head is made by the decoder itself, beside the target."""
     nets: dict[str, Network] = {}
-    kind = Bidirectional if attention == "full" else Network
+    kind = Bidirectional if attention == "full" else AnchoredNetwork if decoder.anchored else Network
     for i, role in enumerate(decoder.needs(decoder.config, attention)):
         if role == "head":
             nets[role] = decoder.head_network(nets["target"], None)
         elif role == "guide":  # reads left to right whatever the target does
             nets[role] = Network(role, tiny_model("causal", 7 + i).to(device), 1)
         else:
-            nets[role] = kind(role, tiny_model(attention, 7 + i).to(device), block_of(attention))
+            nets[role] = kind(role, tiny_model(attention, 7 + i, int(decoder.anchored)).to(device), block_of(attention))
     return nets
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
+from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
@@ -225,7 +226,8 @@ def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
     """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
     if model.config.attention != "full":
         block_length = 1 if model.config.attention == "causal" else run.block_length
-        return Network(role, model, block_length, run.spec.store)
+        kind = AnchoredNetwork if model.config.attention == "block_causal" and model.config.shift else Network
+        return kind(role, model, block_length, run.spec.store)
     if role != "target":
         return Bidirectional(role, model, run.block_length)
     policy = CachePolicy(run.spec.cache, **asdict(run.shared.cache))
@@ -263,5 +265,5 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "dtype": run.dtype,
         "device": torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else "cpu",
         "batch_size": run.batch_size,
-        "store": run.spec.store,
+        "store": nets["target"].store_mode,
     }

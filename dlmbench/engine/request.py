@@ -80,7 +80,7 @@ class Generation:
     forward_counts: dict[ForwardKey, int]
     seconds: float
     stop_reason: str  # "eos" | "stop" | "length"
-    guards: int = 0
+    fallbacks: int = 0
     proposed: int = 0
     accepted: list[int] = field(default_factory=list)
     first_block: float = 0.0

@@ -231,7 +231,7 @@ class Scheduler:
         generation = Generation(
             key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,
             forward_counts={key: work.calls for key, work in counts.work.items()},
-            seconds=now(step.device) - slot.admitted, stop_reason=reason, guards=int(step.canvas.fallbacks[row]),
+            seconds=now(step.device) - slot.admitted, stop_reason=reason, fallbacks=int(step.canvas.fallbacks[row]),
             proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
             trace=step.recorder.finish(row) if step.recorder else None,
         )  # fmt: skip

@@ -75,6 +75,11 @@ def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: An
             f"Method {decoder.name} predicts all positions of a block, and the head of {preset.name} predicts the next "
             "position, so that a block must begin with a known token: use --method fastdllm2."
         )
+    if decoder.anchored and rules.shift == 0:
+        raise RequestError(
+            f"Method {decoder.name} begins every block with the token that the block before predicts, and the head of "
+            f"{preset.name} predicts its own position: use --method threshold."
+        )
     if (grid := rules.grid or "origin") not in decoder.grids:
         raise RequestError(
             f"Method {decoder.name} counts blocks from position 0, and those of {preset.name} lie on the grid {grid}: "

@@ -118,7 +118,13 @@ class ResolvedRun:
         words = [f"{name.partition('.')[2]}={value}" for name, value in self.shared.chosen().items()]
         cache = [self.spec.cache] if self.spec.cache != "none" else []
         helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
+        words += [] if self.trained else ["(model not trained for it)"]
         return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
+
+    @property
+    def trained(self) -> bool:
+        """Is the model made for the method, where a model has to be?"""
+        return not self.decoder.needs_training or self.spec.method in self.preset.trained
 
     def _unusual(self, role: str, name: str) -> bool:
         usual = replace(self.spec, **{role: None})
@@ -196,6 +202,8 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     companions = {role: companion_of(spec, preset, role) for role in needed if role != "target"}
     for role, name in companions.items():
         check_helper(role, preset, resolve(name))
+    if decoder.needs_training and spec.method not in preset.trained:
+        notes.append(f"{preset.name} is not known to have been trained for {spec.method}: its rows say so.")
     if preset.tasks and spec.task.partition("/")[0] not in preset.tasks:
         notes.append(
             f"{spec.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero on {spec.task}."

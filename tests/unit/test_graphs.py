@@ -81,7 +81,7 @@ def run(name, attention, graphs, requests, **options):
 
 def told(generations):
     """What two ways of decoding must agree on."""
-    return [(g.raw_ids, g.counts, g.guards, g.proposed, g.accepted) for g in generations]
+    return [(g.raw_ids, g.counts, g.fallbacks, g.proposed, g.accepted) for g in generations]
 
 
 def forgetful(engine):
