@@ -51,7 +51,7 @@ class Registry:
         self._read_entry_points()
         return sorted(self._targets)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         self._read_entry_points()
         return name in self._targets
 

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_blocks, check_described, check_helper
+from dlmbench.models.compatibility import (
+    attention_of,
+    attention_type,
+    check_blocks,
+    check_described,
+    check_helper,
+    store_of,
+)
 from dlmbench.models.descriptors import described, with_flags
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
@@ -195,7 +202,9 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     fixed = check_shared(spec, preset, decoder, shared)
     config = decoder.on_task(config, attention, fixed, answer_of(spec.task) is not None)
     check_attention(spec, preset, decoder, attention)
-    check_blocks(preset, described(preset).descriptor, decoder)
+    known = described(preset).descriptor
+    check_blocks(preset, known, decoder)
+    spec = replace(spec, store=store_of(preset, known, spec.store))
     check_sampling(spec, decoder, config)
     check_cache(spec, preset, decoder, attention)
     needed = decoder.needs(config, attention)
