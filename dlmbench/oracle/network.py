@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.counter import Column, Counter
+from dlmbench.backbone.counter import Counter
 from dlmbench.errors import RequestError
+from dlmbench.forwards import ForwardKey
 from dlmbench.oracle.conditionals import conditionals, hashes, zipf
 from dlmbench.oracle.options import OracleOptions
 
@@ -232,7 +233,8 @@ class Oracle:
     def _count(self, view, kind: str | None, active: Tensor | None) -> None:
         """As a network of this attention would be counted, its positions as query tokens."""
         width, full = view.positions.shape[1], self.config.attention == "full"
-        column = Column(self.role, kind or ("refresh" if full else "denoise"), f"row:{width}" if full else str(width))
+        shape = f"row:{width}" if full else str(width)
+        column = ForwardKey(self.role, kind or ("refresh" if full else "denoise"), shape)
         needed = view.live if active is None else view.live & active
         self.counter.add(self.config, column, needed, view.ends, width, width)
 
