@@ -143,5 +143,6 @@ for _name in (
     "a2d-qwen3", "a2d-qwen2", "a2d-llama",
 ):  # fmt: skip
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+BACKBONES.register_lazy("oracle", "dlmbench.oracle.family:ORACLE")
 for _name in ("llada2", "lladamoe", "sdarmoe"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

@@ -62,12 +62,13 @@ class Preset:
     @property
     def shipped(self) -> bool:
         """Does it belong to the package? Then it is never looked for on the hub."""
-        return self.source.startswith("nano/")
+        return self.source.startswith("nano/") or self.source == "oracle"
 
     @property
     def absent(self) -> bool:
         """Shipped, but this copy has no weights of it."""
-        return self.shipped and not any(Path(self.location).glob("*.safetensors"))
+        weightless = self.family == "oracle"
+        return self.shipped and not weightless and not any(Path(self.location).glob("*.safetensors"))
 
     @property
     def tokenizer_location(self) -> str:
@@ -78,6 +79,7 @@ class Preset:
 
 
 _NANO: dict[str, Any] = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
+_ORACLE: dict[str, Any] = dict(source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR: dict[str, Any] = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
 _LLADA: dict[str, Any] = dict(family="llada", shape="llada-8b", block_length=32)
@@ -134,6 +136,18 @@ PRESETS: dict[str, Preset] = {
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
             settings={"mrp": {"tau": 0.7}},  # the least that lost nothing to static on 120 dev items
             **_NANO,
+        ),
+        Preset(
+            name="oracle",
+            description="ideal model without weights, for tasks that list their answers",
+            whole_answer=True,
+            **_ORACLE,
+        ),
+        Preset(
+            name="oracle-block",
+            description="the same with block-causal attention",
+            descriptor=Descriptor(attention="block_causal", shift=0),
+            **_ORACLE,
         ),
         Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
         Preset("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano", **_NANO),
