@@ -144,8 +144,8 @@ def _models() -> list[dict[str, str]]:
             continue
         weights = list(Path(preset.location).glob("*.safetensors")) if Path(preset.location).is_dir() else []
         size = sum(file.stat().st_size for file in weights)
-        detail = f"{size / 1e6:.1f} MB" if weights else ABSENT
-        checks.append(_check(f"model {preset.name}", "ok" if weights else "missing", detail))
+        detail = ABSENT if preset.absent else f"{size / 1e6:.1f} MB" if weights else "has no weights"
+        checks.append(_check(f"model {preset.name}", "missing" if preset.absent else "ok", detail))
     return checks
 
 
