@@ -244,6 +244,7 @@ def test_dry_run_plans_and_leaves_nothing(place, capsys):
     code, out = call(capsys, "sweep", *SWEEP, *command(place, "planned", "--dry-run", "--json"))
     record = json.loads(out)
     assert code == 0 and record["items_to_do"] == 4 * ITEMS and not (place / "planned").exists()
+    assert record["least_difference"].keys() == {"gsm8k (test)"}, "what so many items can show"
     planned = [cell["method"] for cell in record["cells"]]
     assert planned == ["threshold 0.005", "threshold 0.9", "static k=1", "static k=4"]
 
