@@ -20,7 +20,6 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class Registry:
         self._read_entry_points()
         return sorted(self._targets)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         self._read_entry_points()
         return name in self._targets
 
@@ -75,6 +74,8 @@ class Registry:
         if self._entry_points_read:
             return
         self._entry_points_read = True
+        from importlib.metadata import entry_points  # slow, and not needed before a name is looked up
+
         for point in entry_points(group=self.group):
             try:
                 self.register(point.name, point.value)
@@ -121,6 +122,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "ar": "AR",
     "edit": "Edit",
     "entropy": "Entropy",
+    "fastdllm2": "FastDLLM2",
     "guided": "Guided",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
@@ -141,5 +143,6 @@ for _name in (
     "a2d-qwen3", "a2d-qwen2", "a2d-llama",
 ):  # fmt: skip
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+BACKBONES.register_lazy("oracle", "dlmbench.oracle.family:ORACLE")
 for _name in ("llada2", "lladamoe", "sdarmoe"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

@@ -37,7 +37,7 @@ class Layout:
     ends: tuple[str, ...] = ()  # eos_token_id of generation_config.json; config.json has the tokenizer's eos alone
     own_class: str | None = None  # auto_map of the tokenizer
     whole_tokenizer: bool = False  # tokenizer.json; otherwise vocab.json and merges.txt
-    chat: str = "config"  # where the chat template is: config, jinja
+    chat: str = "config"  # where the chat template is: config, jinja, none
     tied: bool = False
     shards: int = 2
     config: dict[str, Any] = field(default_factory=dict)  # fields that only this layout has
@@ -305,7 +305,7 @@ def _write_tokenizer(folder: Path, layout: Layout) -> dict[str, int]:
         (folder / f"{module}.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
     if layout.chat == "jinja":
         (folder / "chat_template.jinja").write_text(CHAT)
-    else:
+    elif layout.chat == "config":
         settings["chat_template"] = CHAT
     _dump(folder / "tokenizer_config.json", settings)
     return ids

@@ -16,8 +16,8 @@ With a shifted head (Dream) position p is predicted at p - 1, so freecache's win
 and ``dual`` the official code commits a block's first position from the full forward, whatever its confidence, and
 nothing else in that step: `forced`.
 
-Classifier-free guidance (LLaDA) is a switch of the network: a second forward of the same windows
-with the prompt masked, counted as part of the same call.
+Classifier-free guidance (LLaDA, arXiv 2502.09992) is a switch of the network: a second forward of the same windows with
+the prompt masked, counted as part of the same call.
 
 Axes: R rows, W positions of the view, T window, Q extra tokens, V vocabulary, D width.
 """

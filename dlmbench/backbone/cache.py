@@ -40,11 +40,12 @@ class KVCache:
         self._narrow(rows)
 
     def fits(self, rows: int, capacity: int) -> bool:
-        """Can it serve a run of this size? Then it does from now on."""
-        if (rows, capacity) != (self.rows, self.capacity):
-            return False
-        self._narrow(rows)
-        return True
+        """Was it made for a run of this size?"""
+        return (rows, capacity) == (self.rows, self.capacity)
+
+    def use_all(self) -> None:
+        """Serve all rows again, after `keep_rows`."""
+        self._narrow(self.rows)
 
     def holds(self, rows: int, slots: int) -> bool:
         """Is it large enough for that many?"""

@@ -18,6 +18,9 @@ from dlmbench.forwards import ForwardKey
 MEASURES = ("calls", "keys", "query_tokens", "projected")
 
 
+LogEntry = tuple[ForwardKey, Tensor, Tensor]  # a forward, rows [R] that it served, query tokens [R] of each
+
+
 class Work(NamedTuple):
     """Forwards of one key, summed: `pairs` are (query, key) pairs, `projected` tokens that went through the head."""
 
@@ -55,7 +58,7 @@ class Counter:
         self.columns: dict[tuple[ForwardKey, tuple[int, int] | None], int] = {}
         self.configs: dict[str, BackboneConfig] = {}
         self.totals = torch.zeros(columns, len(MEASURES), rows, dtype=torch.long, device=device)
-        self.log: list[tuple[ForwardKey, Tensor, Tensor]] | None = None  # (key, active, query tokens), while tracing
+        self.log: list[LogEntry] | None = None  # while tracing
 
     def add(
         self,

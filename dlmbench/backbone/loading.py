@@ -6,6 +6,7 @@ Never runs code that comes with a checkpoint. A hub that cannot be reached is on
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dlmbench.backbone.families import Family
 from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.sparse_families import stacked, usual_fields
-from dlmbench.backbone.tensors import Tensors
+from dlmbench.backbone.tensors import HARMLESS, Tensors, tensor_names
 from dlmbench.errors import RequestError
 from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
 from dlmbench.files import weights_hash as weights_hash  # belongs to what is saved and loaded here
@@ -88,7 +89,23 @@ def check_checkpoint(folder: Path, told: Told = NOTHING) -> None:
     Raises RequestError when it is incomplete, quantised, holds tensors that the network does not have, or one of
     another shape than the configuration says.
     """
-    _prepared(folder, told)
+    if read_config(folder, told)[0].num_layers:  # an oracle has none, and no tensors
+        _prepared(folder, told)
+
+
+def compare_tensors(folder: Path, told: Told = NOTHING) -> tuple[list[str], list[str]] | None:
+    """Official names that a folder lacks, and those that the network would not read, by its index where the weights are
+    not here; None where there is neither. Raises RequestError for a configuration that cannot be run."""
+    config, family = read_config(folder, told)
+    names = tensor_names(folder)
+    if names is None:
+        return None
+    with torch.device("meta"):
+        ours = Transformer(config).state_dict()
+    wanted = {name for one in ours for name in _in_files(one, config, family, names)}
+    tied = set(family.layout.names["head.weight"]) if config.tie_embeddings else set()
+    left = (name for name in names - wanted - tied if not HARMLESS.fullmatch(name))
+    return sorted(wanted - names), sorted(left)
 
 
 def _prepared(folder: Path, told: Told) -> tuple[Transformer, Tensors, dict[str, list[str]]]:
@@ -97,7 +114,7 @@ def _prepared(folder: Path, told: Told) -> tuple[Transformer, Tensors, dict[str,
     with torch.device("meta"):
         model = Transformer(config)
     tensors = Tensors(folder)
-    official = {ours: _in_files(ours, config, family, tensors) for ours in model.state_dict()}
+    official = {ours: _in_files(ours, config, family, tensors.place) for ours in model.state_dict()}
     wanted = [name for names in official.values() for name in names]
     tensors.check(wanted, config.num_layers, ignored=_tied_copies(config, family, tensors))
     for ours, parameter in model.state_dict().items():
@@ -120,13 +137,13 @@ def _official(ours: str, config: BackboneConfig, family: Family) -> list[str]:
     return [name.format(layer, expert=expert) for expert in experts for name in names]
 
 
-def _in_files(ours: str, config: BackboneConfig, family: Family, tensors: Tensors) -> list[str]:
+def _in_files(ours: str, config: BackboneConfig, family: Family, there: Collection[str]) -> list[str]:
     """The same as the files have them, which may stack experts."""
     layer, names = _pattern(ours, family)
     if "{expert}" in names[0]:
         for some in stacked(names):
             found = [name.format(layer) for name in some]
-            if all(name in tensors.place for name in found):
+            if all(name in there for name in found):
                 return found
     return _official(ours, config, family)
 

@@ -64,6 +64,7 @@ class Network:
 
     carried: tuple[str, ...] = ("pending",)
     needs_answers = False  # must requests bring all right answers? (an oracle is made of them)
+    priced = True  # is a forward's time its cost? (one of an oracle counts as one)
     keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):
@@ -81,6 +82,7 @@ class Network:
         if self.cache is None or not self.cache.fits(rows, capacity):
             self.cache = None  # before its successor is made
             self.cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
+        self.cache.use_all()
         self.pending = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.waiting: set[int] = set()  # what the host knows of `pending`, where flags are read at once
         self.block = torch.arange(self.block_length, device=self.device)
@@ -241,8 +243,6 @@ class Network:
         states = self._with_stores(view, x.flatten(0, 1), slot_mapping, group).view(*queries.shape, -1)
         for name, served in served_by(kind, active):
             self._count_with_stores(view, name, ends, self.block_length, self.block_length, served)
-        if self.config.shift and not self._causal:
-            states = shifted(states)
         return Forward(self.model.project(states), states)
 
     def packed(
@@ -321,6 +321,7 @@ class Network:
         The stored blocks' own states are left in `stored`: (rows [E] or None for all, states [E,B,D]).
         """
         self._riding = self._waiting(view)
+        self.waiting.clear()
         if self._riding is None:
             self.stored = None
             return self._forward(x, slot_mapping, [group])
@@ -347,9 +348,7 @@ class Network:
             return torch.arange(view.live.shape[0], device=self.device)
         if not self.waiting:
             return None
-        rows = sorted(self.waiting)
-        self.waiting.clear()
-        return torch.tensor(rows, device=self.device)
+        return torch.tensor(sorted(self.waiting), device=self.device)
 
     def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
         ends = start.index_select(0, rows)
@@ -380,6 +379,7 @@ class Network:
         wider = queries + self.block_length
         self._count(kind, str(queries), alone, keys, queries, projected)
         self._count(kind, str(wider), both, keys, wider, projected)
+        self.pending = self.pending > both
 
     def _count_pack(self, view, kind: str, start: Tensor, width: int, projected: int, active, used) -> None:
         if used is None:
@@ -389,22 +389,16 @@ class Network:
         wider = used + self.block_length  # the shape is what was computed, the counts are what the row needed
         self._count(kind, str(width), alone, start + used, used, used)
         self._count(kind, str(width + self.block_length), both, start + used, wider, used)
+        self.pending = self.pending > both
 
     def _paying(self, view, active: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows that this forward is counted for: those without a store, and those whose store rode along.
 
-        A row that is not active may have been stored all the same; it pays with its next forward.
+        A row that is not active may have been stored all the same; it stays pending and pays with its next forward.
         """
         needed = view.live if active is None else view.live & active
         both = needed & self.pending
-        self.pending = self.pending > needed
         return needed > both, both
-
-
-def shifted(states: Tensor) -> Tensor:
-    """States [R,B,D] of a block whose head predicts the next position -> those that predict its own: of the position
-    before, and of the first position its own, which is of no use: that position must be known already."""
-    return torch.cat([states[:, :1], states[:, :-1]], 1)
 
 
 def served_by(kind: Kinds, active: Tensor | None) -> list[tuple[str, Tensor | None]]:

@@ -154,6 +154,14 @@ class Tensors:
         return "the download may be incomplete, or config.json belongs to another checkpoint"
 
 
+def tensor_names(folder: Path) -> set[str] | None:
+    """Official names of a folder's tensors, by its index, which may be here without weights, or by their headers."""
+    index = read_json(folder / INDEX)
+    if index is not None and isinstance(index.get("weight_map"), dict):
+        return set(index["weight_map"])
+    return set(Tensors(folder).place) if any(folder.glob("*.safetensors")) else None
+
+
 def _below(shape: Sequence[int]) -> int:
     """The axis of rows: the first one of a matrix or vector, the second of a stack of matrices."""
     return max(len(shape) - 2, 0)

@@ -1,6 +1,6 @@
 """The command line: one file a verb, errors as one or two sentences, exit codes 0 (ok), 1 (failed), 2 (wrong request).
 
-Verbs are imported light and do their heavy imports inside, so that ``--help`` answers at once.
+A verb is imported when it is called, so that ``--help`` answers at once and verbs may import what they need at the top.
 """
 
 from __future__ import annotations
@@ -9,36 +9,61 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from typing import cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from dlmbench.errors import DlmbenchError
 
-VERBS = (
-    "run",
-    "sweep",
-    "plot",
-    "report",
-    "recommend",
-    "compare",
-    "diff",
-    "generate",
-    "score",
-    "verify",
-    "check",
-    "limits",
-    "bench",
-    "list",
-    "show",
-    "doctor",
-    "train",
-)
+VERBS = {  # what --help says of each: its docstring's first paragraph
+    "run": "Run one method on one task, with its baselines. The same command resumes it.",
+    "sweep": "Run many settings, then write table and figure. The same command resumes it.",
+    "plot": "Draw finished runs, accuracy against cost by default: .png, .svg and .pdf.",
+    "report": "Write the report: summary, figures, tables, every item, and recorded decodings to replay.",
+    "recommend": "Say which setting to use, or that the items are too few to tell.",
+    "compare": "Print published figures, ours of the same setting, and the difference.",
+    "diff": "Show which items two runs answer differently, and the step in which they part.",
+    "generate": "Decode one prompt.",
+    "score": "Score stored generations again and renew their metrics; generated code runs in the sandbox only.",
+    "verify": "Replay golden traces; exit code 1 when any case fails.",
+    "check": "Try a decoder on tiny random networks; exit code 1 when a promise is broken.",
+    "limits": "Accuracy and forwards of a decoder on an ideal model, where only the rule loses, and on a too sure one.",
+    "bench": "Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line.",
+    "list": "List methods, models, tasks or recipes.",
+    "show": "Show a method's options, a model's settings, a task, or a recipe's plan.",
+    "doctor": "Check versions, devices, shipped models, sandbox and hub. Exit code 1 when something needed is missing.",
+    "train": "Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one.",
+}
 _DEBUG = "--debug"
 _INTERRUPTED = 130
 _STOPPED = "Stopped. Nothing that was finished is lost; the same command goes on from here."
 
+
+class _Verbs(TyperGroup):
+    """The verbs, each imported when it is called."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(VERBS)
+
+    def get_command(self, ctx: typer.Context, name: str) -> TyperCommand | None:  # type: ignore[override]
+        return TyperCommand(name, help=VERBS[name]) if name in VERBS else None
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]):  # type: ignore[override,no-untyped-def]
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, _verb(str(name)), rest
+
+
+def _verb(name: str) -> TyperCommand:
+    """The command of a verb."""
+    alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    alone.command(name)(getattr(import_module(f"dlmbench.cli.{name}"), name))
+    return cast(TyperCommand, typer.main.get_command(alone))
+
+
 app = typer.Typer(
     name="dlmbench",
+    cls=_Verbs,
     help="Which decoding strategy for a diffusion language model gives the best accuracy for its cost?",
     no_args_is_help=True,
     add_completion=False,
@@ -61,10 +86,6 @@ def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Options of all verbs; `main` has taken --debug out already."""
-
-
-for _verb in VERBS:
-    app.command(_verb)(getattr(import_module(f"dlmbench.cli.{_verb}"), _verb))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -82,38 +82,20 @@ def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[di
     path = find_recipe(target)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return _sweep(path, given, offline)
-    return _model(target)
+    return _model(target, offline)
 
 
-def _model(name: str) -> list[dict[str, str]]:
-    """A model: which settings it takes, its files, its configuration and its tokenizer. Loads no weights."""
-    from dlmbench.backbone.configuration import read_config
-    from dlmbench.backbone.loading import load_tokenizer
+def _model(name: str, offline: bool) -> list[dict[str, str]]:
+    """A model: which settings it takes, its files, its descriptor, its size and its tokenizer. Loads no weights."""
+    from dlmbench.cli.doctor_model import examine
     from dlmbench.errors import RequestError
-    from dlmbench.models.presets import PRESETS, resolve
-    from dlmbench.runs.preflight import GIB, checkpoint_here, weights_need
+    from dlmbench.tasks import data
 
     try:
-        preset = resolve(name)
+        with data.offline() if offline else nullcontext():
+            return [line._asdict() for line in examine(name)]
     except RequestError as error:
         raise RequestError(f"{name!r} is no recipe (dlmbench list recipes). {error}") from error
-    like = name if name in PRESETS else preset.like
-    checks = [_check(f"settings of {preset.name}", "ok", f"preset {like}" if like else "no preset is known: --like")]
-    checks.append(weights_need(name)._asdict())
-    folder = checkpoint_here(preset)
-    if folder is None:
-        return checks
-    try:
-        config, _ = read_config(folder, preset.told)
-        size = f"{config.parameters / 1e6:,.1f} M parameters, {2 * config.parameters / GIB:.2g} GiB in bfloat16"
-        checks.append(_check("configuration", "ok", f"{config.family}, {config.attention} attention, {size}"))
-        place = Path(preset.tokenizer_location).expanduser()
-        tokenizer = load_tokenizer(place if place.is_dir() else folder)
-        chat = "with a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
-        checks.append(_check("tokenizer", "ok", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {chat}"))
-    except RequestError as error:
-        checks.append(_check("checkpoint", "missing", str(error)))
-    return checks
 
 
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:

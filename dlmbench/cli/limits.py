@@ -34,9 +34,9 @@ def limits(
     from dlmbench.decoders.predict import Sampling
     from dlmbench.errors import RequestError
     from dlmbench.models.presets import ASSETS
-    from dlmbench.oracle import OracleOptions
     from dlmbench.oracle.limits import MODELS
     from dlmbench.oracle.limits import limit as limit_of
+    from dlmbench.oracle.options import OracleOptions
     from dlmbench.registry import DECODERS, load_plugin
     from dlmbench.request import options
     from dlmbench.request.values import parse_assignments

@@ -65,12 +65,14 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:
     """The table of the runs; the first is the one that was asked for."""
-    from dlmbench.report.screen import print_run
-    from dlmbench.report.table import table
+    from dlmbench.analysis.load import Results
+    from dlmbench.report.columns import record
+    from dlmbench.report.terminal import print_run
 
-    ours, frame = folders[0], table(folders)
+    results = Results(folders)
     if json:
-        rows = sorted(frame.to_dict("records"), key=lambda row: row["key"] != ours.key)
-        print_json({"run": rows[0], "baselines": rows[1:], "saved": str(ours.path)})
+        ours = results.row(folders[0])
+        others = [record(row) for row in results.rows if row is not ours]
+        print_json({"run": record(ours), "baselines": others, "saved": str(folders[0].path)})
         return
-    print_run(stdout(), frame, ours)
+    print_run(stdout(), results, folders[0])

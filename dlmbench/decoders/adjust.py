@@ -1,4 +1,5 @@
-"""`adjust`: several tokens from one forward, drawn one after another (card of ADJUST).
+"""`adjust`: several tokens from one forward, drawn one after another (ADJUST, arXiv 2509.22738;
+docs/methods/adjust.md).
 
 A forward of the frozen backbone gives the first token; before each further one a one-layer sampler moves the hidden
 states in view of the tokens drawn so far, so that the tokens of a step know of each other. The next position is always
@@ -6,7 +7,7 @@ the one of least entropy. With ``use_marginals`` the sampler is left out: the pa
 
 ``schedule=exact_k`` takes K tokens from every forward. ``schedule=dream`` follows the release: Dream's time schedule
 says how many (not always K, sometimes none), the mask token takes no part in the distribution that is ranked, and
-top-p shapes it at temperature 0 too. Blocks are an addition of ours; the card has one block as long as the answer.
+top-p shapes it at temperature 0 too. Blocks are an addition of ours; the paper has one block as long as the answer.
 
 Left out: the release's other strategies (a second model that accepts a prefix or chooses between two samples).
 
@@ -25,6 +26,8 @@ from torch import Tensor
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Sampling
+from dlmbench.heads.adjust import AdjustModule, load_module
+from dlmbench.heads.adjust_network import AdjustHead
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,6 @@ class Adjust(RoundDecoder):
 
     @classmethod
     def head_network(cls, target: Network, folder: Path | None, weights: str | None = None) -> Network:
-        from dlmbench.heads.adjust import AdjustModule, load_module
-        from dlmbench.heads.adjust_network import AdjustHead
-
         if folder is not None:
             return AdjustHead(load_module(folder, target.model, weights), target)
         module = AdjustModule(target.model).init_random().to(target.device, target.dtype)
@@ -98,15 +98,14 @@ class Adjust(RoundDecoder):
         return Traits(scope="answer")
 
     def round(self, view: View, nets: Networks) -> Decision:
-        config, head = self.config, nets.get("head")
-        sampling = self._sampling(view)
+        config, sampling = self.config, self._sampling(view)
         logits, states = nets["target"].whole(view)
         best, tokens, left = view.candidates(logits, sampling=sampling), view.tokens, view.eligible
         wanted = self._wanted(view)
         order = torch.full_like(tokens, -1)
         for j in range(self._most(view)):
             if j and not config.use_marginals:
-                states, logits = head.step(view, tokens, states, wanted > j)
+                states, logits = nets["head"].step(view, tokens, states, wanted > j)
                 best = view.candidates(logits, sampling=sampling, traced=False)
             chosen = top_n(-best.entropy, left, 1) & (wanted > j).unsqueeze(1)
             tokens, left = torch.where(chosen, best.tokens, tokens), left & ~chosen

@@ -31,20 +31,32 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.network import Forward
+from dlmbench.backbone.network import Forward, Network
 from dlmbench.decoders.predict import Candidates, Sampling
 
 Networks: TypeAlias = Mapping[str, Any]  # role -> `Network`, or the sort of it that the decoder knows in that role
+Options: TypeAlias = Any  # an instance of the decoder's Config
+Marker: TypeAlias = Mapping[str, Any]  # a task's answer marker: its text, its position, the window behind it
 
 
-def option(default: Any, help: str, *, threshold: bool = False, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    threshold: bool = False,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    added: bool = False,
+) -> Any:
     """A documented field of a decoder's Config. `threshold` marks the one that ``--threshold`` sets; a property
     `uses_threshold` of the Config may say that the other options leave it without a use.
 
     unit "confidence" says that it is a probability that a position must pass: only then do its values mean the
-    same to the `threshold` baseline, which runs at them and is compared at them.
+    same to the `threshold` baseline, which runs at them and is compared at them. `added` marks an option that the
+    decoder did not always have: runs at its default are those that were made before.
     """
-    return field(default=default, metadata={"help": help, "threshold": threshold, "unit": unit, "choices": choices})
+    known = {"help": help, "threshold": threshold, "unit": unit, "choices": choices, "added": added}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)
@@ -227,7 +239,7 @@ class Decoder:
     guidable: bool = True  # does it work under classifier-free guidance?
     equalities: tuple[str, ...] = ()  # "a=1,b=2 == other:c=3": settings that must give another decoder's ids
 
-    def __init__(self, config: Any = None):
+    def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
 
     @classmethod
@@ -236,12 +248,12 @@ class Decoder:
         return next((f.name for f in fields(cls.Config) if f.metadata.get("threshold")), None)
 
     @classmethod
-    def objection(cls, config: Any, sampling: Sampling) -> str | None:
+    def objection(cls, config: Options, sampling: Sampling) -> str | None:
         """Why these options cannot work with this sampling, with the remedy; None when they can."""
         return None
 
     @classmethod
-    def head_network(cls, target: Any, folder: Path | None, weights: str | None = None) -> Any:
+    def head_network(cls, target: Network, folder: Path | None, weights: str | None = None) -> Network:
         """The trained head of a decoder with that role, beside the `Network` it belongs to.
 
         Read from `folder`, or with random weights (None, for `check`); `weights` is the hash of the target's files.
@@ -250,12 +262,12 @@ class Decoder:
         raise TypeError(f"decoder {cls.name!r} has no head_network()")
 
     @classmethod
-    def needs(cls, config: Any, attention: str | None) -> tuple[str, ...]:
+    def needs(cls, config: Options, attention: str | None) -> tuple[str, ...]:
         """Those of `roles` that this setting uses; `attention` is the target's, None where it is not known yet."""
         return cls.roles
 
     @classmethod
-    def on_task(cls, config: Any, attention: str, fixed: Mapping[str, Any] | None, offered: bool) -> Any:
+    def on_task(cls, config: Options, attention: str, fixed: Marker | None, offered: bool) -> Options:
         """The options on a model and task, before anything is loaded.
 
         `fixed` is the task's answer marker when it is written in advance, `offered` whether the task has one. Raises
@@ -282,6 +294,10 @@ class Decoder:
         """Ids of a finished row; `ids` stand on its canvas behind the prompt. Called on the host, once a row."""
         return ids
 
+    def round(self, view: View, nets: Networks) -> Decision:
+        """One step of all live rows."""
+        raise TypeError(f"decoder {self.name!r} has no round()")
+
 
 class StepDecoder(Decoder):
     """One forward of the target, one decision."""
@@ -295,10 +311,8 @@ class StepDecoder(Decoder):
 
 
 class RoundDecoder(Decoder):
-    """Asks its networks for forwards; called once a round for all live rows, never loops over blocks or rows."""
-
-    def round(self, view: View, nets: Networks) -> Decision:
-        raise TypeError(f"decoder {self.name!r} has no round()")
+    """Asks its networks for forwards itself, in `round`; called once for all live rows, never loops over blocks or
+    rows."""
 
 
 def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class EditConfig:
     threshold: float = option(
         0.95,
         "confidence that a mask's proposal must pass (release 0.95; quality mode 0.7, speed mode 0.5)",
-        knob=True,
+        threshold=True,
         unit="confidence",
     )
     edit_threshold: float = option(

@@ -1,8 +1,8 @@
 """`entropy`: reveal the most certain positions while their summed entropy stays below a budget.
 
-``rule=cumulative`` is SDAR's entropy_bounded in the form that works (JetEngine; card of SDAR, section 5): positions by
-ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` is the EB-Sampler's
-(card of the threshold family, section 10): the longest prefix, in the order of `proxy`, whose entropies without the
+``rule=cumulative`` is SDAR's entropy_bounded in the form that works (JetEngine's; docs/methods/entropy.md): positions
+by ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` is the EB-Sampler's
+(arXiv 2505.24857): the longest prefix, in the order of `proxy`, whose entropies without the
 largest one sum to at most the budget; the mask token takes no part in the distribution.
 """
 
@@ -32,9 +32,8 @@ class EntropyConfig:
         "very unlikely tokens too (DreamReasoner)",
         choices=("cumulative", "eb", "chosen"),
     )
-    steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit")
+    steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit", added=True)
     proxy: str = option("entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin"))
-
 
     def __post_init__(self):
         if self.steps < 0:

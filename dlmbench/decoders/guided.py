@@ -1,5 +1,5 @@
 """`guided`: the diffusion model proposes a token for every masked position, a small autoregressive model says how many
-of them to keep (Guided Diffusion of FlashDLM, arXiv 2505.21467; card of Guided Diffusion).
+of them to keep (Guided Diffusion of FlashDLM, arXiv 2505.21467; docs/methods/guided.md).
 
 A step is one forward of the target and at least one of the guide, which reads the last known token and the proposals
 left to right. The longest prefix of proposals that the guide agrees with is committed, at least the first one. The
@@ -8,10 +8,10 @@ it is lossless for neither model.
 
 Proposals reach to the end of the active block; with a block as long as the answer this is the published Dream method.
 The guide's cache needs no care of its own: a pack's keys lie in the slots of their positions, so what was committed
-stays and what was refused is overwritten by the next step (card, section 7, second trap).
+stays and what was refused is overwritten by the next step.
 
 End tokens: several ids may end a text (the target's and the guide's). They count as one token on both sides, so a guide
-that wants to stop with its own end token agrees with a target that stops with another (card, trap 1).
+that wants to stop with its own end token agrees with a target that stops with another.
 
 Left out: the official branches `aggressive` and `original`, and its three caches that lose rows; temperature (proposals
 are always the argmax).
@@ -21,14 +21,13 @@ Axes: R rows, W positions of the view, C proposals of one guide forward, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
+from dlmbench.backbone.network import Network
+from dlmbench.decoders.base import Decision, Marker, Networks, RoundDecoder, Traits, View, option
 from dlmbench.decoders.predict import Sampling
 from dlmbench.errors import RequestError
 
@@ -86,7 +85,7 @@ class Guided(RoundDecoder):
         return "Method guided proposes the target's best tokens only: leave out --temperature, --top-k and --top-p."
 
     @classmethod
-    def on_task(cls, config: GuidedConfig, attention: str, fixed: Mapping[str, Any] | None, offered: bool) -> Any:
+    def on_task(cls, config: GuidedConfig, attention: str, fixed: Marker | None, offered: bool) -> GuidedConfig:
         if fixed:
             raise RequestError(
                 "Method guided writes strictly from left to right, so no answer marker can stand ahead of it: leave "
@@ -151,13 +150,13 @@ class Guided(RoundDecoder):
             return False, view.live & reading
         return True, view.live
 
-    def _propose(self, view: View, net: Any, rows: Tensor) -> None:
+    def _propose(self, view: View, net: Network, rows: Tensor) -> None:
         best = view.candidates(net.denoise(view, active=rows).logits, traced=False)
         rows = rows.unsqueeze(1)
         view.state["proposals"] = torch.where(rows, best.tokens, view.state["proposals"])
         view.state["sure"] = torch.where(rows, best.confidence, view.state["sure"])
 
-    def _consult(self, view: View, net: Any, masked: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    def _consult(self, view: View, net: Network, masked: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """One forward of the guide: (how many of this chunk's proposals it agrees with [R], proposals in it [R]).
 
         The chunk's first input is the token before its first proposal; the last proposal itself is fed only where one

@@ -1,5 +1,5 @@
-"""`klass`: reveal positions that are sure and have stopped changing (KLASS, arXiv 2511.05664; card of the threshold
-family, section 10).
+"""`klass`: reveal positions that are sure and have stopped changing (KLASS, arXiv 2511.05664;
+docs/methods/klass.md).
 
 A position is ready when its confidence passes `tau` and the divergence of its distribution from that of the forward
 before was below `kl` in each of the last `history` forwards. Where nothing is ready, the fall-back schedule reveals its

@@ -1,4 +1,5 @@
-"""`learned_policy`: a small trained network decides which positions to unmask (card of the learned policy).
+"""`learned_policy`: a small trained network decides which positions to unmask (arXiv 2512.09106;
+docs/methods/learned_policy.md).
 
 Tokens are the backbone's argmax; the policy reads their probabilities at all positions, also committed ones, which of
 them are masked, and the share of the answer's length that was spent in forwards. Where it wants nothing unmasked, the
@@ -6,7 +7,7 @@ position of its largest logit is (a guard). ``greedy`` unmasks where the probabi
 is what tables that must be reproducible use; ``bernoulli-argmax`` draws, one uniform a position from the row's own
 seed, so that a text does not depend on the batch.
 
-Left out: the training mode without a fall-back, and the DPLS action law for decoding (equal; card, section 2).
+Left out: the training mode without a fall-back, and the DPLS action law for decoding (it decides the same).
 
 Axes: R rows, W positions of the answer, B block length.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from torch import Tensor
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Sampling, uniform
+from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
+from dlmbench.heads.policy_network import PolicyHead
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,6 @@ class LearnedPolicy(RoundDecoder):
 
     @classmethod
     def head_network(cls, target: Network, folder: Path | None, weights: str | None = None) -> Network:
-        from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
-        from dlmbench.heads.policy_network import PolicyHead
-
         if folder is not None:
             return PolicyHead(load_policy(folder, target.device), target.block_length)
         tiny = PolicyNetwork(PolicyConfig(hidden_size=16, intermediate_size=32, time_size=16)).init_random()
@@ -78,7 +77,7 @@ class LearnedPolicy(RoundDecoder):
         extra = {"policy": logits} if view.tracing else None
         return Decision(best.tokens, reveal, fallback=none, extra=extra)
 
-    def _logits(self, view: View, confidence: Tensor, head: Any) -> Tensor:
+    def _logits(self, view: View, confidence: Tensor, head: PolicyHead) -> Tensor:
         """The policy's logits [R,W]; zero where it was not asked."""
         length = view.ends - view.prompt_length
         time = view.total_steps / length

@@ -1,9 +1,9 @@
 """Where a draft stands and how its forwards are laid out: on the grid with caches, or off the grid without.
 
 `Grid` is the path of all released SimSD configurations: the window is the active block, known tokens included.
-`Rows` is the official uncached path (card of SimSD, section 9), kept for comparison with the official traces: every
-block begins right after the last committed token, every forward brings the whole row, and K blocks are drafted one
-after another before one verification.
+`Rows` is the official uncached path (``cached=false``), kept for comparison with the official traces: every block
+begins right after the last committed token, every forward brings the whole row, and K blocks are drafted one after
+another before one verification.
 
 Axes: R rows, W positions of the window, T positions of a row, V vocabulary.
 """
@@ -11,11 +11,11 @@ Axes: R rows, W positions of the window, T positions of a row, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.network import Network
 from dlmbench.decoders import speculation as rules
 from dlmbench.decoders.base import View
 
@@ -41,12 +41,14 @@ class Grid:
     def window(self, view: View) -> Window:
         return Window(view.tokens, view.positions, view.masked)
 
-    def draft(self, view: View, net: Any, window: Window, active: Tensor) -> Tensor:
+    def draft(self, view: View, net: Network, window: Window, active: Tensor) -> Tensor:
         """The draft's logits [R,W,V] at the window."""
         tokens = torch.where(window.open, view.state["draft"], window.known)
         return net.denoise(view, embeds=net.embed(tokens), active=active).logits
 
-    def verify(self, view: View, net: Any, window: Window, tokens: Tensor, revealed: Tensor, active: Tensor) -> Tensor:
+    def verify(
+        self, view: View, net: Network, window: Window, tokens: Tensor, revealed: Tensor, active: Tensor
+    ) -> Tensor:
         """The target's logits [R,W,V] at the M copies. tokens and revealed [R,W]."""
         width = tokens.shape[1]
         ids = torch.cat([tokens, torch.full_like(tokens, self.mask_id)], 1)
@@ -79,7 +81,7 @@ class Rows:
         positions = first.unsqueeze(1) + torch.arange(self.width, device=first.device)
         return Window(torch.full_like(positions, self.mask_id), positions, torch.ones_like(positions, dtype=torch.bool))
 
-    def draft(self, view: View, net: Any, window: Window, active: Tensor) -> Tensor:
+    def draft(self, view: View, net: Network, window: Window, active: Tensor) -> Tensor:
         ids, places = self._row(view, net, window, view.state["draft"])
         grid = places // self.block_length
         end = window.positions[:, 0] + (view.state["drafted"] + 1) * self.block_length  # of the block being drafted
@@ -91,7 +93,9 @@ class Rows:
         at = window.positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return logits.gather(1, at)
 
-    def verify(self, view: View, net: Any, window: Window, tokens: Tensor, revealed: Tensor, active: Tensor) -> Tensor:
+    def verify(
+        self, view: View, net: Network, window: Window, tokens: Tensor, revealed: Tensor, active: Tensor
+    ) -> Tensor:
         ids, places = self._row(view, net, window, tokens)
         first, length = window.positions[:, 0], ids.shape[1]
         own = window.positions if self.share_positions else window.positions + self.width
@@ -103,7 +107,7 @@ class Rows:
             first=torch.zeros_like(first),
         ).logits  # fmt: skip
 
-    def _row(self, view: View, net: Any, window: Window, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _row(self, view: View, net: Network, window: Window, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """ids [R,T] of the rows with `tokens` in their windows, and positions [T]."""
         length = view.max_row + self.block_length + self.width  # rows end with a whole block
         ids = net.canvas[:, :length].scatter(1, window.positions.clamp_max(length - 1), tokens)

@@ -1,6 +1,6 @@
 """`mrp`: a small module predicts how the logits move after a reveal, and stands in for the next forward.
 
-Multi-token residual prediction (arXiv 2605.18817; card of MRP, sections 4 to 6). The module (`dlmbench.heads.mrp`) sees
+Multi-token residual prediction (arXiv 2605.18817; docs/methods/mrp.md). The module (`dlmbench.heads.mrp`) sees
 the tokens after a reveal and the backbone's states from before it; its residual C corrects the old logits to A + C.
 Four uses of one module:
 
@@ -20,19 +20,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
-from dlmbench.decoders.predict import Candidates
+from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.decoders.static import share
 from dlmbench.errors import RequestError
-
-if TYPE_CHECKING:
-    from dlmbench.backbone.network import Network
-    from dlmbench.heads.mrp_network import MRPHead
+from dlmbench.heads.mrp import MRPModule, load_module
+from dlmbench.heads.mrp_network import MRPHead
 
 DRAFTS, COMMITS = 3, 1  # K where nobody says: the authors' headline figure (speculative), their first row (direct)
 
@@ -114,7 +112,7 @@ class MRP(RoundDecoder):
     )
 
     @classmethod
-    def objection(cls, config: MRPConfig, sampling: Any) -> str | None:
+    def objection(cls, config: MRPConfig, sampling: Sampling) -> str | None:
         if config.mode == "speculative" and not sampling.greedy:
             return (
                 f"mrp.mode=speculative verifies greedy drafts and the temperature is {sampling.temperature}: "
@@ -124,9 +122,6 @@ class MRP(RoundDecoder):
 
     @classmethod
     def head_network(cls, target: Network, folder: Path | None, weights: str | None = None) -> Network:
-        from dlmbench.heads.mrp import MRPModule, load_module
-        from dlmbench.heads.mrp_network import MRPHead
-
         if folder is not None:
             return MRPHead(load_module(folder, target.model, weights), target)
         module = MRPModule(target.model, 2).init_weights("authors").to(target.device, target.dtype)
@@ -188,7 +183,7 @@ class MRP(RoundDecoder):
         return torch.where(enough.unsqueeze(1), passed, least), enough
 
     def _mix(self, logits: Tensor, carried: Tensor, residual: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrected logits, and the states that the next pass gets (card, section 2)."""
+        """Corrected logits, and the states that the next pass gets: both move by the residual and what it came from."""
         if self.config.mix == "none":
             return residual.float(), states
         scale = self.config.sum_scale

@@ -1,6 +1,6 @@
 """From logits to a proposed token and its scores, the same for every decoder.
 
-Conventions (cards of SDAR and of the threshold family): the confidence is the probability of the proposed token under
+Conventions (those of the SDAR, LLaDA and Fast-dLLM code): the confidence is the probability of the proposed token under
 the softmax of logits / temperature over the FULL vocabulary; temperature 0 means argmax with confidences at
 temperature 1; the mask id is never proposed but stays in that softmax. Positions are ranked by log-odds, because
 probabilities of trained models sit on float32's 1.0 plateau.
@@ -24,12 +24,12 @@ class Sampling:
     """temperature 0 or top_k 1 is greedy; top_k 0 and top_p 1 are off.
 
     `confidence` says which distribution gives the scores: ``full`` the one before top-k and top-p, ``truncated`` the
-    one after them (what SDAR's unmodified script does, card trap 1), ``filtered`` the one after top-p and then top-k,
-    also at temperature 0 (Dream: filters change the order of greedy decoding, card section 5), ``clean`` the full one
+    one after them (what SDAR's unmodified script does), ``filtered`` the one after top-p and then top-k,
+    also at temperature 0 (Dream: filters change the order of greedy decoding), ``clean`` the full one
     at temperature 1 whatever the draw's temperature (LLaDA).
 
     `banned` ids are out of the distribution altogether (LLaDA's logits_eos_inf); positions that propose one of `last`
-    have confidence 0, and the others are scored without these ids (its confidence_eos_eot_inf, card section 5).
+    have confidence 0, and the others are scored without these ids (its confidence_eos_eot_inf).
     """
 
     temperature: float = 0.0

@@ -1,5 +1,5 @@
-"""`prophet`: stop as soon as the answer is settled, and fill in the rest at once (Prophet, arXiv 2508.19982; card of
-Prophet).
+"""`prophet`: stop as soon as the answer is settled, and fill in the rest at once (Prophet, arXiv 2508.19982;
+docs/methods/prophet.md).
 
 `static` with a stopping rule: after every forward the gap between the best and the second best logit is averaged over a
 short answer window. When it reaches a bound that falls with progress, every mask left in the row is filled with the
@@ -12,15 +12,13 @@ the block, and what is filled is the block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, Traits, View, option
+from dlmbench.decoders.base import Decision, Marker, Networks, Traits, View, option
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.errors import RequestError
 
@@ -53,7 +51,7 @@ class Prophet(Static):
     )
 
     @classmethod
-    def on_task(cls, config: Any, attention: str, fixed: Mapping[str, Any] | None, offered: bool) -> Any:
+    def on_task(cls, config: ProphetConfig, attention: str, fixed: Marker | None, offered: bool) -> ProphetConfig:
         if attention == "block_causal" or config.answer_start >= 0:
             return config
         if fixed:

@@ -1,4 +1,5 @@
-"""`rcd`: the distribution of a position that stays masked becomes part of its input at the next step (card of RCD).
+"""`rcd`: the distribution of a position that stays masked becomes part of its input at the next step
+(residual context diffusion, arXiv 2601.22954; docs/methods/rcd.md).
 
 The prediction of a masked position is turned into a soft embedding (the mean of the token embeddings under it) and
 mixed into the mask embedding of the same position, the more the less certain the prediction is. Which tokens are
@@ -18,11 +19,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
@@ -75,7 +76,7 @@ class RCDConfig:
 def residual(
     logits: Tensor, embedding: Tensor, temperature: float = 1.0, strategy: str = "normalized_entropy"
 ) -> tuple[Tensor, Tensor]:
-    """Weight and soft embedding of predictions (card, sections 2 and 4).
+    """Weight and soft embedding of predictions (arXiv 2601.22954; docs/methods/rcd.md).
 
     logits [...,V], embedding [V,D] of the network whose input it will be -> (alpha [...] in [0,1], delta [...,D]).
     The temperature shapes the weight alone; V is the width of the logits, padding included.
@@ -125,7 +126,7 @@ class RCD(RoundDecoder):
     Config = RCDConfig
     roles = ("target", "reference")
     attention = ("block_causal", "full")
-    guidable = False  # the card says nothing of the residual of a guided prediction
+    guidable = False  # nothing is published of the residual of a guided prediction
     equalities = ("alpha=0 == threshold:tau=0.85", "alpha=0,sampler=static,k=2 == static:k=2")
 
     @classmethod
@@ -141,7 +142,7 @@ class RCD(RoundDecoder):
         self.plain = self.config.plain(full)
         if self.warm and reference is None:
             raise RequestError("A warm RCD start needs a reference model: give --reference, or residual_init=cold.")
-        if self.warm and reference.config.vocab_size != target.config.vocab_size:
+        if self.warm and reference is not None and reference.config.vocab_size != target.config.vocab_size:
             raise RequestError(
                 f"The reference model has {reference.config.vocab_size} tokens and the target "
                 f"{target.config.vocab_size}: RCD needs one vocabulary, give a reference of the target's family."
@@ -187,7 +188,7 @@ class RCD(RoundDecoder):
             return True
         return any((row.total_steps if self.whole_answer else row.step) == 0 for row in view.host_rows if row)
 
-    def _inputs(self, view: View, target: Any) -> Tensor:
+    def _inputs(self, view: View, target: Network) -> Tensor:
         """Input embeddings of the view [R,W,D]: mixed where masked, plain elsewhere."""
         plain = target.embed(view.tokens)
         mixed = mix(target.embedding[view.mask_id], view.state["alpha"], view.state["delta"])

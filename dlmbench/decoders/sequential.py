@@ -1,4 +1,4 @@
-"""`sequential`: the leftmost masked positions, a fixed number a step (SDAR's sequential, card section 5)."""
+"""`sequential`: the leftmost masked positions, a fixed number a step (SDAR's sequential, arXiv 2510.06303)."""
 
 from __future__ import annotations
 

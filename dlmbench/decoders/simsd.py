@@ -1,5 +1,5 @@
 """`simsd`: a small model drafts a block, the large one checks all of its steps in one forward (SimSD, arXiv 2606.02544;
-card of SimSD).
+docs/methods/simsd.md).
 
 A round is: the draft denoises what is open of the active block, one forward a step; the target verifies in one packed
 forward; tokens are committed; whatever of the block is still open is drafted again. Rows of a batch stand at different
@@ -33,11 +33,11 @@ Axes: R rows, W positions of the window (B, or lookahead * B), B block length, C
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.network import Network
 from dlmbench.decoders import speculation as rules
 from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.lookahead import Grid, Rows, Window
@@ -212,12 +212,12 @@ class SimSD(RoundDecoder):
         the device."""
         if view.host_rows is None:  # the host does not know: both, each masked by the rows that need it
             return True, self.last_step
-        hints = [about.hint for about in view.host_rows if about]
+        hints = [about.hint or 0 for about in view.host_rows if about]
         if not all(hints):  # None at a row's first call, 0 while it drafts
             return True, 0
         return False, max(hints)
 
-    def _draft(self, view: View, net: Any, window: Window, active: Tensor) -> None:
+    def _draft(self, view: View, net: Network, window: Window, active: Tensor) -> None:
         """One draft step of the rows `active` [R]."""
         state, config = view.state, self.config
         draft, revealed = state["draft"], state["revealed"]
@@ -225,7 +225,7 @@ class SimSD(RoundDecoder):
         sampling = Sampling(temperature=1.0) if config.sampling == "multinomial" else Sampling()
         best = view.candidates(logits, sampling=sampling, positions=window.positions, traced=False)
         todo = window.open & (revealed == NEVER) & (self.blocks == state["drafted"].unsqueeze(1))
-        due = 1
+        due: int | Tensor = 1
         if self.steps < self.block_length:
             left, masked = self.steps - state["turn"], todo.sum(1)
             due = (masked + left - 1).div(left.clamp_min(1), rounding_mode="floor")  # ceil(masked / steps left)
@@ -244,7 +244,7 @@ class SimSD(RoundDecoder):
         state["turn"] = torch.where(done, 0, turn)
         state["drafted"] = state["drafted"] + done
 
-    def _verify(self, view: View, net: Any, window: Window, active: Tensor, copies: int) -> Decision:
+    def _verify(self, view: View, net: Network, window: Window, active: Tensor, copies: int) -> Decision:
         """One packed forward of the target for the rows `active` [R], and what they commit."""
         revealed = torch.where(window.open, view.state["revealed"], KNOWN)
         if self.config.verify == "replicated":
@@ -258,7 +258,7 @@ class SimSD(RoundDecoder):
 
     # --- verification -------------------------------------------------------------------------------------------------
 
-    def _judge_pack(self, view: View, net: Any, window: Window, revealed: Tensor, active: Tensor) -> Verdict:
+    def _judge_pack(self, view: View, net: Network, window: Window, revealed: Tensor, active: Tensor) -> Verdict:
         """The published verification: positions in increasing order, the first rejection ends the round."""
         state = view.state
         tokens = torch.where(window.open, state["draft"], window.known)
@@ -284,7 +284,7 @@ class SimSD(RoundDecoder):
         return Verdict(accepted, bonus, final, reveal, committed, best)
 
     def _judge_copies(
-        self, view: View, net: Any, window: Window, revealed: Tensor, active: Tensor, copies: int
+        self, view: View, net: Network, window: Window, revealed: Tensor, active: Tensor, copies: int
     ) -> Verdict:
         """The lossless verification: the target's own choice before every draft step, compared in step order."""
         tokens = torch.where(window.open, view.state["draft"], window.known)
@@ -341,6 +341,7 @@ class SimSD(RoundDecoder):
     def _gated(self, window: Window, verdict: Verdict, reveal: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows [R] whose only EOS is an improbable replacement, which is dropped; and, officially, rows that commit
         nothing because of it. A block that the EOS completes keeps it."""
+        assert verdict.best is not None  # there is no gate where copies are judged
         final = verdict.accepted | verdict.bonus
         eos = final & torch.isin(verdict.final, self.eos)
         gated = (eos & verdict.bonus & (verdict.best.confidence < self.config.eos_min_prob)).any(1)

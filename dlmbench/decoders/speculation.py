@@ -1,6 +1,6 @@
 """Arithmetic of draft-and-verify on explicit tensors: attention masks of a verification pack, acceptance rules, fills.
 
-No networks and no state; `dlmbench.decoders.simsd` drives it (card of SimSD, sections 5 and 6).
+No networks and no state; `dlmbench.decoders.simsd` drives it (docs/methods/simsd.md).
 
 A drafted stretch is described by two tensors: `step` [R,W], the draft step at which each position was revealed
 (`KNOWN` where the token is given, `NEVER` where the draft stopped before it), and the drafted tokens.

@@ -1,5 +1,5 @@
-"""`static`: a fixed number of tokens a step, best first (SDAR's low_confidence_static, card section 5; LLaDA's
-low_confidence, card section 4; Dream's algorithms, card sections 4 and 5).
+"""`static`: a fixed number of tokens a step, best first (SDAR's low_confidence_static, arXiv 2510.06303;
+LLaDA's low_confidence, arXiv 2502.09992; Dream's algorithms, arXiv 2508.15487; docs/methods/static.md).
 
 Ordered by confidence, entropy, margin or at random, or (`origin`) every position on its own. With ``k=1`` this is the
 quality reference of every table. The schedules of LLaDA and Dream prescribe their number of steps and spend it whatever

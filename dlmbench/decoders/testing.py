@@ -15,19 +15,19 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Decoder, HostRow, Networks, Traits, View
+from dlmbench.decoders.base import Decision, Decoder, HostRow, Networks, Options, Traits, View
 from dlmbench.decoders.predict import Sampling
-from dlmbench.engine import Engine, Request
+from dlmbench.engine import Engine, Generation, Request
 from dlmbench.engine.canvas import Canvas, replacements
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.registry import DECODERS, load_plugin
@@ -250,11 +250,11 @@ def _inspect(view: View, decision: Decision) -> None:
 # --- tiny networks and items ----------------------------------------------------------------------------------------
 
 
-def tiny_model(attention: str, seed: int = 7) -> Transformer:
+def tiny_model(attention: str, seed: int = 7, shift: int = 0) -> Transformer:
     """Two layers with loud random weights, so that confidences spread over the whole range."""
     family = {"causal": "qwen3", "full": "llada"}.get(attention, "sdar")
     config = BackboneConfig(
-        family=family, attention=attention, shift=int(attention == "causal"),
+        family=family, attention=attention, shift=shift or int(attention == "causal"),
         vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16,
         intermediate_size=48, mask_id=MASK, eos_ids=(EOS,), pad_id=0, max_positions=256,
     )  # fmt: skip
@@ -269,14 +269,14 @@ def tiny_model(attention: str, seed: int = 7) -> Transformer:
 def tiny_networks(decoder: Decoder, attention: str, device: str | torch.device = "cpu") -> dict[str, Network]:
     """A tiny network for every role that `decoder` uses; a head is made by the decoder itself, beside the target."""
     nets: dict[str, Network] = {}
-    kind = Bidirectional if attention == "full" else Network
+    kind = Bidirectional if attention == "full" else AnchoredNetwork if decoder.anchored else Network
     for i, role in enumerate(decoder.needs(decoder.config, attention)):
         if role == "head":
             nets[role] = decoder.head_network(nets["target"], None)
         elif role == "guide":  # reads left to right whatever the target does
             nets[role] = Network(role, tiny_model("causal", 7 + i).to(device), 1)
         else:
-            nets[role] = kind(role, tiny_model(attention, 7 + i).to(device), block_of(attention))
+            nets[role] = kind(role, tiny_model(attention, 7 + i, int(decoder.anchored)).to(device), block_of(attention))
     return nets
 
 
@@ -303,18 +303,20 @@ def random_requests(seed: int, count: int = 7) -> list[Request]:
     ]
 
 
-def _run(attention: str, decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0):
+def _run(
+    attention: str, decoder: Decoder, requests: list[Request], batch_size: int = 1, lag: int = 0
+) -> list[Generation]:
     nets = tiny_networks(decoder.inner if isinstance(decoder, _Spy) else decoder, attention)
     engine = Engine(nets, decoder, batch_size=batch_size, lag=lag, stall_limit=8)
     return engine.generate(requests, trace=True)
 
 
-def _calls(generation) -> dict[str, int]:
+def _calls(generation: Generation) -> dict[str, float]:
     """Forwards of the target by kind: what two methods without helpers share; the widths of their views may differ."""
     return {kind: work["calls"] for kind, work in generation.counts["target"].items()}
 
 
-def _nothing(generation) -> None:
+def _nothing(generation: Generation) -> None:
     """Methods with helpers reach the same ids by other work."""
 
 
@@ -330,7 +332,7 @@ def _compare(requests, expected, ours, message: str, work=lambda generation: gen
             raise BrokenPromise(f"{message}: {request.key} gives the same ids in another number of forwards")
 
 
-def options_of(decoder: type[Decoder], text: str) -> Any:
+def options_of(decoder: type[Decoder], text: str) -> Options:
     """The decoder's Config from text like "a=1,b=x", values converted to the type of the default."""
     known = {f.name for f in fields(decoder.Config)}
     values = {}

@@ -1,5 +1,5 @@
 """`threshold`: reveal every position whose confidence passes tau, and always the best (SDAR's low_confidence_dynamic,
-card section 5; Fast-dLLM's rules, card of the threshold family, sections 2 and 6).
+arXiv 2510.06303; Fast-dLLM's rules, arXiv 2505.22618; docs/methods/threshold.md).
 
 If fewer positions pass than the static schedule would reveal, the schedule's number is revealed instead. SDAR compares
 strictly, Fast-dLLM lets equality pass. ``rule=factor`` asks for less confidence the fewer tokens come together;
@@ -53,6 +53,7 @@ class ThresholdConfig:
         False,
         "end a row in the step that reveals an EOS with nothing masked before it, and not with the EOS's block "
         "(LLaDA2's eos_early_stop; block-causal)",
+        added=True,
     )
 
     def __post_init__(self):
@@ -91,7 +92,7 @@ class Threshold(StepDecoder):
 
     def _by_confidence(self, view: View, best: Candidates) -> Decision:
         passed = self._confident(view, best) & view.eligible
-        due = 1
+        due: int | Tensor = 1
         if self.config.rule == "planned":
             passed = passed & top_n(best.log_odds, view.eligible, self._planned(view))
         elif self.config.steps:

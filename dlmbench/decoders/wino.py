@@ -1,5 +1,5 @@
-"""`wino`: reveal widely, take back what a second look does not support (WINO, arXiv 2507.18578; card of the threshold
-family, section 10).
+"""`wino`: reveal widely, take back what a second look does not support (WINO, arXiv 2507.18578;
+docs/methods/wino.md).
 
 Every forward carries, beside the row, one mask token for each position of the block. Such a shadow sees everything but
 the token at its own position, so it says how probable that token is given all others. Drafting is bold (`tau`), and

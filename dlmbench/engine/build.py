@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dlmbench.backbone import Transformer, load_checkpoint, load_tokenizer, weights_hash
+from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
@@ -20,12 +21,13 @@ from dlmbench.backbone.descriptor import NOTHING, Told
 from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
+from dlmbench.engine.engine import Engine
 from dlmbench.engine.graphs import first_line
-from dlmbench.engine.loop import Engine
 from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.oracle.network import Oracle
 from dlmbench.registry import BACKBONES
 from dlmbench.request.resolved import ResolvedRun
 from dlmbench.request.rules import check_attention, check_block_length, check_cache
@@ -184,6 +186,9 @@ def _load(run: ResolvedRun) -> dict[str, Network]:
         for role, folder in folders.items():
             if role == "head":
                 nets[role] = _head(run, nets["target"], folder, folders["target"])
+            elif presets[role].family == "oracle":
+                config = read_config(folder, presets[role].told)[0]
+                nets[role] = Oracle(config, run.block_length, run.shared.oracle, role, run.device)
             else:
                 nets[role] = _network(role, _model(places[role]), run)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -221,7 +226,8 @@ def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
     """Full attention gets the run's cache policy and guidance; guides and drafts run without."""
     if model.config.attention != "full":
         block_length = 1 if model.config.attention == "causal" else run.block_length
-        return Network(role, model, block_length, run.spec.store)
+        kind = AnchoredNetwork if model.config.attention == "block_causal" and model.config.shift else Network
+        return kind(role, model, block_length, run.spec.store)
     if role != "target":
         return Bidirectional(role, model, run.block_length)
     policy = CachePolicy(run.spec.cache, **asdict(run.shared.cache))
@@ -259,5 +265,5 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "dtype": run.dtype,
         "device": torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else "cpu",
         "batch_size": run.batch_size,
-        "store": run.spec.store,
+        "store": nets["target"].store_mode,
     }

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -40,6 +40,8 @@ def prices(engine: Engine, repeats: int) -> Measured:
     """
     if not engine.shapes:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
+    if not engine.target.priced:
+        return Measured(0.0, dict.fromkeys(sorted(engine.shapes), 1.0))
     batch = engine.batch_size
     plain, base = _plain(engine, repeats)
     found = {
@@ -133,7 +135,7 @@ def _cache(net: Network, rows: int, slots: int) -> Iterator[KVCache]:
         yield cache
 
 
-def _recorded(once: Callable[[], Any]) -> Callable[[], Any]:
+def _recorded(once: Callable[[], object]) -> Callable[[], object]:
     """The same as a replayed CUDA graph, as steps are run; as it is where that cannot be recorded."""
     on_side_stream(once)
     recording = CUDARecording()
@@ -146,7 +148,7 @@ def _recorded(once: Callable[[], Any]) -> Callable[[], Any]:
     return recording.replay
 
 
-def median_seconds(once: Callable[[], Any], device: torch.device, repeats: int) -> float:
+def median_seconds(once: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Median wall seconds of calling `once`, synchronised, after one warm-up call; short calls are timed in runs."""
 
     def synchronise() -> None:

@@ -34,28 +34,33 @@ _PER_ROW = (
 class Canvas:
     """Tokens and progress of R rows.
 
-    `given` [R,L] marks what stood in a row before its first step: the prompt, and tokens fixed in advance. `answer` is
-    the width of a view that covers the whole answer, 0 when the view is the active block. `health` [R] is finite for as
-    long as the logits that a row was decoded from were numbers.
+    `given` [R,L] marks what stood in a row before its first step: the prompt, and tokens fixed in advance (`fixed`:
+    there may be such). `answer` is the width of a view that covers the whole answer, 0 when the view is the active
+    block. `health` [R] is finite for as long as the logits that a row was decoded from were numbers.
     """
 
     carried = _PER_ROW  # what lives from step to step
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
-        answer: int, device: torch.device, fill_after_eos: bool = False, grid: str = "origin",
+        answer: int, device: torch.device, fill_after_eos: bool = False, grid: str = "origin", fixed: bool = False,
     ):  # fmt: skip
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
-        self.grid = grid
-        self.fill_after_eos, self.filled = fill_after_eos, None
+        self.grid, self.fill_after_eos = grid, fill_after_eos
+        self.filled: Tensor | None = None
         self.from_prompt = attention == "full" or grid == "prompt"  # blocks are counted from the prompt's end
         self.exact = self.from_prompt or grid == "cut"  # the answer ends with its budget
-        self.fixed = self.exact  # may blocks begin with fewer masks than positions?
+        self.fixed = fixed or self.exact  # may blocks begin with fewer masks than positions?
         self.tokens = torch.full((rows, capacity), mask_id, dtype=torch.long, device=device)
         self.given = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
-        for name in ("prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "fallbacks"):
-            setattr(self, name, torch.zeros(rows, dtype=torch.long, device=device))
+
+        def zeros() -> Tensor:
+            return torch.zeros(rows, dtype=torch.long, device=device)
+
+        self.prompt_length, self.start, self.ends, self.block_masks = zeros(), zeros(), zeros(), zeros()
+        self.step, self.total_steps, self.seed, self.fallbacks = zeros(), zeros(), zeros(), zeros()
         self.live = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.moved = torch.zeros_like(self.live)  # rows that the last step has brought to their next block
         self.health = torch.zeros(rows, device=device)
         self.eos = torch.tensor(eos_ids or (-1,), device=device)
         self.block = torch.arange(block_length, device=device)
@@ -76,8 +81,11 @@ class Canvas:
         """Put a prompt into a slot that is not live yet; returns the start of its first active block.
 
         On the absolute grid the prompt's tail stands, unmasked, in the first active block. `fixed` are (offset, token)
-        pairs of the answer that are given in advance; those beyond the budget are left out.
+        pairs of the answer that are given in advance; those beyond the budget are left out. Raises ValueError for a
+        canvas without.
         """
+        if fixed and not self.fixed:
+            raise ValueError("this canvas was made for answers without tokens that are given in advance")
         length, block = len(prompt), self.block_length
         start, end = length, length + max_tokens
         if not self.from_prompt:
@@ -92,7 +100,6 @@ class Canvas:
                 canvas[length + offset] = token
         self.tokens[row] = torch.tensor(canvas, device=self.tokens.device)
         self.given[row] = self.tokens[row] != self.mask_id
-        self.fixed = self.fixed or bool(fixed)
         first_end = min(start + block, end)
         masks = first_end - length - len({o for o, _ in fixed if length + o < first_end})
         values = {"prompt_length": length, "start": start, "ends": end, "seed": seed, "block_masks": masks}

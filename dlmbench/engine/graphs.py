@@ -23,22 +23,38 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 ROUNDING = 0.05  # of a row's largest value: how far floats may differ; a state of the step before is further away
 
-Cell = tuple[dict[str, Any], str]  # where a tensor that lives from step to step is bound
+
+class Binding(NamedTuple):
+    """Where a tensor that lives from step to step is bound: an attribute of its owner, or an entry of a dictionary."""
+
+    owner: object
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.owner[self.name] if isinstance(self.owner, dict) else getattr(self.owner, self.name)
+
+    def bind(self, tensor: Tensor) -> None:
+        if isinstance(self.owner, dict):
+            self.owner[self.name] = tensor
+        else:
+            setattr(self.owner, self.name, tensor)
 
 
 class Recording(Protocol):
     """One recorded stretch of work; those that share a `pool` of memory never run at the same time."""
 
-    pool: Any
+    pool: object
 
-    def record(self, body: Callable[[], Any]) -> Any:
+    def record(self, body: Callable[[], T]) -> T:
         """Run `body` once, recording what it launches (on a GPU: without executing it); its result."""
 
     def replay(self) -> None:
@@ -55,7 +71,7 @@ class CUDARecording:
         self.graph = torch.cuda.CUDAGraph()
         self.pool = torch.cuda.graph_pool_handle() if pool is None else pool
 
-    def record(self, body: Callable[[], Any]) -> Any:
+    def record(self, body: Callable[[], T]) -> T:
         here = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(self.graph, pool=self.pool, stream=_side_stream(torch.cuda.current_device())):
@@ -86,14 +102,14 @@ class StepGraphs:
     the memory pool of a living one (None: in a new pool).
     """
 
-    def __init__(self, recording: Callable[[Any], Recording] = CUDARecording):
+    def __init__(self, recording: Callable[[object], Recording] = CUDARecording):
         self.recording = recording
         self.steps: dict[Hashable, _Step] = {}
         self.refused: str | None = None  # why steps are not replayed
         self.seconds = 0.0  # spent on recording
-        self._bound: list[tuple[dict[str, Any], str, Tensor]] = []  # what the recorded steps read and write
+        self._bound: list[tuple[Binding, Tensor]] = []  # what the recorded steps read and write
 
-    def run(self, key: Hashable, body: Callable[[], Any], carried: Callable[[], list[Cell]]) -> Any:
+    def run(self, key: Hashable, body: Callable[[], T], carried: Callable[[], list[Binding]]) -> T:
         """What `body` returns and does: replayed if a step of this key was recorded, recorded first if not.
 
         `carried` names the tensors that live from step to step. Tensors in the result belong to the recording and
@@ -101,7 +117,7 @@ class StepGraphs:
         """
         if self.refused is not None:
             return body()
-        if any(owner[name] is not tensor for owner, name, tensor in self._bound):
+        if any(binding.tensor is not tensor for binding, tensor in self._bound):
             self.clear()  # something has grown since (a column of the counts)
         step = self.steps.get(key)
         if step is None:
@@ -117,59 +133,65 @@ class StepGraphs:
         self.steps.clear()
         self._bound = []
 
-    def _record(self, key: Hashable, body: Callable[[], Any], cells: list[Cell]) -> Any:
+    def _record(self, key: Hashable, body: Callable[[], T], bindings: list[Binding]) -> T:
         """Run the step plainly, record it, and replay it from the same beginning.
 
         Raises torch.OutOfMemoryError where memory ends: that is no reason to do without recordings.
         """
-        static = [owner[name] for owner, name in cells]
+        static = [binding.tensor for binding in bindings]
         beginning = [tensor.clone() for tensor in static]
         plain = _on_side_stream(static, body)
-        if any(owner[name].shape != tensor.shape for (owner, name), tensor in zip(cells, static)):
+        if any(binding.tensor.shape != tensor.shape for binding, tensor in zip(bindings, static)):
             return plain  # something has grown: the next step is recorded
-        self._settle(cells, static)
+        self._settle(bindings, static)
         expected = [tensor.clone() for tensor in static]
         recording, failure, handled = self.recording(self._pool()), None, sys.exception()
         try:
             with _no_collection(first=not self.steps):
-                result = recording.record(lambda: (body(), self._settle(cells, static))[0])
+                result = recording.record(lambda: self._settled(body, bindings, static))
         except (RuntimeError, NotImplementedError) as error:
             failure = _cause(error, handled)
         if isinstance(failure, torch.OutOfMemoryError):
             raise failure
         if failure is not None:
-            self._give_up(f"a step cannot be recorded here ({first_line(failure)})", cells, static, expected)
+            self._give_up(f"a step cannot be recorded here ({first_line(failure)})", bindings, static, expected)
             return plain
         _copy(beginning, static)
         recording.replay()
         if not all(_same(a, b) for a, b in zip(static, expected)):
-            self._give_up("a recorded step left other results than a plain one", cells, static, expected)
+            self._give_up("a recorded step left other results than a plain one", bindings, static, expected)
             return plain
         self.steps[key] = _Step(recording, result)
-        self._bound = [(owner, name, tensor) for (owner, name), tensor in zip(cells, static)]
+        self._bound = list(zip(bindings, static))
         return result
 
-    def _pool(self) -> Any:
+    def _pool(self) -> object:
         """The memory pool of the steps that are alive; None when there are none."""
         return next((step.recording.pool for step in self.steps.values()), None)
 
-    def _settle(self, cells: list[Cell], static: list[Tensor]) -> None:
+    def _settled(self, body: Callable[[], T], bindings: list[Binding], static: list[Tensor]) -> T:
+        """`body`, and what it bound anew brought back."""
+        result = body()
+        self._settle(bindings, static)
+        return result
+
+    def _settle(self, bindings: list[Binding], static: list[Tensor]) -> None:
         """Bring what the step has bound anew back to where it began."""
         begun = {tensor.untyped_storage().data_ptr() for tensor in static}
         moved = []
-        for (owner, name), tensor in zip(cells, static):
-            now = owner[name]
+        for binding, tensor in zip(bindings, static):
+            now = binding.tensor
             if now is not tensor:  # one that shares memory with another's beginning must be read before it is written
                 moved.append((tensor, now.clone() if now.untyped_storage().data_ptr() in begun else now))
-                owner[name] = tensor
+                binding.bind(tensor)
         for tensor, now in moved:
             tensor.copy_(now)
 
-    def _give_up(self, reason: str, cells: list[Cell], static: list[Tensor], expected: list[Tensor]) -> None:
+    def _give_up(self, reason: str, bindings: list[Binding], static: list[Tensor], expected: list[Tensor]) -> None:
         self.refused = reason
         self.clear()
-        for (owner, name), tensor in zip(cells, static):
-            owner[name] = tensor
+        for binding, tensor in zip(bindings, static):
+            binding.bind(tensor)
         _copy(expected, static)
 
 
@@ -178,7 +200,7 @@ def on_device(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def on_side_stream(body: Callable[[], Any]) -> Any:
+def on_side_stream(body: Callable[[], T]) -> T:
     """Run `body` on the stream that recordings are made on, so that libraries have set themselves up there."""
     here, side = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
     side.wait_stream(here)
@@ -188,7 +210,7 @@ def on_side_stream(body: Callable[[], Any]) -> Any:
     return result
 
 
-def _on_side_stream(static: list[Tensor], body: Callable[[], Any]) -> Any:
+def _on_side_stream(static: list[Tensor], body: Callable[[], T]) -> T:
     return on_side_stream(body) if any(tensor.is_cuda for tensor in static) else body()
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from dlmbench.engine.text import Tokenizer
 from dlmbench.errors import RequestError
 
 
-def prompt_ids(tokenizer: Any, prompt: str, templated: bool) -> tuple[int, ...]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str, templated: bool) -> tuple[int, ...]:
     """Token ids of a prompt. Special tokens are added where the tokenizer does so, but not to text that has them.
 
     An EOS that the tokenizer puts behind the text is taken off again: a prompt is there to be continued.
@@ -20,7 +19,7 @@ def prompt_ids(tokenizer: Any, prompt: str, templated: bool) -> tuple[int, ...]:
     return ids
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def render_chat(tokenizer: Tokenizer, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     """`messages` in the tokenizer's chat markup, ready for the assistant's answer.
 
     Without a generation prompt the last message is the beginning of that answer. It is appended as text: given to the

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from dlmbench.backbone.counter import LogEntry
 from dlmbench.decoders.base import Decision, View
 from dlmbench.engine.canvas import replacements
-from dlmbench.forwards import ForwardKey
+from dlmbench.engine.request import TracedStep
 
 
 class Recorder:
@@ -24,16 +25,14 @@ class Recorder:
     distance of the best logit to the second best.
     """
 
-    def __init__(self, rows: int, on_step: Callable[[dict], None] | None = None):
-        self.steps: list[list[dict]] = [[] for _ in range(rows)]
+    def __init__(self, rows: int, on_step: Callable[[TracedStep], None] | None = None):
+        self.steps: list[list[TracedStep]] = [[] for _ in range(rows)]
         self.on_step = on_step
 
     def begin(self, row: int) -> None:
         self.steps[row] = []
 
-    def step(
-        self, view: View, decision: Decision, log: list[tuple[ForwardKey, Tensor, Tensor]], filled: Tensor | None = None
-    ) -> None:
+    def step(self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None) -> None:
         """Note what a decision did to every live row; prefill forwards are in the counts, not in a trace.
 
         `filled` [R, capacity] holds the EOS that filled a position after this step, -1 elsewhere.
@@ -53,7 +52,7 @@ class Recorder:
             remasked = []
             if decision.remask is not None:
                 remasked = view.positions[row, decision.remask[row] & ~view.masked[row] & view.own[row]].tolist()
-            entry = {
+            entry: TracedStep = {
                 "block": int(view.start[row]) // view.block_length,
                 "positions": list(revealed),
                 "tokens": list(revealed.values()),
@@ -75,7 +74,7 @@ class Recorder:
             if self.on_step:
                 self.on_step({"row": row, **entry})
 
-    def finish(self, row: int) -> list[dict]:
+    def finish(self, row: int) -> list[TracedStep]:
         return self.steps[row]
 
     def keep_rows(self, rows: list[int]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 from dlmbench.errors import RequestError
@@ -24,6 +27,35 @@ class Request:
     seed: int = 0
     fixed: tuple[tuple[int, int], ...] = ()
     answers: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+class TracedForward(TypedDict):
+    """A forward that a row took part in."""
+
+    role: str
+    kind: str
+    query_tokens: int
+
+
+class Replaced(TypedDict):
+    """Tokens that a step has rewritten."""
+
+    positions: list[int]
+    tokens: list[int]
+
+
+class TracedStep(TypedDict):
+    """What a step did to one row; see `dlmbench.engine.recorder`."""
+
+    block: int
+    positions: list[int]
+    tokens: list[int]
+    remasked: list[int]
+    forwards: list[TracedForward]
+    extra: dict[str, list]
+    scores: dict[str, list]
+    replaced: NotRequired[Replaced]
+    row: NotRequired[int]  # the slot, for who watches
 
 
 @dataclass
@@ -48,11 +80,18 @@ class Generation:
     forward_counts: dict[ForwardKey, int]
     seconds: float
     stop_reason: str  # "eos" | "stop" | "length"
-    guards: int = 0
+    fallbacks: int = 0
     proposed: int = 0
     accepted: list[int] = field(default_factory=list)
     first_block: float = 0.0
-    trace: list[dict] | None = None
+    trace: list[TracedStep] | None = None
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that only runs forward, once the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass

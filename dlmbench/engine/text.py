@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+Tokenizer: TypeAlias = Any  # of transformers, or whatever has its `decode` and may have `added_tokens_decoder`
 TAIL = 8  # tokens of the prompt that an answer is decoded behind
 
 
@@ -17,7 +18,7 @@ class Text:
     while special tokens still stand in the text, since a stop string may be one; the text that is handed out has none.
     """
 
-    def __init__(self, tokenizer: Any = None):
+    def __init__(self, tokenizer: Tokenizer | None = None):
         self.tokenizer = tokenizer
         known = getattr(tokenizer, "added_tokens_decoder", None) or {}
         words = sorted((token.content for token in known.values() if token.special), key=len, reverse=True)
@@ -55,7 +56,7 @@ class Text:
         return both[len(prompt) :] if both.startswith(prompt) else self._decode(ids)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False) if ids else ""
+        return self.tokenizer.decode(ids, skip_special_tokens=False) if ids and self.tokenizer is not None else ""
 
     def _plain(self, text: str) -> str:
         return text if self._special is None else self._special.sub("", text)

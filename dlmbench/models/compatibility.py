@@ -30,7 +30,7 @@ def attention_type(preset: Preset) -> str | None:
     if attention := flags.attention or usual.attention:
         return attention
     family = family_of(preset)
-    return BACKBONES.get(family).descriptor.attention if family in BACKBONES else None
+    return BACKBONES.get(family or "").descriptor.attention if family in BACKBONES else None
 
 
 def family_of(preset: Preset) -> str | None:
@@ -75,11 +75,32 @@ def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: An
             f"Method {decoder.name} predicts all positions of a block, and the head of {preset.name} predicts the next "
             "position, so that a block must begin with a known token: use --method fastdllm2."
         )
+    if decoder.anchored and rules.shift == 0:
+        raise RequestError(
+            f"Method {decoder.name} begins every block with the token that the block before predicts, and the head of "
+            f"{preset.name} predicts its own position: use --method threshold."
+        )
     if (grid := rules.grid or "origin") not in decoder.grids:
         raise RequestError(
             f"Method {decoder.name} counts blocks from position 0, and those of {preset.name} lie on the grid {grid}: "
             "give --grid origin, or use --method static or threshold."
         )
+
+
+def store_of(preset: Preset, rules: Descriptor, asked: str | None) -> str:
+    """Who writes a finished block's keys and values: what is asked for, else the forward that begins the next block.
+
+    Raises RequestError where that forward needs a token which only the storing one yields.
+    """
+    if rules.attention != "block_causal" or not rules.shift:
+        return asked or "fused"
+    if asked == "fused":
+        raise RequestError(
+            f"--store fused lets the first forward of a block store the one before, and the head of {preset.name} "
+            "predicts the next position: the forward that stores a block yields the next block's first token. Leave "
+            "it out."
+        )
+    return "separate"
 
 
 def check_helper(role: str, target: Preset, helper: Preset) -> None:

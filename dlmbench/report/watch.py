@@ -1,7 +1,7 @@
 """The denoising as it happens, in the terminal.
 
-Masked positions are shown as dots, tokens of the last step in bold, tokens that were taken back struck through for one
-step. Without a terminal every step is one plain line.
+Masked positions are shown as dots, tokens of the last step in bold, tokens that it rewrote in bold and another colour,
+tokens that were taken back struck through for one step. Without a terminal every step is one plain line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from dlmbench.runs.recording import rewrites
 
 MASK = "·"
 
@@ -42,11 +44,13 @@ class Watcher:
         self.forwards += sum(f["role"] == "target" for f in step["forwards"])
         fresh = dict(zip(step["positions"], step["tokens"]))
         taken_back = {p: self.tokens.pop(p) for p in step["remasked"] if p in self.tokens}
-        self.tokens.update(fresh)
+        rewritten = rewrites(step)
+        line = self._line(fresh, taken_back, rewritten)  # names what was there before
+        self.tokens |= fresh | rewritten
         if self.live:
-            self.live.update(self._picture(fresh, taken_back, step["block"]))
+            self.live.update(self._picture(fresh, taken_back, rewritten, step["block"]))
         else:
-            self.console.print(self._line(fresh, taken_back), markup=False, soft_wrap=True)
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def finish(self, result: Any) -> None:
         """Draw the finished text and the totals; `result` is the `Generation`."""
@@ -60,11 +64,15 @@ class Watcher:
             self.console.print(result.text, markup=False, soft_wrap=True)
             self.console.print(summary, markup=False)
 
-    def _picture(self, fresh: dict[int, int], taken_back: dict[int, int], block: int) -> Text:
+    def _picture(
+        self, fresh: dict[int, int], taken_back: dict[int, int], rewritten: dict[int, int], block: int
+    ) -> Text:
         text = Text()
         for position in range(self.prompt, (block + 1) * self.block_length):
             if position in fresh:
                 text.append(self._word(fresh[position]), style="bold green")
+            elif position in rewritten:
+                text.append(self._word(rewritten[position]), style="bold yellow")
             elif position in self.tokens:
                 text.append(self._word(self.tokens[position]))
             elif position in taken_back:
@@ -74,10 +82,12 @@ class Watcher:
         rate = len(self.tokens) / max(time.perf_counter() - self.began, 1e-9)
         return text.append(f"\n\nstep {self.steps}  forwards {self.forwards}  {rate:.0f} tokens/s", style="dim")
 
-    def _line(self, fresh: dict[int, int], taken_back: dict[int, int]) -> str:
+    def _line(self, fresh: dict[int, int], taken_back: dict[int, int], rewritten: dict[int, int]) -> str:
         shown = " ".join(f"{p}:{self._word(t)!r}" for p, t in sorted(fresh.items()))
         removed = "".join(f" -{p}:{self._word(t)!r}" for p, t in sorted(taken_back.items()))
-        return f"step {self.steps:3}  forwards {self.forwards:3}  {shown}{removed}"
+        edits = ((p, self._word(self.tokens[p]) if p in self.tokens else MASK, t) for p, t in sorted(rewritten.items()))
+        edited = "".join(f" {p}:{old!r}->{self._word(t)!r}" for p, old, t in edits)
+        return f"step {self.steps:3}  forwards {self.forwards:3}  {shown}{removed}{edited}"
 
     def _word(self, token: int) -> str:
         return self.tokenizer.decode([token])

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dlmbench.request import options
 from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def identity(
     record: dict[str, Any] = {
         "weights": dict(weights),
         "version": run.version,
-        "parameters": run.parameters,
+        "parameters": options.deciding(run.config),
         "prompts": prompts,
         "limits": dict(limits),
         "content": dict(content),

@@ -70,6 +70,14 @@ def flat(config: Any) -> dict[str, Any]:
     return {f.name: _json_value(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def deciding(config: Any) -> dict[str, Any]:
+    """The parameters that tell settings apart: all but options that were added later and stand at their default."""
+    late = {
+        f.name for f in dataclasses.fields(config) if f.metadata.get("added") and getattr(config, f.name) == _default(f)
+    }
+    return {name: value for name, value in flat(config).items() if name not in late}
+
+
 def _json_value(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value

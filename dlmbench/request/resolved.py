@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_blocks, check_described, check_helper
+from dlmbench.models.compatibility import (
+    attention_of,
+    attention_type,
+    check_blocks,
+    check_described,
+    check_helper,
+    store_of,
+)
 from dlmbench.models.descriptors import described, with_flags
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
@@ -118,7 +125,13 @@ class ResolvedRun:
         words = [f"{name.partition('.')[2]}={value}" for name, value in self.shared.chosen().items()]
         cache = [self.spec.cache] if self.spec.cache != "none" else []
         helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
+        words += [] if self.trained else ["(model not trained for it)"]
         return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
+
+    @property
+    def trained(self) -> bool:
+        """Is the model made for the method, where a model has to be?"""
+        return not self.decoder.needs_training or self.spec.method in self.preset.trained
 
     def _unusual(self, role: str, name: str) -> bool:
         usual = replace(self.spec, **{role: None})
@@ -189,13 +202,17 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     fixed = check_shared(spec, preset, decoder, shared)
     config = decoder.on_task(config, attention, fixed, answer_of(spec.task) is not None)
     check_attention(spec, preset, decoder, attention)
-    check_blocks(preset, described(preset).descriptor, decoder)
+    known = described(preset).descriptor
+    check_blocks(preset, known, decoder)
+    spec = replace(spec, store=store_of(preset, known, spec.store))
     check_sampling(spec, decoder, config)
     check_cache(spec, preset, decoder, attention)
     needed = decoder.needs(config, attention)
     companions = {role: companion_of(spec, preset, role) for role in needed if role != "target"}
     for role, name in companions.items():
         check_helper(role, preset, resolve(name))
+    if decoder.needs_training and spec.method not in preset.trained:
+        notes.append(f"{preset.name} is not known to have been trained for {spec.method}: its rows say so.")
     if preset.tasks and spec.task.partition("/")[0] not in preset.tasks:
         notes.append(
             f"{spec.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero on {spec.task}."

@@ -11,13 +11,16 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlmbench.errors import RequestError
 from dlmbench.files import weight_files
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.request import ResolvedRun
 from dlmbench.request.resolved import Machine
+
+if TYPE_CHECKING:
+    from dlmbench.backbone.config import BackboneConfig
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -132,7 +135,7 @@ def memory_bytes(run: ResolvedRun, task: Any) -> int | None:
         prompt = max(len(item.prompt) for item in few) // _LETTERS_A_TOKEN
     total = 0
     for role, name in {"target": spec.model, **run.companions}.items():
-        config = _config(resolve(spec.model if role == "head" else name))
+        config = config_of_checkpoint(resolve(spec.model if role == "head" else name))
         if config is None:
             return None
         if role == "head":  # a few layers of its target's shape, without an embedding of its own
@@ -158,21 +161,25 @@ def fitting_batch(run: ResolvedRun, task: Any, room: int, most: int = 256) -> in
     return 1
 
 
-def _config(preset: Preset) -> Any:
+def config_of_checkpoint(preset: Preset) -> BackboneConfig | None:
     """Backbone configuration of a checkpoint: a preset's known shape, so that what follows from it is the same before
     and after a download; else by its config.json, which the hub's client may fetch; None when neither can be had."""
     from dlmbench.backbone.configuration import read_config
     from dlmbench.models.shapes import SHAPES
 
-    folder = Path(preset.location).expanduser()
-    if not folder.is_dir():
-        if preset.shape:
-            return SHAPES[preset.shape]
-        folder = _fetched_config(preset)
+    if preset.shape and not Path(preset.location).expanduser().is_dir():
+        return SHAPES[preset.shape]
+    folder = config_folder(preset)
     try:
         return read_config(folder, preset.told)[0] if folder else None
     except RequestError:  # loading says what is wrong with it
         return None
+
+
+def config_folder(preset: Preset) -> Path | None:
+    """Where the config.json of a checkpoint is: a folder, or the hub's cache, into which it may be fetched."""
+    folder = Path(preset.location).expanduser()
+    return folder if folder.is_dir() else _fetched_config(preset)
 
 
 def _fetched_config(preset: Preset) -> Path | None:
@@ -198,14 +205,14 @@ def weights_need(name: str, head: bool = False) -> Need:
         preset = resolve(name)
         folder = checkpoint_here(preset)
         if folder and not head:
-            check_checkpoint(folder)
+            check_checkpoint(folder, preset.told)
     except RequestError as error:
         return Need(f"weights of {name}", "missing", str(error))
     what = f"weights of {preset.name}"
     if folder:
         size = sum(file.stat().st_size for file in weight_files(folder))
         return Need(what, "ok", f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB")
-    config = _config(preset)
+    config = config_of_checkpoint(preset)
     size = f", about {2 * config.parameters / 1e9:.3g} GB" if config else ""
     return Need(
         what,

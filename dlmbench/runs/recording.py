@@ -30,10 +30,19 @@ def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Seq
     ]
 
 
+def rewrites(step: Mapping[str, Any]) -> dict[int, int]:
+    """Position -> token of what a recorded step rewrote; records of other methods have nothing of it."""
+    found = step.get("replaced") or {"positions": (), "tokens": ()}
+    return dict(zip(found["positions"], found["tokens"]))
+
+
 def _words(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> dict[str, str]:
     ids = {token for step in steps for token in (*step["tokens"], *step["scores"].get("tokens", ()))}
-    ids |= {token for step in steps for token in _integers(step["extra"])}
-    return {str(token): tokenizer.decode([token]) for token in sorted(ids) if 0 <= token < len(tokenizer)}
+    ids |= {token for step in steps for token in rewrites(step).values()}
+    drafted = {token for step in steps for token in _integers(step["extra"])}  # some of them
+    known = {token for token in ids | drafted if 0 <= token < len(tokenizer)}
+    padding = dict.fromkeys(map(str, ids - known), "")  # a network may have more rows than its tokenizer has tokens
+    return {str(token): tokenizer.decode([token]) for token in sorted(known)} | padding
 
 
 def _integers(value: Any) -> list[int]:

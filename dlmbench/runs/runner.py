@@ -178,7 +178,7 @@ def sample_of(item: Item, generation: Generation, scores: dict[str, Json]) -> Sa
         tokens=generation.tokens,
         seconds=round(generation.seconds, 6),
         stop_reason=generation.stop_reason,
-        fallbacks=generation.guards,
+        fallbacks=generation.fallbacks,
         proposed=generation.proposed,
         accepted=list(generation.accepted),
     )

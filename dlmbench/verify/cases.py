@@ -57,6 +57,8 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "a2d_quota": "dlmbench.verify.a2d",
     "illada_var_generate": "dlmbench.verify.illada",
     "dreamreasoner": "dlmbench.verify.sdar",
+    "fastdllm2": "dlmbench.verify.fastdllm2",
+    "fastdllm2_stop_early": "dlmbench.verify.fastdllm2",
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",

@@ -40,7 +40,7 @@ def check(case: Case, device: str = "cpu") -> None:
     equal("nfe_cached", kinds.count("denoise"), expected["nfe_cached"])
     equal("tokens_processed", sum(batch.queries()), expected["tokens_processed"])
     if expected.get("forced_steps") is not None:  # counted for the plain threshold only
-        equal("forced_steps", sum(row.guards for row in batch.rows), expected["forced_steps"])
+        equal("forced_steps", sum(row.fallbacks for row in batch.rows), expected["forced_steps"])
     if "last_rank_steps" in expected:
         extra = [i for i, (step,) in enumerate(batch.steps) if step["extra"]["last_rank"]]
         equal("last_rank_steps", extra, expected["last_rank_steps"])

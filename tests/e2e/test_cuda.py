@@ -112,16 +112,16 @@ def test_bfloat16_agrees_mostly(record_property):
 def test_nothing_inside_a_step_waits_for_the_device(graphs):
     engine = nano(batch_size=8, graphs=graphs)
     engine.generate(requests(16))  # whatever is set up once
-    step = engine._step
+    launch = engine.step.launch
 
-    def strict():
+    def strict(*bounds):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return step()
+            return launch(*bounds)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    engine._step = strict
+    engine.step.launch = strict
     assert all(generation.ids for generation in engine.generate(requests(16)))
 
 
@@ -179,14 +179,14 @@ def test_another_device_than_the_first_records_on_its_own():
 
 def test_out_of_memory_on_the_device_halves_the_batch():
     engine = nano(batch_size=16, graphs=False)
-    step, hoard = engine._step, []
+    launch, hoard = engine.step.launch, []
 
-    def greedy():
-        if engine.canvas.rows > 4:
+    def greedy(*bounds):
+        if engine.step.canvas.rows > 4:
             hoard.append(torch.empty(1 << 42, dtype=torch.uint8, device="cuda"))  # 4 TiB
-        return step()
+        return launch(*bounds)
 
-    engine._step = greedy
+    engine.step.launch = greedy
     with pytest.warns(RuntimeWarning, match="Out of memory: going on with --batch-size 4"):
         generations = engine.generate(requests(24))
     assert ids(generations) == ids(nano(batch_size=4).generate(requests(24)))

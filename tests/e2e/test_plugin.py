@@ -1,5 +1,6 @@
 """The README's decoder from outside the package: it is short, conforms, and is the file that the README shows."""
 
+import re
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -19,6 +20,13 @@ def test_the_readme_shows_the_example_and_it_is_short():
 def test_the_example_keeps_every_promise():
     findings = list(conformance(decoders_of(EXAMPLE)[0]))
     assert len(findings) == 6 and all(f.holds for f in findings)
+
+
+def test_the_decoder_of_the_page_keeps_every_promise(tmp_path):
+    page = (ROOT / "docs" / "add-a-decoder.md").read_text()
+    file = tmp_path / "surest.py"
+    file.write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    assert all(f.holds for f in conformance(decoders_of(file)[0]))
 
 
 def test_it_runs_by_plugin_and_appears_in_table_and_figure(tmp_path):

@@ -49,7 +49,7 @@ def calls(generation, role):
 def test_a_guide_that_accepts_everything_takes_one_step(shift):
     requests = [Request(f"{i}", tuple(range(5, 9 + i)), 20, seed=i) for i in range(3)]
     for g in decode(EVERYTHING, requests, block=20, shift=shift):
-        assert (calls(g, "target"), calls(g, "guide"), g.guards) == (1, 1, 0)
+        assert (calls(g, "target"), calls(g, "guide"), g.fallbacks) == (1, 1, 0)
         assert g.accepted == [20] and g.proposed == 20
 
 
@@ -58,7 +58,7 @@ def test_a_guide_that_accepts_everything_takes_one_step(shift):
 def test_a_guide_that_accepts_nothing_leaves_left_to_right_decoding(shift, block):
     ours, plain = decode(NOTHING, block=block, shift=shift), decode(None, block=block, shift=shift)
     assert raw(ours) == raw(plain)
-    assert [calls(g, "target") for g in ours] == [len(g.ids) for g in ours] == [g.guards for g in ours]
+    assert [calls(g, "target") for g in ours] == [len(g.ids) for g in ours] == [g.fallbacks for g in ours]
 
 
 def test_text_grows_from_left_to_right_and_the_guides_tokens_never_appear():
@@ -68,7 +68,7 @@ def test_text_grows_from_left_to_right_and_the_guides_tokens_never_appear():
         positions = [p for step in g.trace for p in step["positions"]]
         assert positions == list(range(positions[0], positions[0] + len(g.ids)))
         assert calls(g, "target") == len(g.accepted) <= len(g.ids)
-        assert g.guards == g.accepted.count(0)
+        assert g.fallbacks == g.accepted.count(0)
         assert [len(step["positions"]) for step in g.trace] == [max(s["extra"]["agreed"], 1) for s in g.trace]
 
 

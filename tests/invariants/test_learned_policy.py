@@ -68,7 +68,7 @@ def test_a_policy_that_always_fires_spends_one_forward_a_block(config):
 def test_a_policy_that_never_fires_reveals_its_best_one_at_a_time(config):
     ours = run(config, lambda c: c - 1e4, batch_size=3)  # ranks by confidence, in coarse steps
     assert all(len(step["positions"]) == 1 for a in ours for step in a.trace)
-    assert all(a.guards == calls(a) == len(a.raw_ids) for a in ours)
+    assert all(a.fallbacks == calls(a) == len(a.raw_ids) for a in ours)
 
 
 @pytest.mark.parametrize("context", [True, False])

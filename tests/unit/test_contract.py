@@ -173,6 +173,40 @@ def test_nothing_writes_into_a_view():
         decode(Writing(), random_requests(1, 1))
 
 
+@torch.inference_mode()
+def test_questions_change_nothing():
+    machine = Engine(tiny_networks(Editing(), "block_causal"), Editing(), batch_size=4)
+    machine.generate(random_requests(1, 4))
+    net, canvas = machine.target, machine.step.canvas
+    cache = net.cache
+    cache.keep_rows(torch.tensor([1]))
+    assert cache.fits(4, cache.capacity) and not cache.fits(3, cache.capacity)
+    assert cache.leading(8)[0][0].shape[0] == 1  # still the one row that was kept
+    net.waiting.update((0, 2))
+    net.pending = torch.tensor([True, False, True, False])
+    canvas.live[:] = True
+    view = canvas.view({}, machine.sampling, 16, 16, [None] * 4, False)
+    first, second = (
+        (net._waiting(view).tolist(), [rows.tolist() for rows in net._paying(view, None)]) for _ in range(2)
+    )
+    assert first == second == ([0, 2], [[False, True, False, True], [True, False, True, False]])
+
+
+def test_what_a_step_depends_on_is_chosen_before_it_is_recorded():
+    """A canvas says from the start whether tokens may be given in advance; a run with other needs gets another one."""
+    requests = random_requests(3, 3)
+    given = [Request(r.key, r.prompt_ids, r.max_tokens, seed=r.seed, fixed=((1, 7), (2, 8))) for r in requests]
+    static = DECODERS.get("static")
+    decoder = static(testing.options_of(static, "steps=3,schedule=quota"))
+    engine = Engine(tiny_networks(decoder, "block_causal"), decoder, batch_size=3, lag=1, graphs=Tape)
+    for items in (requests, given, requests):
+        recorded = engine.generate(items)
+        assert engine.step.canvas.fixed == any(item.fixed for item in items)
+        assert [g.raw_ids for g in recorded] == [g.raw_ids for g in decode(decoder, items, batch_size=3)]
+    with pytest.raises(ValueError, match="given in advance"):
+        engine.step.canvas.admit(0, [5, 6], 8, 0, ((1, 7),))
+
+
 def test_a_forward_is_a_string_in_files_only():
     key = ForwardKey("target", "refresh", "row:8x2")
     assert str(key) == "target/refresh/row:8x2" and ForwardKey.parse(str(key)) == key

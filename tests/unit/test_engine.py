@@ -22,6 +22,7 @@ from dlmbench.decoders.testing import EOS, MASK, VOCABULARY, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, calibrate
 from dlmbench.errors import RequestError, RunError
+from dlmbench.forwards import ForwardKey
 from dlmbench.registry import DECODERS
 
 BLOCK = 4
@@ -185,9 +186,10 @@ def test_static_k_reveals_k_and_the_mask_token_never_comes_out():
 def test_calibration_prices_every_forward_that_was_met():
     machine = engine(Threshold(), batch_size=2)
     results = machine.generate(requests(4, budget=16))
-    prices = machine.calibrate(repeats=3)
-    assert {str(key) for g in results for key in g.forward_counts} <= set(prices)
-    assert prices["target/denoise/4"] == 1.0 and all(price > 0 for price in prices.values())
+    measured = machine.calibrate(repeats=3)
+    prices = measured.prices
+    assert {key for g in results for key in g.forward_counts} <= set(prices) and measured.seconds_per_denoise > 0
+    assert prices[ForwardKey("target", "denoise", "4")] == 1.0 and all(price > 0 for price in prices.values())
 
 
 @pytest.mark.parametrize("decoder", [Static(), AR()], ids=["block-causal", "causal"])
@@ -221,7 +223,7 @@ def test_a_long_prompt_does_not_stall_rows_under_way(monkeypatch, decoder, lag):
     expected = engine(decoder(), eos=()).generate(items)
     monkeypatch.setattr(network, "PREFILL_CHUNK", 16)
     machine, told = engine(decoder(), eos=(), batch_size=2, lag=lag), []
-    for owner, name in ((machine.target, "_prefill_chunk"), (machine, "_round")):
+    for owner, name in ((machine.target, "_prefill_chunk"), (machine.step, "round")):
         plain = getattr(owner, name)
         setattr(owner, name, lambda *args, name=name, plain=plain: told.append(name) or plain(*args))
     results = machine.generate(items)
@@ -236,14 +238,14 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing():
     items, finished = requests(9), []
     expected = engine(batch_size=8).generate(items)
     tight = engine(batch_size=8)
-    step = tight._step
+    launch = tight.step.launch
 
-    def limited():
-        if tight.canvas.rows > 3 and len(finished) > 1:
+    def limited(*bounds):
+        if tight.step.canvas.rows > 3 and len(finished) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
-        return step()
+        return launch(*bounds)
 
-    tight._step = limited
+    tight.step.launch = limited
     results = tight.generate(items, on_finish=lambda g: finished.append(g.key))
     assert [g.raw_ids for g in results] == [g.raw_ids for g in expected]
     assert [g.counts for g in results] == [g.counts for g in expected]
@@ -255,10 +257,10 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing():
 def test_memory_that_holds_no_single_row_is_said():
     tight = engine(batch_size=4)
 
-    def never():
+    def never(*bounds):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
 
-    tight._step = never
+    tight.step.launch = never
     with pytest.raises(RunError, match="single row .CUDA out of memory. Tried to allocate 2 GiB.: shorten"):
         tight.generate(requests(4))
 
@@ -387,7 +389,7 @@ def test_a_slot_is_judged_anew_when_its_next_prompt_is_ready():
     machine = engine(batch_size=1)
     first = machine.generate(requests(2))
     with torch.inference_mode():
-        machine.canvas.health.fill_(math.nan)  # what an empty slot has read is nobody's
+        machine.step.canvas.health.fill_(math.nan)  # what an empty slot has read is nobody's
     assert [g.ids for g in machine.generate(requests(2))] == [g.ids for g in first]
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from dlmbench.decoders import testing
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request, calibrate
-from dlmbench.engine.graphs import CUDARecording, StepGraphs
+from dlmbench.engine.graphs import Binding, CUDARecording, StepGraphs
 from dlmbench.registry import DECODERS
 from dlmbench.verify.tape import Tape
 
@@ -81,17 +81,17 @@ def run(name, attention, graphs, requests, **options):
 
 def told(generations):
     """What two ways of decoding must agree on."""
-    return [(g.raw_ids, g.counts, g.guards, g.proposed, g.accepted) for g in generations]
+    return [(g.raw_ids, g.counts, g.fallbacks, g.proposed, g.accepted) for g in generations]
 
 
 def forgetful(engine):
     """After every step, what it bound anew and nobody names as carried is lost."""
-    step = engine._round
+    step, step_round = engine.step, engine.step.round
 
     def then_forget(*args):
-        owners = [engine.canvas, engine.counter, engine.decoder, *engine.nets.values()]
+        owners = [step.canvas, step.counter, engine.decoder, *engine.nets.values()]
         before = [dict(vars(owner)) for owner in owners]
-        result = step(*args)
+        result = step_round(*args)
         for owner, known in zip(owners, before):
             for name, value in vars(owner).items():
                 holds = any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
@@ -99,7 +99,7 @@ def forgetful(engine):
                     setattr(owner, name, None)
         return result
 
-    engine._round = then_forget
+    step.round = then_forget
     return engine
 
 
@@ -161,7 +161,7 @@ def test_tensors_bound_anew_return_to_where_they_began():
         return state["c"] * 10
 
     graphs = StepGraphs(Tape)
-    results = [int(graphs.run("step", body, lambda: [(state, name) for name in state])) for _ in range(4)]
+    results = [int(graphs.run("step", body, lambda: [Binding(state, name) for name in state])) for _ in range(4)]
     assert results == [20, 30, 50, 60] and graphs.refused is None and len(graphs.steps) == 1
     assert {name: tensor.data_ptr() for name, tensor in state.items()} == addresses
 
@@ -310,8 +310,8 @@ def test_everything_an_engine_does_happens_on_its_own_device(monkeypatch):
     engine = make("static", "block_causal", Tape)
     cuda, seen = FakeCUDA(monkeypatch), []
     engine.device = torch.device("cuda:1")
-    monkeypatch.setattr(engine, "_prepare", lambda *_: seen.append(cuda.device))
-    monkeypatch.setattr(engine, "_serve", lambda queue, results, _: results.insert(0, seen.append(cuda.device) or 1))
+    serving = SimpleNamespace(serve=lambda queue, done: done(0, seen.append(cuda.device)))
+    monkeypatch.setattr(engine, "_prepare", lambda *_: seen.append(cuda.device) or serving)
     monkeypatch.setattr(calibrate, "prices", lambda *_: seen.append(cuda.device))
     recording = SimpleNamespace(replay=lambda: seen.append((cuda.device, torch.is_inference_mode_enabled())))
     engine.graphs.steps["step"] = SimpleNamespace(recording=recording)
@@ -362,7 +362,8 @@ def test_columns_that_grow_while_prompts_are_encoded_do_not_leave_recordings_wit
     _, plain = run("threshold", "block_causal", False, requests)
     engine, replayed = run("threshold", "block_causal", lambda pool: tapes.append(Tape(pool)) or tapes[-1], requests)
     assert told(replayed) == told(plain) and engine.graphs.refused is None
-    engine.counter.totals = torch.cat([engine.counter.totals, torch.zeros_like(engine.counter.totals)])
+    counts = engine.step.counter
+    counts.totals = torch.cat([counts.totals, torch.zeros_like(counts.totals)])
     again = engine.generate(requests)
     assert told(again) == told(plain) and len(tapes) > 1
 
@@ -381,14 +382,13 @@ def test_hidden_states_of_prompts_are_kept_only_for_a_network_that_reads_them():
     for name in ("threshold", "mrp"):
         engine = make(name, "block_causal", Tape)
         target, seen = engine.target, []
-        begin = engine._encode_rows
+        begin = engine.step.begin
 
-        def watched(*args, target=target, seen=seen, begin=begin):
-            for _ in begin(*args):
-                yield
+        def watched(rows, target=target, seen=seen, begin=begin):
+            begin(rows)
             seen.append(target.prefill_states)
 
-        engine._encode_rows = watched
+        engine.step.begin = watched
         assert target.keeps_states == (name == "mrp")
         engine.generate(testing.random_requests(3))
         assert seen and set(seen) == {None}

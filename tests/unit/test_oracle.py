@@ -13,8 +13,10 @@ from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
-from dlmbench.oracle import OVERCONFIDENT, Oracle, OracleOptions, oracle_config
 from dlmbench.oracle.conditionals import conditionals, zipf
+from dlmbench.oracle.family import oracle_config
+from dlmbench.oracle.network import Oracle
+from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
 from dlmbench.registry import DECODERS
 from dlmbench.tasks.stress.answer_sets import KINDS, ONE_ANSWER, answers
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkpoints import make_checkpoint, tensors, write_weights
 
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
@@ -214,6 +215,37 @@ def test_doctor_looks_at_a_model_too(capsys):
     checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert left.value.code == 0 and "1,024 tokens" in checks["tokenizer"]["detail"]
     assert "block_causal" in checks["configuration"]["detail"]
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_doctor_compares_tensors_by_the_index_alone(tmp_path, capsys, index):
+    place = make_checkpoint(tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1", "Qwen3-0.6B-diffusion-bd3lm-v0.1")
+    weights = tensors(place)
+    if index:
+        weights["model.layers.0.self_attn.q_proj.bias"] = weights.pop("model.layers.0.self_attn.q_norm.weight")
+    write_weights(place, weights, 3)
+    for file in place.glob("*.safetensors"):
+        file.unlink()
+    if not index:
+        (place / "model.safetensors.index.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["doctor", str(place), "--offline", "--json"])
+    checks = {check["what"]: check["detail"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    if index:
+        assert checks["tensors"] == (
+            "1 missing: model.layers.0.self_attn.q_norm.weight; 1 left over: model.layers.0.self_attn.q_proj.bias"
+        )
+    else:
+        assert "neither an index nor weights" in checks["tensors"]
+    assert "grid prompt (preset)" in checks["descriptor"] and "mask_id 264 (tokenizer)" in checks["descriptor"]
+    assert checks["task gsm8k"] == "chat markup, 256 tokens, block 32" and "GiB" in checks["memory in bfloat16"]
+
+
+def test_doctor_says_what_is_asked_for(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["doctor", "efficient-dlm-4b", "--offline", "--json"])
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert left.value.code == 1 and "--shift" in checks["shift"]["detail"]
 
 
 def test_doctor_says_what_a_name_is_not(capsys):

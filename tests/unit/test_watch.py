@@ -34,8 +34,22 @@ def test_the_picture_tells_new_old_taken_back_and_masked_apart():
     watch = watcher(True)
     watch(FIRST)
     watch.tokens.update({5: 11})
-    picture = watch._picture({5: 11}, {6: 12}, 1)
+    picture = watch._picture({5: 11}, {6: 12}, {}, 1)
     watch.live.stop()
     assert picture.plain.splitlines()[0] == "abc" + MASK  # position 6 is in tokens until its step is taken in
     styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}
     assert styles["b"] == "bold green" and styles[MASK] == "dim"
+
+
+def test_rewritten_tokens_are_shown_with_what_was_there_before():
+    watch = watcher(False)
+    watch(FIRST)
+    watch({**STEP, "positions": [5], "tokens": [11], "remasked": [], "replaced": {"positions": [4], "tokens": [12]}})
+    assert watch.console.file.getvalue().splitlines()[1] == "step   2  forwards   2  5:'b' 4:'a'->'c'"
+    assert watch.tokens == {4: 12, 5: 11, 6: 12}
+    live = watcher(True)
+    live(FIRST)
+    picture = live._picture({}, {}, {4: 12}, 1)
+    live.live.stop()
+    styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}
+    assert picture.plain.startswith("c" + MASK) and styles["c"] == "bold yellow"

@@ -155,13 +155,13 @@ def _tiny(trial: StageTrial, name: str, kind: str, graphs) -> Engine:
 
 def _strictly(engine: Engine, device: torch.device) -> None:
     """From now on every step of `engine` raises where it would wait for the device."""
-    step = engine._step
+    launch = engine.step.launch
 
-    def strict():
+    def strict(*bounds):
         with _no_waiting(device):
-            return step()
+            return launch(*bounds)
 
-    engine._step = strict
+    engine.step.launch = strict
 
 
 def _no_waiting(device: torch.device) -> AbstractContextManager:
@@ -216,14 +216,14 @@ def _allocated(device: torch.device) -> int:
 def _memory_ends(trial: StageTrial, run_out: Callable[[torch.device], None]) -> None:
     """Whenever more than two rows are decoded there is not enough; ids must be those of two rows."""
     engine, requests = _nano(trial, 8, graphs=False), _some_requests(trial)
-    step = engine._step
+    launch = engine.step.launch
 
-    def greedy():
-        if engine.canvas.rows > 2:
+    def greedy(*bounds):
+        if engine.step.canvas.rows > 2:
             run_out(trial.device)
-        return step()
+        return launch(*bounds)
 
-    engine._step = greedy
+    engine.step.launch = greedy
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

@@ -1,0 +1,248 @@
+"""The engine: requests in, generations, counts and seconds out.
+
+A facade: `dlmbench.engine.scheduler` says who decodes in which slot, `dlmbench.engine.step` carries out one step of all
+rows. Timing is done in this room and nowhere else.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from dlmbench.backbone.counter import Work
+from dlmbench.backbone.network import Network, bucket
+from dlmbench.decoders.base import Decoder
+from dlmbench.decoders.predict import Sampling
+from dlmbench.engine import calibrate as pricing
+from dlmbench.engine.calibrate import Measured
+from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line, on_device
+from dlmbench.engine.recorder import Recorder
+from dlmbench.engine.request import Generation, Request, Timing, TracedStep, now, validate
+from dlmbench.engine.scheduler import Scheduler
+from dlmbench.engine.step import Sizes, Step
+from dlmbench.engine.text import Text, Tokenizer
+from dlmbench.errors import RequestError, RunError
+from dlmbench.forwards import ForwardKey
+from dlmbench.threads import Watch
+
+WATCHED = 512  # tokens of the layer that is timed to choose the number of threads, at most
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _at_work(method: Callable[Concatenate[Engine, P], R]) -> Callable[Concatenate[Engine, P], R]:
+    """A method that computes: on the engine's device, without gradients."""
+
+    @wraps(method)
+    def there(self: Engine, *args: P.args, **kwargs: P.kwargs) -> R:
+        with on_device(self.device), torch.inference_mode():
+            return method(self, *args, **kwargs)
+
+    return there
+
+
+class Engine:
+    """Runs one decoder over networks in their roles.
+
+    Args:
+        nets: role -> `Network`; "target" is required.
+        decoder: the decoder, configured.
+        tokenizer: used for text and stop strings only; None gives empty texts.
+        batch_size: slots.
+        lag: steps between launching a step and reading its flags; default 0 on CPU, 1 elsewhere unless the decoder's
+            launches depend on them.
+        graphs: record steps and replay them; default: on CUDA where no launch depends on the host. A callable makes the
+            recordings (tests), each in the memory pool that it is given.
+        fill_after_eos: full attention only: after every step, whatever lies right of the first EOS becomes EOS.
+        fixed: (offset, token) pairs given in advance in every answer whose request names none.
+        stall_limit: steps in a row without progress after which a decoder is stopped with RunError.
+        description: what was loaded, for `describe`.
+
+    `step` has the buffers, `shapes` the work of all rows that have finished, `timing` that of the last call.
+    """
+
+    def __init__(
+        self,
+        nets: dict[str, Network],
+        decoder: Decoder,
+        tokenizer: Tokenizer | None = None,
+        *,
+        batch_size: int = 1,
+        sampling: Sampling | None = None,
+        lag: int | None = None,
+        graphs: Callable[[object], Recording] | bool | None = None,
+        stall_limit: int = 64,
+        fill_after_eos: bool = False,
+        fixed: tuple[tuple[int, int], ...] = (),
+        description: Mapping[str, object] | None = None,
+    ):
+        self.nets, self.decoder, self.tokenizer, self.text = nets, decoder, tokenizer, Text(tokenizer)
+        self.target = nets["target"]
+        self.batch_size, self.fixed, self.stall_limit = batch_size, fixed, stall_limit
+        self.sampling = sampling or Sampling()
+        self.device = self.target.device
+        self.traits = decoder.bind(nets, self.target.block_length)  # first: they may depend on the networks
+        if lag is None:
+            at_once = self.device.type == "cpu" or self.traits.lag == 0 or any(net.reads_host for net in nets.values())
+            lag = 0 if at_once else 1
+        self.lag = lag
+        wanted = self.device.type == "cuda" if graphs is None else bool(graphs)
+        recording = graphs if callable(graphs) else CUDARecording
+        self.graphs = StepGraphs(recording) if wanted and lag else None
+        self.step = Step(nets, decoder, self.traits, self.sampling, lag, self.graphs, fill_after_eos)
+        self.scheduler: Scheduler | None = None  # of the last call
+        self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
+        self.timing = Timing()
+        self.shapes: dict[ForwardKey, Work] = {}
+        self._description = dict(description or {})
+
+    @property
+    def launched(self) -> int:
+        """Steps of the last call of `generate`."""
+        return self.scheduler.launched if self.scheduler else 0
+
+    @property
+    def needs_answers(self) -> bool:
+        """Must requests bring all right answers? Those of an oracle must."""
+        return self.target.needs_answers
+
+    # --- decoding -----------------------------------------------------------------------------------------------------
+
+    @_at_work
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_finish: Callable[[Generation], None] | None = None,
+        *,
+        trace: bool = False,
+        on_step: Callable[[TracedStep], None] | None = None,
+    ) -> list[Generation]:
+        """Decode all requests and return their generations in the order given.
+
+        `on_finish` is called as each one finishes. With `trace` every generation carries its steps; `on_step` is
+        called with each recorded step (batch 1 is what one watches).
+
+        Raises:
+            RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
+            RunError: the decoder made no progress for `stall_limit` steps, memory ends with a single row, or logits
+                are no numbers.
+        """
+        requests = list(requests)
+        if not requests:
+            return []
+        validate(requests, self.step.mask_id, self.target.config.vocab_size)
+        began = now(self.device)
+        self.timing = Timing()
+        results: dict[int, Generation] = {}
+
+        def done(index: int, generation: Generation) -> None:
+            results[index] = generation
+            if on_finish:
+                on_finish(generation)
+
+        while left := [(i, request) for i, request in enumerate(requests) if i not in results]:
+            try:
+                scheduler = self._prepare([request for _, request in left], trace or on_step is not None, on_step)
+                scheduler.serve(deque(left), done)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+        self.timing.total = now(self.device) - began - (self.watch.spent if self.watch else 0.0)
+        return [results[i] for i in range(len(requests))]
+
+    def _prepare(
+        self, requests: list[Request], tracing: bool, on_step: Callable[[TracedStep], None] | None
+    ) -> Scheduler:
+        """Buffers and slots for these requests. Raises RequestError when one is too long for the model."""
+        longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
+        limit = self.target.config.max_positions
+        if longest > limit:
+            raise RequestError(
+                f"The longest prompt and its token budget need {longest} positions, the model has {limit}; "
+                "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
+            )
+        sizes = self._sizes(requests, longest)
+        self.scheduler = None
+        self.step.allocate(sizes)
+        self.step.recorder = Recorder(sizes.rows, on_step) if tracing else None
+        if self.watch:
+            block = self.target.block_length
+            tokens = min(sizes.rows * (block if self.target.config.attention != "full" else longest), WATCHED)
+            self.watch.begin(self.target.sample(tokens), (sizes.rows, tokens))
+        self.scheduler = Scheduler(
+            self.step, sizes.rows, self.text, self.timing, self.shapes, self.fixed, self.stall_limit, self.watch
+        )
+        return self.scheduler
+
+    def _sizes(self, requests: list[Request], longest: int) -> Sizes:
+        block = self.target.block_length
+        capacity = bucket(self.step.padded(longest) + block + 1 + self.traits.extra_slots)
+        answer = 0
+        if self.traits.scope == "answer":
+            answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
+        fixed = bool(self.fixed) or any(r.fixed for r in requests)
+        return Sizes(min(self.batch_size, len(requests)), capacity, answer, fixed)
+
+    def _end(self, length: int) -> int:
+        """End of a row's canvas: on the absolute grid it is filled up to a whole block."""
+        block = self.target.block_length
+        return length if self.target.config.attention == "full" else -(-length // block) * block
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        """Go on with half as many rows; those under way begin again.
+
+        Results do not depend on it in float32; in half precision near ties may fall otherwise.
+        """
+        if self.batch_size == 1:
+            raise RunError(
+                f"Memory on {self.device} ends with a single row ({first_line(error)}): "
+                "shorten prompts (--num-fewshot) or answers (--gen-length), or take a smaller model."
+            ) from error
+        self.batch_size //= 2
+        traceback.clear_frames(error.__traceback__)  # they hold what the step had computed so far
+        self.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(f"Out of memory: going on with --batch-size {self.batch_size}.", RuntimeWarning, stacklevel=3)
+
+    # --- what else can be asked ---------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Give up all buffers, and recorded steps with them; the next call of `generate` makes new ones."""
+        if self.scheduler:
+            self.scheduler.encoding = None  # prompts on their way hold what they have computed so far
+        self.step.release()
+
+    def describe(self) -> dict[str, object]:
+        """What was loaded and how: enough to tell two runs apart."""
+        graphs = {"graphs": self.graphs.refused or "recorded"} if self.graphs else {}
+        halved = {"batch_size": self.batch_size} if "batch_size" in self._description else {}
+        return {**self._description, **halved, **graphs}
+
+    @_at_work
+    def replay_seconds(self, repeats: int = 20) -> float | None:
+        """Median seconds that the device takes for the last recorded step by itself; None where none was recorded.
+
+        Spends the buffers: what was decoded last is no longer there.
+        """
+        if not (self.graphs and self.graphs.steps):
+            return None
+        recording = list(self.graphs.steps.values())[-1].recording
+        return pricing.median_seconds(recording.replay, self.device, repeats)
+
+    @_at_work
+    def calibrate(self, repeats: int = 5) -> Measured:
+        """Price of every forward met so far: its time over that of one plain denoise of the target.
+
+        Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
+        of `repeats`. Spends the buffers: what was decoded last is no longer there.
+        """
+        if self.watch is None:
+            return pricing.prices(self, repeats)
+        return self.watch.steady(lambda: pricing.prices(self, repeats))[0]
