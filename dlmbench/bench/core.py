@@ -7,6 +7,7 @@ figures are medians of repeats with their spread, synchronised, and state thread
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 import time
@@ -20,6 +21,7 @@ import torch
 from dlmbench.backbone import attention
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
@@ -296,7 +298,7 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
     }
 
 
-def _plain_makers(model, settings: Settings) -> list[Callable]:
+def _plain_makers(model: Transformer, settings: Settings) -> list[partial[_Plain]]:
     """The plain loops that are asked for, on one set of weights; they know dense networks alone."""
     if not settings.plain or model.config.experts:
         return []
