@@ -161,7 +161,7 @@ def _strictly(engine: Engine, device: torch.device) -> None:
         with _no_waiting(device):
             return launch(*bounds)
 
-    engine.step.launch = strict
+    engine.step.launch = strict  # type: ignore[method-assign]  # of this engine alone
 
 
 def _no_waiting(device: torch.device) -> AbstractContextManager:
@@ -223,7 +223,7 @@ def _memory_ends(trial: StageTrial, run_out: Callable[[torch.device], None]) -> 
             run_out(trial.device)
         return launch(*bounds)
 
-    engine.step.launch = greedy
+    engine.step.launch = greedy  # type: ignore[method-assign]  # of this engine alone
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
