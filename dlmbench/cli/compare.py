@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis import published
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.report.columns import record
+from dlmbench.report.published import NOTE, columns
 
 if TYPE_CHECKING:
     from dlmbench.analysis.published import Pair, Published
@@ -21,10 +26,6 @@ def compare(
     json: flags.Json = False,
 ) -> None:
     """Print published figures, ours of the same setting, and the difference."""
-    from dlmbench.analysis import published
-    from dlmbench.analysis.load import Results
-    from dlmbench.errors import RequestError
-    from dlmbench.report.published import NOTE, columns
 
     rows = Results.load(*folders).rows
     known = published.known_for(rows, published.read(figures))
@@ -45,7 +46,6 @@ def compare(
 
 
 def _record(pair: Pair) -> dict[str, object]:
-    from dlmbench.report.columns import record
 
     theirs, ours = pair.forwards
     row = record(pair.ours, samples=False)

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis.diff import chosen, compare
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.runs import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +35,6 @@ def diff(
     json: flags.Json = False,
 ) -> None:
     """Show which items two runs answer differently, and the step in which they part."""
-    from dlmbench.analysis.diff import chosen, compare
 
     found = compare(_row(first), _row(second))
     shown = chosen(found, not every, items)
@@ -53,9 +56,6 @@ def diff(
 
 def _row(place: Path) -> Row:
     """The finished run in a folder."""
-    from dlmbench.analysis.load import Results
-    from dlmbench.errors import RequestError
-    from dlmbench.runs import RunFolder
 
     run = RunFolder(place)
     if not run.begun:

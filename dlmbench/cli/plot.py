@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis import published
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json
+from dlmbench.errors import RequestError
+from dlmbench.report.figures import curves, pareto
 
 if TYPE_CHECKING:
     from dlmbench.analysis.published import Pair
@@ -32,9 +36,6 @@ def plot(
     json: flags.Json = False,
 ) -> None:
     """Draw finished runs, accuracy against cost by default: .png, .svg and .pdf."""
-    from dlmbench.analysis.load import Results
-    from dlmbench.errors import RequestError
-    from dlmbench.report.figures import curves, pareto
 
     if kind not in curves.KINDS:
         raise RequestError(f"--kind is {kind!r}; it takes one of {', '.join(curves.KINDS)}.")
@@ -56,8 +57,6 @@ def plot(
 
 def _pairs(rows: list[Row]) -> list[Pair]:
     """Published figures of the settings that these rows have."""
-    from dlmbench.analysis import published
-    from dlmbench.errors import RequestError
 
     pairs = published.pairs(rows, published.read())
     if not pairs:

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.recommend import BY
+from dlmbench.analysis.recommend import recommend as advise
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.report.columns import record
+from dlmbench.request.values import parse_values
 
 if TYPE_CHECKING:
     from dlmbench.analysis.recommend import Advice, Candidate
@@ -23,11 +29,6 @@ def recommend(
     json: flags.Json = False,
 ) -> None:
     """Say which setting to use, or that the items are too few to tell."""
-    from dlmbench.analysis.load import Results
-    from dlmbench.analysis.recommend import BY
-    from dlmbench.analysis.recommend import recommend as advise
-    from dlmbench.errors import RequestError
-    from dlmbench.request.values import parse_values
 
     if by not in BY:
         raise RequestError(f"--by is {by!r}; it takes {' or '.join(BY)}.")
@@ -65,7 +66,6 @@ def recommend(
 
 
 def _record(one: Advice) -> dict[str, object]:
-    from dlmbench.report.columns import record
 
     return {
         "reference": record(one.reference, samples=False),
@@ -80,8 +80,6 @@ def _record(one: Advice) -> dict[str, object]:
 
 def _candidate(one: Candidate | None) -> dict[str, object] | None:
     from dataclasses import asdict
-
-    from dlmbench.report.columns import record
 
     if one is None:
         return None

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.report.latex import choices_of, latex
+from dlmbench.report.summary import paragraphs
+from dlmbench.report.terminal import print_paragraphs
 
 if TYPE_CHECKING:
     from dlmbench.analysis.load import Results
@@ -26,10 +31,7 @@ def report(
     json: flags.Json = False,
 ) -> None:
     """Write the report: summary, figures, tables, every item, and recorded decodings to replay."""
-    from dlmbench.analysis.load import Results
-    from dlmbench.errors import RequestError
     from dlmbench.report.html import write_report
-    from dlmbench.report.summary import paragraphs
 
     if out and out.is_dir():
         raise RequestError(f"--out {str(out)!r} is a folder; name the file, for example {out / 'report.html'}.")
@@ -41,7 +43,6 @@ def report(
         summary = dict(paragraphs(results))
         print_json({"file": str(path), "latex": tex and str(tex), "rows": len(results.rows), "summary": summary})
         return
-    from dlmbench.report.terminal import print_paragraphs
 
     console = stdout()
     print_paragraphs(console, results)
@@ -51,7 +52,6 @@ def report(
 
 def _latex(results: Results, folders: list[Path], report: Path) -> Path:
     """Write the tables for a paper beside the report; the path is returned."""
-    from dlmbench.report.latex import choices_of, latex
 
     path = report.with_suffix(".tex")
     path.write_text(latex(results, [choice for folder in folders for choice in choices_of(folder)]), encoding="utf-8")

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
+from dlmbench.cli.plan import print_plan
+from dlmbench.errors import RequestError
+from dlmbench.report.columns import record
+from dlmbench.report.markdown import write_table
+from dlmbench.report.summary import paragraphs
+from dlmbench.report.terminal import print_paragraphs, print_sweep
+from dlmbench.request import SweepSpec
+from dlmbench.request.resolved import Anywhere
 from dlmbench.resources import recipe_folders
 
 if TYPE_CHECKING:
@@ -39,9 +48,6 @@ def sweep(
 
     Options take lists a,b and ranges 0.3:0.95:0.05; with a recipe, --method and --task choose among those it names.
     """
-    from dlmbench.errors import RequestError
-    from dlmbench.request import SweepSpec
-    from dlmbench.request.resolved import Anywhere
     from dlmbench.runs.local import LocalRunner
     from dlmbench.runs.sweep import planned_runs, run_sweep, tries
 
@@ -61,8 +67,6 @@ def sweep(
     sentences = tries(runs) if spec.tune_on else []
     print_notes([*notes, *sentences])
     if dry_run:
-        from dlmbench.cli.plan import print_plan
-
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
     with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars, _on(executor, address, runner, bars) as chosen:
@@ -106,13 +110,8 @@ def _on(executor: str, address: str | None, local: LocalRunner, bars: Bars) -> I
 
 def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
     """Table, figure and report of a finished sweep, and what the terminal shows of them."""
-    from dlmbench.analysis.load import Results
-    from dlmbench.report.columns import record
     from dlmbench.report.figures.pareto import plot
     from dlmbench.report.html import write_report
-    from dlmbench.report.markdown import write_table
-    from dlmbench.report.summary import paragraphs
-    from dlmbench.report.terminal import print_paragraphs, print_sweep
 
     results = Results(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *tried]

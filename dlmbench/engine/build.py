@@ -257,7 +257,9 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
 
 
 def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
+    grid = nets["target"].config.grid
     return {
+        **({"grid": grid} if grid != "origin" else {}),
         "model": run.preset.name,
         "parameters": {role: net.config.parameters for role, net in nets.items()},
         "block_length": nets["target"].block_length,

@@ -15,22 +15,23 @@ from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
 from dlmbench.models.descriptors import asked_for, described
-from dlmbench.models.presets import Preset, resolve
+from dlmbench.models.presets import Preset
 from dlmbench.registry import BACKBONES
 
 
-def attention_of(model: str) -> str | None:
-    """Attention type of a model, None when only its checkpoint can tell (a hub name)."""
-    return attention_type(resolve(model))
-
-
 def attention_type(preset: Preset) -> str | None:
-    """The same of a preset: the word that a decoder declares."""
+    """A model's attention, in the word that a decoder declares; None when only its checkpoint can tell (a hub name)."""
     flags, usual, _ = preset.told
     if attention := flags.attention or usual.attention:
         return attention
     family = family_of(preset)
     return BACKBONES.get(family or "").descriptor.attention if family in BACKBONES else None
+
+
+def fills_masks(preset: Preset) -> bool:
+    """Can the usual methods, which predict every position of a block, decode with it?"""
+    found = described(preset).descriptor
+    return found.attention != "causal" and not (found.attention == "block_causal" and found.shift)
 
 
 def family_of(preset: Preset) -> str | None:

@@ -215,7 +215,8 @@ COLUMNS: tuple[Column, ...] = (
     _plain("batch_size", "batch_size", title="batch", where=PAGE, shown=several, width=92,
            help="rows decoded together"),
     _plain("items", "metrics.items"),
-    _number("accuracy", "accuracy", "accuracy", "in percent, with its 95 % Wilson interval", where=ALL),
+    Column("accuracy", attrgetter("accuracy"), "accuracy", "in percent, with its 95 % Wilson interval", _accuracy,
+           where=ALL),
     _plain("accuracy_low", "metrics.accuracy_low"),
     _plain("accuracy_high", "metrics.accuracy_high"),
     *_against(

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
 from dlmbench.models.compatibility import (
-    attention_of,
     attention_type,
     check_blocks,
     check_described,
     check_helper,
+    fills_masks,
     store_of,
 )
 from dlmbench.models.descriptors import described, with_flags
@@ -255,7 +255,8 @@ def _bind(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Any, l
 def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """Add the methods of ``against`` to every group of runs on the same items and weights that lacks them.
 
-    Nothing is added on causal weights, which cannot fill masks. The threshold baseline runs at every confidence that a
+    Nothing is added on weights that they cannot fill masks with: autoregressive ones, and blocks under a head that
+    predicts the next position. The threshold baseline runs at every confidence that a
     method of its group runs at, so that it gets as many settings; values of other thresholds mean nothing to it, and it
     runs at its default beside them.
     """
@@ -265,7 +266,8 @@ def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
     found: list[RunSpec] = []
     for group in groups.values():
         first, added = group[0], []
-        for name in first.against if attention_of(first.model) != "causal" else ():
+        usable = fills_masks(with_flags(resolve(first.model, first.like), first.descriptor))
+        for name in first.against if usable else ():
             if name in [spec.method for spec in group]:
                 continue
             given = [spec for spec in group if spec.threshold is not None] if name == "threshold" else []

@@ -121,7 +121,7 @@ def test_a_plain_file_decodes_as_the_flags_of_a_run_say(tmp_path):
     engine = dlmbench.load(str(folder), method="threshold", device="cpu", dtype="float32", **said)
     config = engine.target.config
     assert (config.attention, config.mask_id, config.shift, config.grid) == ("block_causal", 263, 0, "prompt")
-    assert ids(engine)[0]
+    assert ids(engine)[0] and engine.describe()["grid"] == "prompt"
     assert dlmbench.load(str(folder), method="ar", device="cpu").target.config.attention == "causal"
     with pytest.raises(RequestError, match="whether its head predicts"):
         RunSpec("static", "gsm8k", model=str(folder), attention="block_causal", block_length=4, mask_id=263).resolve()

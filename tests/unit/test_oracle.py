@@ -166,7 +166,7 @@ def test_decoders_without_helpers_run_on_it_and_a_batch_equals_singles(name, att
         try:
             together = engine(name, block, attention, temperature=temperature, batch_size=4, **settings).generate(asked)
         except RequestError as error:
-            assert "needs a trained --model" in str(error)
+            assert "needs a trained --model" in str(error) or "this model's head" in str(error)  # not a shifted one
             continue
         for request, one in zip(asked, together):
             (alone,) = engine(name, block, attention, temperature=temperature, **settings).generate([request])
