@@ -124,6 +124,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "entropy": "Entropy",
     "fastdllm2": "FastDLLM2",
     "guided": "Guided",
+    "hierarchy": "Hierarchy",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
