@@ -36,7 +36,7 @@ class Hierarchy(StepDecoder):
     attention = ("full", "block_causal")
     equalities = (
         "tau=1.1,low=1.1 == static:k=1",
-        "tau=0.6,low=0.6 == threshold:tau=0.6,inclusive=false",
+        "tau=0.05,low=0.05 == threshold:tau=0.05,inclusive=false",
         "tau=0 == threshold:tau=0",
     )
 

@@ -63,6 +63,9 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
     "hierarchy": "dlmbench.verify.selectors",
+    "credit": "dlmbench.verify.selectors",
+    "frechet": "dlmbench.verify.selectors",
+    "entropy_gate": "dlmbench.verify.selectors",
 }
 _RANDOM_ORDER = "needs one library's global random order"
 SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it
