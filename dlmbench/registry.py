@@ -51,7 +51,7 @@ class Registry:
         self._read_entry_points()
         return sorted(self._targets)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         self._read_entry_points()
         return name in self._targets
 
@@ -146,5 +146,6 @@ for _name in (
     "a2d-qwen3", "a2d-qwen2", "a2d-llama",
 ):  # fmt: skip
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+BACKBONES.register_lazy("oracle", "dlmbench.oracle.family:ORACLE")
 for _name in ("llada2", "lladamoe", "sdarmoe"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

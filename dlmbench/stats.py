@@ -38,7 +38,7 @@ def wilson(successes: float, total: int, level: float = LEVEL) -> tuple[float, f
 
 
 def bootstrap_mean(
-    values: Sequence[float], level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES
+    values: Sequence[float] | np.ndarray, level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean; (nan, nan) when there is no value."""
     if len(values) == 0:

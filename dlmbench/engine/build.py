@@ -27,6 +27,7 @@ from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.oracle.network import Oracle
 from dlmbench.registry import BACKBONES
 from dlmbench.request.resolved import ResolvedRun
 from dlmbench.request.rules import check_attention, check_block_length, check_cache
@@ -185,6 +186,9 @@ def _load(run: ResolvedRun) -> dict[str, Network]:
         for role, folder in folders.items():
             if role == "head":
                 nets[role] = _head(run, nets["target"], folder, folders["target"])
+            elif presets[role].family == "oracle":
+                config = read_config(folder, presets[role].told)[0]
+                nets[role] = Oracle(config, run.block_length, run.shared.oracle, role, run.device)
             else:
                 nets[role] = _network(role, _model(places[role]), run)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -253,7 +257,9 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
 
 
 def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
+    grid = nets["target"].config.grid
     return {
+        **({"grid": grid} if grid != "origin" else {}),
         "model": run.preset.name,
         "parameters": {role: net.config.parameters for role, net in nets.items()},
         "block_length": nets["target"].block_length,

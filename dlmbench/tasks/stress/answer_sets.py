@@ -27,6 +27,7 @@ def answers(kind: str, items: Sequence[str], index: int | None = None, new: str 
     if kind == "shuffle" and len(items) > LONGEST:
         raise ValueError(f"orders are listed of at most {LONGEST} items, these are {len(items)}")
     items, n = tuple(items), len(items)
+    index, new = -1 if index is None else index, new or ""
     match kind:
         case "copy":
             return [items]
