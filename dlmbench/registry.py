@@ -122,10 +122,13 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "credit": "Credit",
     "edit": "Edit",
     "entropy": "Entropy",
     "fastdllm2": "FastDLLM2",
+    "frechet": "Frechet",
     "guided": "Guided",
+    "hierarchy": "Hierarchy",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
