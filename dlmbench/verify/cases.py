@@ -62,6 +62,9 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
+    "remdm_loop": "dlmbench.verify.remasking",
+    "rcr": "dlmbench.verify.remasking",
+    "saber": "dlmbench.verify.remasking",
 }
 _RANDOM_ORDER = "needs one library's global random order"
 SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it
