@@ -67,6 +67,9 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "credit": "dlmbench.verify.selectors",
     "frechet": "dlmbench.verify.selectors",
     "entropy_gate": "dlmbench.verify.selectors",
+    "remdm_loop": "dlmbench.verify.remasking",
+    "rcr": "dlmbench.verify.remasking",
+    "saber": "dlmbench.verify.remasking",
 }
 Fixture = dict[str, Any]  # JSON of a golden case; every area has its own fields
 Numbers = torch.Tensor | float | Sequence
