@@ -36,10 +36,7 @@ def check(case: Case, device: str = "cpu") -> None:
     decoder = _dream(params, block) if case.raw["method"] == "fastdllm_dream" else _llada(params, block)
     batch = run(case, decoder, block, policy=CachePolicy(params["cache"]), device=device)
     compare(case, batch)
-    kinds = [_kind(call) for call in batch.steps]
-    equal("nfe_full", kinds.count("refresh"), expected["nfe_full"])
-    equal("nfe_cached", kinds.count("denoise"), expected["nfe_cached"])
-    equal("tokens_processed", sum(batch.queries()), expected["tokens_processed"])
+    compare_work(batch, expected)
     if expected.get("forced_steps") is not None:  # counted for the plain threshold only
         equal("forced_steps", sum(row.fallbacks for row in batch.rows), expected["forced_steps"])
     if "last_rank_steps" in expected:
@@ -49,6 +46,14 @@ def check(case: Case, device: str = "cpu") -> None:
         equal("nocache_ids", run(case, decoder, block, device=device).ids(), expected["nocache_ids"])
     if "first_release" in expected:
         _first_release(batch, params["cache"] != "none", expected["first_release"])
+
+
+def compare_work(batch: CaseRun, expected: dict) -> None:
+    """Calls on whole sequences and on windows, and the tokens of both. Raises Mismatch."""
+    kinds = [_kind(call) for call in batch.steps]
+    equal("nfe_full", kinds.count("refresh"), expected["nfe_full"])
+    equal("nfe_cached", kinds.count("denoise"), expected["nfe_cached"])
+    equal("tokens_processed", sum(batch.queries()), expected["tokens_processed"])
 
 
 def _llada(params: dict, block: int) -> Decoder:
