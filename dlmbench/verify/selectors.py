@@ -17,9 +17,9 @@ from dlmbench.decoders.entropy import Entropy, EntropyConfig
 from dlmbench.decoders.frechet import Frechet, FrechetConfig
 from dlmbench.decoders.hierarchy import Hierarchy, HierarchyConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 from dlmbench.verify.fastdllm import compare_work
-from dlmbench.verify.rows import FIELDS, Batch, compare, run
+from dlmbench.verify.rows import FIELDS, CaseRun, compare, run
 
 PARAMS = {"gen_length", "block_length", "temperature", "mask_id"}
 EXPECTED = {"ids", "nfe", "steps", "row_forwards", "forced_steps"}
@@ -67,22 +67,22 @@ def _decoder(method: str, params: dict) -> Decoder:
     return Entropy(EntropyConfig(params["entropy_threshold"], "gate"))
 
 
-def _run(case: Case, decoder: Decoder, device: str) -> Batch:
+def _run(case: Case, decoder: Decoder, device: str) -> CaseRun:
     block, policy = case.params["block_length"], CachePolicy(case.params.get("cache", "none"))
     batch = run(case, decoder, block, policy=policy, device=device)
     return _stopped(case, batch, block) if case.params.get("early_stop") else batch
 
 
-def _forced(batch: Batch) -> int:
+def _forced(batch: CaseRun) -> int:
     return sum(row.fallbacks for row in batch.rows)
 
 
-def _stopped(case: Case, batch: Batch, block: int) -> Batch:
+def _stopped(case: Case, batch: CaseRun, block: int) -> CaseRun:
     """What dInfer makes of the run: a row ends with the block that holds an EOS, and the rest is filled with it."""
     (row,), eos = batch.rows, read_config(case.weights(), case.told("full"))[0].eos_ids[0]
     ids = row.raw_ids
     blocks = ids.index(eos) // block + 1 if eos in ids else -(-len(ids) // block)
-    numbers = sorted({step["block"] for step in row.trace})[:blocks]
-    trace = [step for step in row.trace if step["block"] in numbers]
+    numbers = sorted({step["block"] for step in traced(row)})[:blocks]
+    trace = [step for step in traced(row) if step["block"] in numbers]
     filled = ids[: blocks * block] + [eos] * (len(ids) - blocks * block)
     return replace(batch, rows=[replace(row, raw_ids=filled, trace=trace)])
