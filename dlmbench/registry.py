@@ -132,6 +132,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "mrp": "MRP",
     "prophet": "Prophet",
     "rcd": "RCD",
+    "sched": "Sched",
     "sequential": "Sequential",
     "simsd": "SimSD",
     "static": "Static",

@@ -90,7 +90,7 @@ _DREAM: dict[str, Any] = dict(
     shape="dream-7b",
     block_length=32,
     whole_answer=True,
-    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
+    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sched": _DREAM_ORDER, "sampling": {"filtered": True}},
 )
 
 _LING_CHAT = (  # of Ling's descendants; LLaDA2's turns stand behind the sentence that turns thinking off

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from dlmbench.backbone.bidirectional import CachePolicy
 from dlmbench.decoders.base import ranks, top_n
 from dlmbench.decoders.frechet import within
 from dlmbench.decoders.hierarchy import first_of_runs
+from dlmbench.decoders.sched import Sched
 from dlmbench.decoders.testing import options_of, random_requests, tiny_networks
 from dlmbench.engine import Engine
 from dlmbench.registry import DECODERS
@@ -85,3 +87,49 @@ def test_votes_change_decisions_and_begin_with_every_block(attention):
     assert [g.raw_ids for g in plain] != [g.raw_ids for g in lifted]
     one_forward_a_block = decoded("credit", "tau=0,alpha=50", attention)
     assert [g.raw_ids for g in one_forward_a_block] == [g.raw_ids for g in decoded("threshold", "tau=0", attention)]
+
+
+def exits(options, attention="full", batch_size=3, cache=None):
+    decoder = Sched(options_of(Sched, options))
+    nets = tiny_networks(decoder, attention)
+    if cache:
+        nets["target"].policy = CachePolicy(cache)
+    return Engine(nets, decoder, batch_size=batch_size).generate(random_requests(0), trace=True)
+
+
+def test_without_a_bar_sched_fills_the_answer_in_its_first_forward():
+    assert [len(g.trace) for g in exits("max_change=1,high=0,low=0")] == [1] * 7
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_a_higher_bar_never_ends_a_row_earlier(attention):
+    bars = ["high=0,low=0", "high=0.4,low=0.1", "high=0.8,low=0.2", "high=1e9,low=1e9"]
+    steps = [[len(g.trace) for g in exits(f"max_change=1,{bar}", attention)] for bar in bars]
+    assert all(a <= b for low, high in zip(steps, steps[1:]) for a, b in zip(low, high))
+    assert steps[0] != steps[1] != steps[2]
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+@pytest.mark.parametrize("options", ["max_change=1,high=0.4,low=0.1", "max_change=0.9,high=0.4,low=0,patience=1,curve=exp"])
+def test_rows_that_stop_early_do_not_depend_on_their_batch(attention, options):
+    alone = exits(options, attention, batch_size=1)
+    for together in (exits(options, attention, batch_size=size) for size in (2, 7)):
+        assert [(g.raw_ids, g.counts) for g in together] == [(g.raw_ids, g.counts) for g in alone]
+    never = [g.counts for g in exits("high=1e9,low=1e9", attention)]
+    assert [g.counts for g in alone] != never
+
+
+@pytest.mark.parametrize("stat, reference", [("mean", torch.mean), ("median", torch.median),
+                                             ("quantile", lambda values: values.quantile(0.2))])  # fmt: skip
+def test_gaps_are_aggregated_over_the_positions_that_count(stat, reference):
+    generator = torch.Generator().manual_seed(2)
+    gap, inside = torch.rand(30, 9, generator=generator), torch.rand(30, 9, generator=generator) < 0.6
+    ours = Sched(options_of(Sched, f"stat={stat}"))._aggregate(gap, inside)
+    for row, values in zip(ours, (g[i] for g, i in zip(gap, inside))):
+        assert not len(values) or torch.isclose(row, reference(values))
+
+
+@pytest.mark.parametrize("cache", ["prefix", "freecache"])
+def test_sched_sees_the_rest_of_the_answer_under_a_cache(cache):
+    steps = [len(g.trace) for g in exits("max_change=1,high=0.4,low=0.1", cache=cache)]
+    assert steps < [len(g.trace) for g in exits("high=1e9,low=1e9", cache=cache)]
