@@ -110,7 +110,9 @@ def test_a_higher_bar_never_ends_a_row_earlier(attention):
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
-@pytest.mark.parametrize("options", ["max_change=1,high=0.4,low=0.1", "max_change=0.9,high=0.4,low=0,patience=1,curve=exp"])
+@pytest.mark.parametrize(
+    "options", ["max_change=1,high=0.4,low=0.1", "max_change=0.9,high=0.4,low=0,patience=1,curve=exp"]
+)
 def test_rows_that_stop_early_do_not_depend_on_their_batch(attention, options):
     alone = exits(options, attention, batch_size=1)
     for together in (exits(options, attention, batch_size=size) for size in (2, 7)):
