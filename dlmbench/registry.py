@@ -130,6 +130,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
+    "pcsampler": "PCSampler",
     "prophet": "Prophet",
     "rcd": "RCD",
     "sched": "Sched",

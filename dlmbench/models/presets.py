@@ -79,6 +79,7 @@ class Preset:
 
 
 _NANO: dict[str, Any] = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
+_COUNTS: dict[str, dict[str, object]] = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
 _ORACLE: dict[str, Any] = dict(source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR: dict[str, Any] = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
@@ -134,7 +135,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={"mrp": {"tau": 0.7}},  # the least that lost nothing to static on 120 dev items
+            settings={**_COUNTS, "mrp": {"tau": 0.7}},  # the least tau that lost nothing to static on 120 dev items
             **_NANO,
         ),
         Preset(
@@ -157,6 +158,7 @@ PRESETS: dict[str, Preset] = {
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
+            settings=_COUNTS,
             **_NANO,
         ),
         Preset("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano", **_NANO),
@@ -173,6 +175,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "nano, trained on with residuals for --method rcd",
             companions={"reference": "nano-rcd-ref"},
+            settings=_COUNTS,
             **_NANO,
         ),
         Preset("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals", **_NANO),

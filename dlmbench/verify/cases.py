@@ -67,6 +67,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "frechet": "dlmbench.verify.selectors",
     "entropy_gate": "dlmbench.verify.selectors",
     "sched": "dlmbench.verify.sched",
+    "pcsampler": "dlmbench.verify.selectors",
 }
 _RANDOM_ORDER = "needs one library's global random order"
 SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it

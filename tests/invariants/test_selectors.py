@@ -1,6 +1,9 @@
 """What selectors promise beyond conformance. pytest tests/invariants/test_selectors.py"""
 
+import json
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +11,15 @@ import torch
 from dlmbench.backbone.bidirectional import CachePolicy
 from dlmbench.decoders.base import ranks, top_n
 from dlmbench.decoders.frechet import within
+from dlmbench.decoders.frequencies import Table, count
 from dlmbench.decoders.hierarchy import first_of_runs
+from dlmbench.decoders.pcsampler import PCSampler
 from dlmbench.decoders.sched import Sched
 from dlmbench.decoders.testing import options_of, random_requests, tiny_networks
 from dlmbench.engine import Engine
+from dlmbench.errors import RequestError
 from dlmbench.registry import DECODERS
+from dlmbench.request import RunSpec
 
 
 def decoded(method, options, attention="full"):
@@ -135,3 +142,39 @@ def test_gaps_are_aggregated_over_the_positions_that_count(stat, reference):
 def test_sched_sees_the_rest_of_the_answer_under_a_cache(cache):
     steps = [len(g.trace) for g in exits("max_change=1,high=0.4,low=0.1", cache=cache)]
     assert steps < [len(g.trace) for g in exits("high=1e9,low=1e9", cache=cache)]
+
+
+def test_rare_tokens_come_first_and_the_table_is_named_without_its_place(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(count([[5, 6, 6, 7, 7, 7, 7]])))
+    config = options_of(PCSampler, f"table={file}")
+    assert str(config.table).startswith("mine-") and str(tmp_path) not in str(config.table)
+    assert replace(config, k=2).table == config.table == pickle.loads(pickle.dumps(config)).table
+    frequency = config.table.frequencies(9)
+    assert torch.allclose(frequency * 7, torch.tensor([1, 1, 1, 1, 1, 1, 2, 4, 1]).double())
+    with pytest.raises(RequestError, match="made with its tokenizer"):
+        config.table.frequencies(7)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"num_token": 3, "p_baseline_dict": {}}', "no JSON", '{"num_token": 0}'])
+def test_a_file_without_counts_is_refused_in_one_sentence(tmp_path, text):
+    file = tmp_path / "table.json"
+    file.write_text(text)
+    with pytest.raises(RequestError, match="Table table.json"):
+        options_of(PCSampler, f"table={file}")
+
+
+def test_a_model_without_a_table_is_refused_and_nano_brings_its_own():
+    with pytest.raises(RequestError, match="pcsampler.table=FILE"):
+        RunSpec(method="pcsampler", task="gsm8k", model="llada-8b-instruct").resolve()
+    run = RunSpec(method="pcsampler", task="nano-gsm", model="nano-llada").resolve()
+    assert run.config.table.path.parent.name == "tokenizer" and "/" not in run.label
+    given = RunSpec(
+        method="pcsampler", task="nano-gsm", model="nano", settings={"pcsampler": {"table": str(run.config.table.path)}}
+    )
+    assert given.portable()["settings"]["pcsampler"]["table"] == "frequency.json"
+
+
+def test_the_shipped_table_counts_end_tokens_and_no_masks():
+    shipped = Table.of("nano/tokenizer/frequency.json").frequencies(1024)
+    assert shipped[1] > 0.005 and shipped[2] < 1e-6
