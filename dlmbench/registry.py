@@ -102,6 +102,8 @@ def load_plugin(path: str | Path) -> Any:
         raise RequestError(f"Plugin file {str(path)!r} does not exist; --plugin takes the path of a Python file.")
     name = f"dlmbench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RequestError(f"Plugin {path.name} is no Python file by its name; --plugin takes one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -133,6 +135,9 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "pcsampler": "PCSampler",
     "prophet": "Prophet",
     "rcd": "RCD",
+    "rcr": "RCR",
+    "remdm_loop": "RemdmLoop",
+    "saber": "Saber",
     "sched": "Sched",
     "sequential": "Sequential",
     "simsd": "SimSD",

@@ -242,10 +242,14 @@ class Decoder:
     def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
 
-    @classmethod
-    def threshold_field(cls) -> str | None:
-        """Name of the option that ``--threshold`` sets, None when there is none."""
-        return next((f.name for f in fields(cls.Config) if f.metadata.get("threshold")), None)
+    @cached_property
+    def threshold(self) -> float:
+        """Value of the option that ``--threshold`` sets, whatever its paper calls it. Raises TypeError for a decoder
+        that has none."""
+        name = next((f.name for f in fields(self.Config) if f.metadata.get("threshold")), None)
+        if name is None:
+            raise TypeError(f"decoder {self.name!r} has no threshold")
+        return getattr(self.config, name)
 
     @classmethod
     def objection(cls, config: Options, sampling: Sampling) -> str | None:

@@ -70,9 +70,9 @@ class Entropy(StepDecoder):
             within = (entropy <= self.config.budget).sum(1)
         elif self.config.rule == "eb":
             spent = spent - entropy.cummax(1).values
-            within = (spent <= self.config.budget).sum(1)  # inf - inf is no number and compares as false
+            within = (spent <= self.threshold).sum(1)  # inf - inf is no number and compares as false
         else:
-            within = (spent < self.config.budget).sum(1)
+            within = (spent < self.threshold).sum(1)
         due = within.clamp_min(1)
         if self.config.steps:
             due = torch.where(view.step + 1 >= self.config.steps, view.block_length, due)
