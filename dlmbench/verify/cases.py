@@ -67,6 +67,8 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "credit": "dlmbench.verify.selectors",
     "frechet": "dlmbench.verify.selectors",
     "entropy_gate": "dlmbench.verify.selectors",
+    "sched": "dlmbench.verify.sched",
+    "pcsampler": "dlmbench.verify.selectors",
     "remdm_loop": "dlmbench.verify.remasking",
     "rcr": "dlmbench.verify.remasking",
     "saber": "dlmbench.verify.remasking",
