@@ -127,6 +127,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
+    "multiblock": "Multiblock",
     "prophet": "Prophet",
     "rcd": "RCD",
     "rcr": "RCR",

@@ -62,6 +62,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
+    "multiblock": "dlmbench.verify.multiblock",
     "remdm_loop": "dlmbench.verify.remasking",
     "rcr": "dlmbench.verify.remasking",
     "saber": "dlmbench.verify.remasking",

@@ -38,6 +38,7 @@ SWEEP = [  # settings whose steps take other ways than the defaults: decoder, at
     ("rcd", "block_causal", "sampler=static,k=2,residual_temperature=0.9", {}),
     ("klass", "full", "only=kl", {}),
     ("prophet", "full", "answer_start=2", {}),
+    ("multiblock", "full", "best=first,gate=0.5", {"fill_after_eos": True}),
     ("rcr", "full", "schedule=cosine,remask=false", {}),
     ("saber", "full", "rule=token", {}),
     ("adjust", "full", "schedule=dream", {}),
