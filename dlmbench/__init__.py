@@ -77,7 +77,13 @@ def run(spec: RunSpec) -> Path:
 
 
 def read_results(folder: str | Path) -> pandas.DataFrame:
-    """One row for every run folder at or below `folder`."""
-    from dlmbench.report.table import read_results as read
+    """One row for every finished run at or below `folder`, with the columns of table.csv.
 
-    return read(folder)
+    Raises RequestError when there is none.
+    """
+    import pandas
+
+    from dlmbench.analysis.load import Results
+    from dlmbench.report.columns import record
+
+    return pandas.DataFrame([record(row) for row in Results.load(folder).rows])

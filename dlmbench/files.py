@@ -82,7 +82,8 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that belong together, as transformers chooses: model.safetensors, else what the index
-    names, else the only set there is. Files left over from other uploads are not among them.
+    names, else the only set there is. Files left over from other uploads are not among them. A network without layers
+    (an oracle) has none.
 
     Raises RequestError when there are none, when a shard is missing, and when it is not clear which ones are meant.
     """
@@ -95,6 +96,8 @@ def weight_files(folder: Path) -> list[Path]:
             raise broken(index, "has no weight_map from tensors to files: fetch it again")
         return _all_there(folder, sorted(set(names.values())))
     found = sorted(file.name for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    if not found and (read_json(folder / "config.json") or {}).get("num_hidden_layers") == 0:
+        return []
     if not found:
         adapter = any(folder.glob("adapter_*.safetensors"))
         remedy = "merge its adapter into the base model first" if adapter else "convert the checkpoint to it first"

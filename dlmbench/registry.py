@@ -51,7 +51,7 @@ class Registry:
         self._read_entry_points()
         return sorted(self._targets)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         self._read_entry_points()
         return name in self._targets
 
@@ -102,6 +102,8 @@ def load_plugin(path: str | Path) -> Any:
         raise RequestError(f"Plugin file {str(path)!r} does not exist; --plugin takes the path of a Python file.")
     name = f"dlmbench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RequestError(f"Plugin {path.name} is no Python file by its name; --plugin takes one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -120,10 +122,13 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "credit": "Credit",
     "edit": "Edit",
     "entropy": "Entropy",
     "fastdllm2": "FastDLLM2",
+    "frechet": "Frechet",
     "guided": "Guided",
+    "hierarchy": "Hierarchy",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
@@ -147,5 +152,6 @@ for _name in (
     "a2d-qwen3", "a2d-qwen2", "a2d-llama",
 ):  # fmt: skip
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.families:{_name.upper().replace('-', '_')}")
+BACKBONES.register_lazy("oracle", "dlmbench.oracle.family:ORACLE")
 for _name in ("llada2", "lladamoe", "sdarmoe"):
     BACKBONES.register_lazy(_name, f"dlmbench.backbone.sparse_families:{_name.upper()}")

@@ -20,6 +20,7 @@ import numpy as np
 LEVEL = 0.95
 ALPHA = 0.05  # the share of false alarms that a test allows, over all comparisons of a table together
 POWER = 0.8
+MARGIN = 0.02  # of accuracy: a difference within it is called equal, a loss within it is allowed
 RESAMPLES = 10_000
 
 
@@ -38,7 +39,7 @@ def wilson(successes: float, total: int, level: float = LEVEL) -> tuple[float, f
 
 
 def bootstrap_mean(
-    values: Sequence[float], level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES
+    values: Sequence[float] | np.ndarray, level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean; (nan, nan) when there is no value."""
     if len(values) == 0:

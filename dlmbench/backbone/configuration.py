@@ -38,6 +38,7 @@ def read_config(folder: Path, told: Told = NOTHING) -> tuple[BackboneConfig, Fam
     settled = _settle(raw, family, folder, told, config.vocab_size)
     _check_settled(settled, config.vocab_size, folder)
     found = settled.descriptor
+    assert found.attention is not None and found.shift is not None
     return replace(
         config, family=family.name, attention=found.attention, shift=found.shift, mask_id=found.mask_id,
         eos_ids=found.end_ids or (), block_length=found.block_length, grid=found.grid or "origin",

@@ -8,7 +8,7 @@ from the family; one that nobody knows is asked for and never guessed. Imports n
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlmbench.errors import RequestError
 
@@ -113,7 +113,7 @@ def settle(*said: tuple[str, Descriptor]) -> Settled:
     give them.
     """
     attention = next((one.attention for _, one in said if one.attention), None)
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, one in said:
         strange = one.attention not in (None, attention)

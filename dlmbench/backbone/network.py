@@ -64,6 +64,7 @@ class Network:
 
     carried: tuple[str, ...] = ("pending",)
     needs_answers = False  # must requests bring all right answers? (an oracle is made of them)
+    priced = True  # is a forward's time its cost? (one of an oracle counts as one)
     keeps_states = False  # are prompts' hidden states left for a network that comes after it?
 
     def __init__(self, role: str, model: Transformer, block_length: int, store: str = "fused"):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from dlmbench.report.pareto import plt
+from dlmbench.report.figures.style import subplots
 
 
 def draw_growth(record: dict, file: Path) -> None:
     """Milliseconds of a forward against keys in sight: a line a batch size, points measured, lines fitted."""
-    figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    figure, axes = subplots(1, 1, (5.2, 3.6))
+    ax = axes[0, 0]
     rows = record["forwards"]
     for number, batch in enumerate(sorted({row["batch"] for row in rows})):
         part = sorted((row for row in rows if row["batch"] == batch), key=lambda row: row["context"])
@@ -35,4 +36,3 @@ def draw_growth(record: dict, file: Path) -> None:
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     figure.savefig(file, dpi=200)
-    plt.close(figure)

@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from dlmbench.errors import RequestError
+from dlmbench.request import values
+from dlmbench.request.resolved import Machine, dtype_on
+
 
 def bench(
     shape: Annotated[str, typer.Option(help="backbone shape, random weights")] = "nano",
@@ -41,10 +45,7 @@ def bench(
     import json as json_module
 
     from dlmbench.bench.core import Settings, run
-    from dlmbench.errors import RequestError
     from dlmbench.models.shapes import shape_of
-    from dlmbench.request import values
-    from dlmbench.request.resolved import Machine, dtype_on
 
     place = Machine().device(values.device(device, "device"))
     kind = dtype_on(place, dtype)

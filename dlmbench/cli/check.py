@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dlmbench.registry import DECODERS
+
 
 def check(
     decoder: Annotated[
@@ -23,7 +25,6 @@ def check(
     from rich.console import Console
 
     from dlmbench.decoders.testing import conformance, decoders_of
-    from dlmbench.registry import DECODERS
 
     classes = [DECODERS.get(decoder)] if decoder in DECODERS else decoders_of(decoder)
     slow = decoders_of(reference)[0] if reference else None

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis import published
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.report.columns import record
+from dlmbench.report.published import NOTE, columns
+
+if TYPE_CHECKING:
+    from dlmbench.analysis.published import Pair, Published
 
 
 def compare(
@@ -18,35 +26,33 @@ def compare(
     json: flags.Json = False,
 ) -> None:
     """Print published figures, ours of the same setting, and the difference."""
-    from dlmbench.errors import RequestError
-    from dlmbench.report import published
-    from dlmbench.report.curves import finished
-    from dlmbench.report.table import row
 
-    rows = [row(run) for run in finished(*folders)]
+    rows = Results.load(*folders).rows
     known = published.known_for(rows, published.read(figures))
     if not known:
-        ours = ", ".join(dict.fromkeys(f"{row['model']} on {row['task']}" for row in rows))
+        ours = ", ".join(dict.fromkeys(f"{row.model} on {row.task}" for row in rows))
         raise RequestError(f"Nothing was published for {ours}; recipes/papers has the settings that papers report.")
     pairs = published.pairs(rows, known)
     if json:
         record = {
             "pairs": [_record(pair) for pair in pairs],
             "not_run": len(known) - len(pairs),
-            "note": published.NOTE,
+            "note": NOTE,
         }
         print_json(record)
         return
-    columns, sources = published.columns(pairs)
-    _print(columns, [*sources, _not_run(known, pairs), published.NOTE])
+    table, sources = columns(pairs)
+    _print(table, [*sources, _not_run(known, pairs), NOTE])
 
 
-def _record(pair: Any) -> dict[str, Any]:
+def _record(pair: Pair) -> dict[str, object]:
+
     theirs, ours = pair.forwards
+    row = record(pair.ours, samples=False)
     names = ("label", "accuracy", "accuracy_low", "accuracy_high", "items", "device", "weights", "folder")
     return {
         "published": asdict(pair.published),
-        "ours": {name: pair.ours[name] for name in names},
+        "ours": {name: row[name] for name in names},
         "difference": pair.gap,
         "inside_our_interval": pair.inside,
         "forwards_without_stores": {"published": theirs, "ours": ours},
@@ -55,7 +61,7 @@ def _record(pair: Any) -> dict[str, Any]:
     }
 
 
-def _not_run(known: list[Any], pairs: list[Any]) -> str:
+def _not_run(known: list[Published], pairs: list[Pair]) -> str:
     missing = [one for one in known if one not in [pair.published for pair in pairs]]
     if not missing:
         return "Every published setting of these models and tasks was run."
@@ -71,8 +77,8 @@ def _print(columns: dict[str, list[str]], lines: list[str]) -> None:
         table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
         for name in columns:
             table.add_column(name, overflow="fold", no_wrap=name not in ("task", "model", "setting"))
-        for line in zip(*columns.values()):
-            table.add_row(*line)
+        for cells in zip(*columns.values()):
+            table.add_row(*cells)
         console.print(table)
     for line in lines:
         console.print(line, style="dim", markup=False, soft_wrap=True)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis.diff import chosen, compare
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.runs import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from dlmbench.analysis.diff import Comparison, Item, Parting
+    from dlmbench.analysis.row import Row
 
 
 def diff(
@@ -22,12 +35,11 @@ def diff(
     json: flags.Json = False,
 ) -> None:
     """Show which items two runs answer differently, and the step in which they part."""
-    from dlmbench.report.diff import chosen, compare
 
-    found = compare(*(_run(place) for place in (first, second)))
+    found = compare(_row(first), _row(second))
     shown = chosen(found, not every, items)
     if json:
-        labels = [record["label"] for record in found.rows]
+        labels = [row.label for row in found.rows]
         print_json(
             {
                 "labels": labels,
@@ -42,10 +54,8 @@ def diff(
     _print(found, shown)
 
 
-def _run(place: Path) -> Any:
+def _row(place: Path) -> Row:
     """The finished run in a folder."""
-    from dlmbench.errors import RequestError
-    from dlmbench.runs import RunFolder
 
     run = RunFolder(place)
     if not run.begun:
@@ -54,10 +64,10 @@ def _run(place: Path) -> Any:
         raise RequestError(f"{place.name} is unfinished; the command that made it goes on where it stopped.")
     if not run.samples:
         raise RequestError(f"{place.name} came without its samples.jsonl; run it again to compare its items.")
-    return run
+    return Results([run]).rows[0]
 
 
-def _print(found: Any, shown: Any) -> None:
+def _print(found: Comparison, shown: Sequence[Item]) -> None:
     console = stdout()
     console.print(found.sentence(), markup=False, soft_wrap=True)
     for name, count in zip(("first", "second"), found.alone):
@@ -77,23 +87,23 @@ def _print(found: Any, shown: Any) -> None:
         )
 
 
-def _heading(item: Any) -> str:
+def _heading(item: Item) -> str:
     words = [("wrong", "right")[int(score)] if score in (0, 1) else f"{100 * score:.0f} %" for score in item.scores]
     return f"{item.key}: {words[0]} / {words[1]}"
 
 
-def _beside(found: Any, item: Any) -> Any:
+def _beside(found: Comparison, item: Item) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=False)
-    for record in found.rows:
-        table.add_column(record["label"], overflow="fold", ratio=1)
+    for row in found.rows:
+        table.add_column(row.label, overflow="fold", ratio=1)
     table.add_row(*(Text(text.strip()) for text in item.texts))
     return table
 
 
-def _print_parting(console: Any, parting: Any) -> None:
+def _print_parting(console: Console, parting: Parting) -> None:
     lead = "" if parting.lead is None else f", smallest lead of a best logit over the second {parting.lead:.2f}"
     console.print(
         f"they part in step {parting.step} (of {parting.steps[0]} and {parting.steps[1]}){lead}", style="yellow"

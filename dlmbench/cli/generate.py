@@ -9,6 +9,10 @@ import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import as_text, print_json, print_notes
+from dlmbench.errors import RequestError
+from dlmbench.report.watch import Watcher
+from dlmbench.request import RunSpec
+from dlmbench.request.values import parse_assignments
 
 
 @flags.takes_options(
@@ -30,9 +34,6 @@ def generate(
 ) -> None:
     """Decode one prompt."""
     from dlmbench.engine import Request, build
-    from dlmbench.errors import RequestError
-    from dlmbench.request import RunSpec
-    from dlmbench.request.values import parse_assignments
 
     _exactly_one(prompt, prompt_ids)
     if trace and not trace.absolute().parent.is_dir():
@@ -45,8 +46,6 @@ def generate(
     request = Request("prompt", tuple(ids), run.spec.gen_length or 128, seed=run.spec.seed)
     watcher = None
     if watch:
-        from dlmbench.report.watch import Watcher
-
         watcher = Watcher(engine, ids)
     result = engine.generate([request], trace=True, on_step=watcher)[0]
     record = as_json(result)
@@ -83,7 +82,6 @@ def _summary(result) -> str:
 
 
 def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
-    from dlmbench.errors import RequestError
 
     if (prompt is None) == (prompt_ids is None):
         raise RequestError('Give exactly one of --prompt and --prompt-ids; for example --prompt "2+3=".')
@@ -92,7 +90,6 @@ def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
 def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
     from dlmbench.engine.prompts import prompt_ids as encode
     from dlmbench.engine.prompts import render_chat
-    from dlmbench.errors import RequestError
 
     if prompt_ids is not None:
         try:

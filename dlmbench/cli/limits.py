@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
+from dlmbench.backbone import load_tokenizer
 from dlmbench.cli import flags
+from dlmbench.errors import RequestError
+from dlmbench.models.presets import ASSETS
+from dlmbench.oracle.options import OracleOptions
+from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.request import options
+from dlmbench.request.values import parse_assignments
+from dlmbench.stats import bracket, points
+from dlmbench.tasks import load_task
 
 
 def limits(
@@ -30,18 +39,9 @@ def limits(
     from rich.console import Console
     from rich.table import Table
 
-    from dlmbench.backbone import load_tokenizer
     from dlmbench.decoders.predict import Sampling
-    from dlmbench.errors import RequestError
-    from dlmbench.models.presets import ASSETS
-    from dlmbench.oracle import OracleOptions
     from dlmbench.oracle.limits import MODELS
     from dlmbench.oracle.limits import limit as limit_of
-    from dlmbench.registry import DECODERS, load_plugin
-    from dlmbench.request import options
-    from dlmbench.request.values import parse_assignments
-    from dlmbench.stats import bracket, points
-    from dlmbench.tasks import load_task
 
     if attention not in ("full", "block_causal"):
         raise RequestError(f"--attention is {attention!r}; the ideal model has full or block_causal.")

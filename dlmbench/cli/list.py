@@ -8,6 +8,13 @@ import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.cli.sweep import recipe_files
+from dlmbench.errors import RequestError
+from dlmbench.models.presets import PRESETS
+from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.request import read_recipe
+from dlmbench.request.options import threshold_field
+from dlmbench.tasks import catalogue
 
 KINDS = ("methods", "models", "tasks", "recipes")
 _NAMES = ("method", "model", "task", "file", "family", "where", "verb")
@@ -20,8 +27,6 @@ def list(  # noqa: A001  (the verb's name)
     json: flags.Json = False,
 ) -> None:
     """List methods, models, tasks or recipes."""
-    from dlmbench.errors import RequestError
-    from dlmbench.registry import load_plugin
 
     if kind not in KINDS:
         raise RequestError(f"Cannot list {kind!r}; there are {', '.join(KINDS)}.")
@@ -43,8 +48,6 @@ def list(  # noqa: A001  (the verb's name)
 
 
 def _methods() -> Any:
-    from dlmbench.registry import DECODERS
-    from dlmbench.request.options import threshold_field
 
     rows = []
     for name in DECODERS.names():
@@ -74,7 +77,6 @@ def first_sentence(decoder: Any) -> str:
 
 
 def _models() -> Any:
-    from dlmbench.models.presets import PRESETS
 
     return [
         {
@@ -90,7 +92,6 @@ def _models() -> Any:
 
 
 def _tasks() -> Any:
-    from dlmbench.tasks import catalogue
 
     return [
         {"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
@@ -99,8 +100,6 @@ def _tasks() -> Any:
 
 
 def _recipes() -> Any:
-    from dlmbench.cli.sweep import recipe_files
-    from dlmbench.request import read_recipe
 
     rows = []
     for path in recipe_files():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.cli.console import print_json, stderr, stdout
+from dlmbench.runs.preflight import Needs, disk, needed_by
 
 if TYPE_CHECKING:
     from dlmbench.request import ResolvedRun
@@ -20,7 +21,6 @@ def print_plan(
 ) -> None:
     """Plan `runs`, try them on a few items, print. Leaves no file."""
     from dlmbench.runs.estimate import estimate, plan
-    from dlmbench.runs.preflight import Needs, disk, needed_by
 
     needs = Needs()
     with stderr().status("trying a few items of every run ..."):

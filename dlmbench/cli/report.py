@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import RequestError
+from dlmbench.report.latex import choices_of, latex
+from dlmbench.report.summary import paragraphs
+from dlmbench.report.terminal import print_paragraphs
+
+if TYPE_CHECKING:
+    from dlmbench.analysis.load import Results
 
 
 def report(
@@ -23,46 +31,30 @@ def report(
     json: flags.Json = False,
 ) -> None:
     """Write the report: summary, figures, tables, every item, and recorded decodings to replay."""
-    from dlmbench.errors import RequestError
     from dlmbench.report.html import write_report
-    from dlmbench.report.summary import paragraphs
-    from dlmbench.report.table import table
-    from dlmbench.runs import find_runs
 
-    for folder in folders:
-        if not folder.is_dir():
-            raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
     if out and out.is_dir():
         raise RequestError(f"--out {str(out)!r} is a folder; name the file, for example {out / 'report.html'}.")
-    runs = [run for run in find_runs(*folders) if run.finished]
-    runs = [run for run in runs if split == "all" or run.manifest.spec.split == split]
-    if not runs:
-        raise RequestError(
-            f"No finished run on {split} items in {', '.join(map(str, folders))}; make one with dlmbench run or "
-            "dlmbench sweep, or choose another --split (test, dev or all)."
-        )
-    frame = table(runs)
+    results = Results.load(*folders, split=split)
     title, description = _named(folders[0])
-    path = write_report(frame, runs, out or folders[0] / "report.html", title, description)
-    found = paragraphs(frame)
-    tex = _latex(runs, folders, path) if latex else None
+    path = write_report(results, out or folders[0] / "report.html", title, description)
+    tex = _latex(results, folders, path) if latex else None
     if json:
-        print_json({"file": str(path), "latex": tex and str(tex), "rows": len(frame), "summary": dict(found)})
+        summary = dict(paragraphs(results))
+        print_json({"file": str(path), "latex": tex and str(tex), "rows": len(results.rows), "summary": summary})
         return
-    from dlmbench.report.screen import print_paragraphs
 
     console = stdout()
-    print_paragraphs(console, found)
+    print_paragraphs(console, results)
     names = " and ".join(str(one) for one in (path, tex) if one)
     console.print(f"saved   {names}", style="dim", markup=False, soft_wrap=True)
 
 
-def _latex(runs: list, folders: list[Path], report: Path) -> Path:
+def _latex(results: Results, folders: list[Path], report: Path) -> Path:
     """Write the tables for a paper beside the report; the path is returned."""
-    from dlmbench.report.latex import choices_of, latex
 
     path = report.with_suffix(".tex")
-    path.write_text(latex(runs, [choice for folder in folders for choice in choices_of(folder)]), encoding="utf-8")
+    path.write_text(latex(results, [choice for folder in folders for choice in choices_of(folder)]), encoding="utf-8")
     return path
 
 

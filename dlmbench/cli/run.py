@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
+from dlmbench.cli.plan import print_plan
+from dlmbench.report.columns import record
+from dlmbench.report.terminal import print_run
+from dlmbench.request import RunSpec
+from dlmbench.request.key import same_request
+from dlmbench.request.resolved import Anywhere, with_baselines
+from dlmbench.request.values import parse_assignments
 
 if TYPE_CHECKING:
     from dlmbench.request import ResolvedRun, RunSpec
@@ -24,9 +32,6 @@ def run(
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    from dlmbench.request import RunSpec
-    from dlmbench.request.resolved import Anywhere
-    from dlmbench.request.values import parse_assignments
     from dlmbench.runs.local import LocalRunner
 
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
@@ -34,8 +39,6 @@ def run(
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
     if dry_run:
-        from dlmbench.cli.plan import print_plan
-
         print_plan(runs[0].label, runs, runner, json)
         return
     with Bars(len(runs)) as bars:
@@ -46,8 +49,6 @@ def run(
 
 def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRun], list[str]]:
     """The run of `spec`, then its baselines that are other runs; and the notes for the user."""
-    from dlmbench.request.key import same_request
-    from dlmbench.request.resolved import with_baselines
 
     ours = spec.resolve(machine)
     found = {same_request(ours): ours}
@@ -65,12 +66,11 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:
     """The table of the runs; the first is the one that was asked for."""
-    from dlmbench.report.screen import print_run
-    from dlmbench.report.table import table
 
-    ours, frame = folders[0], table(folders)
+    results = Results(folders)
     if json:
-        rows = sorted(frame.to_dict("records"), key=lambda row: row["key"] != ours.key)
-        print_json({"run": rows[0], "baselines": rows[1:], "saved": str(ours.path)})
+        ours = results.row(folders[0])
+        others = [record(row) for row in results.rows if row is not ours]
+        print_json({"run": record(ours), "baselines": others, "saved": str(folders[0].path)})
         return
-    print_run(stdout(), frame, ours)
+    print_run(stdout(), results, folders[0])

@@ -10,6 +10,10 @@ import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, print_notes, stdout
+from dlmbench.errors import RequestError
+from dlmbench.runs import find_runs
+from dlmbench.runs.aggregate import aggregate
+from dlmbench.tasks import load_task
 
 if TYPE_CHECKING:
     from dlmbench.runs import Manifest, RunFolder
@@ -26,8 +30,6 @@ def score(
     json: flags.Json = False,
 ) -> None:
     """Score stored generations again and renew their metrics; generated code runs in the sandbox only."""
-    from dlmbench.errors import RequestError
-    from dlmbench.runs import find_runs
 
     runs = find_runs(*folders)
     if not runs:
@@ -56,7 +58,6 @@ def _rescore(
     run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model: str | None, workers: int
 ) -> dict[str, Any]:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
-    from dlmbench.runs.aggregate import aggregate
 
     manifest = run.manifest
     before = run.metrics if run.finished else None
@@ -77,8 +78,6 @@ def _rescore(
 
 def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, model: str | None) -> Task:
     """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
-    from dlmbench.errors import RequestError
-    from dlmbench.tasks import load_task
 
     facts = manifest.task
     kind = (facts.name, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
@@ -106,7 +105,6 @@ def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, mode
 
 def _tokenizer(model: str) -> Any:
     from dlmbench.engine import tokenizer_of
-    from dlmbench.errors import RequestError
 
     try:
         return tokenizer_of(model)

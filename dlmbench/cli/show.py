@@ -9,6 +9,16 @@ import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
+from dlmbench.cli.list import first_sentence
+from dlmbench.cli.sweep import find_recipe, recipe_files
+from dlmbench.errors import RequestError
+from dlmbench.models.descriptors import asked_for, described
+from dlmbench.models.presets import ABSENT, PRESETS, resolve
+from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.request import SweepSpec, read_recipe
+from dlmbench.request.resolved import Anywhere
+from dlmbench.request.shared import POLICIES, CacheOptions
+from dlmbench.tasks import catalogue
 
 
 def show(
@@ -17,8 +27,6 @@ def show(
     json: flags.Json = False,
 ) -> None:
     """Show a method's options, a model's settings, a task, or a recipe's plan."""
-    from dlmbench.errors import RequestError
-    from dlmbench.registry import load_plugin
 
     if plugin:
         load_plugin(plugin)
@@ -35,19 +43,12 @@ def show(
 def _near(name: str) -> str:
     import difflib
 
-    from dlmbench.cli.sweep import recipe_files
-    from dlmbench.models.presets import PRESETS
-    from dlmbench.registry import DECODERS
-    from dlmbench.tasks import catalogue
-
     known = [*DECODERS.names(), *PRESETS, *(row.name for row in catalogue()), *(path.stem for path in recipe_files())]
     close = difflib.get_close_matches(name, known, n=3)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _method(name: str) -> dict[str, Any] | None:
-    from dlmbench.cli.list import first_sentence
-    from dlmbench.registry import DECODERS
 
     if name not in DECODERS:
         return None
@@ -75,7 +76,6 @@ def _method(name: str) -> dict[str, Any] | None:
 
 
 def _cache(name: str) -> dict[str, Any] | None:
-    from dlmbench.request.shared import POLICIES, CacheOptions
 
     if name not in POLICIES:
         return None
@@ -107,8 +107,6 @@ def _meaning(field: dataclasses.Field) -> str:
 def _model(name: str) -> dict[str, Any] | None:
     from pathlib import Path
 
-    from dlmbench.models.presets import ABSENT, PRESETS, resolve
-
     if name not in PRESETS and not Path(name).expanduser().is_dir():
         return None
     preset = PRESETS.get(name) or resolve(name)
@@ -138,7 +136,6 @@ def _model(name: str) -> dict[str, Any] | None:
 
 def _descriptor(preset: Any) -> list[dict[str, Any]]:
     """How the model is used, each value with who says it, and what is asked for."""
-    from dlmbench.models.descriptors import asked_for, described
 
     settled = described(preset)
     known = [(name, value, settled.sources[name]) for name, value in settled.descriptor.said().items()]
@@ -156,16 +153,12 @@ def _blocks(preset: Any) -> str:
 
 
 def _task(name: str) -> dict[str, Any] | None:
-    from dlmbench.tasks import catalogue
 
     row = next((row for row in catalogue() if row.name == name), None)
     return row and {"task": row.name, "what it asks": row.description, "items": row.items, "needs": row.needs}
 
 
 def _recipe(name: str) -> dict[str, Any] | None:
-    from dlmbench.cli.sweep import find_recipe
-    from dlmbench.request import SweepSpec, read_recipe
-    from dlmbench.request.resolved import Anywhere
 
     path = find_recipe(name)
     if not path.is_file():

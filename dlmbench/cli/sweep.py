@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
+from dlmbench.cli.plan import print_plan
+from dlmbench.errors import RequestError
+from dlmbench.report.columns import record
+from dlmbench.report.markdown import write_table
+from dlmbench.report.summary import paragraphs
+from dlmbench.report.terminal import print_paragraphs, print_sweep
+from dlmbench.request import SweepSpec
+from dlmbench.request.resolved import Anywhere
 from dlmbench.resources import recipe_folders
 
 if TYPE_CHECKING:
@@ -39,9 +48,6 @@ def sweep(
 
     Options take lists a,b and ranges 0.3:0.95:0.05; with a recipe, --method and --task choose among those it names.
     """
-    from dlmbench.errors import RequestError
-    from dlmbench.request import SweepSpec
-    from dlmbench.request.resolved import Anywhere
     from dlmbench.runs.local import LocalRunner
     from dlmbench.runs.sweep import planned_runs, run_sweep, tries
 
@@ -61,8 +67,6 @@ def sweep(
     sentences = tries(runs) if spec.tune_on else []
     print_notes([*notes, *sentences])
     if dry_run:
-        from dlmbench.cli.plan import print_plan
-
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
     with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars, _on(executor, address, runner, bars) as chosen:
@@ -106,34 +110,27 @@ def _on(executor: str, address: str | None, local: LocalRunner, bars: Bars) -> I
 
 def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
     """Table, figure and report of a finished sweep, and what the terminal shows of them."""
-    from dlmbench.report.curves import groups, matched_markdown
+    from dlmbench.report.figures.pareto import plot
     from dlmbench.report.html import write_report
-    from dlmbench.report.pareto import plot
-    from dlmbench.report.screen import print_paragraphs, print_sweep
-    from dlmbench.report.seeds import over_seeds, seeds_markdown
-    from dlmbench.report.summary import paragraphs
-    from dlmbench.report.table import table, write_table
 
-    frame = table(swept.folders)
+    results = Results(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *tried]
-    tail = "\n\n".join([matched_markdown(groups(swept.folders)), seeds_markdown(over_seeds(swept.folders))]).strip()
-    written = write_table(frame, spec.out, spec.name, sentences, tail) + plot(frame, spec.out)
-    place = Path(spec.out) / "report.html"
-    written.append(write_report(frame, swept.folders, place, spec.name, spec.description, sentences))
+    written = write_table(results, spec.out, spec.name, sentences) + plot(results.rows, spec.out)
+    written.append(write_report(results, Path(spec.out) / "report.html", spec.name, spec.description, sentences))
     if json:
         print_json(
             {
                 "name": spec.name,
-                "rows": frame.to_dict("records"),
+                "rows": [record(row) for row in results.rows],
                 "choices": sentences,
-                "summary": dict(paragraphs(frame)),
+                "summary": dict(paragraphs(results)),
                 "files": [str(path) for path in written],
             }
         )
         return
     console = stdout()
-    print_sweep(console, frame)
+    print_sweep(console, results)
     for sentence in sentences:
         console.print(sentence, markup=False, soft_wrap=True)
-    print_paragraphs(console, paragraphs(frame))
+    print_paragraphs(console, results)
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dlmbench.errors import RequestError
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, for example recipes/train-nano.yaml.")],
@@ -17,7 +19,6 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this many minutes.")] = None,
 ) -> None:
     """Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one."""
-    from dlmbench.errors import RequestError
     from dlmbench.training.recipe import read_recipe
 
     plan = read_recipe(recipe)

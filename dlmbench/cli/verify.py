@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dlmbench.request.resolved import Machine
+
 
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="folders of golden cases", show_default=False)],
@@ -18,7 +20,6 @@ def verify(
 
     from rich.console import Console
 
-    from dlmbench.request.resolved import Machine
     from dlmbench.verify import run_folder
 
     device = Machine().device(device)

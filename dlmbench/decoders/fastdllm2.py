@@ -84,7 +84,7 @@ class FastDLLM2(RoundDecoder):
 
         best = view.candidates(logits, positions=view.start.unsqueeze(1) + places, traced=False)
         waiting = masked.gather(1, places) & working.unsqueeze(1)
-        passed = (best.confidence > self.config.tau) & waiting
+        passed = (best.confidence > self.threshold) & waiting
         chosen = passed | top_n(best.log_odds, waiting, 1)
         revealed = torch.zeros_like(masked).scatter(1, places, chosen)
         tokens = torch.where(revealed, ids.scatter(1, places, best.tokens), ids)
@@ -105,13 +105,12 @@ class FastDLLM2(RoundDecoder):
             return net.whole_block(view, ids, places, working & ~full, working & full)
         alone = ~full & (view.step > 0) & ~masked.gather(1, places[:, :1]).squeeze(1)
         whole, parts = self._launches(view)
-        logits = part = None
-        if whole:
-            logits = net.whole_block(view, ids, places, working & ~full & ~alone, working & full)
-        if parts:
-            part = net.sub_block(view, ids.gather(1, places), places[:, 0], working & alone)
-        if logits is None or part is None:
-            return part if logits is None else logits
+        if not whole:
+            return net.sub_block(view, ids.gather(1, places), places[:, 0], working & alone)
+        logits = net.whole_block(view, ids, places, working & ~full & ~alone, working & full)
+        if not parts:
+            return logits
+        part = net.sub_block(view, ids.gather(1, places), places[:, 0], working & alone)
         return torch.where(alone.view(-1, 1, 1), part, logits)
 
     @staticmethod

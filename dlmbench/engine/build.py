@@ -27,6 +27,7 @@ from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.oracle.network import Oracle
 from dlmbench.registry import BACKBONES
 from dlmbench.request.resolved import ResolvedRun
 from dlmbench.request.rules import check_attention, check_block_length, check_cache
@@ -185,6 +186,9 @@ def _load(run: ResolvedRun) -> dict[str, Network]:
         for role, folder in folders.items():
             if role == "head":
                 nets[role] = _head(run, nets["target"], folder, folders["target"])
+            elif presets[role].family == "oracle":
+                config = read_config(folder, presets[role].told)[0]
+                nets[role] = Oracle(config, run.block_length, run.shared.oracle, role, run.device)
             else:
                 nets[role] = _network(role, _model(places[role]), run)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -253,9 +257,12 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
 
 
 def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
+    size, grid = DTYPES[run.dtype].itemsize, nets["target"].config.grid
     return {
+        **({"grid": grid} if grid != "origin" else {}),
         "model": run.preset.name,
         "parameters": {role: net.config.parameters for role, net in nets.items()},
+        "reads": {role: _reads(net.config, run.block_length, size) for role, net in nets.items()},
         "block_length": nets["target"].block_length,
         "decoder": {"name": run.decoder.name, "version": run.decoder.version},
         "dtype": run.dtype,
@@ -263,3 +270,15 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "batch_size": run.batch_size,
         "store": nets["target"].store_mode,
     }
+
+
+def _reads(config: Any, tokens: int, size: int) -> dict[str, int]:
+    """Bytes that a forward of so many tokens reads for a single row: the weights, output head included, and a key with
+    its value. config: of a backbone or of a head; `size` of a number."""
+    if not isinstance(config, BackboneConfig):
+        return {"weights": config.parameters * size, "key": 0}
+    numbers = config.parameters_read(tokens)
+    if type(config) is not BackboneConfig:  # a head: its own parameters, and the backbone's output head
+        numbers = config.parameters + config.vocab_size * config.hidden_size
+    key = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return {"weights": round(numbers) * size, "key": key * size}

@@ -40,6 +40,8 @@ def prices(engine: Engine, repeats: int) -> Measured:
     """
     if not engine.shapes:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
+    if not engine.target.priced:
+        return Measured(0.0, dict.fromkeys(sorted(engine.shapes), 1.0))
     batch = engine.batch_size
     plain, base = _plain(engine, repeats)
     found = {

@@ -82,7 +82,7 @@ class AdjustModule(Prepared):
         return self.move(hidden, self.layer(0, x, cos, sin, attend))
 
     @property
-    def layers(self) -> tuple[Layer]:
+    def layers(self) -> tuple[Layer, ...]:
         """As a backbone has them, for training."""
         return (self.layer,)
 

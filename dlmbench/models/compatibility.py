@@ -15,22 +15,23 @@ from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import read_json
 from dlmbench.models.descriptors import asked_for, described
-from dlmbench.models.presets import Preset, resolve
+from dlmbench.models.presets import Preset
 from dlmbench.registry import BACKBONES
 
 
-def attention_of(model: str) -> str | None:
-    """Attention type of a model, None when only its checkpoint can tell (a hub name)."""
-    return attention_type(resolve(model))
-
-
 def attention_type(preset: Preset) -> str | None:
-    """The same of a preset: the word that a decoder declares."""
+    """A model's attention, in the word that a decoder declares; None when only its checkpoint can tell (a hub name)."""
     flags, usual, _ = preset.told
     if attention := flags.attention or usual.attention:
         return attention
     family = family_of(preset)
-    return BACKBONES.get(family).descriptor.attention if family in BACKBONES else None
+    return BACKBONES.get(family or "").descriptor.attention if family in BACKBONES else None
+
+
+def fills_masks(preset: Preset) -> bool:
+    """Can the usual methods, which predict every position of a block, decode with it?"""
+    found = described(preset).descriptor
+    return found.attention != "causal" and not (found.attention == "block_causal" and found.shift)
 
 
 def family_of(preset: Preset) -> str | None:
@@ -85,6 +86,22 @@ def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: An
             f"Method {decoder.name} counts blocks from position 0, and those of {preset.name} lie on the grid {grid}: "
             "give --grid origin, or use --method static or threshold."
         )
+
+
+def store_of(preset: Preset, rules: Descriptor, asked: str | None) -> str:
+    """Who writes a finished block's keys and values: what is asked for, else the forward that begins the next block.
+
+    Raises RequestError where that forward needs a token which only the storing one yields.
+    """
+    if rules.attention != "block_causal" or not rules.shift:
+        return asked or "fused"
+    if asked == "fused":
+        raise RequestError(
+            f"--store fused lets the first forward of a block store the one before, and the head of {preset.name} "
+            "predicts the next position: the forward that stores a block yields the next block's first token. Leave "
+            "it out."
+        )
+    return "separate"
 
 
 def check_helper(role: str, target: Preset, helper: Preset) -> None:

@@ -30,7 +30,7 @@ def described(preset: Preset) -> Settled:
     if (known or preset.family is None) and (folder / "config.json").is_file():
         settled = describe(folder, told)
     else:
-        family = BACKBONES.get(preset.family).descriptor if known else Descriptor()
+        family = BACKBONES.get(preset.family or "").descriptor if known else Descriptor()
         settled = settle(("flag", told.flags), ("preset", told.preset), (f"family {preset.family}", family))
     found = settled.descriptor
     if found.attention != "block_causal" or found.block_length or preset.block_length is None:

@@ -62,12 +62,13 @@ class Preset:
     @property
     def shipped(self) -> bool:
         """Does it belong to the package? Then it is never looked for on the hub."""
-        return self.source.startswith("nano/")
+        return self.source.startswith("nano/") or self.source == "oracle"
 
     @property
     def absent(self) -> bool:
         """Shipped, but this copy has no weights of it."""
-        return self.shipped and not any(Path(self.location).glob("*.safetensors"))
+        weightless = self.family == "oracle"
+        return self.shipped and not weightless and not any(Path(self.location).glob("*.safetensors"))
 
     @property
     def tokenizer_location(self) -> str:
@@ -77,13 +78,14 @@ class Preset:
         return str(shipped) if shipped.is_dir() else self.tokenizer
 
 
-_NANO = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
-_LONG = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
-_SDAR = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
-_LLADA = dict(family="llada", shape="llada-8b", block_length=32)
-_LAST = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
-_DREAM_ORDER = {"order": "entropy", "schedule": "dream"}
-_DREAM = dict(
+_NANO: dict[str, Any] = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
+_ORACLE: dict[str, Any] = dict(source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
+_LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
+_SDAR: dict[str, Any] = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
+_LLADA: dict[str, Any] = dict(family="llada", shape="llada-8b", block_length=32)
+_LAST: dict[str, str] = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
+_DREAM_ORDER: dict[str, Any] = {"order": "entropy", "schedule": "dream"}
+_DREAM: dict[str, Any] = dict(
     family="dream",
     shape="dream-7b",
     block_length=32,
@@ -99,7 +101,7 @@ _LLADA2_CHAT = (
     "<role>SYSTEM</role>{%- for m in messages if m.role == 'system' %}{{ m.content }}\n{% endfor %}"
     "detailed thinking off<|role_end|>" + _LING_CHAT
 )
-_LLADA2 = dict(
+_LLADA2: dict[str, Any] = dict(
     family="llada2",
     block_length=32,
     gen_length=dict.fromkeys(_LONG, 2048),
@@ -107,17 +109,21 @@ _LLADA2 = dict(
     chat=_LLADA2_CHAT,
     settings={"threshold": {"tau": 0.95}, "edit": {"threshold": 0.7, "edit_threshold": 0.5}},  # 2.1's quality mode
 )
-_LLADAMOE = dict(family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024))
-_DREAM_CODER = {**_DREAM, "chat_template": True, "gen_length": {"humaneval": 768, "mbpp": 1024}}
-_DREAM_INSTRUCT = dict(chat_template=True, gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024})
-_A2D = dict(gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
+_LLADAMOE: dict[str, Any] = dict(
+    family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024)
+)
+_DREAM_CODER: dict[str, Any] = {**_DREAM, "chat_template": True, "gen_length": {"humaneval": 768, "mbpp": 1024}}
+_DREAM_INSTRUCT: dict[str, Any] = dict(
+    chat_template=True, gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024}
+)
+_A2D: dict[str, Any] = dict(gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
 _MDLM = Descriptor(attention="full")
 _BD3LM = Descriptor(attention="block_causal", block_length=32, grid="prompt")
-_ONE_BLOCK = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
-_BLOCKS = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
-_QWEN3_MASK = dict(mask_id=151_669)  # Qwen2.5's tokenizer ends elsewhere and names its own
+_ONE_BLOCK: dict[str, Any] = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
+_BLOCKS: dict[str, Any] = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
+_QWEN3_MASK: dict[str, Any] = dict(mask_id=151_669)  # Qwen2.5's tokenizer ends elsewhere and names its own
 
-_CAUSAL = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
+_CAUSAL: dict[str, Any] = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -130,6 +136,18 @@ PRESETS: dict[str, Preset] = {
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
             settings={"mrp": {"tau": 0.7}},  # the least that lost nothing to static on 120 dev items
             **_NANO,
+        ),
+        Preset(
+            name="oracle",
+            description="ideal model without weights, for tasks that list their answers",
+            whole_answer=True,
+            **_ORACLE,
+        ),
+        Preset(
+            name="oracle-block",
+            description="the same with block-causal attention",
+            descriptor=Descriptor(attention="block_causal", shift=0),
+            **_ORACLE,
         ),
         Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
         Preset("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano", **_NANO),

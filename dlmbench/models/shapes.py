@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -11,13 +12,15 @@ from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.errors import RequestError
 
-_LLADA = dict(qk_norm=False, attention="full")
-_QWEN = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
-_CAUSAL = dict(attention="causal", shift=1)
+_LLADA: dict[str, Any] = dict(qk_norm=False, attention="full")
+_QWEN: dict[str, Any] = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
+_CAUSAL: dict[str, Any] = dict(attention="causal", shift=1)
 
-_LING = dict(vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
-_LLADA2 = dict(block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384, **_LING)
-_SIGMOID = dict(dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
+_LING: dict[str, Any] = dict(vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
+_LLADA2: dict[str, Any] = dict(
+    block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384, **_LING
+)
+_SIGMOID: dict[str, Any] = dict(dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
 CPU_EXPERTS = 32  # of a layer, at most, on a CPU: all of them are for the memory of a GPU
 
 SHAPES: dict[str, BackboneConfig] = {

@@ -10,10 +10,9 @@ what a decoder loses on it, it loses by its rule.
 with the requests (`Request.answers`). `OracleOptions` make it another ideal model (answers of unlike probability) or
 one that is wrong in a known way (sharpened, flattened, perturbed: an overconfident model).
 
-Left out: helpers (drafts, guides, heads), packed forwards, embeddings: there is nothing to embed.
+    dlmbench run --model oracle --task stress-shuffle/6 --method threshold --temperature 1
+    dlmbench limits --method threshold --task stress-shuffle/6
+
+Left out: helpers (drafts, guides, heads), packed forwards, embeddings: there is nothing to embed. Importing this
+package imports nothing heavy; `dlmbench.oracle.network` does.
 """
-
-from dlmbench.oracle.network import Oracle, oracle_config
-from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
-
-__all__ = ["OVERCONFIDENT", "Oracle", "OracleOptions", "oracle_config"]

@@ -16,7 +16,8 @@ from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
-from dlmbench.oracle.network import Oracle, oracle_config
+from dlmbench.oracle.family import oracle_config
+from dlmbench.oracle.network import Oracle
 from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
 from dlmbench.stats import wilson
 from dlmbench.tasks.base import Item
@@ -100,8 +101,8 @@ def limit(
     done = evaluate(task, engine, items, seed=seed)
     return Limit(
         model,
-        right=sum(scores["accuracy"] == 1 for _, _, scores in done),
+        right=sum(1 for _, _, scores in done if scores["accuracy"] == 1),
         items=len(done),
-        forwards=sum(work["calls"] for _, generation, _ in done for work in generation.counts["target"].values()),
+        forwards=sum(int(work["calls"]) for _, found, _ in done for work in found.counts["target"].values()),
         tokens=sum(generation.tokens for _, generation, _ in done),
     )

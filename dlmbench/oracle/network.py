@@ -16,24 +16,15 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.config import BackboneConfig
-from dlmbench.backbone.counter import Column, Counter
+from dlmbench.backbone.counter import Counter
+from dlmbench.backbone.network import Forward, Kinds, Network, served_by
 from dlmbench.errors import RequestError
+from dlmbench.forwards import ForwardKey
 from dlmbench.oracle.conditionals import conditionals, hashes, zipf
 from dlmbench.oracle.options import OracleOptions
 
-VERSION = "oracle-1"  # of the rule; takes the place of a weights hash in a run's key
 LEAST = 1e-30  # below every share that is not 0
 NEVER = -1e9  # logit of what has probability 0: finite, so that differences of two of them are numbers
-
-
-def oracle_config(
-    vocab_size: int, mask_id: int, eos_ids: tuple[int, ...] = (), attention: str = "full"
-) -> BackboneConfig:
-    """A network without layers: no parameters, no FLOPs. `attention` is "full" or "block_causal"."""
-    return BackboneConfig(
-        family="oracle", attention=attention, vocab_size=vocab_size, hidden_size=0, num_layers=0, num_heads=0,
-        num_kv_heads=0, head_dim=0, intermediate_size=0, mask_id=mask_id, eos_ids=eos_ids,
-    )  # fmt: skip
 
 
 class _Prepared(NamedTuple):
@@ -48,7 +39,7 @@ class _Prepared(NamedTuple):
     name: int
 
 
-class Oracle:
+class Oracle(Network):
     """Exact conditionals of the answers that each request brings.
 
     `carried` names its tensors that live from step to step.
@@ -170,33 +161,32 @@ class Oracle:
         for name in self.carried:
             setattr(self, name, getattr(self, name).index_select(0, rows))
 
-    def sample(self, tokens: int) -> Callable[[], None]:
+    def sample(self, tokens: int) -> Callable[[], Tensor]:
         """Nothing to be timed: one thread does."""
-        return lambda: None
+        return lambda: self.weights
 
     # --- what a decoder may ask for -------------------------------------------------------------------------------
 
-    def denoise(
-        self, view, embeds: Tensor | None = None, kind: str | None = None, hidden: bool = False,
-        active: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """One forward of every row -> logits [R,W,V] that predict the view's positions.
+    def denoise(self, view, embeds: Tensor | None = None, kind: Kinds = "", active: Tensor | None = None) -> Forward:
+        """One forward of every row -> logits [R,W,V] that predict the view's positions; states have no width.
 
         At a revealed position: how probable tokens are given all others. `active` [R] bool marks the live rows that
         need this forward (default: all).
         """
-        if embeds is not None or hidden:
-            raise self._refusal("reads hidden states or hands in embeddings")
-        self._count(view, kind, active)
-        return self.logits(view)
+        if embeds is not None:
+            raise self._refusal("hands in embeddings")
+        for name, served in served_by(kind, active):
+            self._count_forward(view, name, served)
+        logits = self.logits(view)
+        return Forward(logits, logits.new_zeros(*logits.shape[:2], 0))
 
     def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
         """A forward with a second look: logits at the view, and [R,W,V] those of a mask at each of its positions that
         sees everything but the token there. Which is what every position of a forward is told anyway."""
-        logits = self.denoise(view)
+        logits = self.denoise(view).logits
         return logits, logits.clone()
 
-    def packed(self, view, *_: Any, **__: Any) -> Tensor:
+    def packed(self, view, *_: Any, **__: Any) -> Forward:
         raise self._refusal("packs several copies of a block into a forward")
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -229,12 +219,12 @@ class Oracle:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _count(self, view, kind: str | None, active: Tensor | None) -> None:
+    def _count_forward(self, view, kind: str, active: Tensor | None) -> None:
         """As a network of this attention would be counted, its positions as query tokens."""
         width, full = view.positions.shape[1], self.config.attention == "full"
-        column = Column(self.role, kind or ("refresh" if full else "denoise"), f"row:{width}" if full else str(width))
+        key = ForwardKey(self.role, kind or ("refresh" if full else "denoise"), f"row:{width}" if full else str(width))
         needed = view.live if active is None else view.live & active
-        self.counter.add(self.config, column, needed, view.ends, width, width)
+        self.counter.add(self.config, key, needed, view.ends, width, width)
 
     def _refusal(self, what: str) -> RequestError:
         return RequestError(

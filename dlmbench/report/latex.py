@@ -10,51 +10,49 @@ Left out: colours, figures, and a choice of columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dlmbench import stats
-from dlmbench.report.curves import Group, groups
-from dlmbench.report.table import number, percent
-from dlmbench.runs import RunFolder
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.row import Group, Row
+from dlmbench.analysis.text import DASH, listed
+from dlmbench.report.columns import LATEX, Column, legend, table_columns
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _SPECIAL |= {letter: "\\" + letter for letter in "&%$#_{}"}
 
 
-def escape(text: Any) -> str:
+def escape(text: object) -> str:
     """Text that LaTeX prints as it is."""
     return "".join(_SPECIAL.get(letter, letter) for letter in str(text))
 
 
-def latex(runs: Sequence[RunFolder], choices: Sequence[str] = ()) -> str:
+def latex(results: Results, choices: Sequence[str] = ()) -> str:
     """Tables of all comparable groups and the paragraph; `choices` are sentences on how settings were chosen."""
-    found = groups(runs)
     header = "% needs \\usepackage{booktabs}; made by dlmbench report --latex\n"
-    return "\n".join([header, *(_table(group) for group in found), settings(found, choices)])
+    return "\n".join([header, *map(_table, results.groups), settings(results.rows, choices)])
 
 
 def _table(group: Group) -> str:
-    base, best = group.rows[0], clearly_best(group)
-    lines = [_line(record, i in best) for i, record in enumerate(group.rows)]
+    first, best = group.rows[0], clearly_best(group)
+    columns = table_columns(LATEX, group.rows)
     note = "Bold: better than every row of another method" if best else "No accuracy is significantly the best"
+    means = " ".join(f"{escape(title)}: {escape(help)}." for title, help in legend(columns))
     caption = (
-        f"{escape(base['task'])} ({escape(base['split'])}, {base['items']:.0f} items), {escape(base['model'])}, batch "
-        f"{base['batch_size']}. Accuracy in percent with its 95\\,\\% Wilson interval. NFE: forwards of the target an "
-        f"item after prefill; cost: all passes at their measured price, 1 is a plain forward. {note} (paired, 95\\,\\% "
-        "over all rows together)."
+        f"{escape(first.task)} ({escape(first.split)}, {first.metrics.items} items), {escape(first.model)}, batch "
+        f"{first.batch_size}. {note} (paired, 95\\,\\% over all rows together). {means}"
     )
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{caption}}}",
-            r"\begin{tabular}{lrrrrr}",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
             r"\toprule",
-            r"Method & Accuracy & NFE & Cost & TPF & Tokens/s \\",
+            " & ".join(escape(column.title) for column in columns) + r" \\",
             r"\midrule",
-            *lines,
+            *(" & ".join(_cell(column, row, row in best) for column in columns) + r" \\" for row in group.rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -63,52 +61,43 @@ def _table(group: Group) -> str:
     )
 
 
-def _line(record: dict[str, Any], bold: bool) -> str:
-    value = percent(record["accuracy"])
-    value = rf"\textbf{{{value}}}" if bold else value
-    span = f"{{\\small [{percent(record['accuracy_low'])}, {percent(record['accuracy_high'])}]}}"
-    cells = [
-        escape(record["label"]),
-        f"{value} {span}",
-        number(record["nfe"]),
-        number(record["cost"]),
-        number(record["tpf"], 2),
-        number(record["tps_decode"], 0).replace(",", r"\,"),
-    ]
-    return " & ".join("--" if cell == "-" else cell for cell in cells) + r" \\"
+def _cell(column: Column, row: Row, best: bool) -> str:
+    """A value, its interval in small print; the accuracy bold where it is significantly the best."""
+    value, _, ends = column.text(row, brief=True).partition(" [")
+    shown = "--" if value == DASH else escape(value).replace(",", r"\,")
+    if column.name == "accuracy" and best:
+        shown = rf"\textbf{{{shown}}}"
+    return shown + (rf" {{\small [{escape(ends)}}}" if ends else "")
 
 
-def clearly_best(group: Group) -> set[int]:
+def clearly_best(group: Group) -> set[Row]:
     """Rows of one method whose accuracy beats every row of every other method, at 95 % for all comparisons together."""
-    methods = [record["method"] for record in group.rows]
-    others = {method: [i for i, name in enumerate(methods) if name != method] for method in set(methods)}
-    level = 1 - (1 - stats.LEVEL) / max(1, len(methods) - 1)
+    if not group.items:
+        return set()
+    accuracy = dict(zip(group.rows, group.accuracy))
+    level = 1 - (1 - stats.LEVEL) / max(1, len(group.rows) - 1)
 
-    def beats(i: int, j: int) -> bool:
-        return stats.paired_score_interval(group.accuracy[i], group.accuracy[j], level)[0] > 0
+    def beats(row: Row, other: Row) -> bool:
+        return stats.paired_score_interval(accuracy[row].tolist(), accuracy[other].tolist(), level)[0] > 0
 
-    return {i for i, name in enumerate(methods) if others[name] and all(beats(i, j) for j in others[name])}
+    others = {method: [row for row in group.rows if row.method != method] for method in group.methods()}
+    return {row for row in group.rows if others[row.method] and all(beats(row, one) for one in others[row.method])}
 
 
 # --- the paragraph --------------------------------------------------------------------------------------------------
 
 
-def settings(found: Sequence[Group], choices: Sequence[str] = ()) -> str:
+def settings(rows: Sequence[Row], choices: Sequence[str] = ()) -> str:
     """A paragraph of experimental settings, every number taken from the rows."""
-    rows = [record for group in found for record in group.rows]
-    first = rows[0]
-    models = _list(f"{escape(m)} (weights {escape(w[:8])})" for m, w in _distinct(rows, "model", "weights"))
-    tasks = _list(
-        f"{escape(t)} ({n:.0f} {escape(s)} items, {_shots(k)}, at most {g} tokens)"
-        for t, n, s, k, g in _distinct(rows, "task", "items", "split", "num_fewshot", "gen_length")
-    )
-    versions = json.loads(first["versions"])
+    models = _all(rows, lambda row: f"{escape(row.model)} (weights {escape(row.weights[:8])})")
+    versions = rows[0].manifest.environment.versions
     sentences = [
-        f"We decode {models} with {_list(escape(m) for (m,) in _distinct(rows, 'method'))} on {tasks}.",
-        f"Within a table every method runs on the same weights, prompts and hardware. We use "
-        f"{_of(rows, 'block_length', 'block length')}, {_of(rows, 'batch_size', 'batch size')}, "
-        f"{_of(rows, 'dtype', 'precision')} and {_sampling(rows)} ({_of(rows, 'seed', 'seed')}), on "
-        f"{_list(escape(d) for (d,) in _distinct(rows, 'device'))}.",
+        f"We decode {models} with {_all(rows, lambda row: escape(row.method))} on {_all(rows, _task)}.",
+        "Within a table every method runs on the same weights, prompts and hardware. We use "
+        f"block length {_all(rows, lambda row: row.manifest.block_length)}, "
+        f"batch size {_all(rows, lambda row: row.batch_size)}, "
+        f"precision {_all(rows, lambda row: row.manifest.spec.dtype)} and {_sampling(rows)} "
+        f"(seed {_all(rows, lambda row: row.manifest.spec.seed)}), on {_all(rows, lambda row: escape(row.device))}.",
         _stores(rows),
         "Forwards are counted per item until its row ends; the cost prices every forward of every network, prefill "
         "included, by its measured time in units of one plain denoising forward.",
@@ -120,50 +109,46 @@ def settings(found: Sequence[Group], choices: Sequence[str] = ()) -> str:
     return "\\paragraph{Experimental settings.}\n" + "\n".join(one for one in sentences if one) + "\n"
 
 
-def _distinct(rows: Iterable[dict[str, Any]], *names: str) -> list[tuple]:
-    return list(dict.fromkeys(tuple(record[name] for name in names) for record in rows))
+def _all(rows: Iterable[Row], fact: Callable[[Row], object]) -> str:
+    """What the rows have there, each once."""
+    return listed(list(dict.fromkeys(str(fact(row)) for row in rows)))
 
 
-def _of(rows: Sequence[dict[str, Any]], name: str, word: str) -> str:
-    values = [escape(value) for (value,) in _distinct(rows, name)]
-    return f"{word} {_list(values)}"
+def _task(row: Row) -> str:
+    manifest = row.manifest
+    shots = manifest.task.num_fewshot
+    return (
+        f"{escape(row.task)} ({row.metrics.items} {escape(row.split)} items, "
+        f"{'shots by task' if shots is None else f'{shots}-shot'}, at most {manifest.gen_length} tokens)"
+    )
 
 
-def _list(parts: Iterable[str]) -> str:
-    parts = list(parts)
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def _shots(count: Any) -> str:
-    return "shots by task" if count is None else f"{count}-shot"
-
-
-def _sampling(rows: Sequence[dict[str, Any]]) -> str:
-    temperatures = [value for (value,) in _distinct(rows, "temperature")]
-    if temperatures == [0]:
+def _sampling(rows: Sequence[Row]) -> str:
+    specs = [row.manifest.spec for row in rows]
+    if not any(spec.temperature for spec in specs):
         return "greedy decoding"
-    return f"temperature {_list(f'{value:g}' for value in temperatures)}, {_of(rows, 'top_p', 'top-p')}"
+    temperatures, shares = ([f"{getattr(spec, name):g}" for spec in specs] for name in ("temperature", "top_p"))
+    return f"temperature {listed(list(dict.fromkeys(temperatures)))}, top-p {listed(list(dict.fromkeys(shares)))}"
 
 
-def _stores(rows: Sequence[dict[str, Any]]) -> str:
-    kinds = [kind for (kind,) in _distinct(rows, "store")]
+def _stores(rows: Sequence[Row]) -> str:
     words = {
         "fused": "The keys and values of a finished block are written by the forward that begins the next one.",
         "separate": "The keys and values of a finished block are written by a forward of their own, which counts.",
     }
-    return " ".join(words[kind] for kind in kinds)
+    return " ".join(words[store] for store in dict.fromkeys(row.manifest.spec.store for row in rows))
 
 
-def _speed(rows: Sequence[dict[str, Any]]) -> str:
-    timed = [record for record in rows if record["tps_decode"]]
+def _speed(rows: Sequence[Row]) -> str:
+    timed = [row.metrics.speed for row in rows if row.metrics.speed]
     if not timed:
         return ""
-    counts = [record["speed_items"] for record in timed]
-    items = f"{min(counts):.0f}" if min(counts) == max(counts) else f"{min(counts):.0f} to {max(counts):.0f}"
-    labels = "".join(f" Speed: {escape(label)}." for (label,) in _distinct(timed, "speed_label") if label)
+    counts = [speed.items for speed in timed]
+    items = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    labels = "".join(f" Speed: {escape(label)}." for label in dict.fromkeys(speed.label for speed in timed) if label)
     return (
-        f"Tokens/s are the median of {timed[0]['speed_repeats']:.0f} repeated passes over {items} items with natural "
-        f"stop, prefill excluded.{labels}"
+        f"Tokens/s are the median of {timed[0].repeats} repeated passes over {items} items with natural stop, prefill "
+        f"excluded.{labels}"
     )
 
 

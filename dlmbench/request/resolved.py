@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.errors import RequestError
-from dlmbench.models.compatibility import attention_of, attention_type, check_blocks, check_described, check_helper
+from dlmbench.models.compatibility import (
+    attention_type,
+    check_blocks,
+    check_described,
+    check_helper,
+    fills_masks,
+    store_of,
+)
 from dlmbench.models.descriptors import described, with_flags
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
@@ -195,7 +202,9 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     fixed = check_shared(spec, preset, decoder, shared)
     config = decoder.on_task(config, attention, fixed, answer_of(spec.task) is not None)
     check_attention(spec, preset, decoder, attention)
-    check_blocks(preset, described(preset).descriptor, decoder)
+    known = described(preset).descriptor
+    check_blocks(preset, known, decoder)
+    spec = replace(spec, store=store_of(preset, known, spec.store))
     check_sampling(spec, decoder, config)
     check_cache(spec, preset, decoder, attention)
     needed = decoder.needs(config, attention)
@@ -246,7 +255,8 @@ def _bind(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Any, l
 def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """Add the methods of ``against`` to every group of runs on the same items and weights that lacks them.
 
-    Nothing is added on causal weights, which cannot fill masks. The threshold baseline runs at every confidence that a
+    Nothing is added on weights that they cannot fill masks with: autoregressive ones, and blocks under a head that
+    predicts the next position. The threshold baseline runs at every confidence that a
     method of its group runs at, so that it gets as many settings; values of other thresholds mean nothing to it, and it
     runs at its default beside them.
     """
@@ -256,7 +266,8 @@ def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
     found: list[RunSpec] = []
     for group in groups.values():
         first, added = group[0], []
-        for name in first.against if attention_of(first.model) != "causal" else ():
+        usable = fills_masks(with_flags(resolve(first.model, first.like), first.descriptor))
+        for name in first.against if usable else ():
             if name in [spec.method for spec in group]:
                 continue
             given = [spec for spec in group if spec.threshold is not None] if name == "threshold" else []

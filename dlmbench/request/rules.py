@@ -53,9 +53,11 @@ def answer_of(task: str) -> Mapping[str, Any] | None:
 def check_shared(
     spec: RunSpec, preset: Preset, decoder: type[Decoder], shared: SharedOptions
 ) -> Mapping[str, Any] | None:
-    """Refuse options of cache and sampling that cannot act; returns the marker that is to be written in advance."""
+    """Refuse options of cache, sampling and oracle that cannot act; returns the marker to be written in advance."""
+    _check_oracle(spec, preset, shared)
     full = attention_type(preset) in ("full", None)
-    idle = [name for name in shared.chosen() if name not in ("sampling.constraint", "sampling.filtered")]
+    anywhere = ("sampling.constraint", "sampling.filtered", "oracle.")
+    idle = [name for name in shared.chosen() if not name.startswith(anywhere)]
     if idle and not full:
         raise RequestError(f"{idle[0]} is for bidirectional models and {spec.model} is none: leave it out.")
     freezing = ("freecache",)
@@ -77,6 +79,29 @@ def check_shared(
             f"for it: --gen-length must be above {answer['window']}."
         )
     return answer
+
+
+def _check_oracle(spec: RunSpec, preset: Preset, shared: SharedOptions) -> None:
+    """Refuse an oracle's options on a model with weights, and on an oracle what is done to weights, keys and values."""
+    chosen = [name for name in shared.chosen() if name.startswith("oracle.")]
+    if preset.family != "oracle":
+        if chosen:
+            raise RequestError(f"{chosen[0]} is for --model oracle and {spec.model} has weights: leave it out.")
+        return
+    if spec.cache != "none":
+        raise RequestError(
+            f"Cache policy {spec.cache} keeps keys and values, {spec.model} has none: leave --cache out."
+        )
+    if shared.sampling.guidance:
+        raise RequestError(f"Guidance needs a model that reads its prompt, and {spec.model} is none: leave it out.")
+    from dlmbench.tasks import task_files
+
+    file = task_files.find(spec.task)
+    if file and "answers" not in file.metadata:
+        raise RequestError(
+            f"Task {spec.task} does not list its right answers, which --model {spec.model} is made of: take a stress "
+            "task (stress-shuffle), nano-gsm-orders, or another --model."
+        )
 
 
 def check_attention(spec: RunSpec, preset: Preset, decoder: type[Decoder], attention: str | None) -> None:

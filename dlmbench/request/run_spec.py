@@ -123,9 +123,9 @@ class RunSpec:
     cache: str = option(
         "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True
     )
-    store: str = option(
-        "fused", "fused, or separate: an extra forward a block.", one_of(("fused", "separate")), key="store",
-        paired=True,
+    store: str | None = option(
+        None, "fused, or separate: an extra forward a block.", optional(one_of(("fused", "separate"))),
+        shown="fused where it can be", key="store", paired=True,
     )  # fmt: skip
     num_fewshot: int | None = option(None, "Worked examples.", optional(number(int, 0)), shown="by task")
     chat_template: bool | None = option(

@@ -1,4 +1,4 @@
-"""Options of a run that belong to no method: ``--set cache.*`` and ``--set sampling.*``. Imports nothing heavy.
+"""Options of a run that belong to no method: ``--set cache.*``, ``sampling.*`` and ``oracle.*``. Imports nothing heavy.
 
 They reach every method of a run, its baselines included, so that rows stay comparable.
 """
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlmbench.oracle.options import OracleOptions
 from dlmbench.request import options
 
-OWNERS = ("cache", "sampling")
+OWNERS = ("cache", "sampling", "oracle")
 
 POLICIES = {  # name -> (what a forward recomputes, what is approximated by that)
     "none": ("the whole row", "nothing"),
@@ -73,15 +74,16 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class SharedOptions:
-    """Both, bound."""
+    """All of them, bound."""
 
     cache: CacheOptions
     sampling: SamplingOptions
+    oracle: OracleOptions
 
     @classmethod
     def bind(cls, settings: Mapping[str, Mapping[str, Any]], preset: Mapping[str, Mapping[str, Any]]) -> SharedOptions:
         """From ``--set`` values on top of a preset's. Raises RequestError for unknown options and wrong values."""
-        kinds = {"cache": CacheOptions, "sampling": SamplingOptions}
+        kinds = {"cache": CacheOptions, "sampling": SamplingOptions, "oracle": OracleOptions}
         return cls(**{
             owner: options.bind(kind, {**preset.get(owner, {}), **settings.get(owner, {})}, owner)
             for owner, kind in kinds.items()
@@ -91,7 +93,7 @@ class SharedOptions:
         """Every option that differs from its default, as ``owner.name``."""
         return {
             f"{owner}.{f.name}": getattr(group, f.name)
-            for owner, group in (("cache", self.cache), ("sampling", self.sampling))
+            for owner, group in ((owner, getattr(self, owner)) for owner in OWNERS)
             for f in dataclasses.fields(group)
             if getattr(group, f.name) != f.default
         }

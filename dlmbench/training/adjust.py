@@ -36,11 +36,11 @@ from dlmbench.errors import RequestError
 from dlmbench.heads.adjust import AdjustModule, save_module
 from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.training.data import LENGTH_STEP, Draw, cut
-from dlmbench.training.loop import Worker
+from dlmbench.training.loop import TrainingWorker
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.rollout import (
+    AnswerRows,
     Prompts,
-    Rows,
     check_backbone,
     dev_examples,
     dev_run,
@@ -80,7 +80,7 @@ class Trajectories:
     were; kept: for every step the states [n,R,D] of the rows that took it; slot [A,N]: where a row is in these.
     """
 
-    rows: Rows
+    rows: AnswerRows
     answers: Tensor
     order: Tensor
     steps: Tensor
@@ -105,10 +105,12 @@ class Trajectories:
 
 
 @torch.no_grad()
-def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, compiled: bool = True) -> Trajectories:
+def roll_out(
+    model: Transformer, rows: AnswerRows, temperature: float, seed: int, compiled: bool = True
+) -> Trajectories:
     """Answer all rows, one token a forward. Tokens are drawn at `temperature` (0: greedy), positions without it."""
     config, block = model.config, rows.block_length
-    answers = torch.full_like(rows.offsets, config.mask_id)
+    answers = torch.full_like(rows.offsets, config.mask)
     order, slot = torch.full_like(answers, rows.width), torch.zeros_like(answers).t().contiguous()
     steps, kept = rows.length.clone(), []
     sampling, eos = Sampling(temperature, confidence="clean"), torch.tensor(config.eos_ids, device=answers.device)
@@ -124,7 +126,7 @@ def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, comp
         window = slice(first, first + block)
         logits = model.project(pick(kept[-1], part.at[:, window]))
         clock, positions = torch.full_like(live, step), part.offsets[:, window]
-        best = Candidates(logits, sampling, config.mask_id, seeds[live], clock, positions)
+        best = Candidates(logits, sampling, config.mask, seeds[live], clock, positions)
         now = answers[live, window]
         chosen = top_n(-best.entropy, part.valid[:, window] & (now == config.mask_id), 1)
         answers[live, window] = now = torch.where(chosen, best.tokens, now)
@@ -138,23 +140,23 @@ def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, comp
 
 
 @dataclass(frozen=True)
-class Window:
+class StepWindow:
     """One window of every row: the backbone's states [N,R,D] in its first and last step, and the answers
     [J,N,A] of the steps after the first."""
 
-    rows: Rows
+    rows: AnswerRows
     before: Tensor
     answers: Tensor
     after: Tensor
     columns: int
 
 
-def draw_window(paths: Trajectories, calls: int, mask: int, generator: torch.Generator) -> Window:
+def draw_window(paths: Trajectories, calls: int, mask: int, generator: torch.Generator) -> StepWindow:
     """A window with so many calls of each row, its first step uniform."""
     first = torch.multinomial(paths.starts(calls).float().cpu(), 1, generator=generator).squeeze(1)
     first = first.to(paths.steps.device)
     answers = torch.stack([paths.tokens(first + j, mask) for j in range(1, calls + 1)])
-    return Window(paths.rows, paths.states(first), answers, paths.states(first + calls), calls * paths.rows.columns)
+    return StepWindow(paths.rows, paths.states(first), answers, paths.states(first + calls), calls * paths.rows.columns)
 
 
 class Windows:
@@ -169,8 +171,8 @@ class Windows:
         self.position = (0, 0)
         self._pool: tuple[int, list[Trajectories]] | None = None
 
-    def __iter__(self) -> Iterator[Window]:
-        plan, mask = self.recipe.adjust, self.backbone.config.mask_id
+    def __iter__(self) -> Iterator[StepWindow]:
+        plan, mask = self.recipe.adjust, self.backbone.config.mask
         chance = unroll_probabilities(plan.unrolled)
         while True:
             pool, index = self.position
@@ -191,7 +193,7 @@ class Windows:
             plan = self.prompts.plan(pool)
             rolled = [
                 roll_out(
-                    self.backbone, Rows.of(rows, length).to(self.device), self.recipe.adjust.temperature,
+                    self.backbone, AnswerRows.of(rows, length).to(self.device), self.recipe.adjust.temperature,
                     self._seed(pool, number) & 0xFFFFFF, self.recipe.compile,
                 )
                 for number, (rows, length) in enumerate(plan)
@@ -206,7 +208,7 @@ class Windows:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-class AdjustWorker(Worker):
+class AdjustWorker(TrainingWorker[AdjustModule]):
     """One process of a run; the trained network is the sampler, the backbone stands beside it."""
 
     @staticmethod
@@ -222,7 +224,7 @@ class AdjustWorker(Worker):
     def data(self, draw: Draw) -> Windows:
         recipe = self.recipe
         self.backbone, self.backbone_weights = load_backbone(recipe, self.device, self.dtype)
-        layout = prompt_layout(self.tokenizer, self.backbone.config.mask_id)
+        layout = prompt_layout(self.tokenizer, self.backbone.config.mask)
         prompts = Prompts(
             draw, layout, recipe.block_lengths, recipe.columns, recipe.seed, self.rank, recipe.adjust.trajectories
         )
@@ -235,7 +237,7 @@ class AdjustWorker(Worker):
         network = AdjustModule(self.backbone).to(self.device, self.dtype)
         return master.to(self.device).requires_grad_(True).train(), network
 
-    def loss(self, window: Window) -> Tensor:
+    def loss(self, window: StepWindow) -> Tensor:
         loss, facts = window_loss(self.network, window, self.recipe.compile)
         self.notes.append(facts)
         return loss
@@ -261,17 +263,17 @@ class AdjustWorker(Worker):
             accuracy[f"K={K}"] = round(run["accuracy"], 4)
         self.log(step=self.step, accuracy=accuracy)
 
-    def _held_out(self) -> dict[int, list[Window]]:
+    def _held_out(self) -> dict[int, list[StepWindow]]:
         """Windows of dev trajectories by number of calls, always the same."""
         if "windows" not in self.seen:
-            recipe, mask = self.recipe, self.backbone.config.mask_id
+            recipe, mask = self.recipe, self.backbone.config.mask
             layout, noise = prompt_layout(self.tokenizer, mask), np.random.default_rng(HELD_OUT_SEED)
             examples = dev_examples(self.tokenizer, recipe.evaluate_items)
             prompts = [layout(example, recipe.block_lengths[0], noise) for example in examples]
             generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-            found = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}
+            found: dict[int, list[StepWindow]] = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}
             for rows, length in cut(prompts, recipe.columns):
-                paths = roll_out(self.backbone, Rows.of(rows, length).to(self.device), 0.0, 0, recipe.compile)
+                paths = roll_out(self.backbone, AnswerRows.of(rows, length).to(self.device), 0.0, 0, recipe.compile)
                 for calls, windows in found.items():
                     windows += [draw_window(paths, calls, mask, generator) for _ in range(HELD_OUT_WINDOWS)]
             self.seen["windows"] = found
@@ -292,9 +294,9 @@ class AdjustWorker(Worker):
         return dev_run(self.backbone, head, Adjust(config), self.recipe, self.tokenizer)
 
 
-def window_loss(module: AdjustModule, window: Window, compiled: bool = True) -> tuple[Tensor, dict[str, float]]:
+def window_loss(module: AdjustModule, window: StepWindow, compiled: bool = True) -> tuple[Tensor, dict[str, float]]:
     """The loss of one window a row, and its measures against doing nothing."""
-    rows, backbone, mask = window.rows, module.backbone, module.config.mask_id
+    rows, backbone, mask = window.rows, module.backbone, module.config.mask
     carried = window.before
     for answers in window.answers:
         ids = rows.filled(answers).flatten()
@@ -321,7 +323,7 @@ def window_loss(module: AdjustModule, window: Window, compiled: bool = True) -> 
     return loss, facts
 
 
-def _active(answers: Tensor, rows: Rows, mask: int) -> Tensor:
+def _active(answers: Tensor, rows: AnswerRows, mask: int) -> Tensor:
     """Number of the first block [N] that holds a mask."""
     masked = (answers == mask) & rows.valid
     return masked.int().argmax(1) // rows.block_length

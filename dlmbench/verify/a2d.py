@@ -87,7 +87,7 @@ def _compare_rows(case: Case, prompts: list[list[int]], rows: list[Generation]) 
         if row.stop_reason != "eos":
             equal(f"length of row {i}", len(row.raw_ids), len(answer))
         first = len(prompt) // case.params["block_length"] if GRID[case.raw["method"]] == "prompt" else 0
-        ours = [(step["block"] - first, step["positions"], step["tokens"]) for step in row.trace]
+        ours = [(step["block"] - first, step["positions"], step["tokens"]) for step in row.trace or ()]
         theirs = steps[i] if row.stop_reason != "eos" else steps[i][: len(ours)]
         equal(f"steps of row {i}", ours, theirs)
     ends = [row.stop_reason == "eos" for row in rows]
@@ -104,7 +104,7 @@ def _of_row(steps: list[dict], row: int, single: bool) -> list[dict]:
 
 
 def _calls(row: Generation, kind: str) -> int:
-    return row.counts["target"].get(kind, {"calls": 0})["calls"]
+    return int(row.counts["target"].get(kind, {"calls": 0})["calls"])
 
 
 def _generate(case: Case, ids: list[list[int]], store: str, device: str) -> list[Generation]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.sequential import Sequential, SequentialConfig
 from dlmbench.engine import Engine, Request
-from dlmbench.oracle import Oracle, oracle_config
+from dlmbench.oracle.family import oracle_config
+from dlmbench.oracle.network import Oracle
 from dlmbench.stats import wilson
 from dlmbench.tasks.stress.answer_sets import answers
 from dlmbench.verify.cases import Case, Mismatch, equal

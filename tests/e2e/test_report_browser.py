@@ -109,7 +109,7 @@ def test_the_slider_replays_the_recorded_steps(page, report):
         left.append(page.run(masked))
         taken_back += page.run("document.querySelectorAll('.panel:first-child .cell.back').length")
     (run,) = [run for run in find_runs(report.parent) if run.manifest.label == "wino 0.004"]
-    steps = run.traces[0]["steps"]
+    steps = run.traces[0].steps
     assert left[-1] == 0 and taken_back == sum(len(step["remasked"]) for step in steps) > 0
     words = "[...document.querySelectorAll('.panel:first-child .cell')].map((cell) => cell.textContent)"
     text, final = page.run(f"{words}.join('')"), page.run(f"({ANSWER})('wino 0.004')")

@@ -16,7 +16,7 @@ import pytest
 from tiny import make_data, make_model
 
 from dlmbench.cli.app import main
-from dlmbench.report.table import TIMING
+from dlmbench.report.columns import TIMED
 from dlmbench.runs import find_runs
 from dlmbench.runs.record import plain
 
@@ -113,7 +113,7 @@ def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
 
     assert call(capsys, "sweep", *SWEEP, *command(place, "clean"))[0] == 0
     assert content(out) == content(place / "clean") and len(content(out)) == 4
-    unlike = [*TIMING, "folder", "commit"]
+    unlike = [*TIMED, "folder", "commit"]
     tables = [pd.read_csv(folder / "table.csv").drop(columns=unlike) for folder in (out, place / "clean")]
     pd.testing.assert_frame_equal(*tables)
     assert {"sweep.json", "table.md", "pareto.png"} <= {path.name for path in out.iterdir()}
@@ -155,7 +155,7 @@ def test_a_run_killed_after_its_last_item_only_finishes(place, capsys):
     (run.path / "metrics.json").unlink()
     again = json.loads(call(capsys, *arguments)[1])["run"]
     assert (run.path / "samples.jsonl").read_bytes() == samples
-    unlike = (*TIMING, "commit")
+    unlike = (*TIMED, "commit")
     assert {k: v for k, v in again.items() if k not in unlike} == {k: v for k, v in first.items() if k not in unlike}
 
 

@@ -109,6 +109,10 @@ def test_fast_dllm_v2_loads_by_its_name_and_decodes_by_its_method_alone(name, tm
     assert together == [ids(alone, [prompt])[0] for prompt in PROMPTS]
     with pytest.raises(RequestError, match="--method fastdllm2"):
         dlmbench.load(str(folder), method="threshold", device="cpu")
+    with pytest.raises(RequestError, match="yields the next block's first token"):
+        RunSpec("fastdllm2", "gsm8k", model=str(folder), store="fused").resolve()
+    assert RunSpec("fastdllm2", "gsm8k", model=str(folder)).resolve().spec.store == "separate"
+    assert RunSpec("static", "gsm8k", model="sdar-8b").resolve().spec.store == "fused"
 
 
 def test_a_plain_file_decodes_as_the_flags_of_a_run_say(tmp_path):
@@ -117,7 +121,7 @@ def test_a_plain_file_decodes_as_the_flags_of_a_run_say(tmp_path):
     engine = dlmbench.load(str(folder), method="threshold", device="cpu", dtype="float32", **said)
     config = engine.target.config
     assert (config.attention, config.mask_id, config.shift, config.grid) == ("block_causal", 263, 0, "prompt")
-    assert ids(engine)[0]
+    assert ids(engine)[0] and engine.describe()["grid"] == "prompt"
     assert dlmbench.load(str(folder), method="ar", device="cpu").target.config.attention == "causal"
     with pytest.raises(RequestError, match="whether its head predicts"):
         RunSpec("static", "gsm8k", model=str(folder), attention="block_causal", block_length=4, mask_id=263).resolve()

@@ -6,9 +6,11 @@ import pytest
 from synthetic import make_run
 from typer.testing import CliRunner
 
+from dlmbench.analysis.diff import compare, parting
+from dlmbench.analysis.load import Results
 from dlmbench.cli.app import app
 from dlmbench.errors import RequestError
-from dlmbench.report.diff import compare, parting
+from dlmbench.runs import RunFolder, Trace
 from dlmbench.stats import mcnemar
 
 
@@ -22,7 +24,7 @@ def step(revealed, leads=None, remasked=()):
 
 
 def trace(*steps, key="item-0000"):
-    return {"key": key, "start": 10, "words": {"1": "one", "2": "two", "3": "three"}, "steps": list(steps)}
+    return Trace(key, 10, [1], True, {"1": "one", "2": "two", "3": "three"}, list(steps))
 
 
 def test_decodings_part_in_the_first_step_that_does_something_else():
@@ -50,6 +52,11 @@ def test_a_token_that_is_taken_back_does_not_clash():
     assert parting(left, trace(step({10: 1}), step({10: 2}))).first == [(0, "(taken back)", None)]
 
 
+def rows(runs):
+    """Their rows, in this order."""
+    return [Results([run]).rows[0] for run in runs]
+
+
 @pytest.fixture
 def two(tmp_path):
     first = make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, items=60)
@@ -61,7 +68,7 @@ def two(tmp_path):
 
 
 def test_flips_are_counted_on_shared_items(two):
-    found = compare(*two)
+    found = compare(*rows(two))
     wins = [sum(item.scores[i] > item.scores[1 - i] for item in found.items) for i in (0, 1)]
     assert len(found.items) == 50 and found.alone == (10, 0)
     assert found.difference.p_value == mcnemar(*wins) and sum(wins) == sum(item.flipped for item in found.items)
@@ -86,4 +93,4 @@ def test_runs_on_other_prompts_are_refused(two):
     path = two[1].path / "samples.jsonl"
     path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
     with pytest.raises(RequestError, match="share no prompt"):
-        compare(*two)
+        compare(*rows(RunFolder(run.path) for run in two))

@@ -6,8 +6,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from dlmbench import fronts
-from dlmbench.fronts import Curve
+from dlmbench.analysis import fronts
+from dlmbench.analysis.fronts import Curve
 
 
 def curve(rng, shares, costs, items, spread=2.0):

@@ -7,11 +7,10 @@ import pytest
 from synthetic import make_run
 from typer.testing import CliRunner
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli.app import app
 from dlmbench.errors import RequestError
-from dlmbench.report.curves import groups
 from dlmbench.report.latex import clearly_best, escape, latex
-from dlmbench.runs import find_runs
 
 
 def balanced(text):
@@ -36,21 +35,21 @@ def runs(root, items=300):
 
 def test_bold_only_where_significant(tmp_path):
     runs(tmp_path)
-    (group,) = groups(find_runs(tmp_path))
-    best = {group.rows[i]["label"] for i in clearly_best(group)}
+    (group,) = Results.load(tmp_path).groups
+    best = {row.label for row in clearly_best(group)}
     assert best == {"learned_policy 0.6", "learned_policy 0.9"}, "settings of one method do not compete"
-    text = latex(find_runs(tmp_path))
+    text = latex(Results.load(tmp_path))
     assert text.count("textbf") == 2 and balanced(text)
     few = tmp_path / "few"
     runs(few, items=12)
-    text = latex(find_runs(few))
+    text = latex(Results.load(few))
     assert "textbf" not in text and "No accuracy is significantly the best" in text
 
 
 def test_the_paragraph_has_the_circumstances(tmp_path):
     runs(tmp_path)
     make_run(tmp_path, method="ar", threshold=None, weights="b" * 16, model="nano-ar")
-    text = latex(find_runs(tmp_path), ["threshold 0.6 was chosen out of 3 settings on 50 dev items of a_task."])
+    text = latex(Results.load(tmp_path), ["threshold 0.6 was chosen out of 3 settings on 50 dev items of a_task."])
     assert text.count(r"\begin{table}") == 2, "other weights are another table"
     for words in (
         "nano (weights aaaaaaaa) and nano-ar (weights bbbbbbbb)",

@@ -7,9 +7,9 @@ import pytest
 from synthetic import make_run
 from typer.testing import CliRunner
 
+from dlmbench.analysis import published
+from dlmbench.analysis.load import Results
 from dlmbench.errors import RequestError
-from dlmbench.report import published
-from dlmbench.report.table import row
 
 ALL = published.read()
 
@@ -40,14 +40,14 @@ def test_no_row_stands_twice():
 
 def ours(tmp_path, **given):
     folder = make_run(tmp_path, task="gsm8k", **{"model": "sdar-8b-mrp", **given})
-    return row(folder)
+    return Results([folder]).rows[0]
 
 
 def test_a_run_pairs_with_the_published_setting(tmp_path):
     found = published.pairs([ours(tmp_path, threshold=0.6, accuracy=0.8)], ALL)
     (pair,) = found
     assert pair.published.label == "threshold tau=0.6" and pair.published.accuracy == pytest.approx(0.796)
-    assert pair.gap == pytest.approx(pair.ours["accuracy"] - 0.796) and pair.inside
+    assert pair.gap == pytest.approx(pair.ours.accuracy - 0.796) and pair.inside
     assert pair.differs == ("block_length 8 (published 16)",)
     assert published.pairs([ours(tmp_path, threshold=0.65)], ALL) == [], "another threshold is another setting"
     assert published.pairs([ours(tmp_path, threshold=0.6, model="nano")], ALL) == []
@@ -62,25 +62,28 @@ def test_fused_and_separate_counts_become_one_number(tmp_path):
     line = dataclasses.replace(ALL[0], model="nano", method="threshold", setting={"tau": "0.6"}, nfe=12.0, accuracy=0.8)
     record = ours(tmp_path, threshold=0.6, model="nano", nfe=20)
     fused = published.Pair(dataclasses.replace(line, stores="excluded"), record, (), None)
-    separate = {**record, "nfe": record["nfe"] + 4, "store_forwards": 4.0}
-    assert fused.forwards == (12.0, pytest.approx(record["nfe"]))
+    metrics = dataclasses.replace(record.metrics, nfe=record.nfe + 4, store_forwards=4.0)
+    separate = dataclasses.replace(record, metrics=metrics)
+    assert fused.forwards == (12.0, pytest.approx(record.nfe))
     assert published.Pair(fused.published, separate, (), None).forwards == pytest.approx(fused.forwards)
     mixed = published.Pair(dataclasses.replace(line, stores="included"), record, (), None)
     assert mixed.forwards[0] is None, "a count that includes stores is not shown beside one without"
 
 
 def test_speeds_are_compared_in_the_published_unit(tmp_path):
-    static = ours(tmp_path, method="static", threshold=None, label="static k=1", nfe=40)
-    fast = ours(tmp_path, threshold=0.6, nfe=10)
+    large = {"task": "gsm8k", "model": "sdar-8b-mrp"}
+    one = make_run(tmp_path, method="static", threshold=None, label="static k=1", nfe=40, **large)
+    other = make_run(tmp_path, threshold=0.6, nfe=10, **large)
+    static, fast = Results([one, other]).rows
     line = dataclasses.replace(ALL[0], model="sdar-8b-mrp", task="gsm8k", method="threshold", setting={}, speed=2.0)
 
     def speed(unit, rows=(static, fast)):
         return published.pairs(list(rows), [dataclasses.replace(line, unit=unit)])[0].speed
 
-    assert speed("x static") == pytest.approx(fast["tps_decode"] / static["tps_decode"])
-    assert speed("x fewer steps") == pytest.approx(static["nfe"] / fast["nfe"])
-    assert speed("tokens/forward") == pytest.approx(fast["tpf"]) and speed("tok/s") == fast["tps_decode"]
-    assert speed("x static", rows=[fast]) is None and speed("s/item") is None
+    assert speed("x static") == pytest.approx(fast.tps / static.tps)
+    assert speed("x fewer steps") == pytest.approx(static.nfe / fast.nfe)
+    assert speed("tokens/forward") == pytest.approx(fast.metrics.tpf) and speed("tok/s") == fast.tps
+    assert speed("x static", rows=Results([other]).rows) is None and speed("s/item") is None
 
 
 @pytest.mark.parametrize(

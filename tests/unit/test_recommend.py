@@ -6,10 +6,10 @@ import pytest
 from synthetic import make_run
 from typer.testing import CliRunner
 
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.recommend import recommend
 from dlmbench.cli.app import app
 from dlmbench.errors import RequestError
-from dlmbench.report.curves import groups
-from dlmbench.report.recommend import recommend
 from dlmbench.runs import find_runs
 from dlmbench.stats import TOO_FEW
 
@@ -23,14 +23,14 @@ def runs(root, items=400, batch_size=16):
 
 
 def advice(root, drop=0.03, by="cost"):
-    (group,) = groups(find_runs(root))
+    (group,) = Results.load(root).groups
     return recommend(group, drop, by)
 
 
 def test_the_cheapest_that_keeps_the_limit(tmp_path):
     runs(tmp_path)
     found = advice(tmp_path)
-    assert found.choice.row["label"] == "mrp 0.6" and found.unsure is None and found.tried == 3
+    assert found.choice.row.label == "mrp 0.6" and found.unsure is None and found.tried == 3
     assert found.choice.low > -0.03 and 0.3 < found.choice.cost.value < 0.5
     (sentence,) = found.sentences()
     assert sentence.startswith("nano-gsm, nano, batch 16, a CPU: take mrp 0.6;") and "tokens/s" in sentence
@@ -67,9 +67,9 @@ def test_more_candidates_need_wider_intervals(tmp_path):
 
 
 def advice_of(root, label):
-    (group,) = groups([run for run in find_runs(root) if run.path.parent == root])
+    (group,) = Results(run for run in find_runs(root) if run.path.parent == root).groups
     found = recommend(group, 0.03)
-    assert found.choice.row["label"] == label
+    assert found.choice.row.label == label
     return found.choice
 
 

@@ -1,19 +1,29 @@
-"""Tables, the figure and the screen, from made-up run folders. Run: pytest tests/unit/test_report.py"""
+"""Tables and screens, from made-up run folders. Run: pytest tests/unit/test_report.py"""
 
+import csv
+import dataclasses
 import io
-import json
+from collections import Counter
+from pathlib import Path
 
-import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic import make_family, make_run
+from synthetic import make_run
 
-from dlmbench.cli.console import stdout
+from dlmbench import stats
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.projection import SHARES, projected_cost
+from dlmbench.cli.sweep import _write
 from dlmbench.errors import RequestError
-from dlmbench.report.pareto import plot
-from dlmbench.report.projection import SHARES, projected_cost
-from dlmbench.report.screen import print_run, print_sweep
-from dlmbench.report.table import TIMING, markdown, read_results, write_table
+from dlmbench.report import columns
+from dlmbench.report.figures import pareto
+from dlmbench.report.html import document, page
+from dlmbench.report.latex import latex
+from dlmbench.report.markdown import write_table
+from dlmbench.report.terminal import print_run
+from dlmbench.request import RunSpec, SweepSpec
+from dlmbench.runs import find_runs
+from dlmbench.runs.sweep import Swept
 
 
 @pytest.fixture
@@ -27,57 +37,35 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_every_run_is_a_row_with_its_circumstances(runs):
-    frame = read_results(runs)
-    assert frame["label"].tolist() == ["mrp 0.6", "static k=1", "static k=2", "threshold 0.6", "threshold 0.9", "ar"]
-    needed = {
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "strict",
-        "flexible",
-        "unparsed",
-        "cut_off",
-        "nfe",
-        "store_forwards",
-        "draft",
-        "guide",
-        "reference",
-        "head",
-        "cost",
-        "flops",
-        "query_tokens",
-        "tpf",
-        "tps_decode",
-        "tps_end_to_end",
-        "batch_size",
-        "guards",
-        "items",
-        "dtype",
-        "device",
-        "seed",
-        "versions",
-        "weights",
-        "prompt_hash",
-        "parameters",
-        "speed_same_ids",
-        *TIMING,
-    }
-    assert needed <= set(frame.columns)
-    assert frame["draft"].tolist() == [12, 0, 0, 0, 0, 0]
+def by_label(folder):
+    return {row.label: row for row in Results.load(folder).rows}
+
+
+def test_every_run_is_a_row_in_the_order_of_the_table(runs):
+    rows = Results.load(runs).rows
+    assert [row.label for row in rows] == [
+        "mrp 0.6",
+        "static k=1",
+        "static k=2",
+        "threshold 0.6",
+        "threshold 0.9",
+        "ar",
+    ]
+    assert [columns.record(row)["draft"] for row in rows] == [12, 0, 0, 0, 0, 0]
 
 
 def test_baselines_are_paired_on_the_same_weights(runs):
-    frame = read_results(runs).set_index("label")
-    assert frame.loc["mrp 0.6", "vs_static_row"] == "static k=1", "the one with the most forwards"
-    assert frame.loc["mrp 0.6", "vs_threshold_row"] == "threshold 0.6", "the one at the same knob"
-    assert frame.loc["static k=2", "vs_static"] == pytest.approx(
-        frame.loc["static k=2", "accuracy"] - frame.loc["static k=1", "accuracy"]
-    )
-    assert frame.loc["static k=1", "vs_threshold_row"] == "threshold 0.9", "without a knob, the nearest in cost"
-    assert frame.loc["static k=2", "vs_threshold_row"] == "threshold 0.6"
-    assert pd.isna(frame.loc["static k=1", "vs_static"]) and pd.isna(frame.loc["threshold 0.6", "vs_threshold"])
-    assert pd.isna(frame.loc["ar", "vs_static"]), "other weights are never paired"
+    rows = by_label(runs)
+    ours = rows["mrp 0.6"].against
+    assert ours["static"].baseline is ours["static"].baseline.group.reference, "the one with the most forwards"
+    assert ours["static"].baseline.label == "static k=1"
+    assert ours["threshold"].baseline.label == "threshold 0.6", "the one at the same threshold"
+    gap = rows["static k=2"].against["static"].difference
+    assert gap == pytest.approx(rows["static k=2"].accuracy - rows["static k=1"].accuracy)
+    assert rows["static k=1"].against["threshold"].baseline.label == "threshold 0.9", "the nearest in cost"
+    assert rows["static k=2"].against["threshold"].baseline.label == "threshold 0.6"
+    assert "static" not in rows["static k=1"].against and "threshold" not in rows["threshold 0.6"].against
+    assert rows["ar"].against == {}, "other weights are never paired"
 
 
 def test_changed_is_the_share_of_items_with_other_tokens_than_static(tmp_path):
@@ -87,57 +75,86 @@ def test_changed_is_the_share_of_items_with_other_tokens_than_static(tmp_path):
     lines = file.read_text().splitlines()
     lines[:30] = [line.replace("[5, 6, 1]", "[5, 7, 1]") for line in lines[:30]]
     file.write_text("\n".join(lines) + "\n")
-    frame = read_results(tmp_path).set_index("label")
-    assert frame.loc["simsd", "changed"] == 30 / len(static.samples)
-    assert pd.isna(frame.loc["static k=1", "changed"])
+    rows = by_label(tmp_path)
+    assert rows["simsd"].changed == 30 / len(static.samples) and rows["static k=1"].changed is None
 
 
-def test_a_knob_of_another_unit_is_compared_at_the_same_cost(runs):
+def test_a_threshold_of_another_unit_is_compared_at_the_same_cost(runs):
     make_run(runs, method="entropy", threshold=0.6, accuracy=0.9, nfe=29)
-    frame = read_results(runs).set_index("label")
-    assert frame.loc["entropy 0.6", "vs_threshold_row"] == "threshold 0.9", "18 forwards are far, 30 are near"
-    assert "nearest in cost" in markdown(read_results(runs), "Title")
+    found = by_label(runs)["entropy 0.6"].against["threshold"].baseline
+    assert found.label == "threshold 0.9", "18 forwards are far, 30 are near"
 
 
 def test_confidences_are_compared_with_rows_that_have_one(runs):
     make_run(runs, method="threshold", threshold=None, label="threshold rule=factor")
     make_run(runs, method="mrp", threshold=None, label="mrp mode=direct", nfe=29)
-    frame = read_results(runs).set_index("label")
-    assert frame.loc["mrp 0.6", "vs_threshold_row"] == "threshold 0.6"
-    assert frame.loc["mrp mode=direct", "vs_threshold_row"] == "threshold 0.9", "the nearest in cost"
+    rows = by_label(runs)
+    assert rows["mrp 0.6"].against["threshold"].baseline.label == "threshold 0.6"
+    assert rows["mrp mode=direct"].against["threshold"].baseline.label == "threshold 0.9", "the nearest in cost"
 
 
 def test_unfinished_runs_are_no_rows(tmp_path):
     make_run(tmp_path, threshold=0.5, finished=False)
     with pytest.raises(RequestError, match="dlmbench run"):
-        read_results(tmp_path)
+        Results.load(tmp_path)
     make_run(tmp_path, threshold=0.6)
-    assert len(read_results(tmp_path)) == 1
+    assert len(Results.load(tmp_path).rows) == 1
 
 
 def test_table_files(runs):
-    frame = read_results(runs)
-    csv, markdown = write_table(frame, runs, "Title", ["One note."])
-    back = pd.read_csv(csv)
-    assert back["label"].tolist() == frame["label"].tolist() and len(back.columns) == len(frame.columns)
-    text = markdown.read_text()
-    assert text.startswith("# Title\n\nOne note.\n") and text.count("\n| ") == 7
+    results = Results.load(runs)
+    table, text = write_table(results, runs, "Title", ["One note."])
+    with open(table, newline="") as stream:
+        back = list(csv.DictReader(stream))
+    assert [line["label"] for line in back] == [row.label for row in results.rows]
+    for line, row in zip(back, results.rows):
+        record = columns.record(row)
+        assert line == {name: "" if value is None else str(value) for name, value in record.items()}
+    text = text.read_text()
+    assert text.startswith("# Title\n\nOne note.\n\n## nano-gsm (test, 120 items)\n")
+    first = results.rows[0]
+    assert f"{100 * first.accuracy:.1f} [{100 * first.metrics.accuracy_low:.1f}, " in text
     assert "A forward of nano-ar takes 0.50 of the others'" in text
     for words in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
         assert words in text
 
 
-def screen(runs, width):
-    frame = read_results(runs)
-    chosen = frame[frame["label"].isin(["static k=1", "threshold 0.6", "mrp 0.6"])]
-    key = chosen.set_index("label").loc["mrp 0.6", "key"]
+# --- the columns ----------------------------------------------------------------------------------------------------
+
+
+def test_a_column_has_one_name_one_title_and_a_meaning():
+    names = [column.name for column in columns.COLUMNS]
+    assert len(set(names)) == len(names)
+    for column in columns.COLUMNS:
+        assert bool(column.where) == bool(column.title), column.name
+        assert not column.where or column.help or column.name in ("label", "model"), f"{column.name} is explained"
+        assert "*" not in column.help and "<" not in column.help, "a legend is plain text in every table"
+
+
+def test_a_column_added_to_the_list_stands_in_all_tables(runs, monkeypatch):
+    def half(row):
+        return row.nfe / 2
+
+    own = columns.Column("half", half, "half of NFE", "NFE by two", lambda row: f"{half(row):.3f}", where=columns.ALL)
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, own))
+    results = Results.load(runs)
+    value = f"{results.rows[0].nfe / 2:.3f}"
+    table, text = write_table(results, runs / "new")
+    assert table.read_text().splitlines()[0].endswith(",half")
+    for shown in (text.read_text(), page(results, "T"), latex(results), screen(runs, 140)):
+        assert "half of NFE" in shown and value in shown
+    assert "*half of NFE*: NFE by two." in text.read_text() and "<dt>half of NFE</dt>" in page(results, "T")
+
+
+def screen(runs, width, label="mrp 0.6"):
+    """The screen of one of three runs, with the facts that an engine tells about its model."""
+    chosen = [row.run for row in Results.load(runs).rows if row.label in ("static k=1", "threshold 0.6", "mrp 0.6")]
+    (ours,) = [run for run in chosen if run.manifest.label == label]
+    model = {"file_dtype": "bfloat16", "parameters": {"target": 2.7e6, "draft": 1.1e6}}
+    with ours.writing() as writer:
+        writer.manifest(dataclasses.replace(ours.manifest, model=model))
     stream = io.StringIO()
-    facts = {
-        "file_dtype": "bfloat16",
-        "parameters": {"target": 2.7e6, "draft": 1.1e6},
-        "prices": {"draft/denoise/8": 0.3, "draft/denoise/16": 0.5},
-    }
-    print_run(Console(file=stream, width=width), chosen, key, "results/here", facts)
+    print_run(Console(file=stream, width=width), Results(chosen), ours)
     return stream.getvalue()
 
 
@@ -148,19 +165,20 @@ def test_screen_of_a_run(runs):
     assert [line.split()[0] for line in rows] == ["static", "threshold", ">"], "ours stands last, marked"
     assert "bfloat16 file, float32 compute, weights aaaaaaaa" in text
     assert "draft: 1.10 M parameters, 0.30 of a forward" in text
-    cost = read_results(runs).set_index("label")["cost"]
-    assert "vs threshold 0.6" in text and f"at {cost['mrp 0.6'] / cost['threshold 0.6']:.2f}x its cost" in text
-    assert "saved   results/here" in text
+    rows = by_label(runs)
+    assert (
+        "vs threshold 0.6" in text and f"at {rows['mrp 0.6'].cost / rows['threshold 0.6'].cost:.2f}x its cost" in text
+    )
+    assert "saved   " in text and f"dlmbench plot {runs}" in text
 
 
 def test_screen_shows_verdicts_and_the_label_of_a_speed_only_where_there_are_some(runs):
-    frame = read_results(runs)
-    frame["verdicts"] = [None] * len(frame)
-    frame.loc[frame["label"] == "threshold 0.6", ["verdicts", "speed_label"]] = ['{"failed": 3}', "mechanism only"]
+    ours = by_label(runs)["threshold 0.6"].run
+    with ours.writing() as writer:
+        speed = dataclasses.replace(ours.metrics.speed, label="mechanism only")
+        writer.metrics(dataclasses.replace(ours.metrics, verdicts={"failed": 3}, speed=speed))
     for label, shown in (("threshold 0.6", True), ("mrp 0.6", False)):
-        stream = io.StringIO()
-        print_run(Console(file=stream, width=100), frame, frame.set_index("label").loc[label, "key"], "here/x", {})
-        text = stream.getvalue()
+        text = screen(runs, 100, label)
         assert ("failed 3" in text) == shown and ("mechanism only" in text) == shown and "nan" not in text.split()
 
 
@@ -172,168 +190,25 @@ def test_screen_fits_the_terminal(runs, width):
     assert "accuracy" in text and "[" in text
 
 
-# --- the figure -----------------------------------------------------------------------------------------------------
-
-
-def boxes(figure):
-    """Label boxes of each panel in pixels."""
-    from matplotlib.text import Annotation
-
-    renderer = figure.canvas.get_renderer()
-    return [[a.get_window_extent(renderer) for a in ax.texts if isinstance(a, Annotation)] for ax in figure.axes]
-
-
-@pytest.mark.parametrize("methods, settings", [(1, 1), (1, 6), (4, 4), (12, 3)])
-@pytest.mark.parametrize("x", ["cost", "tps"])
-def test_labels_name_every_method_and_do_not_overlap(tmp_path, methods, settings, x):
-    from dlmbench.report.pareto import draw
-
-    make_family(tmp_path, methods, settings)
-    frame = read_results(tmp_path, samples=False)
-    figure = draw(frame, x, "accuracy")
-    (panel,) = boxes(figure)
-    assert not any(a.overlaps(b) for i, a in enumerate(panel) for b in panel[:i])
-    words = " ".join(text.get_text() for text in figure.axes[0].texts)
-    assert all(method in words for method in frame["method"].unique())
-    if methods > 3:
-        assert "other weights" in words
-    window = figure.bbox
-    assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for box in panel)
-
-
-def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
-    from dlmbench.report.pareto import draw
-
-    make_family(tmp_path, 4, 4)
-    long = "prophet " + " ".join(f"early={gap}.0 mid={gap}.5 late={gap}.25" for gap in range(9))
-    make_run(tmp_path, method="prophet", threshold=None, label=long)
-    figure = draw(read_results(tmp_path, samples=False), "cost", "accuracy")
-    assert "prophet" in [text.get_text() for text in figure.axes[0].texts]
-
-
-def test_cost_of_other_weights_is_drawn_in_the_same_unit(runs):
-    from dlmbench.report.pareto import draw
-
-    frame = read_results(runs, samples=False)
-    ax = draw(frame, "cost", "accuracy").axes[0]
-    ar = frame.set_index("label").loc["ar"]
-    drawn = [float(line.get_xdata()[0]) for line in ax.lines if line.get_markerfacecolor() == "white"]
-    assert drawn == [pytest.approx(0.5 * ar["cost"])]
-
-
-def test_one_panel_a_task_and_three_formats(tmp_path):
-    from dlmbench.report.pareto import draw, plot
-
-    for task in ("nano-gsm", "nano-code"):
-        make_run(tmp_path, task=task)
-    frame = read_results(tmp_path, samples=False)
-    assert [ax.get_title(loc="left") for ax in draw(frame, "nfe", "accuracy").axes] == [
-        "nano-code (test, 120 items), nano",
-        "nano-gsm (test, 120 items), nano",
-    ]
-    written = plot(frame, tmp_path, x="nfe")
-    assert [path.name for path in written] == ["pareto.png", "pareto.svg", "pareto.pdf"]
-    assert all(path.stat().st_size > 1000 for path in written)
-
-
-def test_unknown_axes_and_empty_columns_are_refused(tmp_path):
-    from dlmbench.report.pareto import plot
-
-    make_run(tmp_path)
-    frame = read_results(tmp_path, samples=False)
-    with pytest.raises(RequestError, match="cost, nfe, tps, flops, tpf"):
-        plot(frame, tmp_path, x="speed")
-    with pytest.raises(RequestError, match="No row has a value for tps"):
-        plot(frame.assign(tps_decode=None), tmp_path, x="tps")
-
-
-def test_other_hardware_is_a_series_of_its_own(tmp_path):
-    from dlmbench.report.pareto import draw
-
-    for device in ("a CPU", "a GPU"):
-        for threshold in (0.6, 0.9):
-            make_run(tmp_path, threshold=threshold, nfe=int(20 * threshold), device=device)
-    frame = read_results(tmp_path, samples=False)
-    assert len(frame) == 4, "nothing was averaged"
-    ax = draw(frame, "nfe", "accuracy").axes[0]
-    words = " ".join(text.get_text() for text in ax.texts)
-    assert "(on a CPU)" in words or "(on a GPU)" in words
-    joined = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"]
-    assert all(len(set(line.get_ydata())) <= 2 for line in joined)
-    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and line.get_marker() != "None"]
-    assert len(hollow) == 2
-
-
-def test_published_points_are_drawn_beside_ours_and_stay_out_of_the_rows(tmp_path):
-    from dlmbench.report import published
-    from dlmbench.report.pareto import draw
-
-    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", threshold=0.6, accuracy=0.8)
-    frame = read_results(tmp_path, samples=False)
-    pairs = published.pairs(frame.to_dict("records"), published.read())
-    ax = draw(frame, "cost", "accuracy", pairs).axes[0]
-    (marks,) = [line for line in ax.lines if line.get_label() == "published"]
-    assert marks.get_ydata().tolist() == [pytest.approx(79.6)]
-    assert marks.get_xdata().tolist() == [frame["cost"].iloc[0]]
-    assert not [line for line in draw(frame, "cost", "accuracy").axes[0].lines if line.get_label() == "published"]
-
-
-def test_threshold_curves(tmp_path):
-    from dlmbench.report import figures
-
-    make_family(tmp_path, 4, 4)
-    frame = read_results(tmp_path, samples=False)
-    panels = []
-    figures.save, kept = (lambda make, *_: panels.append(make())), figures.save
-    try:
-        figures.threshold_curves(frame, tmp_path, "threshold")
-    finally:
-        figures.save = kept
-    upper = [ax for ax in panels[0].axes if ax.get_ylabel().startswith("accuracy")]
-    texts = [text.get_text() for ax in upper for text in ax.texts if text.get_text()]
-    assert sorted(texts) == ["entropy", "mrp", "static", "threshold"], "confidences share a panel, other knobs do not"
-    assert len(upper) == 3
-    with pytest.raises(RequestError, match="several values"):
-        figures.threshold_curves(frame[frame["threshold"] == 0.3], tmp_path, "threshold")
-
-
-def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
-    from dlmbench.report import figures
-    from dlmbench.runs import find_runs
-
-    make_run(tmp_path, threshold=0.6)
-    frame = read_results(tmp_path, samples=False)
-    with pytest.raises(RequestError, match="several batch sizes"):
-        figures.batch_curves(frame, tmp_path, "batch")
-    with pytest.raises(RequestError, match="No run drafted"):
-        figures.acceptance(find_runs(tmp_path), tmp_path, "acceptance")
-    make_run(tmp_path, threshold=0.6, batch_size=1)
-    written = figures.batch_curves(read_results(tmp_path, samples=False), tmp_path, "batch", column=True)
-    assert [path.name for path in written] == ["batch.png", "batch.svg", "batch.pdf"]
-
-
-def test_accepted_lengths_show_twelve_runs_a_task(tmp_path):
-    from dlmbench.report import figures
-    from dlmbench.runs import RunFolder
-
-    for number in range(14):
-        run = tmp_path / f"run-{number}"
-        run.mkdir()
-        task = "nano-gsm" if number < 12 else "nano-code"
-        manifest = {"format": 1, "label": f"simsd steps={number}", "task": {"name": task}}
-        (run / "manifest.json").write_text(json.dumps(manifest))
-        (run / "metrics.json").write_text(json.dumps({"acceptance": 0.5, "accepted_lengths": {"0": 1, "2": 1}}))
-    drafting = [RunFolder(tmp_path / f"run-{number}") for number in range(14)]
-    assert len(figures.acceptance(drafting, tmp_path, "acceptance")) == 3
-    with pytest.raises(RequestError, match="13 runs drafted on nano-gsm"):
-        figures.acceptance([*drafting, drafting[0]], tmp_path, "acceptance")
-
-
-def test_names_at_line_ends_are_kept_apart():
-    from dlmbench.report.figures import _apart
-
-    places = _apart([10.0, 11.0, 12.0, 80.0], [10.0] * 4)
-    assert all(b - a >= 10 for a, b in zip(places, places[1:])) and places[3] == 80.0
+def test_at_the_end_of_a_sweep_every_file_is_read_once(tmp_path, monkeypatch):
+    """Tables, figure, report and screens share what was read; every difference is computed once."""
+    for number in range(100):
+        make_run(tmp_path, threshold=None if number == 0 else number / 100, method="static" if number == 0 else "mrp",
+                 items=6)  # fmt: skip
+    opened, compared = Counter(), Counter()
+    real, tango = Path.read_bytes, stats.tango
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.update([path]) or real(path))
+    text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **more: opened.update([path]) or text(path, **more))
+    monkeypatch.setattr(stats, "tango", lambda pairs: compared.update(["static"]) or tango(pairs))
+    monkeypatch.setattr(pareto, "plot", lambda rows, folder: [Path(folder) / "pareto.png"])
+    monkeypatch.setattr(document, "figures", lambda results: "")
+    spec = SweepSpec("many", (RunSpec("static", "nano-gsm"),), out=str(tmp_path))
+    _write(spec, Swept(find_runs(tmp_path), []), [], json=False)
+    names = Counter(path.name for path in opened if path.is_relative_to(tmp_path))
+    assert names["samples.jsonl"] == names["manifest.json"] == names["metrics.json"] == 100
+    assert {path.name: number for path, number in opened.items() if number > 1} == {}
+    assert compared == {"static": 99}, "each row against static, once"
 
 
 def test_projection_follows_from_the_shapes_of_the_large_models():
@@ -346,40 +221,14 @@ def test_projection_follows_from_the_shapes_of_the_large_models():
     module = 3 * large.layer_parameters + 2 * large.hidden_size**2 + large.vocab_size * large.hidden_size
     assert SHARES["draft"] == pytest.approx(read(SHAPES["sdar-1.7b"]) / read(large), abs=5e-4)
     assert SHARES["head"] == pytest.approx(module / read(large), abs=5e-4)
-    assert projected_cost({"method": "static", "nfe": 40.0}) == 40.0
-    assert projected_cost({"method": "simsd", "nfe": 20.0, "draft": 10.0}) == pytest.approx(22.27)
-    assert projected_cost({"method": "guided", "nfe": 20.0, "guide": 10.0}) is None
-    assert projected_cost({"method": "adjust", "nfe": 20.0, "head": 10.0}) is None
-
-
-def test_weights_with_several_settings_get_their_own_panel(tmp_path):
-    from dlmbench.report.pareto import draw
-
-    for threshold in (0.4, 0.6, 0.8):
-        make_run(tmp_path, threshold=threshold)
-        make_run(tmp_path, threshold=threshold, weights="b" * 16, model="sibling")
-    make_run(tmp_path, method="static", threshold=None)
-    make_run(tmp_path, method="ar", threshold=None, weights="c" * 16, model="parent")  # one row rides along
-    axes = [ax for ax in draw(read_results(tmp_path, samples=False), "cost", "accuracy").axes if ax.get_visible()]
-    assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
+    assert projected_cost("static", 40.0, {}) == 40.0
+    assert projected_cost("simsd", 20.0, {"draft": 10.0}) == pytest.approx(22.27)
+    assert projected_cost("guided", 20.0, {"guide": 10.0}) is None
+    assert projected_cost("adjust", 20.0, {"head": 10.0}) is None
 
 
 def test_checkpoints_of_one_name_are_told_apart_by_their_weights(tmp_path):
     for weights in ("a" * 16, "b" * 16):
         make_run(tmp_path / weights[0], model="final", weights=weights)
     make_run(tmp_path, model="nano", weights="c" * 16)
-    assert set(read_results(tmp_path)["model"]) == {"final (aaaaaaaa)", "final (bbbbbbbb)", "nano"}
-
-
-def test_names_with_dollars_and_brackets_are_drawn_and_printed_as_they_are(tmp_path):
-    for weights in ("a" * 16, "b" * 16):
-        where = tmp_path / weights[0]
-        make_run(where, model="a$x^$b [red]", weights=weights, label="threshold 0.6 draft=ckpt[red] v2", nfe=9)
-    frame = read_results(tmp_path)
-    plot(frame, tmp_path)
-    console = stdout()
-    console.width = 120
-    with console.capture() as caught:
-        print_sweep(console, frame)
-    text = caught.get()
-    assert "ckpt[red] v2" in text and "a$x^$b [red]" in text
+    assert {row.model for row in Results.load(tmp_path).rows} == {"final (aaaaaaaa)", "final (bbbbbbbb)", "nano"}

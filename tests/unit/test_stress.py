@@ -9,8 +9,9 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import ASSETS
-from dlmbench.oracle import Oracle, oracle_config
 from dlmbench.oracle.answers import encode
+from dlmbench.oracle.family import oracle_config
+from dlmbench.oracle.network import Oracle
 from dlmbench.registry import DECODERS
 from dlmbench.tasks import catalogue, load_task
 from dlmbench.tasks.lm import evaluate

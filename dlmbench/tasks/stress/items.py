@@ -103,7 +103,7 @@ def questions(kind: str, n: int, split: str, count: int) -> Iterator[Question]:
 
     Lists of fewer than four names are too few for that many.
     """
-    rng, seen = random.Random(f"{SEED} {kind} {n} {split}"), set()
+    rng, seen = random.Random(f"{SEED} {kind} {n} {split}"), set[Question]()
     while len(seen) < count:
         question = draw(rng, kind, n, split)
         if question not in seen:

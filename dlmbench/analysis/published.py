@@ -1,0 +1,221 @@
+"""Published figures beside ours: read recipes/published/*.csv, pair each row with our run of the same setting.
+
+A published row pairs with ours when model, task and method are the same and every option of the method that it names
+has the value that we ran; circumstances that differ (block length, answer length, few-shot examples, batch) are listed
+with the pair. Forwards are compared without those that only store keys and values: fused stores cost no forward of
+their own and separate ones do, so counts with and without them would be two different numbers.
+
+Published numbers are the authors', on their hardware and prompts. They stand beside our rows and are never mixed in.
+
+Left out: differences of scorers and prompts that a table does not tell.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlmbench.analysis.row import Row
+from dlmbench.errors import RequestError
+from dlmbench.models.presets import PRESETS
+from dlmbench.resources import recipe_folders
+
+COLUMNS = (
+    "paper",
+    "model",
+    "task",
+    "method",
+    "setting",
+    "accuracy",
+    "nfe",
+    "stores",
+    "speed",
+    "unit",
+    "hardware",
+    "source",
+)
+STORES = ("none", "excluded", "included", "")  # of the published NFE; none: the family has no store forwards
+UNITS = ("tok/s", "tokens/forward", "x static", "x fewer steps", "x target alone", "s/item", "")
+CIRCUMSTANCES = ("block_length", "gen_length", "num_fewshot", "batch_size", "cache", "temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published row; accuracy is a share, everything that the paper does not say is None."""
+
+    paper: str
+    model: str
+    task: str
+    method: str
+    setting: Mapping[str, str]
+    accuracy: float | None
+    nfe: float | None
+    stores: str
+    speed: float | None
+    unit: str
+    hardware: str
+    source: str
+
+    @property
+    def label(self) -> str:
+        """Method and the options of it that the paper names."""
+        own = [f"{name}={value}" for name, value in self.setting.items() if name not in (*CIRCUMSTANCES, "limit")]
+        return " ".join([self.method, *own])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A published row and ours."""
+
+    published: Published
+    ours: Row
+    differs: tuple[str, ...]  # circumstances, as sentences
+    speed: float | None  # ours, in the published unit
+
+    @property
+    def gap(self) -> float | None:
+        """Ours minus published accuracy, as a share."""
+        return None if self.published.accuracy is None else self.ours.accuracy - self.published.accuracy
+
+    @property
+    def inside(self) -> bool | None:
+        """Does our 95 % interval hold the published accuracy?"""
+        if self.published.accuracy is None:
+            return None
+        return self.ours.metrics.accuracy_low <= self.published.accuracy <= self.ours.metrics.accuracy_high
+
+    @property
+    def forwards(self) -> tuple[float | None, float]:
+        """(published, ours): forwards an item without stores; None where the published count includes them."""
+        known = self.published.nfe if self.published.stores in ("none", "excluded") else None
+        return known, self.ours.denoising
+
+
+def read(place: Path | None = None) -> list[Published]:
+    """All published rows of the CSV files in `place`. Raises RequestError for a wrong column, unit or number."""
+    places = [place] if place else [folder / "published" for folder in recipe_folders()]
+    files = next((found for found in (sorted(one.glob("*.csv")) for one in places) if found), [])
+    if not files:
+        name = place.name if place else "recipes/published"
+        raise RequestError(f"There are no published figures (*.csv) in {name!r}; give their folder with --figures.")
+    return [record for file in files for record in _read_file(file)]
+
+
+def _read_file(file: Path) -> Iterable[Published]:
+    with open(file, newline="", encoding="utf-8") as stream:
+        for number, line in enumerate(csv.DictReader(stream), start=2):
+            where = f"{file.name}, line {number}"
+            if tuple(line) != COLUMNS or None in line.values():
+                raise RequestError(f"{where} does not have the columns {', '.join(COLUMNS)}.")
+            if line["stores"] not in STORES or line["unit"] not in UNITS or not line["source"]:
+                raise RequestError(f"{where} has an unknown word in stores or unit, or no source.")
+            accuracy = _number(line["accuracy"], where)
+            yield Published(
+                **{
+                    name: line[name]
+                    for name in ("paper", "model", "task", "method", "stores", "unit", "hardware", "source")
+                },
+                setting=_setting(line["setting"], where),
+                accuracy=None if accuracy is None else round(accuracy / 100, 6),
+                nfe=_number(line["nfe"], where),
+                speed=_number(line["speed"], where),
+            )
+
+
+def _number(text: str, where: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise RequestError(f"{where} has {text!r} where a number belongs.") from None
+
+
+def _setting(text: str, where: str) -> dict[str, str]:
+    pairs = [part.strip().partition("=") for part in text.split(";") if part.strip()]
+    if any(not (name and equals and value) for name, equals, value in pairs):
+        raise RequestError(f"{where} has the setting {text!r}; it is written name=value; name=value.")
+    return {name: value for name, _, value in pairs}
+
+
+# --- pairing --------------------------------------------------------------------------------------------------------
+
+
+def pairs(rows: Sequence[Row], published: Iterable[Published]) -> list[Pair]:
+    """Every published row that one of ours corresponds to, with the one whose circumstances are nearest."""
+    found = []
+    for one in published:
+        fitting = [(row, differences(one, row)) for row in rows if _same_run(one, row)]
+        if fitting:
+            row, differs = min(fitting, key=lambda pair: len(pair[1]))
+            found.append(Pair(one, row, tuple(differs), _our_speed(one, row)))
+    return found
+
+
+def known_for(rows: Iterable[Row], published: Iterable[Published]) -> list[Published]:
+    """Published rows on a model and task that we have any row of."""
+    ours = [(_names(row.manifest.spec.model), row.task) for row in rows]
+    return [one for one in published if any(one.task == task and names & _names(one.model) for names, task in ours)]
+
+
+def _names(model: str) -> set[str]:
+    """What a model is called: as given, its hub name, and the last component of that."""
+    model = model.partition("@")[0]
+    hub = PRESETS[model].source if model in PRESETS else model
+    return {model, hub, hub.rpartition("/")[2]}
+
+
+def _same_run(one: Published, row: Row) -> bool:
+    if one.task != row.task or one.method != row.method or not _names(one.model) & _names(row.manifest.spec.model):
+        return False
+    parameters = row.manifest.parameters
+    own = {name: value for name, value in one.setting.items() if name not in (*CIRCUMSTANCES, "limit")}
+    return all(name in parameters and _equal(value, parameters[name]) for name, value in own.items())
+
+
+def differences(one: Published, row: Row) -> list[str]:
+    """Circumstances in which a row is not what was published, as "block_length 4 (published 16)"."""
+    ours = {name: _circumstance(row, name) for name in CIRCUMSTANCES} | {"limit": row.metrics.items}
+    return [
+        f"{name} {_plain(ours[name])} (published {value})"
+        for name, value in one.setting.items()
+        if name in ours and not _equal(value, ours[name])
+    ]
+
+
+def _circumstance(row: Row, name: str) -> object:
+    """An option of the run, as it was settled."""
+    manifest = row.manifest
+    settled = {
+        "block_length": manifest.block_length,
+        "gen_length": manifest.gen_length,
+        "num_fewshot": manifest.task.num_fewshot,
+    }
+    return settled[name] if name in settled else getattr(manifest.spec, name)
+
+
+def _equal(written: str, value: object) -> bool:
+    """Is the written value the same as ours? Numbers as numbers, everything else as text."""
+    try:
+        return math.isclose(float(written), float(str(value)))
+    except ValueError:
+        return written.lower() == str(value).lower()
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _our_speed(one: Published, row: Row) -> float | None:
+    """Our number in the unit of the published one, None where we have none."""
+    if one.unit == "tok/s":
+        return row.tps
+    if one.unit == "tokens/forward":
+        return (row.metrics.tokens or 0.0) / row.denoising if row.denoising else None
+    base = row.group.reference
+    if one.unit == "x fewer steps" and base:
+        return base.denoising / row.denoising
+    if one.unit == "x static" and base and base.tps and row.tps:
+        return row.tps / base.tps
+    return None

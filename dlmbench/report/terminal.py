@@ -1,0 +1,138 @@
+"""What a finished run or sweep shows in a terminal: circumstances, rows, paired differences, where it was saved.
+
+Everything is built as rich renderables and adapts to the width: a narrow terminal loses the columns that matter least,
+never the accuracy or its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from rich.console import Console
+from rich.console import Group as Lines
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.row import REFERENCE, RIVAL, Row
+from dlmbench.analysis.text import percent, signed
+from dlmbench.report.columns import TERMINAL, table_columns
+from dlmbench.report.summary import paragraphs
+from dlmbench.runs.folder import RunFolder
+from dlmbench.stats import LEVEL
+
+
+def print_run(console: Console, results: Results, run: RunFolder) -> None:
+    """The screen of one finished run; `results` has its row and its baselines' rows."""
+    ours = results.row(run)
+    rows = [*(row for row in results.rows if row is not ours), ours]
+    console.print(_header(ours), soft_wrap=False)
+    console.print(table(rows, console.width, mark=ours))
+    if shares := _shares(ours):
+        console.print(Text(shares, style="dim"))
+    lines = list(_paired(ours))
+    if lines:
+        console.print(Lines(Text(f"paired, same items, {LEVEL:.0%} intervals", style="bold"), *lines))
+    else:
+        console.print(Text("no baseline on these weights and items: this row stands alone", style="yellow"))
+    if ours.metrics.speed and ours.metrics.speed.label:
+        console.print(Text(f"speed   {ours.metrics.speed.label}", style="dim"))
+    again = f"dlmbench sweep --task {ours.task} --method {ours.method} ... | dlmbench plot {run.path.parent}"
+    for word, line in (("saved", str(run.path)), ("next", again)):
+        console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
+
+
+def print_sweep(console: Console, results: Results) -> None:
+    """All rows of a sweep, a table a task and model."""
+    for (task, split), section in results.sections.items():
+        for model in dict.fromkeys(row.model for row in section):
+            rows = [row for row in section if row.model == model]
+            console.print(Text(f"{task} ({split}, {rows[0].metrics.items} items), {model}", style="bold"))
+            console.print(Padding(table(rows, console.width - 1), (0, 0, 0, 1)))
+
+
+def print_paragraphs(console: Console, results: Results) -> None:
+    """The sentences that matter, a paragraph a group."""
+    for title, sentences in paragraphs(results):
+        console.print(Text(f"\n{title}", style="bold"))
+        for sentence in sentences:
+            console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+
+
+def _header(ours: Row) -> Text:
+    manifest, spec = ours.manifest, ours.manifest.spec
+    stored = f"{manifest.model['file_dtype']} file, " if manifest.model.get("file_dtype") else ""
+    return Text(
+        "\n".join(
+            [
+                f"model   {ours.model}  (block {manifest.block_length}, {stored}{spec.dtype} compute, weights "
+                f"{ours.weights[:8]})",
+                f"task    {ours.task}  {ours.split}, {ours.metrics.items} items",
+                f"method  {ours.label}  (batch {ours.batch_size}, store {spec.store}, seed {spec.seed})",
+                *_helper_lines(ours),
+            ]
+        ),
+        overflow="fold",
+    )
+
+
+def _helper_lines(ours: Row) -> Iterable[str]:
+    """One line a helper: how large it is, and what its usual pass costs."""
+    sizes = cast(dict[str, int], ours.manifest.model.get("parameters") or {})
+    for role, size in sizes.items():
+        if role == "target":
+            continue
+        passes = {
+            int(forward.shape): price
+            for forward, price in ours.manifest.prices.items()
+            if forward.role == role and forward.shape.isdigit()
+        }
+        share = f", {passes[min(passes)]:.2f} of a forward (measured)" if passes else ""
+        yield f"helper  {role}: {size / 1e6:.2f} M parameters{share}"
+
+
+def table(rows: Sequence[Row], width: int, mark: Row | None = None) -> Table:
+    """Rows as a table; the row `mark` gets an arrow."""
+    found = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, header_style="bold")
+    columns = table_columns(TERMINAL, rows, width)
+    if mark:
+        found.add_column("", width=1)
+    found.add_column("method", overflow="fold")
+    for column in columns:
+        found.add_column(column.title, justify="right", no_wrap=True)
+    for row in rows:
+        marker = [">" if row is mark else ""] if mark else []
+        cells = (column.text(row, brief=True) for column in columns)
+        found.add_row(*marker, row.label, *cells, style="bold" if row is mark else "")
+    return found
+
+
+def _shares(row: Row) -> str:
+    """What became of the answers, in one line."""
+    metrics = row.metrics
+    known = {
+        "strict": metrics.strict,
+        "flexible": metrics.flexible,
+        "unparsed": metrics.unparsed,
+        "cut off": metrics.cut_off,
+        "accepted drafts": metrics.acceptance,
+    }
+    parts = [f"{name} {percent(value)} %" for name, value in known.items() if value is not None]
+    parts += [f"{verdict} {count}" for verdict, count in metrics.verdicts.items()]
+    return ("answers " + ", ".join(parts)) if parts else ""
+
+
+def _paired(ours: Row) -> Iterable[Text]:
+    """One line a baseline: difference, interval, verdict, and at what share of its cost."""
+    for name in (RIVAL, REFERENCE):
+        if name not in ours.against:
+            continue
+        found = ours.against[name]
+        theirs = found.baseline
+        colour = {"better": "green", "worse": "red"}.get(found.verdict, "yellow")
+        cost = f", at {ours.cost / theirs.cost:.2f}x its cost" if ours.cost is not None and theirs.cost else ""
+        value, _, ends = signed(found.difference, found.low, found.high).partition(" ")
+        points = f"{value} points {ends}"
+        yield Text.assemble(f"  vs {theirs.label:<14} {points}  ", (found.verdict, colour), cost)

@@ -1,0 +1,172 @@
+"""The figures, from made-up run folders. Run: pytest tests/unit/test_figures.py"""
+
+import dataclasses
+
+import pytest
+from synthetic import make_family, make_run
+
+from dlmbench.analysis import published
+from dlmbench.analysis.load import Results
+from dlmbench.cli.console import stdout
+from dlmbench.errors import RequestError
+from dlmbench.report.figures import curves
+from dlmbench.report.figures.pareto import draw, plot
+from dlmbench.report.terminal import print_sweep
+
+
+def boxes(figure):
+    """Label boxes of each panel in pixels."""
+    from matplotlib.text import Annotation
+
+    renderer = figure.canvas.get_renderer()
+    return [[a.get_window_extent(renderer) for a in ax.texts if isinstance(a, Annotation)] for ax in figure.axes]
+
+
+@pytest.mark.parametrize("methods, settings", [(1, 1), (1, 6), (4, 4), (12, 3)])
+@pytest.mark.parametrize("x", ["cost", "tps"])
+def test_labels_name_every_method_and_do_not_overlap(tmp_path, methods, settings, x):
+    make_family(tmp_path, methods, settings)
+    rows = Results.load(tmp_path).rows
+    figure = draw(rows, x, "accuracy")
+    (panel,) = boxes(figure)
+    assert not any(a.overlaps(b) for i, a in enumerate(panel) for b in panel[:i])
+    words = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert all(row.method in words for row in rows)
+    if methods > 3:
+        assert "other weights" in words
+    window = figure.bbox
+    assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for box in panel)
+
+
+def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
+    make_family(tmp_path, 4, 4)
+    long = "prophet " + " ".join(f"early={gap}.0 mid={gap}.5 late={gap}.25" for gap in range(9))
+    make_run(tmp_path, method="prophet", threshold=None, label=long)
+    figure = draw(Results.load(tmp_path).rows, "cost", "accuracy")
+    assert "prophet" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_cost_of_other_weights_is_drawn_in_the_same_unit(tmp_path):
+    for threshold in (0.6, 0.9):
+        make_run(tmp_path, threshold=threshold, nfe=int(20 * threshold))
+    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar")
+    rows = Results.load(tmp_path).rows
+    ax = draw(rows, "cost", "accuracy").axes[0]
+    (ar,) = [row for row in rows if row.method == "ar"]
+    drawn = [float(line.get_xdata()[0]) for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert drawn == [pytest.approx(0.5 * ar.cost)]
+
+
+def test_one_panel_a_task_and_three_formats(tmp_path):
+    for task in ("nano-gsm", "nano-code"):
+        make_run(tmp_path, task=task)
+    rows = Results.load(tmp_path).rows
+    assert [ax.get_title(loc="left") for ax in draw(rows, "nfe", "accuracy").axes] == [
+        "nano-code (test, 120 items), nano",
+        "nano-gsm (test, 120 items), nano",
+    ]
+    written = plot(rows, tmp_path, x="nfe")
+    assert [path.name for path in written] == ["pareto.png", "pareto.svg", "pareto.pdf"]
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_unknown_axes_and_empty_columns_are_refused(tmp_path):
+    make_run(tmp_path)
+    rows = Results.load(tmp_path).rows
+    with pytest.raises(RequestError, match="cost, nfe, tps, flops, tpf"):
+        plot(rows, tmp_path, x="speed")
+    with pytest.raises(RequestError, match="No row has a value for tps"):
+        untimed = [dataclasses.replace(row, metrics=dataclasses.replace(row.metrics, speed=None)) for row in rows]
+        plot(untimed, tmp_path, x="tps")
+
+
+def test_other_hardware_is_a_series_of_its_own(tmp_path):
+    for device in ("a CPU", "a GPU"):
+        for threshold in (0.6, 0.9):
+            make_run(tmp_path, threshold=threshold, nfe=int(20 * threshold), device=device)
+    rows = Results.load(tmp_path).rows
+    assert len(rows) == 4, "nothing was averaged"
+    ax = draw(rows, "nfe", "accuracy").axes[0]
+    words = " ".join(text.get_text() for text in ax.texts)
+    assert "(on a CPU)" in words or "(on a GPU)" in words
+    joined = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"]
+    assert all(len(set(line.get_ydata())) <= 2 for line in joined)
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and line.get_marker() != "None"]
+    assert len(hollow) == 2
+
+
+def test_published_points_are_drawn_beside_ours_and_stay_out_of_the_rows(tmp_path):
+    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", threshold=0.6, accuracy=0.8)
+    rows = Results.load(tmp_path).rows
+    pairs = published.pairs(rows, published.read())
+    ax = draw(rows, "cost", "accuracy", pairs).axes[0]
+    (marks,) = [line for line in ax.lines if line.get_label() == "published"]
+    assert marks.get_ydata().tolist() == [pytest.approx(79.6)]
+    assert marks.get_xdata().tolist() == [rows[0].cost]
+    assert not [line for line in draw(rows, "cost", "accuracy").axes[0].lines if line.get_label() == "published"]
+
+
+def test_threshold_curves(tmp_path, monkeypatch):
+    make_family(tmp_path, 4, 4)
+    rows, drawn = Results.load(tmp_path).rows, []
+    monkeypatch.setattr(curves, "save", lambda make, *_: drawn.append(make()))
+    curves.threshold_curves(rows, tmp_path, "threshold")
+    upper = [ax for ax in drawn[0].axes if ax.get_ylabel().startswith("accuracy")]
+    texts = [text.get_text() for ax in upper for text in ax.texts if text.get_text()]
+    assert sorted(texts) == ["entropy", "mrp", "static", "threshold"], "confidences share a panel, others do not"
+    assert len(upper) == 3
+    with pytest.raises(RequestError, match="several values"):
+        curves.threshold_curves([row for row in rows if row.manifest.threshold == 0.3], tmp_path, "threshold")
+
+
+def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
+    make_run(tmp_path, threshold=0.6)
+    rows = Results.load(tmp_path).rows
+    with pytest.raises(RequestError, match="several batch sizes"):
+        curves.batch_curves(rows, tmp_path, "batch")
+    with pytest.raises(RequestError, match="No run drafted"):
+        curves.acceptance(rows, tmp_path, "acceptance")
+    make_run(tmp_path, threshold=0.6, batch_size=1)
+    written = curves.batch_curves(Results.load(tmp_path).rows, tmp_path, "batch", column=True)
+    assert [path.name for path in written] == ["batch.png", "batch.svg", "batch.pdf"]
+
+
+def test_accepted_lengths_show_twelve_runs_a_task(tmp_path):
+    for number in range(13):
+        task = "nano-gsm" if number < 12 else "nano-code"
+        make_run(tmp_path, task=task, method="simsd", threshold=None, label=f"simsd steps={number}", items=3)
+    kept = {"acceptance": 0.5, "accepted_lengths": {"0": 1, "2": 1}}
+    rows = Results.load(tmp_path).rows
+    rows = [dataclasses.replace(row, metrics=dataclasses.replace(row.metrics, **kept)) for row in rows]
+    assert len(curves.acceptance(rows, tmp_path, "acceptance")) == 3
+    with pytest.raises(RequestError, match="13 runs drafted on nano-gsm"):
+        curves.acceptance([*rows, rows[-1]], tmp_path, "acceptance")
+
+
+def test_names_at_line_ends_are_kept_apart():
+    places = curves.apart([10.0, 11.0, 12.0, 80.0], [10.0] * 4)
+    assert all(b - a >= 10 for a, b in zip(places, places[1:])) and places[3] == 80.0
+
+
+def test_weights_with_several_settings_get_their_own_panel(tmp_path):
+    for threshold in (0.4, 0.6, 0.8):
+        make_run(tmp_path, threshold=threshold)
+        make_run(tmp_path, threshold=threshold, weights="b" * 16, model="sibling")
+    make_run(tmp_path, method="static", threshold=None)
+    make_run(tmp_path, method="ar", threshold=None, weights="c" * 16, model="parent")  # one row rides along
+    axes = [ax for ax in draw(Results.load(tmp_path).rows, "cost", "accuracy").axes if ax.get_visible()]
+    assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
+
+
+def test_names_with_dollars_and_brackets_are_drawn_and_printed_as_they_are(tmp_path):
+    for weights in ("a" * 16, "b" * 16):
+        where = tmp_path / weights[0]
+        make_run(where, model="a$x^$b [red]", weights=weights, label="threshold 0.6 draft=ckpt[red] v2", nfe=9)
+    results = Results.load(tmp_path)
+    plot(results.rows, tmp_path)
+    console = stdout()
+    console.width = 120
+    with console.capture() as caught:
+        print_sweep(console, results)
+    text = caught.get()
+    assert "ckpt[red] v2" in text and "a$x^$b [red]" in text

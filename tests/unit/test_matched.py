@@ -1,0 +1,85 @@
+"""Groups of comparable rows: who may be compared, fronts, matched points. Run: pytest tests/unit/test_matched.py"""
+
+import pytest
+from synthetic import PRICES, forwards, make_run
+
+from dlmbench.analysis.load import Results
+from dlmbench.analysis.matched import matched
+from dlmbench.report.columns import record
+from dlmbench.report.markdown import matched_markdown, write_table
+from dlmbench.runs import find_runs
+from dlmbench.runs.aggregate import aggregate, item_costs
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40)
+    make_run(tmp_path, method="static", threshold=None, label="static k=2", accuracy=0.6, nfe=21)
+    for threshold, accuracy, nfe in ((0.3, 0.5, 10), (0.6, 0.75, 18), (0.9, 0.9, 30)):
+        make_run(tmp_path, threshold=threshold, accuracy=accuracy, nfe=nfe)
+    make_run(tmp_path, method="mrp", threshold=0.6, accuracy=0.93, nfe=15, draft=8)
+    return tmp_path
+
+
+def test_item_costs_add_up_to_the_row(runs):
+    run = find_runs(runs)[0]
+    costs = item_costs(run.samples, PRICES)
+    assert sum(costs) / len(costs) == pytest.approx(aggregate(run.samples, PRICES).cost)
+    assert item_costs(run.samples, forwards(draft_denoise_8=1.0)) is None
+
+
+def test_other_hardware_weights_and_batches_are_other_groups(runs):
+    make_run(runs, threshold=0.7, device="another CPU")
+    make_run(runs, threshold=0.7, weights="b" * 16)
+    make_run(runs, threshold=0.7, batch_size=1)
+    make_run(runs, threshold=0.7, seed=1)
+    found = Results.load(runs).groups
+    assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 6]
+
+
+def test_a_group_keeps_the_items_that_all_rows_hold(runs):
+    make_run(runs, method="wino", threshold=0.5, items=50)
+    (group,) = Results.load(runs).groups
+    assert group.accuracy.shape == group.cost.shape == (7, 50) and group.unit == "cost"
+
+
+def test_front_shares_are_a_column(runs):
+    rows = {row.label: row for row in Results.load(runs).rows}
+    assert rows["threshold 0.3"].front_share == 1, "the cheapest stands always"
+    assert rows["mrp 0.6"].front_share > 0.9 > 0.1 > rows["static k=2"].front_share
+    assert "front_share" in record(rows["mrp 0.6"]) and "front_share" not in record(rows["mrp 0.6"], samples=False)
+
+
+def test_matched_points(runs):
+    (group,) = Results.load(runs).groups
+    by_method = {one.method: one for one in matched(group)}
+    ours, plain = by_method["mrp"], by_method["threshold"]
+    assert ours.accuracy.value == pytest.approx(group.rows[0].accuracy), "one setting, within the budget"
+    assert ours.against.low > 0, "better than threshold at the same cost"
+    assert ours.against.value == pytest.approx(ours.accuracy.value - plain.accuracy.value)
+    assert ours.cost.value == pytest.approx(group.cost[0].mean() / group.curve(group.reference).cost.mean(), abs=1e-6)
+    assert plain.against is None and 0 < ours.hypervolume < 1
+    # static k=2 costs more than half of k=1 (prefill is paid twice): below its cheapest setting there is nothing
+    assert by_method["static"].accuracy.value != by_method["static"].accuracy.value
+
+
+def test_all_right_on_a_few_items_is_not_certain(tmp_path):
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=1.0, nfe=40, items=12)
+    make_run(tmp_path, threshold=0.6, accuracy=1.0, nfe=10, items=12)
+    by_method = {one.method: one for one in matched(Results.load(tmp_path).groups[0])}
+    found = by_method["threshold"].accuracy
+    assert found.value == found.high == pytest.approx(1) and found.low == pytest.approx(0.7575, abs=1e-3)
+
+
+def test_without_a_reference_there_is_nothing_to_match(tmp_path):
+    make_run(tmp_path, threshold=0.3)
+    (group,) = Results.load(tmp_path).groups
+    assert matched(group) == () and matched_markdown([group]) == ""
+
+
+def test_the_section_ends_the_table(runs):
+    _, path = write_table(Results.load(runs), runs)
+    text = path.read_text()
+    assert text.index("at equal cost") > text.index("in percent, with its 95 % Wilson interval")
+    assert "AUP" not in text, "it knows no helper, and its definition is not checked"
+    assert "Reference: static k=1" in text and " better" in text
