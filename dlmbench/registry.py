@@ -140,6 +140,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
+    "multiblock": "Multiblock",
     "pcsampler": "PCSampler",
     "prophet": "Prophet",
     "rcd": "RCD",
