@@ -486,7 +486,9 @@ def test_a_row_that_nobody_waits_for_is_given_up_and_its_slot_serves_others(lag)
 def test_a_service_refuses_what_its_buffers_do_not_hold():
     service = engine()
     for request, says in [
-        (Request("x", (10,), 21), "at most 20"), (Request("x", (10,) * 30, 20), "40 are kept"), (Request("x", (), 4), "empty"),
-    ]:  # fmt: skip
+        (Request("x", (10,), 21), "at most 20"),
+        (Request("x", (10,) * 30, 20), "40 are kept"),
+        (Request("x", (), 4), "empty"),
+    ]:
         with pytest.raises(RequestError, match=says):
             service.check(request, max_length=40, max_tokens=20)
