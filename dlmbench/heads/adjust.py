@@ -110,8 +110,8 @@ class AdjustModule(Prepared):
 
     @torch.no_grad()
     def init_weights(self, gain: float = 0.1, seed: int = 0) -> AdjustModule:
-        """Torch's own defaults and norms at one, as the authors begin, but the last norm at `gain`: what a call moves at
-        first is small beside the states. 0 moves nothing, and then the layer has no gradient.
+        """Torch's own defaults and norms at one, as the authors begin, but the last norm at `gain`: at first a call moves
+        little. With 0 it moves nothing, and the layer has no gradient.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

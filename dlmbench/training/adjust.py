@@ -20,9 +20,9 @@ marginals assumes (`_parallel`); the same on dev items, whose windows are drawn 
 decoding. `kl_next` is the KL at the position that is drawn next, the only one that decoding reads: the mean over all
 positions hides most of what was learned. A sampler is worth something only where it beats the parallel numbers.
 
-Apart from the paper: Muon for the layer's matrices, the choice of windows, one call at first, a small gain at the start,
-and the loss after every call instead of after the last. Left out: losses on hidden states, which have weight 0 in the
-authors' runs.
+Apart from the paper: Muon for the layer's matrices, the choice of windows, one call at first, a small gain at the
+start, and the loss after every call instead of after the last. Left out: losses on hidden states, which have weight 0
+in the authors' runs.
 
 Axes: N rows, R columns, A answer positions, L block, J calls, K chosen positions, D width, V vocabulary.
 """

@@ -237,7 +237,7 @@ class PolicyWorker(Worker):
         right = self.correct(rows, answers).to(self.device)
         gained = torch.stack([reward(r, u, int(n), plan.alpha) for r, u, n in zip(right, used, rows.length)])
         better = advantages(gained.view(-1, plan.rollouts)).flatten()
-        compared = (better != 0).float()  # where all of a prompt's rollouts earn the same, nothing is left to learn from
+        compared = (better != 0).float()  # without an advantage nothing is learned from a rollout
         measures = {"reward": gained, "accuracy": right, "forwards": used.float(), "compared": compared}
         self.notes.append({name: value.mean().item() for name, value in measures.items()})
         advantage = better.repeat_interleave(used)
