@@ -102,6 +102,8 @@ def load_plugin(path: str | Path) -> Any:
         raise RequestError(f"Plugin file {str(path)!r} does not exist; --plugin takes the path of a Python file.")
     name = f"dlmbench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RequestError(f"Plugin {path.name} is no Python file by its name; --plugin takes one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -120,15 +122,21 @@ TASKS = Registry("task", "dlmbench.tasks")
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "credit": "Credit",
     "edit": "Edit",
     "entropy": "Entropy",
     "fastdllm2": "FastDLLM2",
+    "frechet": "Frechet",
     "guided": "Guided",
+    "hierarchy": "Hierarchy",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
     "prophet": "Prophet",
     "rcd": "RCD",
+    "rcr": "RCR",
+    "remdm_loop": "RemdmLoop",
+    "saber": "Saber",
     "sequential": "Sequential",
     "simsd": "SimSD",
     "static": "Static",

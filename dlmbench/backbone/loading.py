@@ -54,8 +54,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def load_checkpoint(
-    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None,
-    told: Told = NOTHING,
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+    revision: str | None = None, told: Told = NOTHING,
 ) -> Transformer:  # fmt: skip
     """A frozen network from an official checkpoint, in evaluation mode, used as its files and `told` say.
 

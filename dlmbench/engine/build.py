@@ -257,11 +257,12 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
 
 
 def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
-    grid = nets["target"].config.grid
+    size, grid = DTYPES[run.dtype].itemsize, nets["target"].config.grid
     return {
         **({"grid": grid} if grid != "origin" else {}),
         "model": run.preset.name,
         "parameters": {role: net.config.parameters for role, net in nets.items()},
+        "reads": {role: _reads(net.config, run.block_length, size) for role, net in nets.items()},
         "block_length": nets["target"].block_length,
         "decoder": {"name": run.decoder.name, "version": run.decoder.version},
         "dtype": run.dtype,
@@ -269,3 +270,15 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "batch_size": run.batch_size,
         "store": nets["target"].store_mode,
     }
+
+
+def _reads(config: Any, tokens: int, size: int) -> dict[str, int]:
+    """Bytes that a forward of so many tokens reads for a single row: the weights, output head included, and a key with
+    its value. config: of a backbone or of a head; `size` of a number."""
+    if not isinstance(config, BackboneConfig):
+        return {"weights": config.parameters * size, "key": 0}
+    numbers = config.parameters_read(tokens)
+    if type(config) is not BackboneConfig:  # a head: its own parameters, and the backbone's output head
+        numbers = config.parameters + config.vocab_size * config.hidden_size
+    key = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return {"weights": round(numbers) * size, "key": key * size}

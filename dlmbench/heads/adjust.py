@@ -82,7 +82,7 @@ class AdjustModule(Prepared):
         return self.move(hidden, self.layer(0, x, cos, sin, attend))
 
     @property
-    def layers(self) -> tuple[Layer]:
+    def layers(self) -> tuple[Layer, ...]:
         """As a backbone has them, for training."""
         return (self.layer,)
 
@@ -110,8 +110,8 @@ class AdjustModule(Prepared):
 
     @torch.no_grad()
     def init_weights(self, gain: float = 0.1, seed: int = 0) -> AdjustModule:
-        """Torch's own defaults and norms at one, as the authors begin, but the last norm at `gain`: at first a call moves
-        little. With 0 it moves nothing, and the layer has no gradient.
+        """Torch's own defaults and norms at one, as the authors begin, but the last norm at `gain`: a call moves little
+        at first. With 0 it moves nothing, and the layer has no gradient.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

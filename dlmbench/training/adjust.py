@@ -45,11 +45,11 @@ from dlmbench.errors import RequestError
 from dlmbench.heads.adjust import AdjustModule, save_module
 from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.training.data import LENGTH_STEP, Draw, cut
-from dlmbench.training.loop import Worker
+from dlmbench.training.loop import TrainingWorker
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.rollout import (
+    AnswerRows,
     Prompts,
-    Rows,
     check_backbone,
     dev_examples,
     dev_run,
@@ -94,7 +94,7 @@ class Trajectories:
     were; kept: for every step the states [n,R,D] of the rows that took it; slot [A,N]: where a row is in these.
     """
 
-    rows: Rows
+    rows: AnswerRows
     answers: Tensor
     order: Tensor
     steps: Tensor
@@ -123,10 +123,12 @@ class Trajectories:
 
 
 @torch.no_grad()
-def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, compiled: bool = True) -> Trajectories:
+def roll_out(
+    model: Transformer, rows: AnswerRows, temperature: float, seed: int, compiled: bool = True
+) -> Trajectories:
     """Answer all rows, one token a forward. Tokens are drawn at `temperature` (0: greedy), positions without it."""
     config, block = model.config, rows.block_length
-    answers = torch.full_like(rows.offsets, config.mask_id)
+    answers = torch.full_like(rows.offsets, config.mask)
     order, slot = torch.full_like(answers, rows.width), torch.zeros_like(answers).t().contiguous()
     steps, kept = rows.length.clone(), []
     sampling, eos = Sampling(temperature, confidence="clean"), torch.tensor(config.eos_ids, device=answers.device)
@@ -142,12 +144,12 @@ def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, comp
         window = slice(first, first + block)
         logits = model.project(pick(kept[-1], part.at[:, window]))
         clock, positions = torch.full_like(live, step), part.offsets[:, window]
-        best = Candidates(logits, sampling, config.mask_id, seeds[live], clock, positions)
+        best = Candidates(logits, sampling, config.mask, seeds[live], clock, positions)
         now = answers[live, window]
-        chosen = top_n(-best.entropy, part.valid[:, window] & (now == config.mask_id), 1)
+        chosen = top_n(-best.entropy, part.valid[:, window] & (now == config.mask), 1)
         answers[live, window] = now = torch.where(chosen, best.tokens, now)
         order[live, window] = order[live, window].masked_fill(chosen, step)
-        full = ~((now == config.mask_id) & part.valid[:, window]).any(1)
+        full = ~((now == config.mask) & part.valid[:, window]).any(1)
         steps[live[full & torch.isin(now, eos).any(1)]] = step + 1
     return Trajectories(rows, answers, order, steps, kept, slot)
 
@@ -183,11 +185,11 @@ def window_weights(model: Transformer, paths: Trajectories, most: int, quiet: fl
 
 
 @dataclass(frozen=True)
-class Window:
+class StepWindow:
     """N windows of J calls: the backbone's states before [N,R,D] in the first step and after [J,N,R,D] in the others,
     with the answers [J,N,A] there and the positions [J,N] that are drawn next."""
 
-    rows: Rows
+    rows: AnswerRows
     before: Tensor
     answers: Tensor
     drawn: Tensor
@@ -208,11 +210,11 @@ def draw_evenly(paths: Trajectories, calls: int, generator: torch.Generator) -> 
     return torch.arange(len(first), device=paths.steps.device), first.to(paths.steps.device)
 
 
-def cut_windows(paths: Trajectories, row: Tensor, first: Tensor, calls: int, mask: int) -> Window:
+def cut_windows(paths: Trajectories, row: Tensor, first: Tensor, calls: int, mask: int) -> StepWindow:
     """The windows of some rows [N] that begin in these steps [N]."""
     steps = [first + number for number in range(1, calls + 1)]
     rows = paths.rows.select(row)
-    return Window(
+    return StepWindow(
         rows,
         before=paths.states(row, first),
         answers=torch.stack([paths.tokens(row, step, mask) for step in steps]),
@@ -237,8 +239,8 @@ class Windows:
         self.position = (0, 0)
         self._pool: tuple[int, list[Group]] | None = None
 
-    def __iter__(self) -> Iterator[Window]:
-        plan, mask = self.recipe.adjust, self.backbone.config.mask_id
+    def __iter__(self) -> Iterator[StepWindow]:
+        plan, mask = self.recipe.adjust, self.backbone.config.mask
         chance = unroll_probabilities(plan.unrolled)
         while True:
             pool, index = self.position
@@ -260,7 +262,7 @@ class Windows:
             self._pool = None  # its memory first
             batches, plan, groups = self.prompts.plan(pool), self.recipe.adjust, []
             for number, (rows, length) in enumerate(batches):
-                there, seed = Rows.of(rows, length).to(self.device), self._seed(pool, number) & 0xFFFFFF
+                there, seed = AnswerRows.of(rows, length).to(self.device), self._seed(pool, number) & 0xFFFFFF
                 paths = roll_out(self.backbone, there, plan.temperature, seed, self.recipe.compile)
                 groups.append((paths, window_weights(self.backbone, paths, plan.unrolled, plan.quiet)))
             self._pool = pool, groups
@@ -273,7 +275,7 @@ class Windows:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-class AdjustWorker(Worker):
+class AdjustWorker(TrainingWorker[AdjustModule]):
     """One process of a run; the trained network is the sampler, the backbone stands beside it."""
 
     @staticmethod
@@ -289,7 +291,7 @@ class AdjustWorker(Worker):
     def data(self, draw: Draw) -> Windows:
         recipe = self.recipe
         self.backbone, self.backbone_weights = load_backbone(recipe, self.device, self.dtype)
-        layout = prompt_layout(self.tokenizer, self.backbone.config.mask_id)
+        layout = prompt_layout(self.tokenizer, self.backbone.config.mask)
         prompts = Prompts(
             draw, layout, recipe.block_lengths, recipe.columns, recipe.seed, self.rank, recipe.adjust.trajectories
         )
@@ -302,7 +304,7 @@ class AdjustWorker(Worker):
         network = AdjustModule(self.backbone).to(self.device, self.dtype)
         return master.to(self.device).requires_grad_(True).train(), network
 
-    def loss(self, window: Window) -> Tensor:
+    def loss(self, window: StepWindow) -> Tensor:
         loss, facts = window_loss(self.network, window, self.recipe.compile)
         self.notes.append(facts)
         return loss
@@ -327,17 +329,17 @@ class AdjustWorker(Worker):
             accuracy[f"K={K}"] = round(run["accuracy"], 4)
         self.log(step=self.step, accuracy=accuracy)
 
-    def _held_out(self) -> dict[int, list[Window]]:
+    def _held_out(self) -> dict[int, list[StepWindow]]:
         """Even windows of dev trajectories by number of calls, always the same."""
         if "windows" not in self.seen:
-            recipe, mask = self.recipe, self.backbone.config.mask_id
+            recipe, mask = self.recipe, self.backbone.config.mask
             layout, noise = prompt_layout(self.tokenizer, mask), np.random.default_rng(HELD_OUT_SEED)
             examples = dev_examples(self.tokenizer, recipe.evaluate_items)
             prompts = [layout(example, recipe.block_lengths[0], noise) for example in examples]
             generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-            found = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}
+            found: dict[int, list[StepWindow]] = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}
             for rows, length in cut(prompts, recipe.columns):
-                paths = roll_out(self.backbone, Rows.of(rows, length).to(self.device), 0.0, 0, recipe.compile)
+                paths = roll_out(self.backbone, AnswerRows.of(rows, length).to(self.device), 0.0, 0, recipe.compile)
                 for calls, windows in found.items():
                     for _ in range(HELD_OUT_WINDOWS):
                         row, first = draw_evenly(paths, calls, generator)
@@ -360,9 +362,9 @@ class AdjustWorker(Worker):
         return dev_run(self.backbone, head, Adjust(config), self.recipe, self.tokenizer)
 
 
-def window_loss(module: AdjustModule, window: Window, compiled: bool = True) -> tuple[Tensor, dict[str, float]]:
+def window_loss(module: AdjustModule, window: StepWindow, compiled: bool = True) -> tuple[Tensor, dict[str, float]]:
     """The loss of N windows, the mean over their calls, and the measures of the last call against doing nothing."""
-    rows, backbone, mask = window.rows, module.backbone, module.config.mask_id
+    rows, backbone, mask = window.rows, module.backbone, module.config.mask
     carried, losses = window.before, []
     for answers, after in zip(window.answers, window.after, strict=True):
         ids, states = rows.filled(answers).flatten(), carried.flatten(0, 1)
@@ -386,19 +388,19 @@ def _measures(student: Tensor, teacher: Tensor, suffix: str) -> dict[str, float]
     return {f"kl{suffix}": _kl(student, teacher).mean().item(), f"agreement{suffix}": agreement}
 
 
-def _scores(module: AdjustModule, states: Tensor, chosen: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
+def _scores(module: AdjustModule, states: Tensor, chosen: tuple[Tensor, Tensor], rows: AnswerRows) -> Tensor:
     """Log-probabilities [K,V] of states [N,R,D] at the chosen rows and answer positions."""
     return module.project(states[chosen[0], rows.at[chosen]]).float().log_softmax(-1)
 
 
-def _left(answers: Tensor, rows: Rows, mask: int) -> tuple[Tensor, Tensor]:
-    """Rows and positions [K] that are still masked in each row's active block; answers [N,A]."""
+def _left(answers: Tensor, rows: AnswerRows, mask: int) -> tuple[Tensor, Tensor]:
+    """AnswerRows and positions [K] that are still masked in each row's active block; answers [N,A]."""
     started = rows.offsets // rows.block_length == _active(answers, rows, mask).unsqueeze(1)
     row, position = ((answers == mask) & rows.valid & started).nonzero(as_tuple=True)
     return row, position
 
 
-def _active(answers: Tensor, rows: Rows, mask: int) -> Tensor:
+def _active(answers: Tensor, rows: AnswerRows, mask: int) -> Tensor:
     """Number of the first block [N] that holds a mask."""
     masked = (answers == mask) & rows.valid
     return masked.int().argmax(1) // rows.block_length

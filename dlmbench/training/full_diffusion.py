@@ -22,9 +22,9 @@ import numpy as np
 
 from dlmbench.tasks import task_files
 from dlmbench.training.block_diffusion import LARGEST_FACTOR, LOWEST_RATE
-from dlmbench.training.data import LENGTH_STEP, Example, Row
+from dlmbench.training.data import LENGTH_STEP, Example, Layout, Row
 from dlmbench.training.evaluate import decode_full
-from dlmbench.training.loop import END, MASK, Worker
+from dlmbench.training.loop import END, MASK, PlainWorker
 
 MARKED = 0.33  # share of the rows with the marker at its fixed place, where the task has one
 SHORT = 0.2  # share of the rows whose region is shorter than the task's
@@ -60,17 +60,19 @@ def regions(tokenizer) -> dict[str, Region]:
 
     found = {}
     for source, task in TASKS.items():
-        about = task_files.find(task).metadata
+        file = task_files.find(task)
+        assert file is not None, task
+        about = file.metadata
         answer = about.get("answer")
         fixed = (ids(answer["text"]), answer["position"], ids("\n")[0]) if answer else ()
         found[source] = Region(about["gen_length"], *fixed)
     return found
 
 
-class FullDiffusionWorker(Worker):
+class FullDiffusionWorker(PlainWorker):
     """One process of a run."""
 
-    def layout(self):
+    def layout(self) -> Layout[Row]:
         self.regions = regions(self.tokenizer) if self.tokenizer else {}
         return lambda example, block_length, noise: layout(
             example, block_length, noise, MASK, END, self.regions.get(example.source)

@@ -171,6 +171,13 @@ class Recipe:
     compile: bool = True
     bfloat16: bool | None = None  # activations and gradients in bfloat16; None: where the processor has it in hardware
 
+    @property
+    def backbone(self) -> str:
+        """The frozen network that a head is trained beside. Raises RequestError where `warm_start` names none."""
+        if self.warm_start is None:
+            raise RequestError(f"Recipe {self.name} names no backbone: add warm_start.model.")
+        return self.warm_start.model
+
     def learning_rate(self, step: int) -> float:
         """Share of the constant learning rate at a step in 0 .. steps-1."""
         if step < self.warmup:

@@ -38,6 +38,8 @@ SWEEP = [  # settings whose steps take other ways than the defaults: decoder, at
     ("rcd", "block_causal", "sampler=static,k=2,residual_temperature=0.9", {}),
     ("klass", "full", "only=kl", {}),
     ("prophet", "full", "answer_start=2", {}),
+    ("rcr", "full", "schedule=cosine,remask=false", {}),
+    ("saber", "full", "rule=token", {}),
     ("adjust", "full", "schedule=dream", {}),
     ("adjust", "full", "K=3", {}),
     ("learned_policy", "full", "mode=bernoulli-argmax", {}),

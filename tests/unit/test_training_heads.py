@@ -34,7 +34,7 @@ from dlmbench.request import RunSpec
 from dlmbench.training import adjust, learned_policy, loop
 from dlmbench.training.data import Example
 from dlmbench.training.recipe import AdjustPlan, PolicyPlan, Recipe, WarmStart, read_recipe
-from dlmbench.training.rollout import Rows, prompt_layout, states
+from dlmbench.training.rollout import AnswerRows, prompt_layout, states
 
 MASK, END, VOCABULARY = 2, 1, 1024  # the nano tokenizer's
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -67,7 +67,7 @@ def draw(seed):
 def rows_of(count=5, block_length=4, seed=0):
     layout, noise = prompt_layout(None, MASK), np.random.default_rng(0)
     prompts = [layout(example, block_length, noise) for _, example in zip(range(count), draw(seed))]
-    return Rows.of(prompts, max(len(prompt.ids) for prompt in prompts) + 3)
+    return AnswerRows.of(prompts, max(len(prompt.ids) for prompt in prompts) + 3)
 
 
 def recipe(folder, objective, **changes):
@@ -368,7 +368,7 @@ def test_answers_with_a_mask_before_their_end_are_wrong(tmp_path, folder):
     one = learned_policy.PolicyWorker(recipe(folder, "learned_policy"), tmp_path / "run", draw, tokenizer)
     target = tuple(tokenizer("3+4=7\n#### 7", add_special_tokens=False)["input_ids"])
     layout = prompt_layout(None, MASK)
-    rows = Rows.of([layout(Example((5, 6), target), 4, np.random.default_rng(0))] * 3, 32)
+    rows = AnswerRows.of([layout(Example((5, 6), target), 4, np.random.default_rng(0))] * 3, 32)
     answers = torch.full_like(rows.offsets, MASK)
     answers[:, : len(target) + 1] = torch.tensor([*target, END])
     answers[1, 0] = MASK

@@ -39,10 +39,11 @@ class Axis:
 
 
 AXES = {  # --x
-    "cost": Axis(attrgetter("cost"), "cost an item, in plain forwards", False),
+    "cost": Axis(attrgetter("cost"), "cost of decoding an item, in plain forwards", False),
     "nfe": Axis(attrgetter("metrics.nfe"), "forwards an item (NFE)", False),
     "tps": Axis(attrgetter("tps"), "tokens/s, decode only", True),
-    "flops": Axis(attrgetter("metrics.flops"), "FLOPs an item", False),
+    "bytes": Axis(attrgetter("bytes_read"), "bytes read an item, decoding, batch 1", False),
+    "flops": Axis(attrgetter("flops"), "FLOPs an item, decoding", False),
     "tpf": Axis(attrgetter("metrics.tpf"), "tokens a forward (TPF)", True),
 }
 SCORES = {  # --y
