@@ -271,7 +271,7 @@ class Decoder:
         return cls.roles
 
     @classmethod
-    def on_task(cls, config: Options, attention: str, fixed: Marker | None, offered: bool) -> Options:
+    def on_task(cls, config: Options, attention: str | None, fixed: Marker | None, offered: bool) -> Options:
         """The options on a model and task, before anything is loaded.
 
         `fixed` is the task's answer marker when it is written in advance, `offered` whether the task has one. Raises

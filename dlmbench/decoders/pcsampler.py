@@ -42,12 +42,12 @@ class PCSamplerConfig:
 
 class PCSampler(Static):
     name = "pcsampler"
-    Config = PCSamplerConfig
+    Config = PCSamplerConfig  # type: ignore[assignment]  # its options are not those of static
     attention = ("full", "block_causal")
     equalities = ("decay=0 == static:schedule=quota", "decay=50 == sequential")  # where all tokens are equally frequent
 
     @classmethod
-    def on_task(cls, config: PCSamplerConfig, attention: str, fixed: Marker | None, offered: bool) -> PCSamplerConfig:
+    def on_task(cls, config: PCSamplerConfig, attention: str | None, fixed: Marker | None, offered: bool) -> PCSamplerConfig:
         if config.table:
             return config
         raise RequestError(
@@ -63,9 +63,9 @@ class PCSampler(Static):
         return Traits()
 
     def reveal(self, view: View, best: Candidates) -> Tensor:
-        return top_n(self._score(view, best), view.eligible, self.due(view))
+        return top_n(self._worth(view, best), view.eligible, self.due(view))
 
-    def _score(self, view: View, best: Candidates) -> Tensor:
+    def _worth(self, view: View, best: Candidates) -> Tensor:
         """Logarithm [R,W] of exp(-lambda j) min(-p ln f, alpha), which does not vanish far from the start."""
         worth = (best.confidence * self._rarity[best.tokens]).clamp_max(self.config.alpha)
         offset = view.positions - view.start.unsqueeze(1)

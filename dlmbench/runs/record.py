@@ -358,7 +358,7 @@ def typed(kind: type[T], record: Mapping[str, typing.Any]) -> T:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, typing.Any]:
+def _hints(kind: object) -> dict[str, typing.Any]:
     return typing.get_type_hints(kind)
 
 
