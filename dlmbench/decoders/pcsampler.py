@@ -47,7 +47,9 @@ class PCSampler(Static):
     equalities = ("decay=0 == static:schedule=quota", "decay=50 == sequential")  # where all tokens are equally frequent
 
     @classmethod
-    def on_task(cls, config: PCSamplerConfig, attention: str | None, fixed: Marker | None, offered: bool) -> PCSamplerConfig:
+    def on_task(
+        cls, config: PCSamplerConfig, attention: str | None, fixed: Marker | None, offered: bool
+    ) -> PCSamplerConfig:
         if config.table:
             return config
         raise RequestError(

@@ -48,7 +48,9 @@ class Prophet(EarlyCommit):
     )
 
     @classmethod
-    def on_task(cls, config: ProphetConfig, attention: str | None, fixed: Marker | None, offered: bool) -> ProphetConfig:
+    def on_task(
+        cls, config: ProphetConfig, attention: str | None, fixed: Marker | None, offered: bool
+    ) -> ProphetConfig:
         if attention == "block_causal" or config.answer_start >= 0:
             return config
         if fixed:

@@ -20,7 +20,7 @@ class AdjustHead(Network):
     """One sampler beside the network it was trained for."""
 
     def __init__(self, module: AdjustModule, target: Network):
-        super().__init__("head", module, target.block_length)
+        super().__init__("head", module, target.block_length)  # type: ignore[arg-type]  # has what is asked of one
 
     @property
     def stores(self) -> bool:

@@ -24,7 +24,7 @@ class MRPHead(Network):
     """One module beside the network it was trained for; `target` must come first among the engine's networks."""
 
     def __init__(self, module: MRPModule, target: Network):
-        super().__init__("head", module, target.block_length, target.store_mode)
+        super().__init__("head", module, target.block_length, target.store_mode)  # type: ignore[arg-type]  # has what is asked of one
         self.target, target.keeps_states = target, True
         self.keeps_prefix = True  # the decoder's choice, made before anything runs
 

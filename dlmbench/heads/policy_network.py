@@ -19,7 +19,7 @@ class PolicyHead(Network):
     """One policy; it works beside any target."""
 
     def __init__(self, policy: PolicyNetwork, block_length: int):
-        super().__init__("head", policy, block_length)
+        super().__init__("head", policy, block_length)  # type: ignore[arg-type]  # has what is asked of one
 
     @property
     def stores(self) -> bool:

@@ -140,7 +140,8 @@ def memory_bytes(run: ResolvedRun, task: Any) -> int | None:
             return None
         if role == "head":  # a few layers of its target's shape, without an embedding of its own
             config = replace(config, num_layers=_HEAD_LAYERS, vocab_size=0)
-        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + (answer or 0) + run.block_length)
+        seen = prompt + (answer or 0) + run.block_length
+        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * seen
         logits = _LOGITS * 4 * run.block_length * config.vocab_size
         width = _BYTES[run.dtype]
         total += config.parameters * width + run.batch_size * (keys * width + logits)
