@@ -80,6 +80,7 @@ class Preset:
 
 _NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
 _ORACLE = partial(Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
+_COUNTS: dict[str, dict[str, object]] = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
 _LLADA = partial(Preset, family="llada", shape="llada-8b", block_length=32)
@@ -91,7 +92,7 @@ _DREAM = partial(
     shape="dream-7b",
     block_length=32,
     whole_answer=True,
-    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
+    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sched": _DREAM_ORDER, "sampling": {"filtered": True}},
 )
 
 _LING_CHAT = (  # of Ling's descendants; LLaDA2's turns stand behind the sentence that turns thinking off
@@ -134,7 +135,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={"mrp": {"tau": 0.7}},  # the least that lost nothing to static on 120 dev items
+            settings={**_COUNTS, "mrp": {"tau": 0.7}},  # the least tau that lost nothing to static on 120 dev items
         ),
         _ORACLE(
             name="oracle",
@@ -154,6 +155,7 @@ PRESETS: dict[str, Preset] = {
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
+            settings=_COUNTS,
         ),
         _NANO("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano"),
         _NANO("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too"),
@@ -165,6 +167,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "nano, trained on with residuals for --method rcd",
             companions={"reference": "nano-rcd-ref"},
+            settings=_COUNTS,
         ),
         _NANO("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals"),
         _SDAR("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b"),
