@@ -7,7 +7,7 @@ calls fully active, which follow from what is filled. The release counts one cal
 from __future__ import annotations
 
 from dlmbench.decoders.multiblock import Multiblock, MultiblockConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 from dlmbench.verify.rows import FIELDS, CaseRun, compare, run
 
 PARAMS = {
@@ -31,7 +31,7 @@ def check(case: Case, device: str = "cpu") -> None:
     compare(case, batch)
     ended = params["early_stop"] and params["eos_id"] in expected["ids"]
     equal("reported_nfe", len(batch.steps) + ended, expected["reported_nfe"])
-    opened = [step["extra"]["open_blocks"] for step in batch.rows[0].trace]
+    opened = [step["extra"]["open_blocks"] for step in traced(batch.rows[0])]
     equal("open_blocks", opened, expected["open_blocks"])
     full = _fully_active(batch, opened, params["block_length"], params["decoded_token_threshold"])
     equal("full_blocks", full, expected["full_blocks"])
@@ -42,7 +42,7 @@ def _fully_active(batch: CaseRun, opened: list[int], block: int, gate: float) ->
     (row,), (prompt,) = batch.rows, batch.prompts
     filled: set[int] = set()
     counts = []
-    for step, number in zip(row.trace, opened):
+    for step, number in zip(traced(row), opened):
         shares = [1.0] + [sum((at - prompt) // block == each for at in filled) / block for each in range(number - 1)]
         counts.append(sum(share >= gate for share in shares))
         filled |= set(step["positions"])
