@@ -16,7 +16,7 @@ ALONE = "not compared"
 
 
 @dataclass(frozen=True)
-class Need:
+class ServedNeed:
     """What somebody may want, and the row that serves it; None when no row does."""
 
     need: str
@@ -24,20 +24,20 @@ class Need:
     remark: str
 
 
-def needs(group: Group) -> list[Need]:
+def needs(group: Group) -> list[ServedNeed]:
     """The usual wishes, each with the row that serves it best on these items."""
     reference, found = group.judged_by, []
     if reference:
         for points in (MARGIN, 2.5 * MARGIN):
             row = within(group, reference, points)
             wish = f"at most {100 * points:g} points below {reference.label}, least cost"
-            found.append(Need(wish, row, _loss(row, points)))
+            found.append(ServedNeed(wish, row, _loss(row, points)))
         if fast := _fastest(group, reference):
             wish = f"at most {100 * MARGIN:g} points below {reference.label}, most tokens/s"
-            found.append(Need(wish, fast, _loss(fast, MARGIN)))
+            found.append(ServedNeed(wish, fast, _loss(fast, MARGIN)))
     best, least = most_accurate(group.rows), cheapest(group, group.rows)
     for wish, row in (("highest accuracy", best), ("least cost, whatever the accuracy", least)):
-        found.append(Need(wish, row, "" if row is reference else verdict(row)))
+        found.append(ServedNeed(wish, row, "" if row is reference else verdict(row)))
     return found
 
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from dlmbench.analysis import text
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.matched import matched
-from dlmbench.analysis.needs import Need, needs
+from dlmbench.analysis.needs import ServedNeed, needs
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.report import matched as equal_cost
 from dlmbench.report import summary
@@ -118,7 +118,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 _TELLING = ("batch_size", "block_length", "cache")
 
 
-def _need_cells(group: Group, need: Need) -> list[tuple[str, str]]:
+def _need_cells(group: Group, need: ServedNeed) -> list[tuple[str, str]]:
     """(what, value) of the row that serves a need."""
     row, reference = need.row, group.judged_by
     cells = dict.fromkeys(
