@@ -20,7 +20,7 @@ from dlmbench.decoders.pcsampler import PCSampler, PCSamplerConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.verify.cases import Case, Mismatch, equal
 from dlmbench.verify.fastdllm import compare_work
-from dlmbench.verify.rows import FIELDS, Batch, blocks_and_steps, compare, run
+from dlmbench.verify.rows import FIELDS, CaseRun, blocks_and_steps, compare, run
 
 PARAMS = {"gen_length", "block_length", "temperature", "mask_id"}
 EXPECTED = {"ids", "nfe", "steps", "row_forwards", "forced_steps"}
@@ -78,17 +78,17 @@ def _decoder(case: Case, method: str) -> Decoder:
     return Entropy(EntropyConfig(params["entropy_threshold"], "gate"))
 
 
-def _run(case: Case, decoder: Decoder, device: str) -> Batch:
+def _run(case: Case, decoder: Decoder, device: str) -> CaseRun:
     block, policy = case.params["block_length"], CachePolicy(case.params.get("cache", "none"))
     batch = run(case, decoder, block, policy=policy, device=device)
     return _stopped(case, batch, block) if case.params.get("early_stop") else batch
 
 
-def _forced(batch: Batch) -> int:
+def _forced(batch: CaseRun) -> int:
     return sum(row.fallbacks for row in batch.rows)
 
 
-def _stopped(case: Case, batch: Batch, block: int) -> Batch:
+def _stopped(case: Case, batch: CaseRun, block: int) -> CaseRun:
     """What dInfer makes of the run: a row ends with the block that holds an EOS, and the rest is filled with it."""
     (row,), eos = batch.rows, read_config(case.weights(), case.told("full"))[0].eos_ids[0]
     ids = row.raw_ids
