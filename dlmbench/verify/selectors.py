@@ -18,7 +18,7 @@ from dlmbench.decoders.frechet import Frechet, FrechetConfig
 from dlmbench.decoders.hierarchy import Hierarchy, HierarchyConfig
 from dlmbench.decoders.pcsampler import PCSampler, PCSamplerConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 from dlmbench.verify.fastdllm import compare_work
 from dlmbench.verify.rows import FIELDS, CaseRun, blocks_and_steps, compare, run
 
@@ -93,7 +93,7 @@ def _stopped(case: Case, batch: CaseRun, block: int) -> CaseRun:
     (row,), eos = batch.rows, read_config(case.weights(), case.told("full"))[0].eos_ids[0]
     ids = row.raw_ids
     blocks = ids.index(eos) // block + 1 if eos in ids else -(-len(ids) // block)
-    numbers = sorted({step["block"] for step in row.trace})[:blocks]
-    trace = [step for step in row.trace if step["block"] in numbers]
+    numbers = sorted({step["block"] for step in traced(row)})[:blocks]
+    trace = [step for step in traced(row) if step["block"] in numbers]
     filled = ids[: blocks * block] + [eos] * (len(ids) - blocks * block)
     return replace(batch, rows=[replace(row, raw_ids=filled, trace=trace)])

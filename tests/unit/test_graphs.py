@@ -42,6 +42,7 @@ SWEEP = [  # settings whose steps take other ways than the defaults: decoder, at
     ("sched", "block_causal", "max_change=0.9,high=0.4,low=0,patience=1,stat=median", {}),
     ("credit", "full", "selector=hierarchy,low=0.05", {}),
     ("entropy", "full", "rule=gate,budget=2", {}),
+    ("multiblock", "full", "best=first,gate=0.5", {"fill_after_eos": True}),
     ("rcr", "full", "schedule=cosine,remask=false", {}),
     ("saber", "full", "rule=token", {}),
     ("adjust", "full", "schedule=dream", {}),
