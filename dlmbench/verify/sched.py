@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.sched import Sched, SchedConfig
-from dlmbench.verify.cases import Case, close, equal
+from dlmbench.verify.cases import Case, close, equal, traced
 from dlmbench.verify.dream import ORDERS
 from dlmbench.verify.rows import FIELDS, compare, run
 
@@ -33,7 +33,7 @@ def check(case: Case, device: str = "cpu") -> None:
     )  # fmt: skip
     batch = run(case, Sched(config), params["gen_length"], sampling=Sampling(confidence="filtered"), device=device)
     compare(case, batch)
-    extras = [step["extra"] for step in batch.rows[0].trace]
+    extras = [step["extra"] for step in traced(batch.rows[0])]
     exits = [number for number, extra in enumerate(extras, 1) if extra["settled"]]
     equal("exit_step", exits[0] if exits else None, expected["exit_step"])
     for name, key in (("gap", "gaps"), ("bar", "bounds")):
