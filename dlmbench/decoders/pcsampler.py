@@ -44,6 +44,7 @@ class PCSampler(Static):
     name = "pcsampler"
     Config = PCSamplerConfig  # type: ignore[assignment]  # its options are not those of static
     attention = ("full", "block_causal")
+    fixed_schedule = False  # EOS comes late by its frequency, and not by LLaDA's control of it
     equalities = ("decay=0 == static:schedule=quota", "decay=50 == sequential")  # where all tokens are equally frequent
 
     @classmethod
