@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dlmbench.decoders.multiblock import Multiblock, MultiblockConfig
 from dlmbench.verify.cases import Case, Mismatch, equal
-from dlmbench.verify.rows import FIELDS, Batch, compare, run
+from dlmbench.verify.rows import FIELDS, CaseRun, compare, run
 
 PARAMS = {
     "gen_length", "block_length", "entropy_threshold", "block_add_threshold", "decoded_token_threshold", "early_stop",
@@ -37,7 +37,7 @@ def check(case: Case, device: str = "cpu") -> None:
     equal("full_blocks", full, expected["full_blocks"])
 
 
-def _fully_active(batch: Batch, opened: list[int], block: int, gate: float) -> list[int]:
+def _fully_active(batch: CaseRun, opened: list[int], block: int, gate: float) -> list[int]:
     """At every call, the open blocks whose predecessor is filled to the share `gate`; the prompt is the first one's."""
     (row,), (prompt,) = batch.rows, batch.prompts
     filled: set[int] = set()

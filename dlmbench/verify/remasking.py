@@ -11,7 +11,7 @@ from dlmbench.decoders.rcr import RCR, RCRConfig
 from dlmbench.decoders.remdm_loop import RemdmLoop, RemdmLoopConfig
 from dlmbench.decoders.saber import Saber, SaberConfig
 from dlmbench.verify.cases import Case, Mismatch, equal
-from dlmbench.verify.rows import FIELDS, Batch, prompts, run
+from dlmbench.verify.rows import FIELDS, CaseRun, prompts, run
 
 COMMON = {"gen_length", "temperature", "mask_id"}
 PARAMS = {
@@ -57,7 +57,7 @@ def _decoder(case: Case, block: int) -> Decoder:
     return Saber(SaberConfig(params["n"], "token" if case.raw["family"] == "dream" else "change"))
 
 
-def _net_changes(batch: Batch) -> list[dict]:
+def _net_changes(batch: CaseRun) -> list[dict]:
     """{"positions", "tokens", "remasked"} of every call; lists of rows for a batch."""
     official = batch.official_steps()
     for call, shown in zip(batch.steps, official):
@@ -66,7 +66,7 @@ def _net_changes(batch: Batch) -> list[dict]:
     return official
 
 
-def _check_rcr(case: Case, batch: Batch, block: int) -> None:
+def _check_rcr(case: Case, batch: CaseRun, block: int) -> None:
     """Net fills of every step of a block, and what was opened left of it."""
     (trace,), ((prompt,), _) = [row.trace for row in batch.rows], prompts(case)
     net = [len(step["positions"]) - len(step["remasked"]) for step in trace]
