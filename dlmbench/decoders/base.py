@@ -233,7 +233,7 @@ class Decoder:
     attention: tuple[str, ...] = ("block_causal",)
     grids: tuple[str, ...] = ("origin",)  # where blocks may lie under block-causal attention (`Descriptor.grid`)
     anchored: bool = False  # does a block begin with a known token? Shifted block-causal heads need one
-    caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
+    caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache", "dkv")  # that it works under, of full attention
     fixed_schedule: bool = False  # True: how many tokens a step reveals does not depend on what the model says
     needs_training: bool = False  # True: a model has to be trained for it, and rows of others say that they are not
     guidable: bool = True  # does it work under classifier-free guidance?

@@ -45,7 +45,7 @@ class Multiblock(StepDecoder):
     name = "multiblock"
     Config = MultiblockConfig
     attention = ("full",)
-    caches = ("none", "freecache")
+    caches = ("none", "freecache", "dkv")
     equalities = (
         "tau=-1,gate=1 == static:k=1,order=entropy",
         "tau=-1,gate=1,best=first == static:k=1,order=entropy",

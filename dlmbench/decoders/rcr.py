@@ -62,7 +62,7 @@ class RCR(StepDecoder):
     Config = RCRConfig
     attention = ("full",)
     caches = ("none",)
-    fixed_schedule = True
+    fixed_schedule = False  # it is fixed, but under a model's EOS control nothing but EOS would be opened
     equalities = (
         "steps=1 == static:steps=1,schedule=quota",
         "steps=2,remask=false == static:steps=2,schedule=quota",

@@ -40,7 +40,7 @@ class RemdmLoop(StepDecoder):
     Config = RemdmLoopConfig
     attention = ("full",)
     caches = ("none",)
-    fixed_schedule = True
+    fixed_schedule = False  # it is fixed, but under a model's EOS control nothing but EOS would be opened
     equalities = ("ratio=0 == remdm_loop:loops=0", "ratio=0.5,loops=0 == remdm_loop:ratio=1,loops=0")
 
     def bind(self, nets: Networks, block_length: int) -> Traits:

@@ -75,7 +75,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Of all runs of a plan that can be tried."""
 
     seconds: float
@@ -102,7 +102,7 @@ def plan(runs: Sequence[ResolvedRun], local: LocalRunner, needs: Needs) -> list[
     return planned
 
 
-def estimate(planned: Sequence[Planned], local: LocalRunner, budget: float = BUDGET) -> Estimate:
+def estimate(planned: Sequence[Planned], local: LocalRunner, budget: float = BUDGET) -> CostEstimate:
     """Try what is left to do; fills `trial` and `seconds` of the runs."""
     open_runs = [one for one in planned if one.run and not one.finished]
     began = time.monotonic()
@@ -116,7 +116,7 @@ def estimate(planned: Sequence[Planned], local: LocalRunner, budget: float = BUD
             one.trial, one.borrowed = _nearest(open_runs, number), True
     _add_up(open_runs, local, loads)
     tried = [(one, one.trial) for one in open_runs if one.trial]
-    return Estimate(
+    return CostEstimate(
         seconds=sum(one.seconds for one, _ in tried),
         forwards=sum(one.todo * trial.forwards for one, trial in tried),
         memory_bytes=max((memory_bytes(one.resolved, one.open.task) or 0 for one, _ in tried), default=0),

@@ -63,6 +63,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
+    "dkv": "dlmbench.verify.dkv",
     "multiblock": "dlmbench.verify.multiblock",
     "remdm_loop": "dlmbench.verify.remasking",
     "rcr": "dlmbench.verify.remasking",
