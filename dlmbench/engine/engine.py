@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from dlmbench.backbone.counter import Work
+from dlmbench.backbone.counter import ForwardSum
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
@@ -109,7 +109,7 @@ class Engine:
         self.scheduler: Scheduler | None = None  # of the last call
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
         self.timing = Timing()
-        self.shapes: dict[ForwardKey, Work] = {}
+        self.shapes: dict[ForwardKey, ForwardSum] = {}
         self._description = dict(description or {})
 
     @property

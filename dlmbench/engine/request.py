@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class TracedStep(TypedDict):
     tokens: list[int]
     remasked: list[int]
     forwards: list[TracedForward]
-    extra: dict[str, list]
+    extra: dict[str, Any]  # what the decoder adds: numbers, or lists of them
     scores: dict[str, list]
     replaced: NotRequired[Replaced]
     row: NotRequired[int]  # the slot, for who watches

@@ -16,7 +16,7 @@ from math import isfinite
 
 import torch
 
-from dlmbench.backbone.counter import Work
+from dlmbench.backbone.counter import ForwardSum
 from dlmbench.backbone.network import prefill_rows
 from dlmbench.decoders.base import HostRow
 from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED
@@ -60,7 +60,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, step: Step, rows: int, text: Text, timing: Timing, shapes: dict[ForwardKey, Work],
+        self, step: Step, rows: int, text: Text, timing: Timing, shapes: dict[ForwardKey, ForwardSum],
         fixed: tuple[tuple[int, int], ...], stall_limit: int, watch: Watch | None,
     ):  # fmt: skip
         self.step, self.text, self.timing, self.shapes = step, text, timing, shapes
@@ -261,7 +261,7 @@ class Scheduler:
             reason = "stop"
         counts = step.counter.read(row, launched.totals)
         for key, work in counts.work.items():
-            self.shapes[key] = self.shapes.get(key, Work()).plus(work)
+            self.shapes[key] = self.shapes.get(key, ForwardSum()).plus(work)
         proposed, accepted = self._drafts(row, launched)
         generation = Generation(
             key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,

@@ -136,7 +136,7 @@ def _need_cells(group: Group, need: Need) -> list[tuple[str, str]]:
         found = [
             row.label,
             text.interval(row.accuracy, row.metrics.accuracy_low, row.metrics.accuracy_high),
-            text.signed(gap.difference.mean, gap.difference.low, gap.difference.high) if gap else text.DASH,
+            text.signed(gap.difference, gap.low, gap.high) if gap else text.DASH,
             text.number(share, 2),
             text.number(row.tps, 0),
         ]
