@@ -1,7 +1,7 @@
 """The loop closed: a decoder that is asked over HTTP answers like the one in this process, item by item.
 
-pytest tests/e2e/test_serve.py            20 items
-pytest tests/e2e/test_serve.py -m slow    200 items
+pytest tests/e2e/test_serve.py              threshold, 16 at a time, 20 items
+pytest tests/e2e/test_serve.py -m ""        static too, one at a time too, and 200 items
 """
 
 import signal
@@ -25,7 +25,13 @@ from dlmbench.tasks.lm import EngineLM  # noqa: E402
 METHODS = {"threshold": ["--threshold", "0.9"], "static": []}
 
 
-@pytest.fixture(scope="module", params=[(method, rows) for method in METHODS for rows in (16, 1)], ids=str)
+CASES = [
+    ("threshold", 16),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in [("threshold", 1), ("static", 16), ("static", 1)]),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def served(request):
     """(method, rows, url) of a server of its own process, stopped by SIGTERM in the end."""
     method, rows = request.param
