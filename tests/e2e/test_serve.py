@@ -1,7 +1,7 @@
 """The loop closed: a decoder that is asked over HTTP answers like the one in this process, item by item.
 
-pytest tests/e2e/test_serve.py            20 items
-pytest tests/e2e/test_serve.py -m slow    200 items
+pytest tests/e2e/test_serve.py              threshold, 16 at a time, 20 items
+pytest tests/e2e/test_serve.py -m ""        static too, one at a time too, and 200 items
 """
 
 import signal
@@ -13,7 +13,7 @@ import time
 import pytest
 
 pytest.importorskip("fastapi")
-httpx = pytest.importorskip("httpx2")
+httpx = pytest.importorskip("httpx")
 
 from dlmbench.engine import build  # noqa: E402
 from dlmbench.request import RunSpec  # noqa: E402
@@ -25,13 +25,20 @@ from dlmbench.tasks.lm import EngineLM  # noqa: E402
 METHODS = {"threshold": ["--threshold", "0.9"], "static": []}
 
 
-@pytest.fixture(scope="module", params=METHODS)
+CASES = [
+    ("threshold", 16),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in [("threshold", 1), ("static", 16), ("static", 1)]),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def served(request):
-    """(method, url) of a server of its own process, stopped by SIGTERM in the end."""
+    """(method, rows, url) of a server of its own process, stopped by SIGTERM in the end."""
+    method, rows = request.param
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--method", request.param, *METHODS[request.param], "--device", "cpu", "--port", str(port)]
+    options = ["--method", method, *METHODS[method], "--batch-size", str(rows), "--device", "cpu", "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, "-m", "dlmbench", "serve", *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
@@ -43,15 +50,14 @@ def served(request):
         except httpx.TransportError:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
-    yield request.param, url
+    yield method, rows, url
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize("items", [20, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("concurrency", [1, 16])
-def test_ids_scores_and_forwards_are_those_of_this_process(served, concurrency, items):
-    method, url = served
+def test_ids_scores_and_forwards_are_those_of_this_process(served, items):
+    method, concurrency, url = served
     threshold = 0.9 if method == "threshold" else None
     run = RunSpec(
         method=method, task="nano-gsm", threshold=threshold, batch_size=16, device="cpu", dtype="float32"
