@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import Group, visible
+from dlmbench.backbone.attention import QueryGroup, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Forward, Kinds, Network, bucket, served_by
 
@@ -148,7 +148,7 @@ class Bidirectional(Network):
         states, predicted = self._at_view(view, self._states(view, self.canvas, parts, embeds), parts)
         logits = self.model.project(states)
         if self.guidance:
-            unconditional = torch.where(self.given, self.config.mask_id, self.canvas)
+            unconditional = torch.where(self.given, self.config.mask, self.canvas)
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
             unguided = self.model.project(self._at_view(view, self._states(view, unconditional, parts), parts)[0])
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
@@ -189,8 +189,8 @@ class Bidirectional(Network):
         of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra.unsqueeze(1)
         bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
         x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
-        slot_mapping = self.cache.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
-        states = self._forward(x, slot_mapping, [Group(rotated, bias)]).view(rows, seen, -1)
+        slot_mapping = self.kv.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
+        states = self._forward(x, slot_mapping, [QueryGroup(rotated, bias)]).view(rows, seen, -1)
         at = (view.positions - self.config.shift).clamp(0, width - 1)
         shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         queries = view.ends + extra
@@ -208,7 +208,7 @@ class Bidirectional(Network):
             for row, about in enumerate(view.host_rows)
             if about
         }
-        parts = []
+        parts: list[tuple[Tensor | None, Tensor, Tensor, int, bool]] = []
         for whole in (True, False):
             rows = [row for row, (first, _) in windows.items() if self.policy._whole(view.host_rows[row]) is whole]
             if rows:
@@ -219,20 +219,20 @@ class Bidirectional(Network):
 
     def _states(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
         """Final hidden states of all parts, one after another [n*T,D]."""
-        seen = min(bucket(view.max_row), self.cache.capacity)
+        seen = min(bucket(view.max_row), self.kv.capacity)
         x, slot_mapping, groups = [], [], []
         everyone = torch.arange(view.ends.shape[0], device=self.device)
         for rows, first, end, width, _ in parts:
             index = everyone if rows is None else rows
             positions = first.unsqueeze(1) + torch.arange(width, device=self.device)
             valid = (positions < end.unsqueeze(1)) & view.live[index].unsqueeze(1)
-            positions = positions.clamp_max(self.cache.capacity - 1)
+            positions = positions.clamp_max(self.kv.capacity - 1)
             tokens = self.model.embed(canvas[index].gather(1, positions))
             if embeds is not None:
                 tokens = _replace(tokens, view.positions[index] - first.unsqueeze(1), embeds[index])
             x.append(tokens.flatten(0, 1))
-            slot_mapping.append(self.cache.slot_mapping(index, positions, valid))
-            groups.append(Group(positions, self.cache.prefix_bias(view.ends[index], seen), rows))
+            slot_mapping.append(self.kv.slot_mapping(index, positions, valid))
+            groups.append(QueryGroup(positions, self.kv.prefix_bias(view.ends[index], seen), rows))
         return self._forward(torch.cat(x), torch.cat(slot_mapping), groups)
 
     def _at_view(self, view, states: Tensor, parts) -> tuple[Tensor, Tensor]:

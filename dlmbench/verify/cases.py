@@ -63,13 +63,16 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
+    "multiblock": "dlmbench.verify.multiblock",
+    "remdm_loop": "dlmbench.verify.remasking",
+    "rcr": "dlmbench.verify.remasking",
+    "saber": "dlmbench.verify.remasking",
     "hierarchy": "dlmbench.verify.selectors",
     "credit": "dlmbench.verify.selectors",
     "frechet": "dlmbench.verify.selectors",
     "entropy_gate": "dlmbench.verify.selectors",
-    "remdm_loop": "dlmbench.verify.remasking",
-    "rcr": "dlmbench.verify.remasking",
-    "saber": "dlmbench.verify.remasking",
+    "sched": "dlmbench.verify.sched",
+    "pcsampler": "dlmbench.verify.selectors",
 }
 Fixture = dict[str, Any]  # JSON of a golden case; every area has its own fields
 Numbers = torch.Tensor | float | Sequence

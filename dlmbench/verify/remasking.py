@@ -10,8 +10,8 @@ from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.rcr import RCR, RCRConfig
 from dlmbench.decoders.remdm_loop import RemdmLoop, RemdmLoopConfig
 from dlmbench.decoders.saber import Saber, SaberConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
-from dlmbench.verify.rows import FIELDS, Batch, prompts, run
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
+from dlmbench.verify.rows import FIELDS, CaseRun, prompts, run
 
 COMMON = {"gen_length", "temperature", "mask_id"}
 PARAMS = {
@@ -29,7 +29,7 @@ def check(case: Case, device: str = "cpu") -> None:
     case.know(FIELDS, COMMON | PARAMS[method], {"ids", "nfe", "steps"} | EXPECTED[method])
     if params["temperature"]:
         raise Mismatch("only greedy decoding is known for this method")
-    block = params.get("block_length", params["gen_length"])
+    block = params["block_length" if "block_length" in params else "gen_length"]
     batch = run(case, _decoder(case, block), block, guidance=params.get("cfg_scale", 0.0), device=device)
     equal("ids", batch.ids(), expected["ids"])
     equal("nfe", len(batch.steps), expected["nfe"])
@@ -57,7 +57,7 @@ def _decoder(case: Case, block: int) -> Decoder:
     return Saber(SaberConfig(params["n"], "token" if case.raw["family"] == "dream" else "change"))
 
 
-def _net_changes(batch: Batch) -> list[dict]:
+def _net_changes(batch: CaseRun) -> list[dict]:
     """{"positions", "tokens", "remasked"} of every call; lists of rows for a batch."""
     official = batch.official_steps()
     for call, shown in zip(batch.steps, official):
@@ -66,9 +66,9 @@ def _net_changes(batch: Batch) -> list[dict]:
     return official
 
 
-def _check_rcr(case: Case, batch: Batch, block: int) -> None:
+def _check_rcr(case: Case, batch: CaseRun, block: int) -> None:
     """Net fills of every step of a block, and what was opened left of it."""
-    (trace,), ((prompt,), _) = [row.trace for row in batch.rows], prompts(case)
+    (trace,), ((prompt,), _) = [traced(row) for row in batch.rows], prompts(case)
     net = [len(step["positions"]) - len(step["remasked"]) for step in trace]
     quota = case.expected["quota"]
     blocks = case.params["gen_length"] // block
