@@ -1,14 +1,16 @@
 """Published protocols: the first prompt of each, how answers are read, what is refused and what a key depends on.
 
-Prompts are in protocols.json, as these protocols ask the first GSM8K and HumanEval problem (in chat markup where they
-use it: Qwen's template, and ids by Qwen's vocabulary). Run: pytest tests/unit/test_protocols.py
+Prompts are in protocols.json, as these protocols ask the first GSM8K and HumanEval problem, in the chat markup of the
+model that they are for; ids where that model has Qwen's vocabulary. Run: pytest tests/unit/test_protocols.py
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from dlmbench.engine.prompts import prompt_ids
 from dlmbench.errors import RequestError
 from dlmbench.request import RunSpec
 from dlmbench.request.key import digest, identity, same_request
@@ -18,18 +20,32 @@ from dlmbench.tasks.sanitise import fenced, last_block, sanitised
 
 FIXTURE = json.loads((Path(__file__).parent / "protocols.json").read_text(encoding="utf-8"))
 EVERY = [(name, task) for name, protocol in PROTOCOLS.items() for task in protocol.tasks]
-NEEDS_MATH = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('math_verify')")
+
+
+_TURN, _HEAD = "<|im_start|>{role}\n{content}<|im_end|>\n", "<|start_header_id|>{role}<|end_header_id|>\n\n"
+_SYSTEM = _TURN.format(role="system", content="You are a helpful assistant.")
+MARKUP = {  # model -> (begin, turn, are contents trimmed, generation prompt)
+    "qwen": ("", _TURN, False, "<|im_start|>assistant\n"),
+    "dream": (_SYSTEM, _TURN, False, "<|im_start|>assistant\n"),
+    "llada": ("<|startoftext|>", _HEAD + "{content}<|eot_id|>", True, _HEAD.format(role="assistant")),
+}
+MODELS = {"dream-instruct": "dream", "llada-instruct": "llada", "fastdllm": "llada"}  # else qwen's
 
 
 class Template:
-    """A tokenizer as far as prompts need it, with the markup that the fixtures were made with."""
+    """A tokenizer as far as prompts need it: the chat markup of the model that a protocol is for."""
 
-    chat_template = "chatml"
+    chat_template = "as published"
+
+    def __init__(self, protocol):
+        self.markup = MARKUP[MODELS.get(protocol, "qwen")]
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt, continue_final_message, **options):
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        begin, turn, trimmed, last = self.markup
+        cut = str.strip if trimmed else str
+        turns = "".join(turn.format(role=m["role"], content=cut(m["content"])) for m in messages)
         thought = "<think>\n\n</think>\n\n" if options.get("enable_thinking", True) is False else ""
-        return f"{text}<|im_start|>assistant\n{thought}"
+        return begin + turns + last + thought
 
 
 def write(path, rows):
@@ -40,9 +56,12 @@ def write(path, rows):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
+    dull = {"question": "What is 0+1?", "answer": "0+1=1\n#### 1"}  # in the place of items that are not drawn
     sums = [{"question": f"What is {i}+1?", "answer": f"{i}+1={i + 1}\n#### {i + 1}"} for i in range(1, 300)]
     for task in ("gsm8k", "gsm8k_cot_zeroshot"):
-        write(folder / task / "train.jsonl", FIXTURE["train"])
+        write(
+            folder / task / "train.jsonl", [FIXTURE["train"].get(str(i), dull) for i in range(FIXTURE["train_items"])]
+        )
         write(folder / task / "test.jsonl", [FIXTURE["question"], *sums])
     tests = ["assert double(2) == 4", "assert double(0) == 0", "assert double(5) == 10"]
     code = {"task_id": 11, "code": "def double(n):\n    return 2 * n", "test_list": tests}
@@ -55,7 +74,7 @@ def data(tmp_path_factory):
 
 def load(data, name, task):
     chat = PROTOCOLS[name].chat
-    tokenizer = Template() if chat else None
+    tokenizer = Template(name) if chat else None
     return load_task(task, data_dir=data, tokenizer=tokenizer, chat_template=chat, protocol=name)
 
 
@@ -66,6 +85,19 @@ def load(data, name, task):
 def test_first_prompts_are_those_that_were_written_down(data, name, task):
     expected, item = FIXTURE["prompts"][f"{name} {task}"], load(data, name, task).items(limit=1)[0]
     assert item.prompt == expected["text"] and list(item.stop) == expected["stop"]
+
+
+def test_ids_are_those_of_qwens_vocabulary(data):
+    """Only where the environment names a folder with that tokenizer."""
+    folder = os.environ.get("DLMBENCH_QWEN_TOKENIZER")
+    if not folder:
+        pytest.skip("DLMBENCH_QWEN_TOKENIZER names no folder")
+    from dlmbench.backbone.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    for one in FIXTURE["prompts"].values():
+        if "ids" in one:
+            assert list(prompt_ids(tokenizer, one["text"], True)) == one["ids"]
 
 
 def test_every_protocol_of_gsm8k_and_humaneval_is_written_down():
@@ -84,7 +116,7 @@ def test_a_protocol_takes_its_own_items(data):
 
 
 def test_fixed_examples_leave_the_training_items_to_the_dev_split(data):
-    assert load(data, "dream-base", "gsm8k").size("dev") == len(FIXTURE["train"])
+    assert load(data, "dream-base", "gsm8k").size("dev") == FIXTURE["train_items"]
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------
