@@ -7,7 +7,8 @@ their own and separate ones do, so counts with and without them would be two dif
 
 Published numbers are the authors', on their hardware and prompts. They stand beside our rows and are never mixed in.
 
-Left out: differences of scorers and prompts that a table does not tell.
+Where the protocol of a published row is known, every field of it in which ours differs is named with the pair, and no
+difference of accuracies is given where the data sets are two. Left out: what a table tells of no protocol.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
 from dlmbench.resources import recipe_folders
+from dlmbench.tasks.protocols import PROTOCOLS, data_set, facts, published_as
 
 COLUMNS = (
     "paper",
@@ -60,6 +62,15 @@ class Published:
     source: str
 
     @property
+    def asked(self) -> tuple[str, str] | None:
+        """(protocol, task under it) that the row was made with; None where that is not known."""
+        return published_as(self.paper, self.model, self.task)
+
+    @property
+    def data_set(self) -> str:
+        return data_set(self.asked[1] if self.asked else self.task)
+
+    @property
     def label(self) -> str:
         """Method and the options of it that the paper names."""
         own = [f"{name}={value}" for name, value in self.setting.items() if name not in (*CIRCUMSTANCES, "limit")]
@@ -76,14 +87,20 @@ class Pair:
     speed: float | None  # ours, in the published unit
 
     @property
+    def same_data(self) -> bool:
+        return data_set(self.ours.task) == self.published.data_set
+
+    @property
     def gap(self) -> float | None:
-        """Ours minus published accuracy, as a share."""
-        return None if self.published.accuracy is None else self.ours.accuracy - self.published.accuracy
+        """Ours minus published accuracy, as a share; None where they are of two data sets."""
+        if self.published.accuracy is None or not self.same_data:
+            return None
+        return self.ours.accuracy - self.published.accuracy
 
     @property
     def inside(self) -> bool | None:
         """Does our 95 % interval hold the published accuracy?"""
-        if self.published.accuracy is None:
+        if self.published.accuracy is None or not self.same_data:
             return None
         return self.ours.metrics.accuracy_low <= self.published.accuracy <= self.ours.metrics.accuracy_high
 
@@ -155,8 +172,8 @@ def pairs(rows: Sequence[Row], published: Iterable[Published]) -> list[Pair]:
 
 def known_for(rows: Iterable[Row], published: Iterable[Published]) -> list[Published]:
     """Published rows on a model and task that we have any row of."""
-    ours = [(_names(row.manifest.spec.model), row.task) for row in rows]
-    return [one for one in published if any(one.task == task and names & _names(one.model) for names, task in ours)]
+    ours = [(_names(row.manifest.spec.model), row) for row in rows]
+    return [one for one in published if any(names & _names(one.model) and _same_task(one, row) for names, row in ours)]
 
 
 def _names(model: str) -> set[str]:
@@ -166,8 +183,19 @@ def _names(model: str) -> set[str]:
     return {model, hub, hub.rpartition("/")[2]}
 
 
+def _same_task(one: Published, row: Row) -> bool:
+    """Is it the task, a variant of it, or another name under which the row's protocol asks the same?"""
+    if one.task == row.task.partition("/")[0]:
+        return True
+    ours = row.manifest.spec.protocol
+    if one.asked is None or one.asked[0] != ours:
+        return False
+    tasks = PROTOCOLS[ours].tasks
+    return tasks.get(row.task) == tasks[one.asked[1]]
+
+
 def _same_run(one: Published, row: Row) -> bool:
-    if one.task != row.task or one.method != row.method or not _names(one.model) & _names(row.manifest.spec.model):
+    if not _same_task(one, row) or one.method != row.method or not _names(one.model) & _names(row.manifest.spec.model):
         return False
     parameters = row.manifest.parameters
     own = {name: value for name, value in one.setting.items() if name not in (*CIRCUMSTANCES, "limit")}
@@ -177,10 +205,30 @@ def _same_run(one: Published, row: Row) -> bool:
 def differences(one: Published, row: Row) -> list[str]:
     """Circumstances in which a row is not what was published, as "block_length 4 (published 16)"."""
     ours = {name: _circumstance(row, name) for name in CIRCUMSTANCES} | {"limit": row.metrics.items}
-    return [
+    circumstances = [
         f"{name} {_plain(ours[name])} (published {value})"
         for name, value in one.setting.items()
         if name in ours and not _equal(value, ours[name])
+    ]
+    return circumstances + _protocol_differences(one, row)
+
+
+def _protocol_differences(one: Published, row: Row) -> list[str]:
+    """The fields of the published protocol in which ours is another, and the hardware of a speed."""
+    manifest, task = row.manifest, row.manifest.task
+    ours = facts(manifest.spec.protocol, row.task, task.num_fewshot or 0, task.chat_template)
+    ours |= {"gen_length": str(manifest.gen_length), "hardware": manifest.environment.device}
+    theirs = {"data set": one.data_set}
+    if one.asked:
+        theirs = facts(*one.asked)
+        length = PROTOCOLS[one.asked[0]].tasks[one.asked[1]].gen_length
+        theirs |= {"gen_length": str(length)} if length else {}
+    theirs |= {"hardware": one.hardware} if one.speed is not None and one.hardware else {}
+    told = {"examples" if name == "num_fewshot" else name for name in one.setting}
+    return [
+        f"{name} {ours[name]} (published {value})"
+        for name, value in theirs.items()
+        if name not in told and value not in (ours[name], f"first {one.setting.get('limit')}")
     ]
 
 

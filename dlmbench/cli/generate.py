@@ -16,7 +16,7 @@ from dlmbench.request.values import parse_assignments
 
 
 @flags.takes_options(
-    without=("task", "against", "limit", "split", "num_fewshot", "batch_size", "data_dir", "out"),
+    without=("task", "against", "limit", "split", "protocol", "num_fewshot", "batch_size", "data_dir", "out"),
     method="threshold",
     gen_length="128",
 )

@@ -15,24 +15,31 @@ from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import read_recipe
 from dlmbench.request.options import threshold_field
 from dlmbench.tasks import catalogue
+from dlmbench.tasks.protocols import PROTOCOLS
 
-KINDS = ("methods", "models", "tasks", "recipes")
-_NAMES = ("method", "model", "task", "file", "family", "where", "verb")
-_ONLY_JSON = ("recipe", "source")  # the file and the preset's `show` say as much
+KINDS = ("methods", "models", "tasks", "protocols", "recipes")
+_NAMES = ("method", "model", "task", "protocol", "read", "file", "family", "where", "verb")
+_ONLY_JSON = ("recipe", "source", "evaluation")  # the file, the preset's `show` and the protocol's name say as much
 
 
 def list(  # noqa: A001  (the verb's name)
-    kind: Annotated[str, typer.Argument(help="methods, models, tasks or recipes.", show_default=False)],
+    kind: Annotated[str, typer.Argument(help="methods, models, tasks, protocols or recipes.", show_default=False)],
     plugin: flags.Plugin = None,
     json: flags.Json = False,
 ) -> None:
-    """List methods, models, tasks or recipes."""
+    """List methods, models, tasks, protocols or recipes."""
 
     if kind not in KINDS:
         raise RequestError(f"Cannot list {kind!r}; there are {', '.join(KINDS)}.")
     if plugin:
         load_plugin(plugin)
-    rows = {"methods": _methods, "models": _models, "tasks": _tasks, "recipes": _recipes}[kind]()
+    rows = {
+        "methods": _methods,
+        "models": _models,
+        "tasks": _tasks,
+        "protocols": _protocols,
+        "recipes": _recipes,
+    }[kind]()
     if json:
         print_json({kind: rows})
         return
@@ -96,6 +103,23 @@ def _tasks() -> Any:
     return [
         {"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
         for row in catalogue()
+    ]
+
+
+def _protocols() -> Any:
+
+    return [
+        {
+            "protocol": protocol.name,
+            "task": task,
+            "shots": asked.shots,
+            "markup": "chat" if protocol.chat else "raw",
+            "read": asked.reading,
+            "prompt": asked.prompt + (f" ({asked.other})" if asked.other else ""),
+            "evaluation": protocol.source,
+        }
+        for protocol in PROTOCOLS.values()
+        for task, asked in protocol.tasks.items()
     ]
 
 

@@ -80,8 +80,8 @@ def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, mode
     """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
 
     facts = manifest.task
-    kind = (facts.name, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
-    name = " ".join(map(str, kind))
+    asked = (manifest.spec.protocol, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
+    name = " ".join(map(str, (facts.name, *asked)))
     if name not in tasks:
         tokenizer = _tokenizer(model or manifest.spec.model) if facts.chat_template else None
         tasks[name] = load_task(
@@ -91,6 +91,7 @@ def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, mode
             tokenizer=tokenizer,
             chat_template=facts.chat_template,
             gen_length=manifest.gen_length,
+            protocol=manifest.spec.protocol,
         )
     if tasks[name].content_hash != facts.content_hash:
         raise RequestError(

@@ -129,7 +129,8 @@ def tokenizer_of(model: str | Preset) -> Tokenizer:
     read_config(folder, preset.told)
     place = checkpoint_folder(preset.tokenizer_location, preset.revision)
     tokenizer = _tokenizer(place, stamps(tokenizer_files(place)))
-    if begins := describe(folder, preset.told).descriptor.bos_on_raw_prompts:
+    begins = describe(folder, preset.told).descriptor.bos_on_raw_prompts
+    if begins is not None:
         tokenizer.add_bos_token = begins
     if preset.chat and not tokenizer.chat_template:
         tokenizer.chat_template = preset.chat

@@ -19,8 +19,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, templated: bool) -> tuple[int,
     return ids
 
 
-def render_chat(tokenizer: Tokenizer, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """`messages` in the tokenizer's chat markup, ready for the assistant's answer.
+def render_chat(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], add_generation_prompt: bool = True, **options: object
+) -> str:
+    """`messages` in the tokenizer's chat markup, ready for the assistant's answer; `options` are the template's own.
 
     Without a generation prompt the last message is the beginning of that answer. It is appended as text: given to the
     template as a turn, some templates trim it or put an empty thought before it.
@@ -33,7 +35,7 @@ def render_chat(tokenizer: Tokenizer, messages: list[dict[str, str]], add_genera
         begun = last["content"]
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, continue_final_message=False
+            messages, tokenize=False, add_generation_prompt=True, continue_final_message=False, **options
         )
     except Exception as error:  # a template is a program and may raise anything
         roles = ", ".join(message["role"] for message in messages)

@@ -71,6 +71,7 @@ def same_request(run: ResolvedRun) -> str:
     before anything is loaded."""
     spec, names = run.spec, {"target": run.spec.model, **run.companions}
     asked = [spec.data_dir, spec.num_fewshot, run.chat_template, spec.limit, spec.like, spec.plugin, spec.out]
+    asked.append(spec.protocol)
     return canonical(identity(run, names, canonical(asked), {"gen_length": run.gen_length}, {}))
 
 

@@ -32,13 +32,17 @@ from dlmbench.request.rules import (
     answer_of,
     check_attention,
     check_cache,
+    check_protocol,
     check_sampling,
     check_shared,
     companion_of,
+    gen_length_of,
     notes_on,
+    protocol_notes,
 )
 from dlmbench.request.run_spec import OPTIONS, RunSpec
 from dlmbench.request.shared import SharedOptions
+from dlmbench.tasks.protocols import PROTOCOLS, Protocol, asked, protocol
 
 if TYPE_CHECKING:
     from dlmbench.decoders.base import Decoder
@@ -126,6 +130,8 @@ class ResolvedRun:
         cache = [self.spec.cache] if self.spec.cache != "none" else []
         helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
         words += [] if self.trained else ["(model not trained for it)"]
+        asked_as = asked(self.spec.protocol, self.spec.task)
+        words += [f"({asked_as.other.partition(':')[0]})"] if asked_as and asked_as.other else []
         return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
 
     @property
@@ -168,11 +174,18 @@ class ResolvedRun:
 
     @property
     def gen_length(self) -> int | None:
-        """Most generated tokens an item, set by flag or preset; None leaves it to the task."""
-        return self.spec.gen_length or self.preset.gen_length.get(self.spec.task.partition("/")[0])
+        """Most generated tokens an item, set by flag, protocol or preset; None leaves it to the task."""
+        return gen_length_of(self.spec, self.preset)
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """The published protocol that asks; None for lm-eval's."""
+        return protocol(self.spec.protocol)
 
     @property
     def chat_template(self) -> bool:
+        if self.protocol:
+            return self.protocol.chat
         return self.preset.chat_template if self.spec.chat_template is None else self.spec.chat_template
 
     @property
@@ -183,6 +196,8 @@ class ResolvedRun:
         reach would cost adaptive decoders one forward for each of them, and cache policies were published without.
         """
         wanted = self.shared.sampling.eos
+        if wanted == "model" and self.protocol:
+            wanted = self.protocol.eos
         if wanted != "model":
             return wanted
         controlled = self.decoder.fixed_schedule and self.spec.cache == "none"
@@ -193,12 +208,15 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     """See `RunSpec.resolve`."""
     if spec.plugin:
         load_plugin(spec.plugin)
+    check_protocol(spec)
     decoder = DECODERS.get(spec.method)
     preset = with_flags(resolve(spec.model, spec.like), spec.descriptor)
     check_described(preset, spec.block_length)
     config, notes = _bind(spec, decoder, preset)
-    notes += notes_on(preset, spec)
-    shared = SharedOptions.bind(spec.settings, preset.settings)
+    notes += notes_on(preset, spec) + protocol_notes(spec)
+    published = PROTOCOLS[spec.protocol].sampling if spec.protocol in PROTOCOLS else {}
+    sampling = {**preset.settings.get("sampling", {}), **published}
+    shared = SharedOptions.bind(spec.settings, {**preset.settings, "sampling": sampling})
     attention = attention_type(preset)
     fixed = check_shared(spec, preset, decoder, shared)
     config = decoder.on_task(config, attention, fixed, answer_of(spec.task) is not None)
@@ -230,7 +248,7 @@ def _block_length(spec: RunSpec, preset: Preset, attention: str | None) -> int:
         return spec.block_length
     task = spec.task.partition("/")[0]
     usual = preset.blocks.get(task, preset.block_length or USUAL_BLOCK)
-    return (spec.gen_length or preset.gen_length.get(task, usual)) if preset.whole_answer else usual
+    return (gen_length_of(spec, preset) or usual) if preset.whole_answer else usual
 
 
 def _bind(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Any, list[str]]:

@@ -10,6 +10,7 @@ from dlmbench.errors import RequestError
 from dlmbench.models.compatibility import attention_type
 from dlmbench.models.presets import PRESETS, Preset, config_of, resolve
 from dlmbench.request.shared import SharedOptions
+from dlmbench.tasks import protocols
 
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
@@ -40,6 +41,41 @@ def has_chat_template(folder: Path) -> bool:
         return True
     file = folder / "tokenizer_config.json"
     return file.is_file() and '"chat_template"' in file.read_text(encoding="utf-8", errors="replace")
+
+
+def check_protocol(spec: RunSpec) -> None:
+    """Refuse a protocol that does not ask the task, and options that would make another protocol of it."""
+    asked = protocols.asked(spec.protocol, spec.task)
+    if asked is None:
+        return
+    protocol = protocols.PROTOCOLS[spec.protocol]
+    for flag, given, own in (
+        ("--num-fewshot", spec.num_fewshot, asked.shots),
+        ("--chat-template", spec.chat_template, protocol.chat),
+        ("--bos", spec.bos, protocol.bos),
+    ):
+        if None not in (given, own) and given != own:
+            raise RequestError(
+                f"Protocol {spec.protocol} settles {flag} ({own} on {spec.task}), and it is given as {given}: leave "
+                "one of them out."
+            )
+
+
+def protocol_notes(spec: RunSpec) -> list[str]:
+    """What is other than published in a run by a protocol, and the sampler that it was published with."""
+    asked = protocols.asked(spec.protocol, spec.task)
+    if asked is None:
+        return []
+    published = protocols.PROTOCOLS[spec.protocol].published
+    sampler = [f"{spec.protocol} was published with this sampler, which is yours to choose: {published}."]
+    other = [f"{spec.protocol} on {spec.task} is the nearest to the published one; {asked.other}."]
+    return (other if asked.other else []) + (sampler if published else [])
+
+
+def gen_length_of(spec: RunSpec, preset: Preset) -> int | None:
+    """Most generated tokens an item: by flag, protocol, else preset; None leaves it to the task."""
+    asked = protocols.asked(spec.protocol, spec.task)
+    return spec.gen_length or (asked and asked.gen_length) or preset.gen_length.get(spec.task.partition("/")[0])
 
 
 def answer_of(task: str) -> Mapping[str, Any] | None:
@@ -73,7 +109,7 @@ def check_shared(
     answer = answer_of(spec.task)
     if answer is None:
         raise RequestError(f"Task {spec.task} names no answer marker: leave sampling.constraint out.")
-    budget = spec.gen_length or preset.gen_length.get(spec.task.partition("/")[0])
+    budget = gen_length_of(spec, preset)
     if budget is not None and budget <= answer["window"]:
         raise RequestError(
             f"The answer marker of {spec.task} stands at position {answer['position']} and {budget} tokens are too few "

@@ -24,6 +24,7 @@ from dlmbench.models.presets import default_model
 from dlmbench.request import values
 from dlmbench.request.shared import OWNERS, POLICIES
 from dlmbench.request.values import Converter, number, one_of, optional, text
+from dlmbench.tasks.protocols import DEFAULT, PROTOCOLS
 
 if TYPE_CHECKING:
     from dlmbench.request.resolved import Machine, ResolvedRun
@@ -127,6 +128,10 @@ class RunSpec:
         None, "fused, or separate: an extra forward a block.", optional(one_of(("fused", "separate"))),
         shown="fused where it can be", key="store", paired=True,
     )  # fmt: skip
+    protocol: str = option(
+        DEFAULT, "How the task is asked and read; see dlmbench list protocols.", one_of((DEFAULT, *PROTOCOLS)),
+        paired=True,
+    )  # fmt: skip
     num_fewshot: int | None = option(None, "Worked examples.", optional(number(int, 0)), shown="by task")
     chat_template: bool | None = option(
         None, "Put prompts into the model's chat markup.", optional(values.flag), shown="by model"
@@ -175,13 +180,14 @@ class RunSpec:
 
     @property
     def descriptor(self) -> Descriptor:
-        """What the user says about the model."""
+        """What the user says about the model, by flags or by a protocol."""
+        published = PROTOCOLS.get(self.protocol)
         return Descriptor(
             attention=self.attention,
             mask_id=self.mask_id,
             shift=self.shift,
             grid=self.grid,
-            bos_on_raw_prompts=self.bos,
+            bos_on_raw_prompts=self.bos if published is None or self.bos is not None else published.bos,
             end_ids=self.end_ids,
         )
 

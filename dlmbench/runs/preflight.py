@@ -61,7 +61,7 @@ class Needs:
     def task(self, run: ResolvedRun) -> tuple[Any, Need]:
         """The run's task without chat markup (None when it cannot be had), and what is to be said about its data."""
         spec = run.spec
-        name = json.dumps([spec.task, spec.data_dir, spec.num_fewshot, run.gen_length])
+        name = json.dumps([spec.task, spec.data_dir, spec.protocol, spec.num_fewshot, run.gen_length])
         if name not in self._tasks:
             self._tasks[name] = _load(run)
         return self._tasks[name]
@@ -228,7 +228,13 @@ def _load(run: ResolvedRun) -> tuple[Any, Need]:
 
     spec, what = run.spec, f"data of {run.spec.task}"
     try:
-        task = load_task(spec.task, data_dir=spec.data_dir, num_fewshot=spec.num_fewshot, gen_length=run.gen_length)
+        task = load_task(
+            spec.task,
+            data_dir=spec.data_dir,
+            num_fewshot=spec.num_fewshot,
+            gen_length=run.gen_length,
+            protocol=spec.protocol,
+        )
         task.size(spec.split)
     except RequestError as error:
         return None, Need(what, "missing", str(error))

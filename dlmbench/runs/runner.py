@@ -251,9 +251,8 @@ class Catalog:
 
     def task(self, resolved: ResolvedRun) -> Task:
         spec, chat = resolved.spec, resolved.chat_template
-        name = canonical(
-            [spec.task, spec.data_dir, spec.num_fewshot, resolved.gen_length, chat, spec.model if chat else None]
-        )
+        asked = [spec.task, spec.protocol, spec.data_dir, spec.num_fewshot, resolved.gen_length]
+        name = canonical([*asked, chat, spec.model if chat else None])
         if name not in self._tasks:
             self._tasks[name] = self.loaders.load(resolved)
         return self._tasks[name]
@@ -311,4 +310,5 @@ def _load_task(run: ResolvedRun) -> Task:
         gen_length=run.gen_length,
         tokenizer=tokenizer_of(run.preset) if run.chat_template else None,
         chat_template=run.chat_template,
+        protocol=run.spec.protocol,
     )

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import PurePath
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.serve.apis import APIS, Ask, BadReply, Record, Reply, cut

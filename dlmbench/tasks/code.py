@@ -96,15 +96,15 @@ def _goes_on(prompt: str, body: str, name: str) -> bool:
 def _function(program: str, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     """The first function called `name` at the top level of `program`."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return next((node for node in _statements(program) if isinstance(node, kinds) and node.name == name), None)
+    return next((node for node in statements(program) if isinstance(node, kinds) and node.name == name), None)
 
 
 def _defines(program: str, name: str) -> bool:
     """Whether `program` is Python that binds `name` at its top level."""
-    return any(name in _bound(node) for node in _statements(program))
+    return any(name in bound_names(node) for node in statements(program))
 
 
-def _statements(program: str) -> list[ast.stmt]:
+def statements(program: str) -> list[ast.stmt]:
     """The statements of `program`; none if it does not compile."""
     try:
         compile(program, _FILE, "exec", dont_inherit=True)  # sees what parsing does not: a return outside a function
@@ -113,7 +113,7 @@ def _statements(program: str) -> list[ast.stmt]:
         return []
 
 
-def _bound(node: ast.stmt) -> set[str]:
+def bound_names(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):

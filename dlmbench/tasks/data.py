@@ -117,7 +117,8 @@ def _place(task: str, folder: str) -> Path:
     place = Path(folder).expanduser()
     if not place.is_dir():
         raise RequestError(f"Data folder {folder!r} does not exist; --data-dir takes a folder with JSONL files.")
-    return place / task if (place / task).is_dir() else place
+    named = (place / task, place / task.partition("/")[0])  # a variant may have data of its own
+    return next((folder for folder in named if folder.is_dir()), place)
 
 
 def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[Row]:

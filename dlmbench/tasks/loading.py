@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from dlmbench.errors import RequestError
-from dlmbench.tasks import data, task_files
+from dlmbench.tasks import data, protocols, readings, task_files
 from dlmbench.tasks.task import FEWSHOT_SEED, Task
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def load_task(
     tokenizer: PreTrainedTokenizerBase | None = None,
     chat_template: bool = False,
     fewshot_seed: int = FEWSHOT_SEED,
+    protocol: str = protocols.DEFAULT,
 ) -> Task:
     """The task called `name`, with its data.
 
@@ -51,19 +52,22 @@ def load_task(
         tokenizer: a transformers tokenizer, needed for its chat template only.
         chat_template: wrap prompts as a conversation, the examples as earlier turns.
         fewshot_seed: seed of the draw of examples; the default is lm-eval's.
+        protocol: how the task is asked and read (`dlmbench.tasks.protocols`); its chat markup is `chat_template`'s.
 
     Raises:
-        RequestError: unknown name, data that cannot be had (with the remedies), examples without a split to take them
-            from, a task that is not a generate_until task or scores nothing item by item, a tokenizer without template.
+        RequestError: unknown name, a protocol that does not ask the task, data that cannot be had (with the remedies),
+            examples without a split to take them from, a task that is not a generate_until task or scores nothing item
+            by item, a tokenizer without template.
     """
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise RequestError(f"Task {name} cannot use a chat template, this tokenizer has none; use --no-chat-template.")
     if num_fewshot is not None and num_fewshot < 0:
         raise RequestError(f"--num-fewshot is {num_fewshot}; it counts worked examples and cannot be negative.")
     file = task_files.find(name)
+    protocols.asked(protocol, file.name if file else name)
     with data.quiet():
         if file:
-            lm_task = _from_file(file, data_dir, num_fewshot, chat_template)
+            lm_task = _from_file(file, data_dir, num_fewshot, chat_template, protocol)
         else:
             lm_task = _from_lm_eval(name, data_dir, num_fewshot)
     return Task(
@@ -87,19 +91,22 @@ class GivenDataTask(ConfigurableTask):
 
 
 def _from_file(
-    file: task_files.TaskFile, data_dir: str | None, num_fewshot: int | None, chat: bool
+    file: task_files.TaskFile, data_dir: str | None, num_fewshot: int | None, chat: bool, protocol: str
 ) -> ConfigurableTask:
-    config = _read_file(file, num_fewshot, chat)
-    dataset = _data_of(config, file.name, data_dir)
+    config = _read_file(file, num_fewshot, chat, protocol)
+    dataset = _selected(_data_of(config, file.name, data_dir), config, protocols.asked(protocol, file.name))
     return _build(file.name, config, dataset, num_fewshot)
 
 
-def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool) -> Config:
+def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool, protocol: str) -> Config:
     """The lm-eval configuration that a task file stands for, functions resolved."""
     own = deepcopy(load_yaml(file.path, resolve_func=True))
     metadata = _metadata(file.path)
     metadata |= metadata.pop("variants", {}).get(file.name.partition("/")[2], {})
+    own |= metadata.pop("config", {})
     replaced, without_examples = metadata.pop("chat", {}), metadata.pop("zero_shot_chat", {})
+    if asked := protocols.asked(protocol, file.name):
+        own, replaced, without_examples = _as_published(own, metadata, asked, protocol), {}, {}
     if chat:
         metadata |= replaced.pop("metadata", {})
         own |= replaced
@@ -111,6 +118,31 @@ def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool) -
     for key in ("tag", "group", "task_list", "include"):
         config.pop(key, None)
     return config
+
+
+def _as_published(own: Config, metadata: Config, asked: protocols.Asked, name: str) -> Config:
+    """A task's own configuration, asked and read by a protocol; its metadata are changed too."""
+    protocol = protocols.PROTOCOLS[name]
+    changes, more, theirs = readings.replaced(asked.reading, {**own, "metadata": metadata})
+    version = f"{metadata.get('version')}+{protocol.version}"
+    metadata |= {**more, "version": version, "one_turn": protocol.one_turn, "template": protocol.template}
+    if asked.gen_length:
+        metadata["gen_length"] = asked.gen_length
+    kept = {key: value for key, value in own.items() if key not in ("doc_to_text", *theirs)}
+    return {**kept, "extends": asked.base, "num_fewshot": asked.shots, **asked.config, **changes}
+
+
+def _selected(
+    dataset: Mapping[str, Any], config: Mapping[str, Any], asked: protocols.Asked | None
+) -> Mapping[str, Any]:
+    """The data with those test items that a protocol takes, in its order."""
+    split = config.get("test_split")
+    if asked is None or asked.first is None or split not in dataset:
+        return dataset
+    rows = dataset[split]
+    if asked.shuffled is not None:
+        rows = rows.shuffle(seed=asked.shuffled)
+    return {**dataset, split: data.Rows(rows[number] for number in range(min(asked.first, len(rows))))}
 
 
 def _metadata(path: Path) -> Config:
@@ -141,8 +173,7 @@ def _lm_eval_file(name: str, path: Path) -> Config:
 def _data_of(config: Config, name: str, data_dir: str | None) -> data.Splits:
     """The user's folder, else packaged data, else the hub."""
     metadata = config["metadata"]
-    folder = name.partition("/")[0]
-    if (own := config.get("custom_dataset")) and (not data_dir or data.is_of_others(folder, data_dir)):
+    if (own := config.get("custom_dataset")) and (not data_dir or data.is_of_others(name, data_dir)):
         return own(**metadata, **(config.get("dataset_kwargs") or {}))
     if own and not metadata.get("fields"):
         raise RequestError(
@@ -152,7 +183,7 @@ def _data_of(config: Config, name: str, data_dir: str | None) -> data.Splits:
     splits = _splits(config)
     files = ", ".join(f"{split}.jsonl" for split in splits)
     if data_dir:
-        rows = data.local(folder, data_dir, splits, metadata.get("fields", ()))
+        rows = data.local(name, data_dir, splits, metadata.get("fields", ()))
         change = metadata.get("from_local")
         if change:
             return {split: found.map(lambda row: change(row, metadata)) for split, found in rows.items()}

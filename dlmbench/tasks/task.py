@@ -175,7 +175,7 @@ class Task:
                 doc,
                 num_fewshot=self.num_fewshot,
                 apply_chat_template=self.chat_template,
-                fewshot_as_multiturn=self.chat_template,
+                fewshot_as_multiturn=self.chat_template and not self.metadata.get("one_turn"),
                 chat_template=self._chat if self.chat_template else None,
                 gen_prefix=self.lm_task.doc_to_prefix(doc),
             )
@@ -191,7 +191,8 @@ class Task:
         return Item(key, prompt, self.stop, self.max_tokens, doc)
 
     def _chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return render_chat(self._tokenizer, messages, add_generation_prompt)
+        options = self.metadata.get("template") or {}
+        return render_chat(self._tokenizer, messages, add_generation_prompt, **options)
 
     # ----------------------------------------------------------------------------------------------------- scoring
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 pytest.importorskip("fastapi")
-httpx = pytest.importorskip("httpx")
+httpx = pytest.importorskip("httpx2")
 
 from dlmbench.engine import build  # noqa: E402
 from dlmbench.request import RunSpec  # noqa: E402

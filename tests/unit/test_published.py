@@ -48,9 +48,33 @@ def test_a_run_pairs_with_the_published_setting(tmp_path):
     (pair,) = found
     assert pair.published.label == "threshold tau=0.6" and pair.published.accuracy == pytest.approx(0.796)
     assert pair.gap == pytest.approx(pair.ours.accuracy - 0.796) and pair.inside
-    assert pair.differs == ("block_length 8 (published 16)",)
+    assert pair.differs[0] == "block_length 8 (published 16)"
     assert published.pairs([ours(tmp_path, threshold=0.65)], ALL) == [], "another threshold is another setting"
     assert published.pairs([ours(tmp_path, threshold=0.6, model="nano")], ALL) == []
+
+
+def test_every_field_of_the_protocol_that_differs_is_named(tmp_path):
+    (pair,) = published.pairs([ours(tmp_path, threshold=0.6)], ALL)
+    named = [text.partition(" (published")[0] for text in pair.differs]
+    assert named[1:] == [
+        "prompt lm-eval gsm8k", "markup raw", "extraction dlmbench's own", "stop strings lm-eval's", "gen_length 128",
+    ]  # fmt: skip
+    spec = dataclasses.replace(pair.ours.manifest.spec, protocol="sdar")
+    same = dataclasses.replace(pair.ours.manifest, spec=spec, gen_length=4096)
+    row = dataclasses.replace(pair.ours, manifest=same)
+    assert published.differences(pair.published, row) == ["block_length 8 (published 16)"]
+
+
+def test_no_difference_is_given_between_two_data_sets(tmp_path):
+    """The authors report the 257 sanitized problems; ours of all 500 stand beside them without a difference."""
+    whole, checked = (
+        Results([make_run(tmp_path / name.replace("/", "-"), task=name, model="sdar-8b-mrp", threshold=0.6)]).rows[0]
+        for name in ("mbpp", "mbpp/sanitized")
+    )
+    (other,), (same,) = (published.pairs([row], ALL) for row in (whole, checked))
+    assert other.published == same.published and other.published.accuracy
+    assert other.gap is None and other.inside is None and "data set mbpp (published mbpp/sanitized)" in other.differs
+    assert same.gap is not None and not [text for text in same.differs if text.startswith("data set")]
 
 
 def test_hub_names_and_presets_are_the_same_model(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-httpx = pytest.importorskip("httpx")
+httpx = pytest.importorskip("httpx2")
 
 from dlmbench.backbone.network import Network  # noqa: E402
 from dlmbench.decoders.static import Static  # noqa: E402
