@@ -1,7 +1,8 @@
 """One finished run as a row of a table, and the rows that it may be compared with.
 
 Rows are *comparable* when they are paired item by item: the same weights, the same prompts, and the same value of every
-option of a run that is marked so (`dlmbench.request.run_spec.PAIRED`), on the same hardware. They form a `Group`;
+option of a run that is marked so (`dlmbench.request.run_spec.PAIRED`), the same answer places fixed before decoding and
+options of the cache policy, on the same hardware. They form a `Group`;
 nothing is ever compared or averaged across groups. Within a group the rows of one method are *one curve*, whose points
 are its settings.
 
@@ -397,8 +398,11 @@ def paired(manifest: Manifest) -> dict[str, Hashable]:
     """What two runs must share to be compared item by item, by name."""
     found: dict[str, Hashable] = {name: getattr(manifest.spec, name) for name in PAIRED}
     found |= {"task": manifest.task.name, "block_length": manifest.block_length}
-    found |= {"device": manifest.environment.device, "weights": manifest.weights["target"]}
-    return {**found, "prompt_hash": manifest.prompts}
+    shared = manifest.identity.get("shared")
+    chosen = shared if isinstance(shared, dict) else {}
+    found |= {"device": manifest.environment.device, "fixed_places": bool(chosen.get("fixed"))}
+    found["cache_options"] = compact({name: one for name, one in chosen.items() if name.startswith("cache.")})
+    return {**found, "weights": manifest.weights["target"], "prompt_hash": manifest.prompts}
 
 
 def setting(row: Row) -> dict[str, Hashable]:

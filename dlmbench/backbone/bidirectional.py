@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import Group, visible
+from dlmbench.backbone.attention import QueryGroup, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Forward, Kinds, Network, bucket, served_by
 
@@ -185,14 +185,14 @@ class Bidirectional(Network):
         states, predicted = self._at_view(view, self._states(view, self.canvas, parts, embeds), parts)
         logits = self.model.project(states)
         if self.guidance:
-            unconditional = torch.where(self.given, self.config.mask_id, self.canvas)
+            unconditional = torch.where(self.given, self.config.mask, self.canvas)
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
             unguided = self.model.project(self._at_view(view, self._states(view, unconditional, parts), parts)[0])
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
             logits = unguided + (self.guidance + 1) * (logits - unguided)
         if self.policy.name == "dkv":
             for part in parts:
-                self.known[part.rows] = part.of(self.canvas) != self.config.mask_id
+                self.known[part.rows] = part.of(self.canvas) != self.config.mask
         for name, served in served_by(kind, active):
             self._count_windows(view, name, parts, view.live if served is None else view.live & served)
         return Forward(logits, states, predicted)
@@ -229,8 +229,8 @@ class Bidirectional(Network):
         of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra.unsqueeze(1)
         bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
         x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
-        slot_mapping = self.cache.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
-        states = self._forward(x, slot_mapping, [Group(rotated, bias)]).view(rows, seen, -1)
+        slot_mapping = self.kv.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
+        states = self._forward(x, slot_mapping, [QueryGroup(rotated, bias)]).view(rows, seen, -1)
         at = (view.positions - self.config.shift).clamp(0, width - 1)
         shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         queries = view.ends + extra
@@ -246,7 +246,7 @@ class Bidirectional(Network):
     def _window(self, rows: Tensor | None, first: Tensor, end: Tensor, width: int, whole: bool) -> Part:
         """Positions first .. end-1, both [n], padded to `width`."""
         positions = first.unsqueeze(1) + torch.arange(width, device=self.device)
-        return Part(rows, positions.clamp_max(self.cache.capacity - 1), end - first, whole)
+        return Part(rows, positions.clamp_max(self.kv.capacity - 1), end - first, whole)
 
     def _scattered(self, view, rows: Tensor) -> Part:
         """What was a mask before the last forward, and with a shifted head the left neighbours of today's masks.
@@ -254,11 +254,11 @@ class Bidirectional(Network):
         The longest row decides the width, so the host waits here, once a forward; it has just waited for the flags of
         the step before, and nothing is under way.
         """
-        positions = torch.arange(min(view.max_row, self.cache.capacity), device=self.device)
+        positions = torch.arange(min(view.max_row, self.kv.capacity), device=self.device)
         inside = positions < view.ends[rows].unsqueeze(1)
         due = inside & ~self.known[rows, : len(positions)]
         if self.config.shift:
-            masks = inside & (self.canvas[rows, : len(positions)] == self.config.mask_id)
+            masks = inside & (self.canvas[rows, : len(positions)] == self.config.mask)
             due = due | torch.nn.functional.pad(masks[:, 1:], (0, 1))
         queries = due.sum(1)
         width = max(int(queries.max()), 1)
@@ -270,7 +270,7 @@ class Bidirectional(Network):
         if self.policy.name == "none":
             return [self._everyone(view)]
         known = {row: about for row, about in enumerate(view.host_rows) if about}
-        parts = []
+        parts: list[Part] = []
         for whole in (True, False):
             rows = [row for row, about in known.items() if self.policy._whole(about) is whole]
             if not rows:
@@ -286,7 +286,7 @@ class Bidirectional(Network):
 
     def _states(self, view, canvas: Tensor, parts: list[Part], embeds: Tensor | None = None) -> Tensor:
         """Final hidden states of all parts, one after another [n*T,D]."""
-        seen = min(bucket(view.max_row), self.cache.capacity)
+        seen = min(bucket(view.max_row), self.kv.capacity)
         x, slot_mapping, groups = [], [], []
         for part in parts:
             tokens = self.model.embed(part.of(canvas).gather(1, part.positions))
@@ -294,9 +294,9 @@ class Bidirectional(Network):
                 tokens = _replace(tokens, *part.place(part.of(view.positions)), part.of(embeds))
             own = torch.arange(part.positions.shape[1], device=self.device) < part.queries.unsqueeze(1)
             x.append(tokens.flatten(0, 1))
-            slots = self.cache.slot_mapping(part.rows, part.positions, own & part.of(view.live).unsqueeze(1))
+            slots = self.kv.slot_mapping(part.rows, part.positions, own & part.of(view.live).unsqueeze(1))
             slot_mapping.append(slots)
-            groups.append(Group(part.positions, self.cache.prefix_bias(part.of(view.ends), seen), part.rows))
+            groups.append(QueryGroup(part.positions, self.kv.prefix_bias(part.of(view.ends), seen), part.rows))
         return self._forward(torch.cat(x), torch.cat(slot_mapping), groups)
 
     def _at_view(self, view, states: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:

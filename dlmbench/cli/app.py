@@ -33,6 +33,7 @@ VERBS = {  # what --help says of each: its docstring's first paragraph
     "list": "List methods, models, tasks or recipes.",
     "show": "Show a method's options, a model's settings, a task, or a recipe's plan.",
     "doctor": "Check versions, devices, shipped models, sandbox and hub. Exit code 1 when something needed is missing.",
+    "serve": "Serve one method over HTTP for other harnesses: /generate and an OpenAI-compatible interface.",
     "train": "Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one.",
 }
 _DEBUG = "--debug"

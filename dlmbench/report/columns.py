@@ -155,6 +155,11 @@ def _forwards(row: Row) -> str:
     return f"{text.number(row.denoising)} + {text.number(row.metrics.store_forwards or 0.0)}"
 
 
+def _forwards_briefly(row: Row) -> str:
+    """``38.1`` where nothing was stored by a forward of its own."""
+    return _forwards(row) if row.metrics.store_forwards else text.number(row.metrics.nfe)
+
+
 def _relative(name: str, measure: Callable[[Row], float | None], title: str, help: str, formula: str) -> Column:
     """A measure of an item's work, shown as a share of the reference's."""
 
@@ -265,7 +270,7 @@ COLUMNS: tuple[Column, ...] = (
     *_against(
         REFERENCE, "vs static",
         "difference to static decoding of one token a step, in points, paired on the same items, with Tango's 95 % "
-        "score interval (the bootstrap's for graded items)",
+        "score interval (the bootstrap's for graded items), each by itself",
         (MARKDOWN, HTML), always, "(items that only the row solves - items that only static solves) / items",
     ),
     *_against(
@@ -295,7 +300,7 @@ COLUMNS: tuple[Column, ...] = (
              where=(MARKDOWN, HTML), shown=some),
     Column("verdicts", lambda row: compact(row.metrics.verdicts) if row.metrics.verdicts else None),
     Column("nfe", attrgetter("metrics.nfe"), "NFE", "forwards of the target after prefill, an item: those that decide "
-           "something + those that only write keys and values", _forwards, where=ALL,
+           "something + those that only write keys and values", _forwards, _forwards_briefly, where=ALL,
            formula="calls of the target of every kind but prefill; behind the +, those of kind store"),
     _plain("store_forwards", "metrics.store_forwards"),
     Column("reveals", lambda row: row.group.reveals(row), "reveals a forward", "tokens a forward that decides "
@@ -333,7 +338,7 @@ COLUMNS: tuple[Column, ...] = (
             where=ALL, width=68, formula="sum of tokens / sum of NFE"),
     _percent("acceptance", "metrics.acceptance", "drafts kept", "accepted share of the draft tokens, in percent",
              where=(HTML,), formula="sum of accepted lengths / tokens proposed"),
-    *_speed("tps_decode", "decode", "tok/s decode", "tokens a second of decoding alone, at natural stop: median "
+    *_speed("tps_decode", "decode", "tok/s", "tokens a second of decoding alone, at natural stop: median "
             "(slowest - fastest) of repeated passes over the first items; a dash where the fastest is more than "
             f"{text.UNSTEADY:g} times the slowest; ~ where other work on the machine made the number of threads "
             "change, and again in a second try", where=ALL, width=68,

@@ -66,8 +66,10 @@ class EngineLM(LM):
     def request_of(self, task: Task, item: Item) -> Request:
         """The engine's request for an item; an oracle's brings all right answers, and RequestError says which tasks
         do not list them."""
-        wanted = getattr(self.engine, "needs_answers", False)
-        answers = answers_of(task, item, self.engine.tokenizer) if wanted else None
+        answers = None
+        if getattr(self.engine, "needs_answers", False):
+            assert self.engine.tokenizer is not None
+            answers = answers_of(task, item, self.engine.tokenizer)
         return self.request(item.key, item.prompt, item.stop, item.max_tokens, answers)
 
     def run(

@@ -37,7 +37,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Row:
+class LaidExample:
     """One example laid out as columns (arrays of length R).
 
     `block` and `copy` say who sees whom (see `visible`); `label` is what a column has to predict and `weight` its loss
@@ -80,7 +80,7 @@ def visible(block: Tensor, copy: Tensor) -> Tensor:
     return (own | earlier)[:, None]
 
 
-def collate(rows: Sequence[Row], length: int) -> Batch:
+def collate(rows: Sequence[LaidExample], length: int) -> Batch:
     """Pad rows to `length` columns. Padding is its own copy (-1): nothing else sees it and it carries no loss."""
 
     def pad(name: str, fill: float) -> np.ndarray:
@@ -171,10 +171,10 @@ class Batches(Generic[RowT, BatchT]):
         return self._pool[1]
 
 
-class ColumnBatches(Batches[Row, Batch]):
+class ColumnBatches(Batches[LaidExample, Batch]):
     """Batches of rows whose columns say themselves what they have to predict."""
 
-    def collate(self, rows: Sequence[Row], length: int) -> Batch:
+    def collate(self, rows: Sequence[LaidExample], length: int) -> Batch:
         return collate(rows, length)
 
 

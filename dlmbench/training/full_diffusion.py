@@ -22,7 +22,7 @@ import numpy as np
 
 from dlmbench.tasks import task_files
 from dlmbench.training.block_diffusion import LARGEST_FACTOR, LOWEST_RATE
-from dlmbench.training.data import LENGTH_STEP, Example, Layout, Row
+from dlmbench.training.data import LENGTH_STEP, Example, LaidExample, Layout
 from dlmbench.training.evaluate import decode_full
 from dlmbench.training.loop import END, MASK, PlainWorker
 
@@ -72,7 +72,7 @@ def regions(tokenizer) -> dict[str, Region]:
 class FullDiffusionWorker(PlainWorker):
     """One process of a run."""
 
-    def layout(self) -> Layout[Row]:
+    def layout(self) -> Layout[LaidExample]:
         self.regions = regions(self.tokenizer) if self.tokenizer else {}
         return lambda example, block_length, noise: layout(
             example, block_length, noise, MASK, END, self.regions.get(example.source)
@@ -84,13 +84,13 @@ class FullDiffusionWorker(PlainWorker):
 
 def layout(
     example: Example, block_length: int, noise: np.random.Generator, mask: int, end: int, region: Region | None = None
-) -> Row:
+) -> LaidExample:
     """Lay out one example; without `region` the answer fills the fewest multiples of `LENGTH_STEP` that hold it."""
     text, value, given = answer_region(example.target, end, region or Region(0), noise)
     hidden, weight = draw_mask(value, given, block_length, noise)
     prompt = np.array(example.prompt)
     columns = np.arange(len(prompt) + len(text))
-    return Row(
+    return LaidExample(
         ids=np.concatenate([prompt, np.where(hidden, mask, text)]),
         positions=columns,
         block=np.zeros_like(columns),

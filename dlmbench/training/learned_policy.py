@@ -7,8 +7,8 @@ is correctness times speed to the power of `alpha`, the advantage what it exceed
 is the mean over its steps of the clipped surrogate with the ratio of the step's whole action; the gradient is taken
 `updates` times on the same rollouts. Steps in which no group has an advantage are passed over.
 
-Logged: mean reward, accuracy and forwards of the rollouts; on dev items accuracy and forwards of the greedy policy
-beside those of a confidence threshold.
+Logged: mean reward, accuracy and forwards of the rollouts, and the share of them that has an advantage; on dev items
+accuracy and forwards of the greedy policy beside those of a confidence threshold.
 
 Apart from the paper: constant rate with a linear fall, no weight decay, a smaller network for a smaller backbone, and
 `bias`, the output's bias at the start: with the paper's -2 (probability 0.12) blocks of 8 positions would nearly always
@@ -239,7 +239,8 @@ class PolicyWorker(TrainingWorker[PolicyNetwork]):
         right = self.correct(rows, answers).to(self.device)
         gained = torch.stack([reward(r, u, int(n), plan.alpha) for r, u, n in zip(right, used, rows.length)])
         better = advantages(gained.view(-1, plan.rollouts)).flatten()
-        measures = {"reward": gained, "accuracy": right, "forwards": used.float()}
+        compared = (better != 0).float()  # without an advantage nothing is learned from a rollout
+        measures = {"reward": gained, "accuracy": right, "forwards": used.float(), "compared": compared}
         self.notes.append({name: value.mean().item() for name, value in measures.items()})
         advantage = better.repeat_interleave(used)
         chosen = advantage != 0

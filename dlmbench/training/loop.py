@@ -31,7 +31,7 @@ from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load
 from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.tasks.nano import stream
 from dlmbench.training import autoregressive, block_diffusion
-from dlmbench.training.data import Batch, ColumnBatches, Draw, Example, Layout, Row, map_tensors
+from dlmbench.training.data import Batch, ColumnBatches, Draw, Example, LaidExample, Layout, map_tensors
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import Optimizer
@@ -133,7 +133,7 @@ class TrainingWorker(Generic[Model]):
         lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
         return ColumnBatches(draw, self.layout(), lengths, recipe.columns, recipe.seed, self.rank)
 
-    def layout(self) -> Layout[Row]:
+    def layout(self) -> Layout[LaidExample]:
         return _layout(self.recipe)
 
     def networks(self) -> tuple[Model, Model]:
@@ -334,7 +334,7 @@ def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -
     return model
 
 
-def _layout(recipe: Recipe) -> Layout[Row]:
+def _layout(recipe: Recipe) -> Layout[LaidExample]:
     if recipe.objective == "autoregressive":
         return lambda example, block_length, noise: autoregressive.layout(example, END, recipe.prompt_weight)
     return lambda example, block_length, noise: block_diffusion.layout(example, block_length, noise, MASK, END)

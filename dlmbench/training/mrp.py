@@ -52,7 +52,7 @@ class MRPWorker(TrainingWorker[MRPModule]):
         backbone = precise if self.dtype == torch.float32 else load_checkpoint(folder, self.device, self.dtype)
         master = MRPModule(precise, plan.layers, plan.residual)
         if plan.start in STARTS:
-            master.init_weights(plan.start, self.recipe.seed)
+            master.init_weights(plan.start, self.recipe.seed, plan.gain)
         else:
             master.load_state_dict(load_module(Path(plan.module_folder), precise, self.backbone_weights).state_dict())
         network = MRPModule(backbone, plan.layers, plan.residual)
@@ -69,8 +69,8 @@ class MRPWorker(TrainingWorker[MRPModule]):
     def export(self) -> None:
         plan = self.recipe.mrp
         training = self.budget(
-            start=Path(plan.start).name, reveal=plan.reveal, counts=list(plan.counts), unrolled=plan.unrolled,
-            leave_one_out=plan.leave_one_out,
+            start=Path(plan.start).name, gain=plan.gain, reveal=plan.reveal, counts=list(plan.counts),
+            unrolled=plan.unrolled, leave_one_out=plan.leave_one_out,
         )  # fmt: skip
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 

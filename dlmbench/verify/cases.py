@@ -72,6 +72,8 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "credit": "dlmbench.verify.selectors",
     "frechet": "dlmbench.verify.selectors",
     "entropy_gate": "dlmbench.verify.selectors",
+    "sched": "dlmbench.verify.sched",
+    "pcsampler": "dlmbench.verify.selectors",
 }
 Fixture = dict[str, Any]  # JSON of a golden case; every area has its own fields
 Numbers = torch.Tensor | float | Sequence

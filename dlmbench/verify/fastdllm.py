@@ -48,7 +48,7 @@ def check(case: Case, device: str = "cpu") -> None:
         _first_release(batch, params["cache"] != "none", expected["first_release"])
 
 
-def compare_work(batch: Batch, expected: dict) -> None:
+def compare_work(batch: CaseRun, expected: dict) -> None:
     """Calls on whole sequences and on windows, and the tokens of both. Raises Mismatch."""
     kinds = [_kind(call) for call in batch.steps]
     equal("nfe_full", kinds.count("refresh"), expected["nfe_full"])

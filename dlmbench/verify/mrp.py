@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone import load_checkpoint
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal
+from dlmbench.backbone.attention import CachedAttention, QueryGroup, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.mrp import MRP, MRPConfig
@@ -334,7 +334,9 @@ def _pass(module: MRPModule, ids, hidden, positions, block: int, cache: KVCache 
         bias = cache.prefix_bias(slots[:, -1] + 1, cache.capacity)
     else:
         bias = block_causal(slots, block, torch.float32)
-    return module(ids, hidden, positions, CachedAttention(cache, slot_mapping, [Group(positions.view(1, -1), bias)]))
+    return module(
+        ids, hidden, positions, CachedAttention(cache, slot_mapping, [QueryGroup(positions.view(1, -1), bias)])
+    )
 
 
 def _close(what: str, ours: torch.Tensor, expected: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.rcr import RCR, RCRConfig
 from dlmbench.decoders.remdm_loop import RemdmLoop, RemdmLoopConfig
 from dlmbench.decoders.saber import Saber, SaberConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 from dlmbench.verify.rows import FIELDS, CaseRun, prompts, run
 
 COMMON = {"gen_length", "temperature", "mask_id"}
@@ -29,7 +29,7 @@ def check(case: Case, device: str = "cpu") -> None:
     case.know(FIELDS, COMMON | PARAMS[method], {"ids", "nfe", "steps"} | EXPECTED[method])
     if params["temperature"]:
         raise Mismatch("only greedy decoding is known for this method")
-    block = params.get("block_length", params["gen_length"])
+    block = params["block_length" if "block_length" in params else "gen_length"]
     batch = run(case, _decoder(case, block), block, guidance=params.get("cfg_scale", 0.0), device=device)
     equal("ids", batch.ids(), expected["ids"])
     equal("nfe", len(batch.steps), expected["nfe"])
@@ -68,7 +68,7 @@ def _net_changes(batch: CaseRun) -> list[dict]:
 
 def _check_rcr(case: Case, batch: CaseRun, block: int) -> None:
     """Net fills of every step of a block, and what was opened left of it."""
-    (trace,), ((prompt,), _) = [row.trace for row in batch.rows], prompts(case)
+    (trace,), ((prompt,), _) = [traced(row) for row in batch.rows], prompts(case)
     net = [len(step["positions"]) - len(step["remasked"]) for step in trace]
     quota = case.expected["quota"]
     blocks = case.params["gen_length"] // block

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone import load_checkpoint
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal
+from dlmbench.backbone.attention import CachedAttention, QueryGroup, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.experts import route
@@ -119,7 +119,7 @@ def check_forward(file: Path) -> None:
 
         def cached(first: int, last: int, seen_bias: torch.Tensor) -> torch.Tensor:
             part = positions[:, first:last]
-            attend = CachedAttention(cache, cache.slot_mapping(None, part), [Group(part, seen_bias)])
+            attend = CachedAttention(cache, cache.slot_mapping(None, part), [QueryGroup(part, seen_bias)])
             return model.project(model(model.embed(ids[0, first:last]), part.reshape(-1), attend)).unsqueeze(0)
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))

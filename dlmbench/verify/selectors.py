@@ -16,10 +16,11 @@ from dlmbench.decoders.credit import Credit, CreditConfig
 from dlmbench.decoders.entropy import Entropy, EntropyConfig
 from dlmbench.decoders.frechet import Frechet, FrechetConfig
 from dlmbench.decoders.hierarchy import Hierarchy, HierarchyConfig
+from dlmbench.decoders.pcsampler import PCSampler, PCSamplerConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 from dlmbench.verify.fastdllm import compare_work
-from dlmbench.verify.rows import FIELDS, Batch, compare, run
+from dlmbench.verify.rows import FIELDS, CaseRun, blocks_and_steps, compare, run
 
 PARAMS = {"gen_length", "block_length", "temperature", "mask_id"}
 EXPECTED = {"ids", "nfe", "steps", "row_forwards", "forced_steps"}
@@ -28,6 +29,7 @@ MORE = {  # method -> its own parameters, and what it expects beyond the usual
     "credit": ({"threshold", "credit_alpha", "boost_gamma", "decay_beta"}, {"nocredit_ids", "nocredit_nfe"}),
     "frechet": ({"frechet_margin", "cache", "steps", "remasking"}, {"nfe_full", "nfe_cached", "tokens_processed"}),
     "entropy_gate": ({"entropy_threshold"}, set()),
+    "pcsampler": ({"lambd", "alpha", "steps", "cfg_scale", "frequency"}, set()),
 }
 
 
@@ -36,13 +38,17 @@ def check(case: Case, device: str = "cpu") -> None:
     method, params, expected = case.raw["method"], case.params, case.expected
     more_params, more_expected = MORE[method]
     case.know(FIELDS, PARAMS | more_params, EXPECTED | more_expected)
-    if params["temperature"] or params.get("remasking", "low_confidence") != "low_confidence":
+    if (
+        params["temperature"]
+        or params.get("cfg_scale")
+        or params.get("remasking", "low_confidence") != "low_confidence"
+    ):
         raise Mismatch("only greedy decoding by confidence is known for this method")
-    batch = _run(case, _decoder(method, params), device)
+    batch = _run(case, _decoder(case, method), device)
     compare(case, batch)
     if params.get("early_stop"):  # counted of the run that goes on: those of the blocks behind come on top
         equal("forced_steps", True, _forced(batch) >= expected["forced_steps"])
-    else:
+    elif "forced_steps" in expected:
         equal("forced_steps", _forced(batch), expected["forced_steps"])
     if "row_forwards" in expected:
         equal("row_forwards", len(batch.steps) * len(batch.rows), expected["row_forwards"])
@@ -54,7 +60,8 @@ def check(case: Case, device: str = "cpu") -> None:
         equal("nocredit_ids", plain.ids(), expected.get("nocredit_ids", plain.ids()))
 
 
-def _decoder(method: str, params: dict) -> Decoder:
+def _decoder(case: Case, method: str) -> Decoder:
+    params = case.params
     match method:
         case "hierarchy":
             return Hierarchy(HierarchyConfig(params["threshold"], params["low_threshold"]))
@@ -64,25 +71,29 @@ def _decoder(method: str, params: dict) -> Decoder:
             )
         case "frechet":
             return Frechet(FrechetConfig(params["frechet_margin"]))
+        case "pcsampler":
+            steps = blocks_and_steps(params, params["block_length"])
+            table = str(case.weights() / params["frequency"])
+            return PCSampler(PCSamplerConfig(1, steps, params["lambd"], params["alpha"], table))
     return Entropy(EntropyConfig(params["entropy_threshold"], "gate"))
 
 
-def _run(case: Case, decoder: Decoder, device: str) -> Batch:
+def _run(case: Case, decoder: Decoder, device: str) -> CaseRun:
     block, policy = case.params["block_length"], CachePolicy(case.params.get("cache", "none"))
     batch = run(case, decoder, block, policy=policy, device=device)
     return _stopped(case, batch, block) if case.params.get("early_stop") else batch
 
 
-def _forced(batch: Batch) -> int:
+def _forced(batch: CaseRun) -> int:
     return sum(row.fallbacks for row in batch.rows)
 
 
-def _stopped(case: Case, batch: Batch, block: int) -> Batch:
+def _stopped(case: Case, batch: CaseRun, block: int) -> CaseRun:
     """What dInfer makes of the run: a row ends with the block that holds an EOS, and the rest is filled with it."""
     (row,), eos = batch.rows, read_config(case.weights(), case.told("full"))[0].eos_ids[0]
     ids = row.raw_ids
     blocks = ids.index(eos) // block + 1 if eos in ids else -(-len(ids) // block)
-    numbers = sorted({step["block"] for step in row.trace})[:blocks]
-    trace = [step for step in row.trace if step["block"] in numbers]
+    numbers = sorted({step["block"] for step in traced(row)})[:blocks]
+    trace = [step for step in traced(row) if step["block"] in numbers]
     filled = ids[: blocks * block] + [eos] * (len(ids) - blocks * block)
     return replace(batch, rows=[replace(row, raw_ids=filled, trace=trace)])

@@ -1,16 +1,25 @@
 """What selectors promise beyond conformance. pytest tests/invariants/test_selectors.py"""
 
+import json
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dlmbench.backbone.bidirectional import CachePolicy
 from dlmbench.decoders.base import ranks, top_n
 from dlmbench.decoders.frechet import within
+from dlmbench.decoders.frequencies import Table, count
 from dlmbench.decoders.hierarchy import first_of_runs
+from dlmbench.decoders.pcsampler import PCSampler
+from dlmbench.decoders.sched import Sched
 from dlmbench.decoders.testing import options_of, random_requests, tiny_networks
 from dlmbench.engine import Engine
+from dlmbench.errors import RequestError
 from dlmbench.registry import DECODERS
+from dlmbench.request import RunSpec
 
 
 def decoded(method, options, attention="full"):
@@ -85,3 +94,87 @@ def test_votes_change_decisions_and_begin_with_every_block(attention):
     assert [g.raw_ids for g in plain] != [g.raw_ids for g in lifted]
     one_forward_a_block = decoded("credit", "tau=0,alpha=50", attention)
     assert [g.raw_ids for g in one_forward_a_block] == [g.raw_ids for g in decoded("threshold", "tau=0", attention)]
+
+
+def exits(options, attention="full", batch_size=3, cache=None):
+    decoder = Sched(options_of(Sched, options))
+    nets = tiny_networks(decoder, attention)
+    if cache:
+        nets["target"].policy = CachePolicy(cache)
+    return Engine(nets, decoder, batch_size=batch_size).generate(random_requests(0), trace=True)
+
+
+def test_without_a_bar_sched_fills_the_answer_in_its_first_forward():
+    assert [len(g.trace) for g in exits("max_change=1,high=0,low=0")] == [1] * 7
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_a_higher_bar_never_ends_a_row_earlier(attention):
+    bars = ["high=0,low=0", "high=0.4,low=0.1", "high=0.8,low=0.2", "high=1e9,low=1e9"]
+    steps = [[len(g.trace) for g in exits(f"max_change=1,{bar}", attention)] for bar in bars]
+    assert all(a <= b for low, high in zip(steps, steps[1:]) for a, b in zip(low, high))
+    assert steps[0] != steps[1] != steps[2]
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+@pytest.mark.parametrize(
+    "options", ["max_change=1,high=0.4,low=0.1", "max_change=0.9,high=0.4,low=0,patience=1,curve=exp"]
+)
+def test_rows_that_stop_early_do_not_depend_on_their_batch(attention, options):
+    alone = exits(options, attention, batch_size=1)
+    for together in (exits(options, attention, batch_size=size) for size in (2, 7)):
+        assert [(g.raw_ids, g.counts) for g in together] == [(g.raw_ids, g.counts) for g in alone]
+    never = [g.counts for g in exits("high=1e9,low=1e9", attention)]
+    assert [g.counts for g in alone] != never
+
+
+@pytest.mark.parametrize("stat, reference", [("mean", torch.mean), ("median", torch.median),
+                                             ("quantile", lambda values: values.quantile(0.2))])  # fmt: skip
+def test_gaps_are_aggregated_over_the_positions_that_count(stat, reference):
+    generator = torch.Generator().manual_seed(2)
+    gap, inside = torch.rand(30, 9, generator=generator), torch.rand(30, 9, generator=generator) < 0.6
+    ours = Sched(options_of(Sched, f"stat={stat}"))._aggregate(gap, inside)
+    for row, values in zip(ours, (g[i] for g, i in zip(gap, inside))):
+        assert not len(values) or torch.isclose(row, reference(values))
+
+
+@pytest.mark.parametrize("cache", ["prefix", "freecache"])
+def test_sched_sees_the_rest_of_the_answer_under_a_cache(cache):
+    steps = [len(g.trace) for g in exits("max_change=1,high=0.4,low=0.1", cache=cache)]
+    assert steps < [len(g.trace) for g in exits("high=1e9,low=1e9", cache=cache)]
+
+
+def test_rare_tokens_come_first_and_the_table_is_named_without_its_place(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(count([[5, 6, 6, 7, 7, 7, 7]])))
+    config = options_of(PCSampler, f"table={file}")
+    assert str(config.table).startswith("mine-") and str(tmp_path) not in str(config.table)
+    assert replace(config, k=2).table == config.table == pickle.loads(pickle.dumps(config)).table
+    frequency = config.table.frequencies(9)
+    assert torch.allclose(frequency * 7, torch.tensor([1, 1, 1, 1, 1, 1, 2, 4, 1]).double())
+    with pytest.raises(RequestError, match="made with its tokenizer"):
+        config.table.frequencies(7)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"num_token": 3, "p_baseline_dict": {}}', "no JSON", '{"num_token": 0}'])
+def test_a_file_without_counts_is_refused_in_one_sentence(tmp_path, text):
+    file = tmp_path / "table.json"
+    file.write_text(text)
+    with pytest.raises(RequestError, match="Table table.json"):
+        options_of(PCSampler, f"table={file}")
+
+
+def test_a_model_without_a_table_is_refused_and_nano_brings_its_own():
+    with pytest.raises(RequestError, match="pcsampler.table=FILE"):
+        RunSpec(method="pcsampler", task="gsm8k", model="llada-8b-instruct").resolve()
+    run = RunSpec(method="pcsampler", task="nano-gsm", model="nano-llada").resolve()
+    assert run.config.table.path.parent.name == "tokenizer" and "/" not in run.label
+    given = RunSpec(
+        method="pcsampler", task="nano-gsm", model="nano", settings={"pcsampler": {"table": str(run.config.table.path)}}
+    )
+    assert given.portable()["settings"]["pcsampler"]["table"] == "frequency.json"
+
+
+def test_the_shipped_table_counts_end_tokens_and_no_masks():
+    shipped = Table.of("nano/tokenizer/frequency.json").frequencies(1024)
+    assert shipped[1] > 0.005 and shipped[2] < 1e-6

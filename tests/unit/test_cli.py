@@ -110,7 +110,8 @@ def test_list_and_show_know_everything(call):
 @pytest.fixture
 def examined(call, monkeypatch):
     """Doctor on a machine where everything is there: (exit code, checks by name)."""
-    monkeypatch.setattr("dlmbench.cli.doctor.capabilities", lambda: {"sandbox": (True, "walls"), "memory": (False, "-")})
+    walls = {"sandbox": (True, "walls"), "memory": (False, "-")}
+    monkeypatch.setattr("dlmbench.cli.doctor.capabilities", lambda: walls)
     monkeypatch.setattr("dlmbench.cli.doctor.PRESETS", {"nano": PRESETS["nano"]})
 
     def run():

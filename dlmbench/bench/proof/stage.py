@@ -17,7 +17,7 @@ FINISHED = PASSED, FAILED  # what is kept when a proof is started again
 Figures = dict[str, Any]  # JSON; every stage has its own
 
 
-class Circumstances(TypedDict):
+class ProofCircumstances(TypedDict):
     """What a result depends on: results of others are measured again."""
 
     device: str
@@ -40,7 +40,7 @@ class StageRecord(TypedDict):
     words: str  # the figures in one line
     faults: list[str]
     figures: Figures
-    circumstances: NotRequired[Circumstances]
+    circumstances: NotRequired[ProofCircumstances]
     older: NotRequired[bool]  # made in other circumstances than the proof's
 
 
@@ -75,7 +75,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProofSizes:
     """How much is tried: `FULL` on a GPU, `TINY` in the rehearsal."""
 
     name: str = "full"
@@ -95,8 +95,8 @@ class Sizes:
     compared: int = 64  # items in float32 and in bfloat16
 
 
-FULL = Sizes()
-TINY = Sizes(
+FULL = ProofSizes()
+TINY = ProofSizes(
     "tiny", 4.0, 0.3, {"sdar-8b": "sdar-tiny", "sdar-4b": "sdar-tiny", "llada-8b": "llada-tiny"}, context=40,
     tokens=8, rows=8, rows_prompt=24, repeats=2, golden=2, requests=2, thresholds=(0.6, 0.9), generations=6, batch=6,
     compared=2,
@@ -113,7 +113,7 @@ class StageTrial:
     """
 
     device: torch.device
-    sizes: Sizes
+    sizes: ProofSizes
     seconds: float = math.inf
     earlier: Mapping[str, Figures] = field(default_factory=dict)
     publish: Callable[[StageTrial], None] = lambda trial: None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, Circumstances, StageRecord
+from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, ProofCircumstances, StageRecord
 
 WIDTH, HEIGHT = 100, 40  # of the screen
 
@@ -21,7 +21,7 @@ class GoalRow(TypedDict):
     verdict: str
 
 
-class Summary(Circumstances):
+class Summary(ProofCircumstances):
     """All there is to say about a proof."""
 
     goals: list[GoalRow]
@@ -59,7 +59,7 @@ GOALS = (  # docs/performance.md says what they are measured with
 )
 
 
-def summary_of(here: Circumstances, records: Sequence[StageRecord]) -> Summary:
+def summary_of(here: ProofCircumstances, records: Sequence[StageRecord]) -> Summary:
     """Where a proof ran, its stages, and its goals. A figure counts for a goal where it
     was measured on full shapes."""
     by_name = {record["stage"]: record for record in records}

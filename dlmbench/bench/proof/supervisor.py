@@ -20,8 +20,8 @@ from dlmbench.bench.proof.stage import (
     SIZES,
     STAGES,
     STOPPED,
-    Circumstances,
     Figures,
+    ProofCircumstances,
     Stage,
     StageRecord,
 )
@@ -43,7 +43,7 @@ class Broken(Exception):
 class StageRunner(Protocol):
     """What runs stages: `WorkerProcess`, or a function in this process where tests want one."""
 
-    circumstances: Circumstances
+    circumstances: ProofCircumstances
 
     def run(self, stage: Stage, seconds: float, file: Path, earlier: Mapping[str, Figures]) -> bool:
         """Run `stage`, whose record is in `file` afterwards; can others be run after it? Raises Broken."""
@@ -70,7 +70,7 @@ class WorkerProcess:
         except (Broken, RequestError):
             self.kill()
             raise
-        self.circumstances: Circumstances = answer
+        self.circumstances: ProofCircumstances = answer
 
     def run(self, stage: Stage, seconds: float, file: Path, earlier: Mapping[str, Figures]) -> bool:
         self._ask({"stage": stage.name, "seconds": seconds, "file": str(file.resolve()), "earlier": earlier})
@@ -176,7 +176,7 @@ def prove(
     return _summarise(out, here, records)
 
 
-def _figures(records: Mapping[str, StageRecord], here: Circumstances) -> dict[str, Figures]:
+def _figures(records: Mapping[str, StageRecord], here: ProofCircumstances) -> dict[str, Figures]:
     """What finished stages measured here, for stages that build on it."""
     return {
         name: record["figures"]
@@ -219,7 +219,7 @@ def _broken_off(stage: Stage, file: Path, reason: str) -> StageRecord:
     return {**known, "status": STOPPED, "faults": [*known["faults"], reason]}
 
 
-def _summarise(out: Path, here: Circumstances, records: Mapping[str, StageRecord]) -> Summary:
+def _summarise(out: Path, here: ProofCircumstances, records: Mapping[str, StageRecord]) -> Summary:
     """Write summary.json and summary.md, and return the first."""
     summary = summary_of(here, [records.get(name) or _nothing(name) for name in EVERY])
     write_lines(out / "summary.json", [summary])

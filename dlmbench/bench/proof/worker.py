@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 import dlmbench
-from dlmbench.bench.proof.stage import RUNNING, SIZES, STAGES, Circumstances, StageTrial, perform
+from dlmbench.bench.proof.stage import RUNNING, SIZES, STAGES, ProofCircumstances, StageTrial, perform
 from dlmbench.errors import DlmbenchError
 from dlmbench.request.resolved import Machine
 from dlmbench.runs.environment import commit, cpu_model, versions
@@ -81,7 +81,7 @@ def _say(answers: TextIO, answer: Mapping[str, object]) -> None:
     answers.flush()
 
 
-def circumstances(device: str, shapes: str) -> Circumstances:
+def circumstances(device: str, shapes: str) -> ProofCircumstances:
     """What a result depends on: results of others are measured again."""
     import torch
 

@@ -70,7 +70,8 @@ def plot(
         wrong, known = (x, AXES) if x not in AXES else (y, SCORES)
         raise RequestError(f"Axis {wrong!r} is unknown; choose one of {', '.join(known)}.")
     if not placed(rows, x, y):
-        raise RequestError(f"No row has a value for {x}; choose another --x or finish the runs first.")
+        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops") else ""
+        raise RequestError(f"No row has a value for {x}{why}; choose another --x or finish the runs first.")
     return save(lambda: draw(rows, x, y, published, column), folder, name)
 
 

@@ -68,7 +68,7 @@ class Remote:
     __bool__ = __len__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _refuse
 
 
-class Line:
+class ProgramPipes:
     """The two pipes to the program's process."""
 
     def __init__(self, read_fd, write_fd):
@@ -188,7 +188,7 @@ CHECKS = {"cases": check_cases, "check": check_function, "asserts": check_assert
 
 def run_checks(read_fd, write_fd, job):
     """`(status, detail)`: passed, failed, memory, or gone (the process ended: the supervisor knows how)."""
-    line = Line(read_fd, write_fd)
+    line = ProgramPipes(read_fd, write_fd)
     try:
         line.load(job["program"])
         CHECKS[job["form"]](line, job)
