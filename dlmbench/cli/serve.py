@@ -51,7 +51,7 @@ def serve(
     try:
         from dlmbench.serve.app import Served, application
         from dlmbench.serve.server import Server
-        from dlmbench.serve.worker import Limits, Worker
+        from dlmbench.serve.worker import Limits, EngineWorker
     except ModuleNotFoundError as error:
         raise RequestError(f"serve needs {error.name}: pip install 'dlmbench[serve]'.") from error
     from dlmbench.engine import build
@@ -69,7 +69,7 @@ def serve(
             + (f" (the model has {most})." if max_length > most else " or raise --max-length.")
         )
     measured = _warm(engine, limits.max_length)
-    worker = Worker(engine, limits)
+    worker = EngineWorker(engine, limits)
     app = application(worker, Served(run.preset.name, _info(run, engine), measured.prices, run.spec.seed))
     worker.start()
     stderr().print(f"{run.label} on {run.preset.name}, {engine.batch_size} rows: http://{host}:{port}", soft_wrap=True)

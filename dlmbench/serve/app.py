@@ -27,7 +27,7 @@ from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.forwards import ForwardKey
 from dlmbench.serve import schemas
-from dlmbench.serve.worker import Full, Stopping, Ticket, Worker
+from dlmbench.serve.worker import EngineWorker, Full, Stopping, Ticket
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Served:
     seed: int = 0
 
 
-def application(worker: Worker, served: Served) -> FastAPI:
+def application(worker: EngineWorker, served: Served) -> FastAPI:
     """The application over a worker that has been started."""
     app = FastAPI(title="dlmbench", openapi_url=None)  # no page that fetches scripts from elsewhere
     app.add_middleware(Bounded, most=worker.limits.body_bytes)
@@ -86,11 +86,11 @@ def application(worker: Worker, served: Served) -> FastAPI:
 class _Asked:
     """From what was asked to the engine's requests, and back."""
 
-    def __init__(self, worker: Worker, served: Served):
+    def __init__(self, worker: EngineWorker, served: Served):
         self.worker, self.served = worker, served
         self.tokenizer = worker.engine.tokenizer
 
-    def request(self, body: schemas.Asked, prompt: str | Sequence[int], templated: bool = False) -> Request:
+    def request(self, body: schemas.ServedRequest, prompt: str | Sequence[int], templated: bool = False) -> Request:
         """The engine's request. Raises RequestError for sampling that is not the served one."""
         _check_sampling(body, self.worker.engine.sampling)
         ids = prompt_ids(self.tokenizer, prompt, templated) if isinstance(prompt, str) else tuple(prompt)
@@ -151,7 +151,7 @@ async def _left(http: Http) -> None:
         pass
 
 
-def _check_sampling(body: schemas.Asked, served: Sampling) -> None:
+def _check_sampling(body: schemas.ServedRequest, served: Sampling) -> None:
     for name in ("temperature", "top_p", "top_k"):
         wanted, here = getattr(body, name), getattr(served, name)
         if wanted not in (None, here):

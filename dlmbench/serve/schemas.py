@@ -22,7 +22,7 @@ STOPS = 16  # stop strings of a request
 AT_ONCE = 128  # prompts of a request
 
 
-class Asked(BaseModel):
+class ServedRequest(BaseModel):
     """What every endpoint takes. Of `stop`, empty strings are refused; `seed` decides draws where a method draws."""
 
     model_config = ConfigDict(extra="forbid")
@@ -41,14 +41,14 @@ class Asked(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class Generate(Asked):
+class Generate(ServedRequest):
     """POST /generate: one prompt, as text or as ids."""
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
     prompt_ids: Ids | None = None
 
 
-class OpenAI(Asked):
+class OpenAI(ServedRequest):
     """What both endpoints of OpenAI's interface take; the fields behind `model` have one value that is no request."""
 
     model: str | None = None
@@ -75,7 +75,7 @@ class Completion(OpenAI):
         return list(self.prompt)
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a message; text alone."""
 
     model_config = ConfigDict(extra="forbid")
@@ -90,7 +90,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[ContentPart]
 
     @property
     def plain(self) -> dict[str, str]:

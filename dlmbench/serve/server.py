@@ -8,7 +8,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from dlmbench.serve.worker import Worker
+from dlmbench.serve.worker import EngineWorker
 
 GRACE = 8.0  # seconds that rows under way have to finish once a server is to stop
 
@@ -16,7 +16,7 @@ GRACE = 8.0  # seconds that rows under way have to finish once a server is to st
 class Server(uvicorn.Server):
     """Refuses what waits as soon as it is told to stop, finishes what is under way, then leaves."""
 
-    def __init__(self, app: FastAPI, worker: Worker, host: str, port: int, grace: float = GRACE):
+    def __init__(self, app: FastAPI, worker: EngineWorker, host: str, port: int, grace: float = GRACE):
         super().__init__(
             uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=int(grace) + 1, ws="none")
         )

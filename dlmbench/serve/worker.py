@@ -60,7 +60,7 @@ class Ticket:
     future: Future[Generation] = field(default_factory=Future)
 
 
-class Worker:
+class EngineWorker:
     """Owns the engine's thread. Thread-safe."""
 
     def __init__(self, engine: Engine, limits: Limits):

@@ -120,7 +120,7 @@ def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool, p
     return config
 
 
-def _as_published(own: Config, metadata: Config, asked: protocols.Asked, name: str) -> Config:
+def _as_published(own: Config, metadata: Config, asked: protocols.AskedTask, name: str) -> Config:
     """A task's own configuration, asked and read by a protocol; its metadata are changed too."""
     protocol = protocols.PROTOCOLS[name]
     changes, more, theirs = readings.replaced(asked.reading, {**own, "metadata": metadata})
@@ -133,7 +133,7 @@ def _as_published(own: Config, metadata: Config, asked: protocols.Asked, name: s
 
 
 def _selected(
-    dataset: Mapping[str, Any], config: Mapping[str, Any], asked: protocols.Asked | None
+    dataset: Mapping[str, Any], config: Mapping[str, Any], asked: protocols.AskedTask | None
 ) -> Mapping[str, Any]:
     """The data with those test items that a protocol takes, in its order."""
     split = str(config.get("test_split"))

@@ -4,9 +4,9 @@
 an answer, how it is read, which items, and what becomes of EOS. ``lm-eval`` is the default: the task's own file, with
 whatever the user chooses beside it. Sampling stays the user's choice; a protocol only says what was published.
 
-`Asked.base` and `Asked.config` are a file of lm-eval and the keys of it that a protocol replaces; `Asked.reading` names
-one of `dlmbench.tasks.readings`. Where an evaluation used examples or wording that are not public here, the nearest
-that can be had is offered and `Asked.other` says what is other about it.
+`AskedTask.base` and `AskedTask.config` are a file of lm-eval and the keys of it that a protocol replaces, and
+`AskedTask.reading` names one of `dlmbench.tasks.readings`. Where an evaluation used examples or wording that are not
+public here, the nearest that can be had is offered and `AskedTask.other` says what is other about it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIELDS = ("prompt", "examples", "markup", "extraction", "stop strings", "data se
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedTask:
     """One task under a protocol."""
 
     prompt: str  # its wording, in words
@@ -42,7 +42,7 @@ class Protocol:
 
     name: str
     source: str
-    tasks: Mapping[str, Asked]
+    tasks: Mapping[str, AskedTask]
     chat: bool  # does a chat template wrap the prompt?
     bos: bool | None = None  # do raw prompts begin with BOS? None: as the tokenizer has it
     one_turn: bool = False  # with a template: examples and question as a single user turn
@@ -63,45 +63,45 @@ _HUMANEVAL, _HUMANEVAL_INSTRUCT = "humaneval/humaneval.yaml", "humaneval/humanev
 _MBPP, _MBPP_INSTRUCT = "mbpp/mbpp.yaml", "mbpp/mbpp_instruct.yaml"
 _GSM8K, _GSM8K_COT = "gsm8k/gsm8k.yaml", "gsm8k/gsm8k-cot.yaml"
 
-_BOXED_GSM8K = Asked(
+_BOXED_GSM8K = AskedTask(
     "the question, then a request to reason step by step and to box the answer",
     _GSM8K,
     "boxed",
     config={"doc_to_text": "{{question}}" + _STEPS, "generation_kwargs": _NO_STOPS},
 )
-_BOXED_MATH = Asked(
+_BOXED_MATH = AskedTask(
     "the problem, then a request to reason step by step and to box the answer",
     "minerva_math/minerva_math500.yaml",
     "math_verify",
     config={"doc_to_text": "{{problem}}" + _STEPS, "generation_kwargs": _NO_STOPS},
 )
 _COT = {"training_split": "train"}  # the file has fixed examples and no split to take dev items from
-_COT_8 = Asked("lm-eval gsm8k_cot", _GSM8K_COT, "strict", 8, _COT, 256)
+_COT_8 = AskedTask("lm-eval gsm8k_cot", _GSM8K_COT, "strict", 8, _COT, 256)
 _SHOTS_OF_OPENCOMPASS = "other shots: OpenCompass has its own worked examples, here are lm-eval's"
 
 
-def _raw(reading: str, lengths: tuple[int | None, int | None] = (None, None)) -> dict[str, Asked]:
+def _raw(reading: str, lengths: tuple[int | None, int | None] = (None, None)) -> dict[str, AskedTask]:
     """The two code tasks as lm-eval asks base models."""
     return {
-        "humaneval": Asked("lm-eval humaneval", _HUMANEVAL, reading, gen_length=lengths[0]),
-        "mbpp": Asked("lm-eval mbpp", _MBPP, reading, 3, gen_length=lengths[1]),
+        "humaneval": AskedTask("lm-eval humaneval", _HUMANEVAL, reading, gen_length=lengths[0]),
+        "mbpp": AskedTask("lm-eval mbpp", _MBPP, reading, 3, gen_length=lengths[1]),
     }
 
 
-def _instruct(reading: str, lengths: tuple[int, int]) -> dict[str, Asked]:
+def _instruct(reading: str, lengths: tuple[int, int]) -> dict[str, AskedTask]:
     """The two code tasks as lm-eval asks chat models, without examples."""
     return {
-        "humaneval": Asked("lm-eval humaneval_instruct", _HUMANEVAL_INSTRUCT, reading, gen_length=lengths[0]),
-        "mbpp": Asked("lm-eval mbpp_instruct", _MBPP_INSTRUCT, reading, gen_length=lengths[1]),
+        "humaneval": AskedTask("lm-eval humaneval_instruct", _HUMANEVAL_INSTRUCT, reading, gen_length=lengths[0]),
+        "mbpp": AskedTask("lm-eval mbpp_instruct", _MBPP_INSTRUCT, reading, gen_length=lengths[1]),
     }
 
 
-def _nearest(asked: Asked, **changes: Any) -> Asked:
+def _nearest(asked: AskedTask, **changes: Any) -> AskedTask:
     return replace(asked, other=_SHOTS_OF_OPENCOMPASS, **changes)
 
 
-_GSM8K_TURNS = Asked("lm-eval gsm8k, examples as turns", _GSM8K, "last", 4, {"generation_kwargs": _NO_STOPS})
-_MBPP_TURNS = Asked("lm-eval mbpp, examples as turns", _MBPP, "fence", 3)
+_GSM8K_TURNS = AskedTask("lm-eval gsm8k, examples as turns", _GSM8K, "last", 4, {"generation_kwargs": _NO_STOPS})
+_MBPP_TURNS = AskedTask("lm-eval mbpp, examples as turns", _MBPP, "fence", 3)
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -112,7 +112,7 @@ PROTOCOLS: dict[str, Protocol] = {
             {
                 "gsm8k": replace(_BOXED_GSM8K, gen_length=4096),
                 "math500": replace(_BOXED_MATH, gen_length=4096),
-                "humaneval": Asked(
+                "humaneval": AskedTask(
                     "a request for the code of the function alone, then the prompt",
                     _HUMANEVAL,
                     "fence",
@@ -123,7 +123,7 @@ PROTOCOLS: dict[str, Protocol] = {
                     },
                     gen_length=4096,
                 ),
-                "mbpp/sanitized": Asked(
+                "mbpp/sanitized": AskedTask(
                     "task and tests, then a request for a python block",
                     _MBPP,
                     "fence",
@@ -143,7 +143,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "llada-base",
             "LLaDA, arXiv 2502.09992, EVAL.md, base model",
-            {"gsm8k": Asked("lm-eval gsm8k", _GSM8K, "strict", 5), **_raw("lm-eval")},
+            {"gsm8k": AskedTask("lm-eval gsm8k", _GSM8K, "strict", 5), **_raw("lm-eval")},
             chat=False,
             bos=False,
             published="greedy, one block as long as the answer, as many steps",
@@ -154,7 +154,7 @@ PROTOCOLS: dict[str, Protocol] = {
             {
                 "gsm8k": _nearest(_GSM8K_TURNS),
                 "math500": replace(_BOXED_MATH, other="other data set: MATH has 5,000 problems"),
-                "humaneval": Asked(
+                "humaneval": AskedTask(
                     "lm-eval humaneval_instruct",
                     _HUMANEVAL_INSTRUCT,
                     "fence",
@@ -178,7 +178,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "dream-instruct",
             "Dream, instruct model",
             {
-                "gsm8k": Asked("lm-eval gsm8k_cot", _GSM8K_COT, "flexible", 0, _COT, 256),
+                "gsm8k": AskedTask("lm-eval gsm8k_cot", _GSM8K_COT, "flexible", 0, _COT, 256),
                 **_instruct("sanitised", (768, 1024)),
             },
             chat=True,
@@ -188,9 +188,9 @@ PROTOCOLS: dict[str, Protocol] = {
             "fastdllm",
             "Fast-dLLM, arXiv 2505.22618, on LLaDA (on Dream: dream-base)",
             {
-                "gsm8k": Asked("lm-eval gsm8k", _GSM8K, "strict", 5),
-                "humaneval": Asked("the prompt", _HUMANEVAL, "sanitised", 0, {"generation_kwargs": _NO_STOPS}),
-                "mbpp": Asked("lm-eval mbpp", _MBPP, "sanitised", 3, {"generation_kwargs": _NO_STOPS}),
+                "gsm8k": AskedTask("lm-eval gsm8k", _GSM8K, "strict", 5),
+                "humaneval": AskedTask("the prompt", _HUMANEVAL, "sanitised", 0, {"generation_kwargs": _NO_STOPS}),
+                "mbpp": AskedTask("lm-eval mbpp", _MBPP, "sanitised", 3, {"generation_kwargs": _NO_STOPS}),
             },
             chat=True,
             one_turn=True,
@@ -202,7 +202,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "Prophet, arXiv 2508.19982",
             dict.fromkeys(
                 ("gsm8k", "gsm8k_cot_zeroshot"),
-                Asked("lm-eval gsm8k_cot_zeroshot", "gsm8k/gsm8k-cot-zeroshot.yaml", "strict"),
+                AskedTask("lm-eval gsm8k_cot_zeroshot", "gsm8k/gsm8k-cot-zeroshot.yaml", "strict"),
             ),
             chat=False,
             eos="free",
@@ -221,8 +221,8 @@ PROTOCOLS: dict[str, Protocol] = {
             "dllm",
             "dllm, models made from autoregressive ones (a2d)",
             {
-                "gsm8k": Asked("lm-eval gsm8k", _GSM8K, "flexible", gen_length=256),
-                "math500": Asked(
+                "gsm8k": AskedTask("lm-eval gsm8k", _GSM8K, "flexible", gen_length=256),
+                "math500": AskedTask(
                     "lm-eval minerva_math500", "minerva_math/minerva_math500.yaml", "math_verify", gen_length=256
                 ),
                 **_instruct("opened", (256, 256)),
@@ -253,7 +253,7 @@ def protocol(name: str) -> Protocol | None:
     return PROTOCOLS[name]
 
 
-def asked(name: str, task: str) -> Asked | None:
+def asked(name: str, task: str) -> AskedTask | None:
     """How the protocol `name` asks a task; None for lm-eval. Raises RequestError for a task that it does not have."""
     chosen = protocol(name)
     if chosen is None:
@@ -306,7 +306,7 @@ def facts(name: str, task: str, num_fewshot: int = 0, chat: bool = False) -> dic
     return dict(zip(FIELDS, told, strict=True))
 
 
-def _published_facts(protocol: Protocol, task: str, how: Asked) -> tuple[str, ...]:
+def _published_facts(protocol: Protocol, task: str, how: AskedTask) -> tuple[str, ...]:
     turn = ", one user turn" if protocol.one_turn and how.shots else ""
     drawn = f" of those shuffled with seed {how.shuffled}" if how.shuffled is not None else ""
     return (
@@ -330,7 +330,7 @@ _OWN_PROMPTS: dict[tuple[str, bool], str] = {  # (task, in chat markup) -> whose
     ("mbpp", False): "lm-eval mbpp",
     ("mbpp", True): "lm-eval mbpp_instruct",
 }
-_OWN_BOXED: dict[str, Asked] = {"gsm8k": _BOXED_GSM8K, "math500": _BOXED_MATH}  # in chat markup without examples
+_OWN_BOXED: dict[str, AskedTask] = {"gsm8k": _BOXED_GSM8K, "math500": _BOXED_MATH}  # in chat markup without examples
 
 
 def _own_facts(task: str, num_fewshot: int, chat: bool) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How a protocol reads an answer: what replaces a task's own extraction. Names are those of `Asked.reading`.
+"""How a protocol reads an answer: what replaces a task's own extraction. Names are those of `AskedTask.reading`.
 
 Numbers: ``boxed`` is the last ``\\boxed{}``, else the number behind "answer is", else the last one; ``last`` the last
 number, both compared as numbers; ``strict`` and ``flexible`` are lm-eval's filters and its comparison of texts.

@@ -19,7 +19,7 @@ from dlmbench.errors import RequestError, RunError  # noqa: E402
 from dlmbench.forwards import ForwardKey  # noqa: E402
 from dlmbench.serve.app import Served, application  # noqa: E402
 from dlmbench.serve.server import Server  # noqa: E402
-from dlmbench.serve.worker import Full, Limits, Stopping, Worker  # noqa: E402
+from dlmbench.serve.worker import EngineWorker, Full, Limits, Stopping  # noqa: E402
 
 LIMITS = Limits(max_tokens=20, max_length=40, queue=4, seconds=30.0, body_bytes=2000)
 PRICES = {ForwardKey("target", "denoise", "4"): 1.0, ForwardKey("target", "denoise", "8"): 1.5,
@@ -50,7 +50,7 @@ def tiny_engine(batch_size=2):
 @pytest.fixture
 def client():
     """A client of a server on loopback."""
-    worker = Worker(tiny_engine(), LIMITS)
+    worker = EngineWorker(tiny_engine(), LIMITS)
     worker.start()
     with running(worker) as found:
         yield found
@@ -200,7 +200,7 @@ def request(tokens=4):
 @pytest.fixture
 def gate():
     engine = Gate()
-    worker = Worker(engine, LIMITS)
+    worker = EngineWorker(engine, LIMITS)
     worker.start()
     yield worker
     engine.opened.set()
@@ -295,7 +295,7 @@ def test_a_client_that_leaves_gives_its_row_up(gate):
 
 def test_an_answer_that_takes_too_long_is_given_up():
     engine = Gate()
-    worker = Worker(engine, Limits(20, 40, 4, seconds=0.05))
+    worker = EngineWorker(engine, Limits(20, 40, 4, seconds=0.05))
     worker.start()
     with running(worker) as http:
         answer = http.post("/generate", json={"prompt": "a"})
