@@ -51,7 +51,7 @@ def serve(
     try:
         from dlmbench.serve.app import Served, application
         from dlmbench.serve.server import Server
-        from dlmbench.serve.worker import Limits, EngineWorker
+        from dlmbench.serve.worker import EngineWorker, Limits
     except ModuleNotFoundError as error:
         raise RequestError(f"serve needs {error.name}: pip install 'dlmbench[serve]'.") from error
     from dlmbench.engine import build
