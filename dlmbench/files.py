@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dlmbench.errors import RequestError
 
+JsonObject = dict[str, Any]  # a file of somebody else's; whoever reads a field of it checks it
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")  # how names begin
 CONFIGS = ("config.json", "generation_config.json")
 INDEX = "model.safetensors.index.json"
@@ -24,9 +25,17 @@ LARGE = 1 << 28  # bytes: from here on, waiting is announced and a file's hash i
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _DAMAGED = "is cut off or damaged: fetch it again"
-_seen: dict[str, list[Any]] = {}  # hashes found by this process, as they are remembered
+_seen: dict[str, list] = {}  # hashes found by this process, as they are remembered
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _FRESH = 2.0  # seconds after its last change in which a file may change again without a new time stamp
+
+
+class TensorEntry(TypedDict):
+    """What a safetensors header says of one tensor."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]  # first byte behind the header, and the one behind the last
 
 
 def tell(text: str) -> None:
@@ -59,7 +68,7 @@ def no_file(start: bytes) -> str | None:
     return None
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> JsonObject | None:
     """The object in a JSON file of a checkpoint, None when there is no such file. Raises RequestError."""
     if not file.is_file():
         return None
@@ -125,8 +134,8 @@ def _all_there(folder: Path, names: list[str]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def tensor_entries(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: tensor name -> {"dtype", "shape", "data_offsets"}.
+def tensor_entries(file: Path) -> dict[str, TensorEntry]:
+    """The header of a safetensors file: tensor name -> entry.
 
     Raises RequestError for a file that is none, or that is shorter than its header says.
     """
@@ -225,7 +234,7 @@ def _memory() -> Path:
     return Path(cache) / "dlmbench" / "hashes.json"
 
 
-def _remembered() -> dict[str, Any]:
+def _remembered() -> JsonObject:
     try:
         record = json.loads(_memory().read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):  # not there, not readable, no home
@@ -233,7 +242,7 @@ def _remembered() -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _remember(place: str, entry: list[Any]) -> None:
+def _remember(place: str, entry: list) -> None:
     """Keep a hash for the next process; a cache that cannot be written is done without."""
     try:
         memory = _memory()

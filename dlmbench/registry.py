@@ -21,21 +21,28 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dlmbench.errors import RequestError
 
+if TYPE_CHECKING:
+    from dlmbench.backbone.families import Family
+    from dlmbench.decoders.base import Decoder
 
-class Registry:
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
     """Names to objects, resolved lazily; unknown names answer with near matches."""
 
     def __init__(self, kind: str, group: str):
         self.kind = kind
         self.group = group
-        self._targets: dict[str, Any] = {}
+        self._targets: dict[str, T | str] = {}  # a text is the place of a lazy one
         self._entry_points_read = False
 
-    def register(self, name: str, target: Any) -> Any:
+    def register(self, name: str, target: T | str) -> T | str:
         """Bind `name` to an object. Raises RequestError when another object has the name already."""
         there = self._targets.get(name)
         if there is not None and not _same(there, target):
@@ -55,7 +62,7 @@ class Registry:
         self._read_entry_points()
         return name in self._targets
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> T:
         """The object called `name`. Raises RequestError with near matches when there is none."""
         self._read_entry_points()
         if name not in self._targets:
@@ -65,8 +72,9 @@ class Registry:
         target = self._targets[name]
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
-            target = getattr(importlib.import_module(module), attribute)
-            self._targets[name] = target
+            found: T = getattr(importlib.import_module(module), attribute)
+            self._targets[name] = found
+            return found
         return target
 
     def _read_entry_points(self) -> None:
@@ -83,7 +91,7 @@ class Registry:
                 warnings.warn(f"entry point {point.value} of {self.group} was left out: {error}", stacklevel=2)
 
 
-def _same(there: Any, offered: Any) -> bool:
+def _same(there: object, offered: object) -> bool:
     """Re-registering the same thing (a plugin file executed twice) is no collision."""
     if there is offered or there == offered:
         return True
@@ -92,7 +100,7 @@ def _same(there: Any, offered: Any) -> bool:
     return names[0] is not None and names[0] == names[1] and files[0] is not None and files[0] == files[1]
 
 
-def load_plugin(path: str | Path) -> Any:
+def load_plugin(path: str | Path) -> ModuleType:
     """Execute a plugin file, which registers what it brings; the module is returned.
 
     Raises RequestError when the file is missing or fails to import.
@@ -102,6 +110,8 @@ def load_plugin(path: str | Path) -> Any:
         raise RequestError(f"Plugin file {str(path)!r} does not exist; --plugin takes the path of a Python file.")
     name = f"dlmbench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RequestError(f"Plugin {path.name} is no Python file by its name; --plugin takes one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -113,22 +123,31 @@ def load_plugin(path: str | Path) -> Any:
     return module
 
 
-DECODERS = Registry("method", "dlmbench.decoders")
-BACKBONES = Registry("backbone family", "dlmbench.backbones")
-TASKS = Registry("task", "dlmbench.tasks")
+DECODERS: Registry[type[Decoder]] = Registry("method", "dlmbench.decoders")
+BACKBONES: Registry[Family] = Registry("backbone family", "dlmbench.backbones")
+TASKS: Registry[Path] = Registry("task", "dlmbench.tasks")
 
 _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
+    "credit": "Credit",
     "edit": "Edit",
     "entropy": "Entropy",
     "fastdllm2": "FastDLLM2",
+    "frechet": "Frechet",
     "guided": "Guided",
+    "hierarchy": "Hierarchy",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
     "mrp": "MRP",
+    "multiblock": "Multiblock",
+    "pcsampler": "PCSampler",
     "prophet": "Prophet",
     "rcd": "RCD",
+    "rcr": "RCR",
+    "remdm_loop": "RemdmLoop",
+    "saber": "Saber",
+    "sched": "Sched",
     "sequential": "Sequential",
     "simsd": "SimSD",
     "static": "Static",

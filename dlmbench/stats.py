@@ -20,6 +20,7 @@ import numpy as np
 LEVEL = 0.95
 ALPHA = 0.05  # the share of false alarms that a test allows, over all comparisons of a table together
 POWER = 0.8
+MARGIN = 0.02  # of accuracy: a difference within it is called equal, a loss within it is allowed
 RESAMPLES = 10_000
 
 

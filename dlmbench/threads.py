@@ -86,7 +86,7 @@ class Threads:
         torch.set_num_threads(number)
         began = self.clock()
         work()  # threads start, code and weights come near
-        samples, at = [], self.clock()
+        samples, at = list[float](), self.clock()
         enough = began + LONG  # two calls that take long tell as much as many that do not
         while len(samples) < TRIES and (not samples or at - began < limit) and (len(samples) < 2 or at < enough):
             work()

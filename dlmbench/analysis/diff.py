@@ -51,7 +51,7 @@ class Parting:
 
 
 @dataclass(frozen=True)
-class Item:
+class ItemDiff:
     """One item in both runs."""
 
     key: str
@@ -67,11 +67,11 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunDiff:
     """Two runs, the items that both hold, and the paired difference (first minus second)."""
 
     rows: tuple[Row, Row]
-    items: list[Item]
+    items: list[ItemDiff]
     alone: tuple[int, int]  # items that only the first, only the second holds
     difference: stats.Difference
     interval: tuple[float, float]  # score interval, which has a width where no item flipped
@@ -94,7 +94,7 @@ class Comparison:
         )
 
 
-def compare(first: Row, second: Row) -> Comparison:
+def compare(first: Row, second: Row) -> RunDiff:
     """Both runs, item by item. Raises RequestError where they did not answer the same prompts."""
     rows = (first, second)
     traces = [{trace.key: trace for trace in row.run.traces} for row in rows]
@@ -110,7 +110,7 @@ def compare(first: Row, second: Row) -> Comparison:
         _item(key, first.samples[key], second.samples[key], *(one.get(key) for one in traces)) for key in sorted(shared)
     ]
     ours, theirs = ([item.scores[i] for item in items] for i in (0, 1))
-    return Comparison(
+    return RunDiff(
         rows,
         items,
         (len(first.samples) - len(shared), len(second.samples) - len(shared)),
@@ -119,8 +119,8 @@ def compare(first: Row, second: Row) -> Comparison:
     )
 
 
-def _item(key: str, a: Sample, b: Sample, left: Trace | None, right: Trace | None) -> Item:
-    return Item(
+def _item(key: str, a: Sample, b: Sample, left: Trace | None, right: Trace | None) -> ItemDiff:
+    return ItemDiff(
         key,
         (a.accuracy, b.accuracy),
         (a.text, b.text),
@@ -178,7 +178,7 @@ def _shown(step: Step | None, trace: Trace) -> Shown:
     return found + [(position - trace.start, TAKEN_BACK, None) for position in step["remasked"]]
 
 
-def chosen(found: Comparison, flipped: bool, limit: int) -> Sequence[Item]:
+def chosen(found: RunDiff, flipped: bool, limit: int) -> Sequence[ItemDiff]:
     """Items worth showing, those with recorded steps first: flipped ones, or all that differ."""
     picked = [item for item in found.items if (item.flipped if flipped else not item.same_ids)]
     return sorted(picked, key=lambda item: (not item.flipped, not item.traced, item.key))[:limit]

@@ -7,7 +7,6 @@ have no items to draw from, and groups without a row of static decoding.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +28,6 @@ class Matched:
 
     method: str
     settings: int
-    aup: float
     hypervolume: float
     accuracy: fronts.Estimate
     """At `BUDGET` of the reference's cost."""
@@ -51,7 +49,6 @@ def matched(group: Group) -> tuple[Matched, ...]:
 
 def _matched(group: Group, base: Row, method: str, rows: list[Row], rivals: list[Row] | None) -> Matched:
     curve, reference = group.curve(*rows), group.curve(base)
-    best = 100 * max(row.accuracy for row in group.rows)
     cost, accuracy = curve.means()
     against = None
     if rivals and method != RIVAL:
@@ -59,7 +56,6 @@ def _matched(group: Group, base: Row, method: str, rows: list[Row], rivals: list
     return Matched(
         method,
         len(rows),
-        fronts.aup([row.metrics.tpf or math.nan for row in rows], [100 * row.accuracy for row in rows], best),
         fronts.hypervolume(cost, accuracy, float(reference.cost.mean())),
         _widened(fronts.estimate([curve, reference], _at_budget, resamples=RESAMPLES), group),
         against,

@@ -1,7 +1,7 @@
 """Which row serves which need: the cheapest within a loss, the fastest, the most accurate.
 
 Rows are named on the very items that they are reported on. Left out: choosing on other items (`sweep --tune-on dev`),
-and corrections for many comparisons (`recommend` has one).
+and corrections of the choice among many (`recommend` has one).
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dlmbench.analysis.row import REFERENCE, Group, Row
-from dlmbench.stats import TOO_FEW
+from dlmbench.stats import MARGIN, TOO_FEW
 
-ALLOWED = 0.01  # "the same accuracy": at most this far below the reference
 ALONE = "not compared"
 
 
 @dataclass(frozen=True)
-class Need:
+class ServedNeed:
     """What somebody may want, and the row that serves it; None when no row does."""
 
     need: str
@@ -25,21 +24,20 @@ class Need:
     remark: str
 
 
-def needs(group: Group) -> list[Need]:
+def needs(group: Group) -> list[ServedNeed]:
     """The usual wishes, each with the row that serves it best on these items."""
     reference, found = group.judged_by, []
     if reference:
-        for points in (ALLOWED, 5 * ALLOWED):
+        for points in (MARGIN, 2.5 * MARGIN):
             row = within(group, reference, points)
-            unit = "point" if points == ALLOWED else "points"
-            wish = f"at most {100 * points:g} {unit} below {reference.label}, least cost"
-            found.append(Need(wish, row, _loss(row, points)))
+            wish = f"at most {100 * points:g} points below {reference.label}, least cost"
+            found.append(ServedNeed(wish, row, _loss(row, points)))
         if fast := _fastest(group, reference):
-            wish = f"at most {100 * ALLOWED:g} point below {reference.label}, most tokens/s"
-            found.append(Need(wish, fast, _loss(fast, ALLOWED)))
+            wish = f"at most {100 * MARGIN:g} points below {reference.label}, most tokens/s"
+            found.append(ServedNeed(wish, fast, _loss(fast, MARGIN)))
     best, least = most_accurate(group.rows), cheapest(group, group.rows)
     for wish, row in (("highest accuracy", best), ("least cost, whatever the accuracy", least)):
-        found.append(Need(wish, row, "" if row is reference else verdict(row)))
+        found.append(ServedNeed(wish, row, "" if row is reference else verdict(row)))
     return found
 
 
@@ -61,7 +59,7 @@ def cheapest(group: Group, rows: Sequence[Row]) -> Row:
 
 
 def _fastest(group: Group, reference: Row) -> Row | None:
-    floor = reference.accuracy - ALLOWED - 1e-9
+    floor = reference.accuracy - MARGIN - 1e-9
     good = [row for row in group.rows if row.accuracy >= floor and row.tps]
     return max(good, key=lambda row: row.tps or 0.0, default=None)
 
@@ -77,8 +75,8 @@ def standing(row: Row) -> str:
 
 
 def sure(row: Row, points: float) -> bool:
-    """Do the items rule out a larger loss? Asked of the score interval, which has a width where nothing differs."""
-    return row.against[REFERENCE].floor >= -points
+    """Do the items rule out a larger loss?"""
+    return row.against[REFERENCE].low >= -points
 
 
 def _loss(row: Row | None, points: float) -> str:

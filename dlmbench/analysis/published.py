@@ -108,12 +108,7 @@ class Pair:
     def forwards(self) -> tuple[float | None, float]:
         """(published, ours): forwards an item without stores; None where the published count includes them."""
         known = self.published.nfe if self.published.stores in ("none", "excluded") else None
-        return known, without_stores(self.ours)
-
-
-def without_stores(row: Row) -> float:
-    """Forwards an item that decide something, whoever stores the keys and values."""
-    return row.nfe - (row.metrics.store_forwards or 0.0)
+        return known, self.ours.denoising
 
 
 def read(place: Path | None = None) -> list[Published]:
@@ -265,10 +260,10 @@ def _our_speed(one: Published, row: Row) -> float | None:
     if one.unit == "tok/s":
         return row.tps
     if one.unit == "tokens/forward":
-        return (row.metrics.tokens or 0.0) / without_stores(row) if without_stores(row) else None
+        return (row.metrics.tokens or 0.0) / row.denoising if row.denoising else None
     base = row.group.reference
     if one.unit == "x fewer steps" and base:
-        return without_stores(base) / without_stores(row)
+        return base.denoising / row.denoising
     if one.unit == "x static" and base and base.tps and row.tps:
         return row.tps / base.tps
     return None

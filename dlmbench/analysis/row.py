@@ -1,7 +1,8 @@
 """One finished run as a row of a table, and the rows that it may be compared with.
 
 Rows are *comparable* when they are paired item by item: the same weights, the same prompts, and the same value of every
-option of a run that is marked so (`dlmbench.request.run_spec.PAIRED`), on the same hardware. They form a `Group`;
+option of a run that is marked so (`dlmbench.request.run_spec.PAIRED`), the same answer places fixed before decoding and
+options of the cache policy, on the same hardware. They form a `Group`;
 nothing is ever compared or averaged across groups. Within a group the rows of one method are *one curve*, whose points
 are its settings.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,23 +24,46 @@ from dlmbench.analysis import fronts
 from dlmbench.request.run_spec import PAIRED
 from dlmbench.runs.aggregate import item_costs
 from dlmbench.runs.folder import RunFolder
-from dlmbench.runs.record import Json, Manifest, Metrics, Sample
+from dlmbench.runs.record import Json, Manifest, Metrics, Sample, Work, typed
 
-REFERENCE, RIVAL = "static", "threshold"  # the two baselines
+REFERENCE, RIVAL, ORDER = "static", "threshold", "order"
+BASELINES = (REFERENCE, RIVAL, ORDER)  # what a row is compared with; order: the best one-token order
+ONE_TOKEN = ("static", "sequential")  # methods whose setting with the most forwards reveals one token a step
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Bytes that a forward of one role reads for a single row."""
+
+    weights: float
+    key: float
+    """Each key that it sees, with its value."""
 
 
 @dataclass(frozen=True)
 class Against:
-    """A row's paired difference (row minus baseline) on the items that both hold; shares."""
+    """A row's paired difference (row minus baseline) on the items that all rows of its group hold; shares."""
 
     baseline: Row
-    difference: stats.Difference
-    floor: float
-    """The largest loss, as a negative number, that the items do not rule out: the score interval's lower end."""
+    difference: float
+    low: float
+    """Of the 95 % interval, as `high`: Tango's for right and wrong, the bootstrap's for graded items. A width it has
+    even where no item tells the two apart."""
+    high: float
+    p_value: float = math.nan
+    """McNemar, exact; nan for graded items, as the other two."""
+    p_holm: float = math.nan
+    """The same, corrected over all rows that the group compares with this baseline."""
+    p_equal: float = math.nan
+    """Of a difference as large as `stats.MARGIN`, one way or the other."""
 
     @property
     def verdict(self) -> str:
-        return self.difference.verdict
+        """better or worse by the corrected test (by the interval for graded items), equal by that of the margin."""
+        graded = math.isnan(self.p_value)
+        if self.low > 0 or self.high < 0 if graded else self.p_holm <= stats.ALPHA:
+            return "better" if self.difference > 0 else "worse"
+        return "equal" if self.p_equal <= stats.ALPHA else "too close to tell"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +118,60 @@ class Row:
     def nfe(self) -> float:
         return self.metrics.nfe or 0.0
 
+    @cached_property
+    def prefill(self) -> float | None:
+        """Cost of an item's prefill, every network's, in plain forwards; None where something was not priced.
+
+        Without samples, every helper has read the prompt as often as the target.
+        """
+        prices, samples = self.manifest.prices, self.run.samples
+        whole, decoding = item_costs(samples, prices), item_costs(samples, prices, decoding_alone=True)
+        if whole and decoding:
+            return (sum(whole) - sum(decoding)) / len(whole)
+        if self.metrics.cost is None or not prices:
+            return None
+        roles = ("target", *self.metrics.helpers)
+        each = sum(value for forward, value in prices.items() if forward.kind == "prefill" and forward.role in roles)
+        return each * (self.metrics.prefills or 0.0)
+
     @property
     def cost(self) -> float | None:
-        return self.metrics.cost
+        """Of an item's decoding alone, in plain forwards, so that ratios of costs have no prompt in them."""
+        return None if self.metrics.cost is None or self.prefill is None else self.metrics.cost - self.prefill
+
+    @cached_property
+    def flops(self) -> float | None:
+        """Multiplications and additions of an item's decoding, of all networks: the limit at large batch. None
+        without samples."""
+        return self._mean(lambda role, work: work.flops)
+
+    @cached_property
+    def bytes_read(self) -> float | None:
+        """Weights, keys and values that an item's decoding reads where it has the device for itself: the limit at batch
+        1. None without samples, and where the run did not note how large they are."""
+        reads = self.manifest.model.get("reads")
+        if not isinstance(reads, dict):
+            return None
+        sizes = {role: typed(Reads, one) for role, one in reads.items() if isinstance(one, dict)}
+        return self._mean(lambda role, work: work.calls * sizes[role].weights + work.keys * sizes[role].key)
+
+    def _mean(self, measure: Callable[[str, Work], float]) -> float | None:
+        """Of a measure of the forwards of one role and kind, summed over an item's, prefill left out."""
+        found = [
+            sum(
+                measure(role, work)
+                for role, kinds in sample.counts.items()
+                for kind, work in kinds.items()
+                if kind != "prefill"
+            )
+            for sample in self.samples.values()
+        ]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def denoising(self) -> float:
+        """Forwards of the target that decide something, whoever writes the keys and values."""
+        return self.nfe - (self.metrics.store_forwards or 0.0)
 
     @property
     def tps(self) -> float | None:
@@ -118,22 +193,10 @@ class Row:
         """Item -> its sample; empty where the samples did not come along."""
         return {sample.key: sample for sample in self.run.samples}
 
-    @cached_property
+    @property
     def against(self) -> dict[str, Against]:
-        """Baseline (`REFERENCE`, `RIVAL`) -> the difference to it; without those that it has none of."""
-        found = {name: self._against(name) for name in (REFERENCE, RIVAL)}
-        return {name: one for name, one in found.items() if one}
-
-    def _against(self, name: str) -> Against | None:
-        baseline = self.group.baseline(self, name)
-        if baseline is None:
-            return None
-        shared = sorted(self.samples.keys() & baseline.samples.keys())
-        if not shared:
-            return None
-        ours, theirs = ([row.samples[key].accuracy for key in shared] for row in (self, baseline))
-        floor = stats.paired_score_interval(ours, theirs)[0]
-        return Against(baseline, stats.paired_difference(ours, theirs), floor)
+        """Name of `BASELINES` -> the difference to it; without those that it has none of."""
+        return {name: found[self] for name, found in self.group.differences.items() if self in found}
 
     @cached_property
     def changed(self) -> float | None:
@@ -168,7 +231,7 @@ class Group:
 
     @cached_property
     def cost(self) -> np.ndarray:
-        """[rows, items]: plain forwards; forwards of the target where a row has no prices (`unit`)."""
+        """[rows, items], of decoding: plain forwards; forwards of the target where a row has no prices (`unit`)."""
         costs = self._prices
         if costs is None:
             costs = [[float(row.samples[key].calls()) for key in self.items] for row in self.rows]
@@ -187,7 +250,8 @@ class Group:
         found = []
         for row in self.rows:
             prices = row.manifest.prices
-            costs = item_costs([row.samples[key] for key in self.items], prices) if prices else None
+            samples = [row.samples[key] for key in self.items]
+            costs = item_costs(samples, prices, decoding_alone=True) if prices else None
             if costs is None:
                 return None
             found.append(costs)
@@ -219,10 +283,14 @@ class Group:
     def baseline(self, row: Row, name: str) -> Row | None:
         """The row that `row` is compared with, None for none.
 
-        static: the one with the most forwards (one token a step). threshold: for a method whose threshold is a
-        confidence the one at the same or nearest value; for any other the one nearest in cost (in forwards where
+        static: the one with the most forwards (one token a step). order: the most accurate of those of `ONE_TOKEN`,
+        where that is another, so that nobody shines beside a poor order alone. threshold: for a method whose threshold
+        is a confidence the one at the same or nearest value; for any other the one nearest in cost (in forwards where
         nothing was priced). Never a row of the same method, except static at more forwards.
         """
+        if name == ORDER:
+            best = self._best_order
+            return None if best in (row, self.reference) else best
         found = [other for other in self.methods().get(name, []) if other is not row]
         if not found or (name == RIVAL and row.method == name):
             return None
@@ -237,11 +305,48 @@ class Group:
         return min(found, key=lambda other: abs(spent(other) - spent(row)))
 
     @cached_property
+    def _best_order(self) -> Row | None:
+        slowest = [max(rows, key=lambda row: row.nfe) for name, rows in self.methods().items() if name in ONE_TOKEN]
+        return max(slowest, key=lambda row: row.accuracy, default=None)
+
+    @cached_property
     def front_shares(self) -> dict[Row, float]:
         """How often each row is on the front of all of them when the items are drawn again."""
         if not self.items:
             return {}
         return dict(zip(self.rows, map(float, fronts.front_shares(self.curve(*self.rows)))))
+
+    @cached_property
+    def differences(self) -> dict[str, dict[Row, Against]]:
+        """Name of `BASELINES` -> each row's difference to its baseline of that name."""
+        return {name: self._differences(name) for name in BASELINES} if self.items else {}
+
+    def _differences(self, name: str) -> dict[Row, Against]:
+        baselines = {row: baseline for row in self.rows if (baseline := self.baseline(row, name))}
+        values = dict(zip(self.rows, self.accuracy.tolist()))
+        if not np.isin(self.accuracy, (0.0, 1.0)).all():
+            graded = {row: stats.paired_difference(values[row], values[other]) for row, other in baselines.items()}
+            return {row: Against(baselines[row], one.mean, one.low, one.high) for row, one in graded.items()}
+        pairs = {row: stats.Pairs.of(values[row], values[other]) for row, other in baselines.items()}
+        p_values = [stats.mcnemar(one.only_a, one.only_b) for one in pairs.values()]
+        return {
+            row: Against(
+                baselines[row], one.difference, *stats.tango(one), p, adjusted, stats.equivalence(one, stats.MARGIN)
+            )
+            for (row, one), p, adjusted in zip(pairs.items(), p_values, stats.holm(p_values))
+        }
+
+    @cached_property
+    def least_difference(self) -> float | None:
+        """The least true difference to the reference that the items show with 80 % power, as the first of all
+        comparisons of the group; None where no difference does, or nothing is compared."""
+        found = self.differences.get(REFERENCE, {})
+        if not found:
+            return None
+        rows = list(self.rows)
+        gaps = [self.accuracy[rows.index(row)] != self.accuracy[rows.index(one.baseline)] for row, one in found.items()]
+        discordance = max(float(np.mean([gap.mean() for gap in gaps])), 1 / len(self.items))
+        return stats.least_difference(len(self.items), discordance, alpha=stats.ALPHA / len(found))
 
     @property
     def priced(self) -> bool:
@@ -254,7 +359,26 @@ class Group:
 
     def share(self, row: Row) -> float | None:
         """The same as a share of what the reference costs."""
-        return self.spent(row) / self.spent(self.reference) if self.reference and self.spent(self.reference) else None
+        return self.relative(row, self.spent)
+
+    def relative(self, row: Row, measure: Callable[[Row], float | None]) -> float | None:
+        """A measure of a row over that of the reference."""
+        ours, theirs = measure(row), measure(self.reference) if self.reference else None
+        return ours / theirs if ours is not None and theirs else None
+
+    def pays(self, row: Row) -> str | None:
+        """Does the row need less than the reference? Asked of bytes (the limit at batch 1) and of FLOPs (the limit at
+        large batch): "pays" or "does not pay" where both say so, else "depends on the batch"; None where one is not
+        known, and for the reference."""
+        ratios = [self.relative(row, measure) for measure in (lambda one: one.bytes_read, lambda one: one.flops)]
+        if row is self.reference or None in ratios:
+            return None
+        less = {ratio < 1 for ratio in ratios if ratio is not None}
+        return "depends on the batch" if len(less) > 1 else "pays" if less == {True} else "does not pay"
+
+    def reveals(self, row: Row) -> float | None:
+        """Tokens a denoising forward, as a multiple of the reference's: 1.00 is one position a forward."""
+        return self.relative(row, lambda one: (one.metrics.tokens or 0.0) / one.denoising if one.denoising else None)
 
 
 def _in_cost(row: Row) -> float:
@@ -274,8 +398,11 @@ def paired(manifest: Manifest) -> dict[str, Hashable]:
     """What two runs must share to be compared item by item, by name."""
     found: dict[str, Hashable] = {name: getattr(manifest.spec, name) for name in PAIRED}
     found |= {"task": manifest.task.name, "block_length": manifest.block_length}
-    found |= {"device": manifest.environment.device, "weights": manifest.weights["target"]}
-    return {**found, "prompt_hash": manifest.prompts}
+    shared = manifest.identity.get("shared")
+    chosen = shared if isinstance(shared, dict) else {}
+    found |= {"device": manifest.environment.device, "fixed_places": bool(chosen.get("fixed"))}
+    found["cache_options"] = compact({name: one for name, one in chosen.items() if name.startswith("cache.")})
+    return {**found, "weights": manifest.weights["target"], "prompt_hash": manifest.prompts}
 
 
 def setting(row: Row) -> dict[str, Hashable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlmbench import stats
 from dlmbench.runs.record import Rate
 
 DASH = "-"
@@ -24,7 +25,9 @@ def interval(value: float | None, low: float, high: float) -> str:
 
 def signed(value: float | None, low: float, high: float) -> str:
     """``-3.2 [-5.6, -0.8]``, in points."""
-    return DASH if value is None or value != value else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    if value is None or value != value:
+        return DASH
+    return f"{stats.points(value, signed=True)} {stats.bracket(low, high, signed=True)}"
 
 
 def ratio(value: float, low: float, high: float) -> str:
@@ -32,12 +35,21 @@ def ratio(value: float, low: float, high: float) -> str:
     return number(value, 2) + ("" if low != low else f" [{number(low, 2)}, {number(high, 2)}]")
 
 
+UNSTEADY = 1.3  # the fastest repeat over the slowest; above it a speed is not shown
+
+
 def rate(found: Rate | None, steady: bool = True) -> str:
-    """``1,492 [1,430, 1,503]``: median with the range of the repeats; marked where the number of threads had to be
-    changed meanwhile."""
+    """``1,492 (1,430 - 1,503)``: median, and the range of the repeats; marked where the number of threads had to be
+    changed meanwhile. A dash with the range where the repeats lie too far apart for a number."""
     if found is None:
         return DASH
-    return f"{found.median:,.0f} [{found.low:,.0f}, {found.high:,.0f}]{'' if steady else ' ~'}"
+    middle = DASH if unsteady(found) else f"{found.median:,.0f}"
+    return f"{middle} ({found.low:,.0f} - {found.high:,.0f}){'' if steady else ' ~'}"
+
+
+def unsteady(found: Rate) -> bool:
+    """Do the repeats lie too far apart for a number?"""
+    return found.high > UNSTEADY * found.low
 
 
 def listed(parts: list[str]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import Group
+from dlmbench.backbone.attention import QueryGroup
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
@@ -57,8 +57,8 @@ class AnchoredNetwork(Network):
         """
         rows, block = ids.shape
         served = denoised | stored
-        group = Group(view.positions, self.cache.prefix_bias(view.stop, view.max_keys))
-        slots = self.cache.slot_mapping(None, view.positions, served)
+        group = QueryGroup(view.positions, self.kv.prefix_bias(view.stop, view.max_keys))
+        slots = self.kv.slot_mapping(None, view.positions, served)
         states = self._forward(self.model.embed(ids.reshape(-1)), slots, [group]).view(rows, block, -1)
         last = torch.full_like(places[:, :1], block - 1)
         wanted = torch.cat([(places - 1).clamp_min(0), last], 1).unsqueeze(-1)
@@ -73,8 +73,8 @@ class AnchoredNetwork(Network):
         it was last computed. ids [R,S] -> logits [R,S,V] that predict these positions, of the first one of no use."""
         rows, width = ids.shape
         positions = (view.start + first).unsqueeze(1) + torch.arange(width, device=self.device)
-        group = Group(positions, self.cache.prefix_bias(view.stop, view.max_keys))
-        slots = self.cache.slot_mapping(None, positions, denoised)
+        group = QueryGroup(positions, self.kv.prefix_bias(view.stop, view.max_keys))
+        slots = self.kv.slot_mapping(None, positions, denoised)
         states = self._forward(self.model.embed(ids.reshape(-1)), slots, [group]).view(rows, width, -1)
         self._count("denoise", str(width), denoised, view.stop, width, width)
         return self.model.project(torch.cat([states[:, :1], states[:, :-1]], 1))

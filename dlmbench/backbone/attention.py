@@ -8,7 +8,7 @@ Axes: n rows of a group, T queries a row, S keys, H query heads, G key/value hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -32,7 +32,7 @@ def choose_kernels(device: torch.device) -> None:
 
 
 @dataclass
-class Group:
+class QueryGroup:
     """Queries that see the same stretch of the cache.
 
     positions [n,T] long; bias [n,1,1 or T,S] added to the scores (0 or -inf), S being the number of leading slots
@@ -42,12 +42,13 @@ class Group:
     positions: Tensor
     bias: Tensor
     rows: Tensor | None = None
+    _flat: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
         return self.positions.numel()
 
-    def followed_by(self, other: Group) -> Group:
+    def followed_by(self, other: QueryGroup) -> QueryGroup:
         """Both groups' queries of every row as one group."""
         seen = max(self.bias.shape[-1], other.bias.shape[-1])
         biases = [
@@ -55,7 +56,7 @@ class Group:
             .expand(-1, -1, group.positions.shape[1], -1)
             for group in (self, other)
         ]  # fmt: skip
-        return Group(torch.cat([self.positions, other.positions], 1), torch.cat(biases, 2), self.rows)
+        return QueryGroup(torch.cat([self.positions, other.positions], 1), torch.cat(biases, 2), self.rows)
 
     def flat_bias(self, kv_heads: int, share: int) -> Tensor:
         """The bias for products batched over (row, key/value head): [n*G, 1 or share*T, S]; made once a forward."""
@@ -65,14 +66,11 @@ class Group:
             self._flat = each.reshape(n * kv_heads, -1, seen)
         return self._flat
 
-    def __post_init__(self):
-        self._flat: Tensor | None = None
-
 
 class CachedAttention:
     """Write the fresh keys and values, then let every group attend over its rows of the cache."""
 
-    def __init__(self, cache: KVCache, slot_mapping: Tensor, groups: list[Group]):
+    def __init__(self, cache: KVCache, slot_mapping: Tensor, groups: list[QueryGroup]):
         self.cache, self.slot_mapping, self.groups = cache, slot_mapping, groups
         self.on_cpu = slot_mapping.device.type == "cpu"
 
@@ -84,7 +82,7 @@ class CachedAttention:
         parts = q.split([group.tokens for group in self.groups])
         return torch.cat([self._group(layer, group, part) for group, part in zip(self.groups, parts)])
 
-    def _group(self, layer: int, group: Group, q: Tensor) -> Tensor:
+    def _group(self, layer: int, group: QueryGroup, q: Tensor) -> Tensor:
         # SDPA's CPU kernel is slow for a handful of queries a row, where plain products are up to twice as fast; for
         # many queries it is the faster one, and does not hold all scores in memory
         few = self.on_cpu and group.positions.shape[1] <= FEW
@@ -98,7 +96,7 @@ class CachedAttention:
         return (bmm_attention if few else sdpa_attention)(group, q, keys, values)
 
 
-def sdpa_attention(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def sdpa_attention(group: QueryGroup, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """torch's own fused attention. q [n*T,H,d], keys and values [n,G,S,d] -> [n*T, H*d].
 
     Query heads that share keys are stacked as queries: with a mask, torch's fast kernels know no grouped heads.
@@ -110,7 +108,7 @@ def sdpa_attention(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Ten
     return out.view(n, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 
-def bmm_attention(group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def bmm_attention(group: QueryGroup, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The same in three products batched over (row, key/value head). keys [n*G,d,S], values [n*G,S,d]."""
     n, queries = group.positions.shape
     kv_heads, size = values.shape[0] // n, values.shape[2]

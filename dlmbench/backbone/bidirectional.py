@@ -1,8 +1,8 @@
 """Full-attention networks (LLaDA, Dream) and the cache policies that approximate them.
 
-Without a cache every forward runs over the whole row. A policy names, for every row, the window of positions that a
-forward recomputes; keys and values of all other positions are those of their last recomputation (Fast-dLLM,
-arXiv 2505.22618, and FreeCache, arXiv 2505.21467; docs/full-attention.md):
+Without a cache every forward runs over the whole row. A policy names, for every row, the positions that a forward
+recomputes; keys and values of all others are those of their last recomputation (Fast-dLLM, arXiv 2505.22618, FreeCache,
+arXiv 2505.21467, dKV-Cache-Decode, arXiv 2505.15781; docs/full-attention.md):
 
 * ``none``: the whole row, exact.
 * ``prefix``: the whole row at the first step of a block, then the block and everything right of it.
@@ -11,8 +11,11 @@ arXiv 2505.22618, and FreeCache, arXiv 2505.21467; docs/full-attention.md):
   computed, whichever step of its block that was.
 * ``prompt``: the whole row once, then the answer. With a shifted head the answer's first position has no prediction
   after the first step, so it is for decoders that commit this position there (Guided).
+* ``dkv``: the whole row at the first two steps of a block and every `reload_every`-th, else the positions that were
+  masks before the last forward: a token's keys and values are kept from the forward after the one that decoded it.
 
-With a shifted head (Dream) position p is predicted at p - 1, so freecache's window starts one earlier. Under ``prefix``
+With a shifted head (Dream) position p is predicted at p - 1, so freecache's window starts one earlier and dkv computes
+the left neighbour of every mask too. Under ``prefix``
 and ``dual`` the official code commits a block's first position from the full forward, whatever its confidence, and
 nothing else in that step: `forced`.
 
@@ -29,11 +32,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import Group, visible
+from dlmbench.backbone.attention import QueryGroup, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Forward, Kinds, Network, bucket, served_by
 
-POLICIES = ("none", "prefix", "dual", "freecache", "prompt")
+POLICIES = ("none", "prefix", "dual", "freecache", "prompt", "dkv")
 WIDTH_BUCKET = 8  # whole rows are padded to multiples of this
 
 
@@ -44,12 +47,14 @@ class CachePolicy:
     refresh_every (prefix, dual): recompute the whole row every n-th step of a block; 0: at its first step only.
     freeze (freecache): ``stale`` freezes a block as its last step left it, ``refresh`` recomputes it once more with the
     first step of the next block. window (freecache): ``shrinking``, or ``prompt_only`` to freeze the prompt alone.
+    reload_every (dkv): as refresh_every, beside the first two steps of a block; 1 is exact.
     """
 
     name: str = "none"
     refresh_every: int = 0
     freeze: str = "stale"
     window: str = "shrinking"
+    reload_every: int = 8
 
     @property
     def label(self) -> str:
@@ -71,6 +76,8 @@ class CachePolicy:
             return True
         if self.name in ("freecache", "prompt"):
             return row.total_steps == 0
+        if self.name == "dkv":
+            return row.step < 2 or (self.reload_every > 0 and row.step % self.reload_every == 0)
         return row.step == 0 or (self.refresh_every > 0 and row.step % self.refresh_every == 0)
 
     def _thawed(self, row, block_length: int) -> int:
@@ -89,6 +96,35 @@ class CachePolicy:
         return rows, (view.positions == view.start.unsqueeze(1)) & rows.unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows that a forward computes positions of, all in the same way.
+
+    `rows` [n], None for all in order; `positions` [n,T] ascending, the first `queries` [n] of them the row's, the rest
+    padding; `whole`: is it all of the row, so that no key is an old one? `due` [n,L] bool marks the positions where
+    they are scattered; None: they are a window.
+    """
+
+    rows: Tensor | None
+    positions: Tensor
+    queries: Tensor
+    whole: bool
+    due: Tensor | None = None
+
+    def of(self, values: Tensor) -> Tensor:
+        """Those of `values` [R,...] that belong to its rows."""
+        return values if self.rows is None else values[self.rows]
+
+    def place(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the positions `at` [n,W] stand among those that are computed, and [n,W] bool whether they do."""
+        if self.due is None:
+            place = at - self.positions[:, :1]
+            return place, (place >= 0) & (place < self.queries.unsqueeze(1))
+        last = self.due.shape[1] - 1
+        known = at.clamp(0, last)
+        return (self.due.cumsum(1) - 1).gather(1, known), self.due.gather(1, known) & (at == known)
+
+
 class Bidirectional(Network):
     """A full-attention network; nothing is prefilled and nothing is stored.
 
@@ -102,6 +138,7 @@ class Bidirectional(Network):
     def allocate(self, rows: int, capacity: int, canvas: Tensor, counter) -> None:
         super().allocate(rows, capacity, canvas, counter)
         self.given = torch.zeros(canvas.shape, dtype=torch.bool, device=self.device)
+        self.known = torch.zeros_like(self.given)  # what held a token before the last forward (dkv)
         self.unguided_cache = None
         if self.guidance:
             self.unguided_cache = KVCache(self.config, rows, capacity, self.device, self.dtype)
@@ -116,7 +153,7 @@ class Bidirectional(Network):
 
     def keep_rows(self, rows: Tensor, canvas: Tensor) -> None:
         super().keep_rows(rows, canvas)
-        self.given = self.given.index_select(0, rows)
+        self.given, self.known = self.given.index_select(0, rows), self.known.index_select(0, rows)
         if self.unguided_cache:
             self.unguided_cache.keep_rows(rows)
 
@@ -126,7 +163,7 @@ class Bidirectional(Network):
 
     @property
     def reads_host(self) -> bool:
-        """Widths of windows follow where each row is, which the host must know before it launches a step."""
+        """What is recomputed follows where each row is, which the host must know before it launches a step."""
         return self.policy.name != "none"
 
     def prefill_lengths(self, prompt_lengths: list[int]) -> list[int]:
@@ -148,11 +185,14 @@ class Bidirectional(Network):
         states, predicted = self._at_view(view, self._states(view, self.canvas, parts, embeds), parts)
         logits = self.model.project(states)
         if self.guidance:
-            unconditional = torch.where(self.given, self.config.mask_id, self.canvas)
+            unconditional = torch.where(self.given, self.config.mask, self.canvas)
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
             unguided = self.model.project(self._at_view(view, self._states(view, unconditional, parts), parts)[0])
             self.cache, self.unguided_cache = self.unguided_cache, self.cache
             logits = unguided + (self.guidance + 1) * (logits - unguided)
+        if self.policy.name == "dkv":
+            for part in parts:
+                self.known[part.rows] = part.of(self.canvas) != self.config.mask_id
         for name, served in served_by(kind, active):
             self._count_windows(view, name, parts, view.live if served is None else view.live & served)
         return Forward(logits, states, predicted)
@@ -161,7 +201,7 @@ class Bidirectional(Network):
         """One forward over whole rows -> logits at the view [R,W,V], and for every position of the row the state that
         predicts it [R,T,D]; with a shifted head the first position has its own. No cache policy applies.
         """
-        everyone = (None, torch.zeros_like(view.ends), view.ends, bucket(view.max_row, WIDTH_BUCKET), True)
+        everyone = self._everyone(view)
         states = self._states(view, self.canvas, [everyone])
         logits = self.model.project(self._at_view(view, states, [everyone])[0])
         self._count_windows(view, "", [everyone], view.live)
@@ -189,8 +229,8 @@ class Bidirectional(Network):
         of_extra = (in_row.unsqueeze(1) & (key != unseen.unsqueeze(-1))) | is_extra.unsqueeze(1)
         bias = visible(torch.cat([of_row, of_extra], 1), self.dtype).unsqueeze(1)
         x = self.model.embed(torch.cat([self.canvas[:, :width], ids], 1)).flatten(0, 1)
-        slot_mapping = self.cache.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
-        states = self._forward(x, slot_mapping, [Group(rotated, bias)]).view(rows, seen, -1)
+        slot_mapping = self.kv.slot_mapping(None, slots, valid & view.live.unsqueeze(1))
+        states = self._forward(x, slot_mapping, [QueryGroup(rotated, bias)]).view(rows, seen, -1)
         at = (view.positions - self.config.shift).clamp(0, width - 1)
         shown = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         queries = view.ends + extra
@@ -199,56 +239,78 @@ class Bidirectional(Network):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _parts(self, view) -> list[tuple[Tensor | None, Tensor, Tensor, int, bool]]:
-        """Rows with windows of one sort together: (rows or None for all, first [n], end [n], width, whole rows?)."""
+    def _everyone(self, view) -> Part:
+        """All rows, each as a whole."""
+        return self._window(None, torch.zeros_like(view.ends), view.ends, bucket(view.max_row, WIDTH_BUCKET), True)
+
+    def _window(self, rows: Tensor | None, first: Tensor, end: Tensor, width: int, whole: bool) -> Part:
+        """Positions first .. end-1, both [n], padded to `width`."""
+        positions = first.unsqueeze(1) + torch.arange(width, device=self.device)
+        return Part(rows, positions.clamp_max(self.kv.capacity - 1), end - first, whole)
+
+    def _scattered(self, view, rows: Tensor) -> Part:
+        """What was a mask before the last forward, and with a shifted head the left neighbours of today's masks.
+
+        The longest row decides the width, so the host waits here, once a forward; it has just waited for the flags of
+        the step before, and nothing is under way.
+        """
+        positions = torch.arange(min(view.max_row, self.kv.capacity), device=self.device)
+        inside = positions < view.ends[rows].unsqueeze(1)
+        due = inside & ~self.known[rows, : len(positions)]
+        if self.config.shift:
+            masks = inside & (self.canvas[rows, : len(positions)] == self.config.mask_id)
+            due = due | torch.nn.functional.pad(masks[:, 1:], (0, 1))
+        queries = due.sum(1)
+        width = max(int(queries.max()), 1)
+        order = (~due).byte().argsort(dim=1, stable=True)
+        return Part(rows, order[:, :width], queries, False, due)
+
+    def _parts(self, view) -> list[Part]:
+        """Rows with positions of one sort together."""
         if self.policy.name == "none":
-            return [(None, torch.zeros_like(view.ends), view.ends, bucket(view.max_row, WIDTH_BUCKET), True)]
-        windows = {
-            row: self.policy.recomputed(about, self.block_length, self.config.shift)
-            for row, about in enumerate(view.host_rows)
-            if about
-        }
+            return [self._everyone(view)]
+        known = {row: about for row, about in enumerate(view.host_rows) if about}
         parts = []
         for whole in (True, False):
-            rows = [row for row, (first, _) in windows.items() if self.policy._whole(view.host_rows[row]) is whole]
-            if rows:
-                first, end = torch.tensor([windows[row] for row in rows], device=self.device).unbind(1)
-                width = max(windows[row][1] - windows[row][0] for row in rows)
-                parts.append((torch.tensor(rows, device=self.device), first, end, width, whole))
+            rows = [row for row, about in known.items() if self.policy._whole(about) is whole]
+            if not rows:
+                continue
+            chosen = torch.tensor(rows, device=self.device)
+            if self.policy.name == "dkv" and not whole:
+                parts.append(self._scattered(view, chosen))
+                continue
+            windows = [self.policy.recomputed(known[row], self.block_length, self.config.shift) for row in rows]
+            first, end = torch.tensor(windows, device=self.device).unbind(1)
+            parts.append(self._window(chosen, first, end, max(end - first for first, end in windows), whole))
         return parts
 
-    def _states(self, view, canvas: Tensor, parts, embeds: Tensor | None = None) -> Tensor:
+    def _states(self, view, canvas: Tensor, parts: list[Part], embeds: Tensor | None = None) -> Tensor:
         """Final hidden states of all parts, one after another [n*T,D]."""
-        seen = min(bucket(view.max_row), self.cache.capacity)
+        seen = min(bucket(view.max_row), self.kv.capacity)
         x, slot_mapping, groups = [], [], []
-        everyone = torch.arange(view.ends.shape[0], device=self.device)
-        for rows, first, end, width, _ in parts:
-            index = everyone if rows is None else rows
-            positions = first.unsqueeze(1) + torch.arange(width, device=self.device)
-            valid = (positions < end.unsqueeze(1)) & view.live[index].unsqueeze(1)
-            positions = positions.clamp_max(self.cache.capacity - 1)
-            tokens = self.model.embed(canvas[index].gather(1, positions))
+        for part in parts:
+            tokens = self.model.embed(part.of(canvas).gather(1, part.positions))
             if embeds is not None:
-                tokens = _replace(tokens, view.positions[index] - first.unsqueeze(1), embeds[index])
+                tokens = _replace(tokens, *part.place(part.of(view.positions)), part.of(embeds))
+            own = torch.arange(part.positions.shape[1], device=self.device) < part.queries.unsqueeze(1)
             x.append(tokens.flatten(0, 1))
-            slot_mapping.append(self.cache.slot_mapping(index, positions, valid))
-            groups.append(Group(positions, self.cache.prefix_bias(view.ends[index], seen), rows))
+            slots = self.kv.slot_mapping(part.rows, part.positions, own & part.of(view.live).unsqueeze(1))
+            slot_mapping.append(slots)
+            groups.append(QueryGroup(part.positions, self.kv.prefix_bias(part.of(view.ends), seen), part.rows))
         return self._forward(torch.cat(x), torch.cat(slot_mapping), groups)
 
-    def _at_view(self, view, states: Tensor, parts) -> tuple[Tensor, Tensor]:
+    def _at_view(self, view, states: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
         """Hidden states that predict the view's positions [R,W,D], zero where nothing was recomputed, and [R,W] bool
         where something was."""
         chosen = states.new_zeros(*view.positions.shape, states.shape[-1])
         predicted = torch.zeros_like(view.valid)
-        at = 0
-        for rows, first, end, width, _ in parts:
-            index = torch.arange(view.ends.shape[0], device=self.device) if rows is None else rows
-            part = states[at : at + index.shape[0] * width].view(index.shape[0], width, -1)
-            at += index.shape[0] * width
-            place = view.positions[index] - self.config.shift - first.unsqueeze(1)
-            inside = (place >= 0) & (view.positions[index] - self.config.shift < end.unsqueeze(1))
-            place = place.clamp(0, width - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1])
-            chosen.index_copy_(0, index, part.gather(1, place) * inside.unsqueeze(-1))
+        everyone = torch.arange(view.ends.shape[0], device=self.device)
+        for part, of_part in zip(parts, states.split([part.positions.numel() for part in parts])):
+            index = everyone if part.rows is None else part.rows
+            place, inside = part.place(part.of(view.positions) - self.config.shift)
+            place = place.clamp(0, part.positions.shape[1] - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1])
+            shown = of_part.view(*part.positions.shape, -1).gather(1, place)
+            chosen.index_copy_(0, index, shown * inside.unsqueeze(-1))
             predicted.index_copy_(0, index, inside)
         return chosen, predicted
 
@@ -259,17 +321,15 @@ class Bidirectional(Network):
         """
         double, twice = (2, "x2") if self.guidance else (1, "")
         projected = view.valid.sum(1) * double
-        for rows, first, end, _, whole in parts:
-            index = slice(None) if rows is None else rows
-            kind_here, shape = ("refresh", "row") if whole else ("denoise", self.policy.label)
+        for part in parts:
+            kind_here, shape = ("refresh", "row") if part.whole else ("denoise", self.policy.label)
             shape = f"{shape}:{view.positions.shape[1]}{twice}"
-            queries = (end - first) * double
-            self._count(kind or kind_here, shape, active[index], view.ends[index], queries, projected[index], rows)
+            queries, keys = part.queries * double, part.of(view.ends)
+            self._count(kind or kind_here, shape, part.of(active), keys, queries, part.of(projected), part.rows)
 
 
-def _replace(tokens: Tensor, offsets: Tensor, embeds: Tensor) -> Tensor:
-    """tokens [n,T,D] with `embeds` [n,W,D] at `offsets` [n,W]; offsets outside the window are dropped."""
-    inside = (offsets >= 0) & (offsets < tokens.shape[1])
-    place = torch.where(inside, offsets, tokens.shape[1]).unsqueeze(-1).expand_as(embeds)
+def _replace(tokens: Tensor, place: Tensor, inside: Tensor, embeds: Tensor) -> Tensor:
+    """tokens [n,T,D] with `embeds` [n,W,D] at `place` [n,W], where `inside` [n,W] bool says so."""
+    place = torch.where(inside, place, tokens.shape[1]).unsqueeze(-1).expand_as(embeds)
     padded = torch.cat([tokens, tokens.new_zeros(tokens.shape[0], 1, tokens.shape[2])], 1)
     return padded.scatter(1, place, embeds)[:, :-1]

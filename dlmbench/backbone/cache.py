@@ -96,7 +96,7 @@ class KVCache:
         """
         views = self._views.get((seen, flat))
         if views is None:
-            views = [layer[:, : self._used, :, :seen].unbind() for layer in self._layers]
+            views = [(layer[0, : self._used, :, :seen], layer[1, : self._used, :, :seen]) for layer in self._layers]
             if flat:
                 views = [(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)) for keys, values in views]
             self._views[seen, flat] = views

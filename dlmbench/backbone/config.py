@@ -70,6 +70,13 @@ class BackboneConfig:
     experts: Experts | None = None
 
     @property
+    def mask(self) -> int:
+        """The mask token, for those that cannot do without one. Raises ValueError where there is none."""
+        if self.mask_id is None:
+            raise ValueError(f"this {self.family} network has no mask token")
+        return self.mask_id
+
+    @property
     def rotated(self) -> int:
         """Leading numbers of a head that rotate with the position."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim

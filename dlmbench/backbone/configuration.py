@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.descriptor import NOTHING, Descriptor, Settled, Told, ask, settle
 from dlmbench.backbone.families import Family, Fields, find
 from dlmbench.errors import RequestError
-from dlmbench.files import broken, model_name, read_json
+from dlmbench.files import JsonObject, broken, model_name, read_json
 
 
 def read_config(folder: Path, told: Told = NOTHING) -> tuple[BackboneConfig, Family]:
@@ -55,7 +54,7 @@ def describe(folder: Path, told: Told = NOTHING) -> Settled:
     return _settle(raw, family, folder, told, vocabulary if isinstance(vocabulary, int) else sys.maxsize)
 
 
-def _raw_config(folder: Path, told: Told) -> tuple[dict[str, Any], Family]:
+def _raw_config(folder: Path, told: Told) -> tuple[JsonObject, Family]:
     name = model_name(folder)
     raw = read_json(folder / "config.json")
     if raw is None:
@@ -63,7 +62,7 @@ def _raw_config(folder: Path, told: Told) -> tuple[dict[str, Any], Family]:
     return raw, find(raw, name, told)
 
 
-def _settle(raw: dict[str, Any], family: Family, folder: Path, told: Told, vocabulary: int) -> Settled:
+def _settle(raw: JsonObject, family: Family, folder: Path, told: Told, vocabulary: int) -> Settled:
     """All sources in their order; a preset's or family's mask id is used where the vocabulary has it."""
     with _fields_of(folder / "config.json"):
         fields = Fields(raw)

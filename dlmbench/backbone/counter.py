@@ -21,7 +21,7 @@ MEASURES = ("calls", "keys", "query_tokens", "projected")
 LogEntry = tuple[ForwardKey, Tensor, Tensor]  # a forward, rows [R] that it served, query tokens [R] of each
 
 
-class Work(NamedTuple):
+class ForwardSum(NamedTuple):
     """Forwards of one key, summed: `pairs` are (query, key) pairs, `projected` tokens that went through the head."""
 
     calls: int = 0
@@ -29,8 +29,8 @@ class Work(NamedTuple):
     pairs: int = 0
     projected: int = 0
 
-    def plus(self, other: Work) -> Work:
-        return Work(*(a + b for a, b in zip(self, other)))
+    def plus(self, other: ForwardSum) -> ForwardSum:
+        return ForwardSum(*(a + b for a, b in zip(self, other)))
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Counts:
     """
 
     kinds: dict[str, dict[str, dict[str, float]]]
-    work: dict[ForwardKey, Work]
+    work: dict[ForwardKey, ForwardSum]
 
 
 class Counter:
@@ -102,7 +102,7 @@ class Counter:
         """What one row has cost so far, or had cost when `totals` was copied."""
         table = (self.totals if totals is None else totals)[: len(self.columns), :, row].tolist()
         kinds: dict[str, dict[str, dict[str, float]]] = {}
-        work: dict[ForwardKey, Work] = {}
+        work: dict[ForwardKey, ForwardSum] = {}
         for (key, even), (calls, pairs, queries, projected) in zip(self.columns, table):
             if not calls:
                 continue
@@ -113,7 +113,7 @@ class Counter:
             flops = self.configs[key.role].flops(queries, pairs, projected)
             for measure, value in zip(empty, (calls, queries, pairs, flops)):
                 kind[measure] += value
-            work[key] = work.get(key, Work()).plus(Work(calls, queries, pairs, projected))
+            work[key] = work.get(key, ForwardSum()).plus(ForwardSum(calls, queries, pairs, projected))
         return Counts(kinds, work)
 
     def _new_column(self, key: ForwardKey, even: tuple[int, int] | None, config: BackboneConfig) -> int:

@@ -8,9 +8,10 @@ from the family; one that nobody knows is asked for and never guessed. Imports n
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dlmbench.errors import RequestError
+from dlmbench.files import JsonObject
 
 ATTENTIONS = ("block_causal", "full", "causal")
 GRIDS = ("origin", "cut", "prompt", "split")
@@ -113,7 +114,7 @@ def settle(*said: tuple[str, Descriptor]) -> Settled:
     give them.
     """
     attention = next((one.attention for _, one in said if one.attention), None)
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     sources: dict[str, str] = {}
     for source, one in said:
         strange = one.attention not in (None, attention)

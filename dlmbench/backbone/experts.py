@@ -58,7 +58,7 @@ class SparseMLP(nn.Module):
     def ready(self) -> SparseWeights:
         """The weights as the forward reads them."""
         shared = None
-        if self.shared_gate_up is not None:
+        if self.shared_gate_up is not None and self.shared_down is not None:
             shared = matrix_of(self.shared_gate_up.weight), matrix_of(self.shared_down.weight)
         bias = None if self.bias is None else self.bias.float()
         return SparseWeights(self.router.float(), bias, self.gate_up, self.down, shared)

@@ -16,6 +16,7 @@ from typing import Any
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.descriptor import NOTHING, Descriptor, Told
 from dlmbench.errors import RequestError
+from dlmbench.files import JsonObject
 from dlmbench.registry import BACKBONES
 
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of rope_scaling
@@ -55,7 +56,7 @@ class Family:
     mask_word: str | None = None
 
 
-def find(raw: Mapping[str, Any], name: str, told: Told = NOTHING) -> Family:
+def find(raw: JsonObject, name: str, told: Told = NOTHING) -> Family:
     """The family of a configuration; `name` is the checkpoint's, for messages.
 
     Raises RequestError for a model type that no family has, for classes that none of its families names, which may
@@ -105,7 +106,7 @@ _DESCRIBE = (
 _TRACES = ("block_size", "bd_size", "block_length")  # fields of diffusion models' files alone
 
 
-def _refuse_traces(raw: Mapping[str, Any], name: str, family: Family, strangers: list[str]) -> None:
+def _refuse_traces(raw: JsonObject, name: str, family: Family, strangers: list[str]) -> None:
     """An autoregressive model's file has no code of its own and knows no blocks."""
     traces = [f"{field}={raw[field]!r}" for field in _TRACES if raw.get(field) is not None]
     if strangers:
@@ -117,7 +118,7 @@ def _refuse_traces(raw: Mapping[str, Any], name: str, family: Family, strangers:
         )
 
 
-def _classes(raw: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _classes(raw: JsonObject) -> tuple[list[str], list[str]]:
     """Model classes that config.json names: its architectures, and those of its own code."""
     architectures = raw.get("architectures") or []
     architectures = [architectures] if isinstance(architectures, str) else [str(one) for one in architectures]
@@ -153,15 +154,15 @@ def _qwen_names(qk_norm: bool, bias: bool) -> dict[str, tuple[str, ...]]:
 class Fields:
     """The fields of one config.json; null is a field that is not there. `spelling`: usual name -> the family's own."""
 
-    def __init__(self, raw: Mapping[str, Any], spelling: Mapping[str, str] = {}):
+    def __init__(self, raw: JsonObject, spelling: Mapping[str, str] = {}):
         self.raw, self.spelling = raw, spelling
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         own = self.raw.get(self.spelling.get(name, name))
         value = self.raw.get(name) if own is None else own
         return default if value is None else value
 
-    def number(self, name: str, default: float | None = None) -> Any:
+    def number(self, name: str, default: float | None = None) -> float:
         """A positive number. Raises RequestError for anything else, and where there is neither it nor a default."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -185,7 +186,7 @@ class Fields:
             raise RequestError(f"has {name}={value!r}, and a token id or a list of them is needed")
         return tuple(value)
 
-    def only(self, name: str, *values: Any) -> None:
+    def only(self, name: str, *values: object) -> None:
         """Refuse a switch that stands otherwise; the first value is the usual one."""
         value = self.get(name, values[0])
         if value not in values:

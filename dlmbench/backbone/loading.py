@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -26,6 +26,9 @@ from dlmbench.errors import RequestError
 from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
 from dlmbench.files import weights_hash as weights_hash  # belongs to what is saved and loaded here
 from dlmbench.registry import BACKBONES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model")
 
@@ -54,8 +57,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def load_checkpoint(
-    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None,
-    told: Told = NOTHING,
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+    revision: str | None = None, told: Told = NOTHING,
 ) -> Transformer:  # fmt: skip
     """A frozen network from an official checkpoint, in evaluation mode, used as its files and `told` say.
 
@@ -185,7 +188,7 @@ def save_checkpoint(model: Transformer, folder: str | Path, dtype: torch.dtype =
 
 def official_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     """A network's weights under the family's official names: views of what is packed here."""
-    family, tensors = BACKBONES.get(model.config.family), {}
+    family, tensors = BACKBONES.get(model.config.family), dict[str, torch.Tensor]()
     for ours, tensor in model.state_dict().items():
         official = _official(ours, model.config, family)
         if tensor.dim() > 2:  # a stack of experts
@@ -199,7 +202,7 @@ def _packed_sizes(name: str, config: BackboneConfig, parts: int = 2) -> list[int
     """Rows of the official tensors that one of ours is packed from."""
     if ".qkv." in name:
         return [n * config.head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
-    if ".experts." not in name:
+    if config.experts is None or ".experts." not in name:
         return [config.intermediate_size] * parts
     if name.endswith(".down"):
         return [config.hidden_size] * parts
@@ -236,7 +239,7 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     return family.layout.spell(raw | usual_fields(config))
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None) -> Any:
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer by transformers, without running code from the checkpoint.
 
     Released checkpoints may name a class of their own (``auto_map``), which is neither needed nor loaded: where
@@ -277,7 +280,7 @@ def check_vocabulary(folder: Path) -> None:
             raise broken(pair[1], f"is cut off ({merges} merges for {tokens} tokens): fetch it again")
 
 
-def _from_files(folder: Path) -> Any:
+def _from_files(folder: Path) -> PreTrainedTokenizerBase:
     import warnings
 
     import transformers
@@ -300,7 +303,7 @@ def _from_files(folder: Path) -> Any:
         logging.set_verbosity(verbosity)
 
 
-def _known_class(folder: Path) -> Any:
+def _known_class(folder: Path) -> type[PreTrainedTokenizerBase]:
     """A class of transformers for files whose own class it does not know."""
     import transformers
 

@@ -109,7 +109,7 @@ class Layer(Prepared):
         mixed = attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
         x = add_linear(x, mixed, weights.out)
         y = rms_norm(x, weights.mlp_norm)
-        if isinstance(weights.mlp, SparseWeights):
+        if self.experts is not None and isinstance(weights.mlp, SparseWeights):
             return self.experts(x, y, weights.mlp)
         gate_up, down = weights.mlp
         gate, up = linear(y, gate_up).chunk(2, -1)
@@ -132,9 +132,10 @@ class Layer(Prepared):
 
     def _look_up(self) -> LayerWeights:
         qk_norm = None
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             both = torch.cat([self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)])
             qk_norm = norm_of(both, self.eps)
+        mlp: tuple[Matrix, Matrix] | SparseWeights
         if self.experts is None:
             mlp = matrix_of(self.gate_up.weight), matrix_of(self.down.weight)
         else:
@@ -223,7 +224,8 @@ class Transformer(Prepared):
         """Cosine and signed sine for positions [N] -> two [N,1,d]; tables grow on demand, angles in float32."""
         if self._rope is None or self._rope.device != positions.device or self._rope.dtype != dtype:
             self._rope = _rope_table(self.config, self._positions, positions.device, dtype)
-        return F.embedding(positions, self._rope).unsqueeze(1).chunk(2, -1)
+        cos, sin = F.embedding(positions, self._rope).unsqueeze(1).chunk(2, -1)
+        return cos, sin
 
 
 def _rope_table(config: BackboneConfig, positions: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -12,16 +12,19 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, choose_kernels, prompt_bias, visible
+from dlmbench.backbone.attention import CachedAttention, QueryGroup, choose_kernels, prompt_bias, visible
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.counter import Counter
 from dlmbench.backbone.model import Attend, Transformer
 from dlmbench.forwards import ForwardKey
+
+if TYPE_CHECKING:
+    from dlmbench.engine.request import Request
 
 PREFILL_CHUNK = 512  # prompt tokens of a row that are encoded at once
 PREFILL_TOKENS = 8192  # the same of all rows: what they need on the way (gate and up products) fits beside the weights
@@ -73,6 +76,7 @@ class Network:
         self.device, self.dtype = model.norm.device, model.norm.dtype
         self.cache: KVCache | None = None
         self.prefill_states: Tensor | None = None
+        self.stored: tuple[Tensor | None, Tensor] | None = None  # rows (None: all) and states of the last blocks stored
         choose_kernels(self.device)
 
     def allocate(self, rows: int, capacity: int, canvas: Tensor, counter: Counter) -> None:
@@ -87,13 +91,19 @@ class Network:
         self.waiting: set[int] = set()  # what the host knows of `pending`, where flags are read at once
         self.block = torch.arange(self.block_length, device=self.device)
 
+    @property
+    def kv(self) -> KVCache:
+        """The cache, which is there from `allocate` to `release`."""
+        assert self.cache is not None
+        return self.cache
+
     def release(self) -> None:
         """Give up keys and values."""
         self.cache = None
 
     # --- what the engine does -------------------------------------------------------------------------------------
 
-    def admit(self, row: int, request: Any) -> None:
+    def admit(self, row: int, request: Request) -> None:
         """`request` is decoded in `row` from now on. Its tokens are all that a network with weights has to know."""
 
     @property
@@ -134,7 +144,7 @@ class Network:
             return
         ends = torch.tensor(lengths, device=self.device)
         ahead = self.block_length if self.config.grid == "prompt" else 0  # the first block may lack that many tokens
-        width = min(bucket(max(lengths) + ahead, PREFILL_BUCKET), self.cache.capacity)
+        width = min(bucket(max(lengths) + ahead, PREFILL_BUCKET), self.kv.capacity)
         chunk = max(PREFILL_CHUNK // self.block_length, 1) * self.block_length
         states = []
         for at in range(0, width, chunk):
@@ -155,10 +165,10 @@ class Network:
         if self.config.grid in ("prompt", "split"):
             return self._prefill_chunk_on_grid(rows, ends, first, last)
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
-        slot_mapping = self.cache.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
+        slot_mapping = self.kv.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
         unit = 1 if self._causal else self.block_length
         bias = prompt_bias(first, last, unit, self.dtype, self.device)
-        group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
+        group = QueryGroup(positions, bias.expand(len(rows), -1, -1, -1), rows)
         # padding may hold an id that no embedding has (a causal network without a mask token); nobody sees it
         ids = self.canvas[rows, first:last].reshape(-1).clamp_max(self.config.vocab_size - 1)
         return self._forward(self.model.embed(ids), slot_mapping, [group]).view(*positions.shape, -1)
@@ -175,9 +185,9 @@ class Network:
         blocks = (slots + offset.unsqueeze(1)) // block  # [n,last]
         seen = blocks.unsqueeze(1) <= (on_grid // block).view(1, -1, 1)
         seen = seen & (slots < ends.unsqueeze(1)).unsqueeze(1)
-        group = Group(positions, visible(seen, self.dtype).unsqueeze(1), rows)
+        group = QueryGroup(positions, visible(seen, self.dtype).unsqueeze(1), rows)
         ids = self.canvas[rows].gather(1, positions).reshape(-1)
-        slot_mapping = self.cache.slot_mapping(rows, positions, valid)
+        slot_mapping = self.kv.slot_mapping(rows, positions, valid)
         return self._forward(self.model.embed(ids), slot_mapping, [group]).view(*positions.shape, -1)
 
     def forced(self, view):
@@ -193,8 +203,8 @@ class Network:
         """The official extra forward over finished blocks (`separate`). start [R]: first position after the block."""
         positions = ((start - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.gather(1, positions)
-        group = Group(positions, self.cache.prefix_bias(start, seen))
-        slot_mapping = self.cache.slot_mapping(None, positions, self.pending)
+        group = QueryGroup(positions, self.kv.prefix_bias(start, seen))
+        slot_mapping = self.kv.slot_mapping(None, positions, self.pending)
         states = self._forward(self.model.embed(ids.view(-1)), slot_mapping, [group])
         self.stored = (None, states.view(*positions.shape, -1))
         self._count("store", str(self.block_length), self.pending, start, self.block_length, 0)
@@ -204,7 +214,7 @@ class Network:
         self.canvas, self.pending = canvas, self.pending.index_select(0, rows)
         if self.waiting:
             self.waiting = {new for new, old in enumerate(rows.tolist()) if old in self.waiting}
-        self.cache.keep_rows(rows)
+        self.kv.keep_rows(rows)
 
     def reset(self, rows: Tensor) -> None:
         self.pending.index_fill_(0, rows, False)
@@ -238,8 +248,8 @@ class Network:
         if self.config.grid in ("cut", "prompt"):  # the answer's last block may be a short one
             ends = torch.minimum(ends, view.ends)
         x = self.model.embed(ids) if embeds is None else embeds
-        group = Group(queries, self.cache.prefix_bias(ends, view.max_keys))
-        slot_mapping = self.cache.slot_mapping(None, queries, self._writes(view))
+        group = QueryGroup(queries, self.kv.prefix_bias(ends, view.max_keys))
+        slot_mapping = self.kv.slot_mapping(None, queries, self._writes(view))
         states = self._with_stores(view, x.flatten(0, 1), slot_mapping, group).view(*queries.shape, -1)
         for name, served in served_by(kind, active):
             self._count_with_stores(view, name, ends, self.block_length, self.block_length, served)
@@ -271,11 +281,11 @@ class Network:
         start = view.start if first is None else first
         slots = start.unsqueeze(1) + torch.arange(width, device=self.device)
         seen = view.max_keys + width if first is not None else view.max_keys - self.block_length + width
-        seen = min(bucket(seen), self.cache.capacity)
-        valid = view.live.unsqueeze(1) & (slots < self.cache.capacity)  # a pack may overhang a short row
+        seen = min(bucket(seen), self.kv.capacity)
+        valid = view.live.unsqueeze(1) & (slots < self.kv.capacity)  # a pack may overhang a short row
         bias = self._pack_bias(start, allowed, seen)
-        slot_mapping = self.cache.slot_mapping(None, slots, valid)
-        group = Group(positions, bias)
+        slot_mapping = self.kv.slot_mapping(None, slots, valid)
+        group = QueryGroup(positions, bias)
         states = self._with_stores(view, self.model.embed(ids.reshape(-1)), slot_mapping, group).view(rows, width, -1)
         chosen = states[:, project]
         for name, served in served_by(kind, active):
@@ -315,7 +325,7 @@ class Network:
         prefix, inside = (offset < 0).unsqueeze(1), (offset < width).unsqueeze(1)
         return visible(prefix | (among & inside), self.dtype).unsqueeze(1)
 
-    def _with_stores(self, view, x: Tensor, slot_mapping: Tensor, group: Group) -> Tensor:
+    def _with_stores(self, view, x: Tensor, slot_mapping: Tensor, group: QueryGroup) -> Tensor:
         """Forward of one group, finished blocks riding along -> the group's hidden states [n,D].
 
         The stored blocks' own states are left in `stored`: (rows [E] or None for all, states [E,B,D]).
@@ -350,20 +360,20 @@ class Network:
             return None
         return torch.tensor(sorted(self.waiting), device=self.device)
 
-    def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
+    def _store_group(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, QueryGroup]:
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
-        slot_mapping = self.cache.slot_mapping(rows, positions, self.pending.index_select(0, rows))
+        slot_mapping = self.kv.slot_mapping(rows, positions, self.pending.index_select(0, rows))
         everyone = rows.shape[0] == start.shape[0]
-        group = Group(positions, self.cache.prefix_bias(ends, seen), None if everyone else rows)
+        group = QueryGroup(positions, self.kv.prefix_bias(ends, seen), None if everyone else rows)
         return self.model.embed(ids.view(-1)), slot_mapping, group
 
-    def _forward(self, x: Tensor, slot_mapping: Tensor, groups: list[Group]) -> Tensor:
+    def _forward(self, x: Tensor, slot_mapping: Tensor, groups: list[QueryGroup]) -> Tensor:
         positions = groups[0].positions.reshape(-1)
         if len(groups) > 1:
             positions = torch.cat([group.positions.reshape(-1) for group in groups])
-        return self.model(x, positions, CachedAttention(self.cache, slot_mapping, groups))
+        return self.model(x, positions, CachedAttention(self.kv, slot_mapping, groups))
 
     def _count(self, kind: str, shape: str, active: Tensor, keys: Tensor, queries, projected, rows=None) -> None:
         self.counter.add(self.config, ForwardKey(self.role, kind, shape), active, keys, queries, projected, rows)

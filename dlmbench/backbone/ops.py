@@ -87,7 +87,7 @@ def norm_of(weight: Tensor, eps: float) -> Norm:
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """x [...,D] over its root mean square, times the weight."""
-    if norm.scaled is not None:
+    if norm.scaled is not None and norm.least is not None:
         length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), norm.least)
         return x.div(length).mul_(norm.scaled)
     if norm.weight.dim() == 1:

@@ -8,14 +8,14 @@ block-causal attention. Files hold one tensor an expert and product, or stacks o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.descriptor import Descriptor
 from dlmbench.backbone.families import EXPERTS, Family, Fields, Layout, _qwen_names, _read_qwen_like
 from dlmbench.errors import RequestError
+from dlmbench.files import JsonObject
 
 _CLASS_EPS = 1e-5  # of norms, where a file of Ling or OLMoE descent does not say
 
@@ -83,7 +83,7 @@ def _read_sdarmoe(raw: dict) -> BackboneConfig:
     )  # fmt: skip
 
 
-def _read(fields: Fields, experts: Experts, **fixed: Any) -> BackboneConfig:
+def _read(fields: Fields, experts: Experts, **fixed) -> BackboneConfig:
     """The rest of a configuration, as Qwen's relatives spell it. Raises RequestError for experts that nobody can
     choose so."""
     without = Fields({**fields.raw, **dict.fromkeys(EXPERTS)})
@@ -133,7 +133,7 @@ def usual_fields(config: BackboneConfig) -> dict[str, object]:
     return fields
 
 
-def _spell_lladamoe(usual: Mapping[str, Any]) -> dict:
+def _spell_lladamoe(usual: JsonObject) -> JsonObject:
     own = {"moe_intermediate_size": "expert_intermediate_size", "intermediate_size": "dense_intermediate_size"}
     return {own.get(name, name): value for name, value in usual.items() if name != "head_dim"}
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.errors import RequestError
-from dlmbench.files import INDEX, broken, model_name, read_json, tensor_entries, weight_files
+from dlmbench.files import INDEX, TensorEntry, broken, model_name, read_json, tensor_entries, weight_files
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HARMLESS = re.compile(  # tables that are computed anew, and modules that are loaded as heads
@@ -42,7 +42,7 @@ class Tensors:
     def __init__(self, folder: Path):
         self.folder, self.name = folder, model_name(folder)
         self.place: dict[str, Path] = {}
-        self.entries: dict[str, dict] = {}
+        self.entries: dict[str, TensorEntry] = {}
         files = weight_files(folder)
         index = (read_json(folder / INDEX) or {}).get("weight_map", {}) if files[0].name != "model.safetensors" else {}
         self._begin: dict[Path, int] = {}  # where the tensors of a file begin, behind its header

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 
 class Clock:
@@ -16,8 +17,9 @@ class Clock:
 
         def clocked(*args) -> None:
             allocate(*args)
-            if getattr(net.cache.write, "clock", None) is not self:  # caches may outlive an allocation
-                net.cache.write = self._paused(net.cache.write)
+            write = net.cache.write
+            if not (isinstance(write, _Paused) and write.clock is self):  # caches may outlive an allocation
+                net.cache.write = _Paused(self, write)
 
         net.allocate = clocked
 
@@ -36,18 +38,19 @@ class Clock:
         self.seconds += time.perf_counter() - began
         return result
 
-    def _paused(self, write):
-        """Keys and values are written inside the layers; their time is taken out of the layers'."""
-
-        def timed(*args) -> None:
-            began = time.perf_counter()
-            write(*args)
-            took = time.perf_counter() - began
-            self.seconds -= took
-            self.writes += took
-
-        timed.clock = self
-        return timed
-
     def __getattr__(self, name):
         return getattr(self._model, name)
+
+
+class _Paused:
+    """Keys and values are written inside the layers; their time is taken out of the layers'."""
+
+    def __init__(self, clock: Clock, write: Callable[..., None]):
+        self.clock, self._write = clock, write
+
+    def __call__(self, *args) -> None:
+        began = time.perf_counter()
+        self._write(*args)
+        took = time.perf_counter() - began
+        self.clock.seconds -= took
+        self.clock.writes += took

@@ -7,6 +7,7 @@ figures are medians of repeats with their spread, synchronised, and state thread
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 import time
@@ -20,6 +21,7 @@ import torch
 from dlmbench.backbone import attention
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
@@ -98,19 +100,19 @@ def fit_growth(rows: list[dict]) -> dict:
     """
     terms = np.array([[1.0, row["batch"], row["batch"] * row["context"]] for row in rows])
     measured = np.array([row["ms"] for row in rows])
-    best = None
+    least, best = math.inf, np.zeros(3)
     for kept in itertools.product((True, False), repeat=3):  # least squares on every face of the positive orthant
         if any(kept):
             scaled = (terms / measured[:, None])[:, kept]
             solution = np.zeros(3)
             solution[list(kept)] = np.linalg.lstsq(scaled, np.ones(len(rows)), rcond=None)[0]
             error = float(np.square(terms @ solution / measured - 1).sum())
-            if solution.min() >= 0 and (best is None or error < best[0]):
-                best = error, solution
-    fitted = terms @ best[1]
+            if solution.min() >= 0 and error < least:
+                least, best = error, solution
+    fitted = terms @ best
     for row, ms in zip(rows, fitted):
         row["fitted_ms"] = float(ms)
-    constant, by_row, by_key = map(float, best[1])
+    constant, by_row, by_key = map(float, best)
     worst = float(np.abs(fitted / measured - 1).max())
     return {"constant_ms": constant, "ms_a_row": by_row, "ms_a_row_and_key": by_key, "largest_error": worst}
 
@@ -158,19 +160,19 @@ class _Ours:
             **_percentiles([1e3 * g.seconds for g in generations]),
         }
         if self.clock:
-            return sample | self._outside()
+            return sample | self._outside(self.clock)
         device = self.engine.replay_seconds()
-        if device is None:
+        if device is None or self.engine.graphs is None:
             return sample
         recorded = {"recording_seconds": self.engine.graphs.seconds, "device_ms_per_step": 1e3 * device}
         return sample | recorded | {"wall_over_device": sample["ms_per_step"] / 1e3 / device}
 
-    def _outside(self) -> dict[str, float]:
+    def _outside(self, clock: Clock) -> dict[str, float]:
         """Shares of another run's wall time, which does not slow the timed one by looking at the clock."""
-        self.clock.reset()
+        clock.reset()
         self.clocked.generate(self.requests)
         wall = self.clocked.timing.total
-        return {"outside_share": 1 - self.clock.seconds / wall, "writes_share": self.clock.writes / wall}
+        return {"outside_share": 1 - clock.seconds / wall, "writes_share": clock.writes / wall}
 
 
 class _Plain:
@@ -245,7 +247,7 @@ def _run(settings: Settings, device: torch.device, dtype: torch.dtype) -> dict:
 
 def _experts(config: BackboneConfig, whole: BackboneConfig) -> dict[str, int]:
     """Of a sparse network: parameters that a token meets, and experts of a layer here and in the shape itself."""
-    if config.experts is None:
+    if config.experts is None or whole.experts is None:
         return {}
     counts = {"experts": config.experts.count, "experts_of_shape": whole.experts.count}
     return {"active_parameters": config.active_parameters, **counts}
@@ -296,7 +298,7 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
     }
 
 
-def _plain_makers(model, settings: Settings) -> list[Callable]:
+def _plain_makers(model: Transformer, settings: Settings) -> list[partial[_Plain]]:
     """The plain loops that are asked for, on one set of weights; they know dense networks alone."""
     if not settings.plain or model.config.experts:
         return []

@@ -73,7 +73,8 @@ class _Case:
 
 
 def _cases(batch: int) -> Iterator[_Case]:
-    items, budget = dev_items(4 * batch)["full"], task_files.find(TASK).metadata["gen_length"]
+    items, file = dev_items(4 * batch)["full"], task_files.find(TASK)
+    assert file is not None
     for model, method, setting in CASES:
         head = PRESETS[model].companions.get(f"head/{method}")
         if head and PRESETS[head].absent:
@@ -82,7 +83,7 @@ def _cases(batch: int) -> Iterator[_Case]:
         spec = RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
         engine, tokenizer = build(spec.resolve()), tokenizer_of(model)
         prompts = tokenizer([item["prompt"] for item in items], add_special_tokens=False)["input_ids"]
-        requests = [Request(str(i), tuple(ids), budget) for i, ids in enumerate(prompts)]
+        requests = [Request(str(i), tuple(ids), file.metadata["gen_length"]) for i, ids in enumerate(prompts)]
         label = " ".join([method, *(f"{name}={value}" for name, value in setting.items())])
         row = {"model": model, "decoder": label, "batch": batch}
         yield _Case(row, engine, {role: Clock(net) for role, net in engine.nets.items()}, requests)

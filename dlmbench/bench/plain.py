@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from dlmbench.backbone.loading import official_config, official_tensors
 from dlmbench.backbone.model import Transformer
+
+if TYPE_CHECKING:
+    from transformers import StaticCache
 
 
 def qwen_of(model: Transformer):
@@ -43,10 +47,10 @@ class PlainLoop:
     """Static decoding, k = 1, with transformers' own Qwen3; `qwen` shares one between loops (default: its own)."""
 
     def __init__(self, model: Transformer, block_length: int, static: bool = False, qwen=None):
-        self.mask_id, self.block_length = model.config.mask_id, block_length
+        self.mask_id, self.block_length = model.config.mask, block_length
         self.device, self.dtype = model.norm.device, model.norm.dtype
         self.qwen, self.static = qwen_of(model) if qwen is None else qwen, static
-        self.caches: dict[int, object] = {}  # by length: a recording knows their addresses
+        self.caches: dict[int, StaticCache] = {}  # by length: a recording knows their addresses
         self.step = self.qwen
         if static and self.device.type == "cuda":
             self.step = torch.compile(self.qwen, mode="reduce-overhead")

@@ -33,6 +33,7 @@ VERBS = {  # what --help says of each: its docstring's first paragraph
     "list": "List methods, models, tasks or recipes.",
     "show": "Show a method's options, a model's settings, a task, or a recipe's plan.",
     "doctor": "Check versions, devices, shipped models, sandbox and hub. Exit code 1 when something needed is missing.",
+    "serve": "Serve one method over HTTP for other harnesses: /generate and an OpenAI-compatible interface.",
     "train": "Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one.",
 }
 _DEBUG = "--debug"
@@ -49,7 +50,7 @@ class _Verbs(TyperGroup):
     def get_command(self, ctx: typer.Context, name: str) -> TyperCommand | None:  # type: ignore[override]
         return TyperCommand(name, help=VERBS[name]) if name in VERBS else None
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]):  # type: ignore[override,no-untyped-def]
+    def resolve_command(self, ctx: typer.Context, args: list[str]):  # type: ignore[override]
         name, _, rest = super().resolve_command(ctx, args)
         return name, _verb(str(name)), rest
 
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; ends the process with the exit code of the verb."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = _DEBUG in arguments
-    warnings.showwarning = _note
+    warnings.showwarning = _note  # type: ignore[assignment]  # it says less than it is told
     try:
         code = app([argument for argument in arguments if argument != _DEBUG], standalone_mode=False)
         sys.stdout.flush()
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if hasattr(error, "show"):  # typer's own, about the arguments
             error.show()
-            sys.exit(error.exit_code)
+            sys.exit(getattr(error, "exit_code", 2))
         text = " ".join(str(error).split())
         _leave(f"{type(error).__name__}: {text[:300]} (a traceback is shown with {_DEBUG}).", 1, debug)
     if code == _INTERRUPTED:  # typer catches the interrupt and returns its exit code

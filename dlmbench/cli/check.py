@@ -36,6 +36,8 @@ def check(
             records.append({"decoder": cls.name, **finding.__dict__})
             if not json:
                 mark, colour = ("holds ", "green") if finding.holds else ("broken", "red")
+                if finding.holds and finding.detail:
+                    mark, colour = "loses ", "yellow"
                 console.print(mark, style=colour, end="")
                 console.print(f"  {cls.name}: {finding.promise}")
                 if finding.detail:

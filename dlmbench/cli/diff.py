@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from dlmbench.analysis.diff import Comparison, Item, Parting
+    from dlmbench.analysis.diff import ItemDiff, Parting, RunDiff
     from dlmbench.analysis.row import Row
 
 
@@ -67,7 +67,7 @@ def _row(place: Path) -> Row:
     return Results([run]).rows[0]
 
 
-def _print(found: Comparison, shown: Sequence[Item]) -> None:
+def _print(found: RunDiff, shown: Sequence[ItemDiff]) -> None:
     console = stdout()
     console.print(found.sentence(), markup=False, soft_wrap=True)
     for name, count in zip(("first", "second"), found.alone):
@@ -87,12 +87,12 @@ def _print(found: Comparison, shown: Sequence[Item]) -> None:
         )
 
 
-def _heading(item: Item) -> str:
+def _heading(item: ItemDiff) -> str:
     words = [("wrong", "right")[int(score)] if score in (0, 1) else f"{100 * score:.0f} %" for score in item.scores]
     return f"{item.key}: {words[0]} / {words[1]}"
 
 
-def _beside(found: Comparison, item: Item) -> Table:
+def _beside(found: RunDiff, item: ItemDiff) -> Table:
     from rich.table import Table
     from rich.text import Text
 

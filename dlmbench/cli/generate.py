@@ -87,7 +87,7 @@ def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
         raise RequestError('Give exactly one of --prompt and --prompt-ids; for example --prompt "2+3=".')
 
 
-def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
+def _ids(tokenizer: Any, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
     from dlmbench.engine.prompts import prompt_ids as encode
     from dlmbench.engine.prompts import render_chat
 
@@ -96,8 +96,9 @@ def _ids(tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: b
             return [int(part) for part in prompt_ids.split(",")]
         except ValueError as error:
             raise RequestError(f"--prompt-ids is {prompt_ids!r}; it takes token ids separated by commas.") from error
+    text = prompt or ""
     if chat_template:
         if not getattr(tokenizer, "chat_template", None):
             raise RequestError("This model's tokenizer has no chat template; leave out --chat-template.")
-        prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
-    return list(encode(tokenizer, prompt, chat_template))
+        text = render_chat(tokenizer, [{"role": "user", "content": text}])
+    return list(encode(tokenizer, text, chat_template))

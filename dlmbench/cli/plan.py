@@ -45,8 +45,36 @@ def print_plan(
     ]
     lines += [f"missing {need.what}: {need.detail}" for need in missing]
     lines.append(sentence(cost, planned))
+    lines += [_what_shows(*one) for one in least_differences(planned)]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+DISCORDANCE = 0.1  # taken for what is not known before: the share of items that only one of two settings solves
+
+
+def least_differences(planned: Sequence[Any]) -> list[tuple[str, int, int, float | None]]:
+    """(task, items, comparisons with static, least true difference that they show) of every task and split."""
+    from dlmbench.stats import ALPHA, least_difference
+
+    tasks: dict[tuple[str, str], list[Any]] = {}
+    for one in planned:
+        if one.items:
+            tasks.setdefault((one.resolved.spec.task, one.resolved.spec.split), []).append(one)
+    found = []
+    for (task, split), runs in tasks.items():
+        items, others = min(one.items for one in runs), max(len(runs) - 1, 1)
+        found.append((f"{task} ({split})", items, others, least_difference(items, DISCORDANCE, alpha=ALPHA / others)))
+    return found
+
+
+def _what_shows(task: str, items: int, others: int, least: float | None) -> str:
+    """The same in words."""
+    shown = f"a difference of {100 * least:.1f} points or more shows" if least else "no difference whatever shows"
+    return (
+        f"{task}: on {items:,} items, in {_count(others, 'comparison')} corrected for their number, {shown} in four of "
+        f"five cases, if only one of two settings solves {100 * DISCORDANCE:g} % of them."
+    )
 
 
 def sentence(cost: Any, planned: Sequence[Any]) -> str:
@@ -129,6 +157,7 @@ def _record(name: str, planned: Sequence[Any], cost: Any, missing: Sequence[Any]
         "cells": [_row(one) for one in planned],
         "items_to_do": sum(one.todo for one in planned),
         "estimate": estimate if cost.tried else None,
+        "least_difference": {task: least for task, _, _, least in least_differences(planned)},
         "missing": [need._asdict() for need in missing],
     }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def recommend(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", show_default=False)],
-    max_drop: Annotated[float, typer.Option(help="Points of accuracy that may be lost against static k=1.")] = 1.0,
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy that may be lost against static k=1.")] = 2.0,
     batch: Annotated[str | None, typer.Option(help="Batch sizes, as 1,32.", show_default="all that were run")] = None,
     by: Annotated[str, typer.Option(help="What to save: cost, or time (tps).")] = "cost",
     split: Annotated[str, typer.Option(help="test, dev or all.")] = "test",

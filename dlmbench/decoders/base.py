@@ -233,7 +233,7 @@ class Decoder:
     attention: tuple[str, ...] = ("block_causal",)
     grids: tuple[str, ...] = ("origin",)  # where blocks may lie under block-causal attention (`Descriptor.grid`)
     anchored: bool = False  # does a block begin with a known token? Shifted block-causal heads need one
-    caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache")  # policies of full attention that it works under
+    caches: tuple[str, ...] = ("none", "prefix", "dual", "freecache", "dkv")  # that it works under, of full attention
     fixed_schedule: bool = False  # True: how many tokens a step reveals does not depend on what the model says
     needs_training: bool = False  # True: a model has to be trained for it, and rows of others say that they are not
     guidable: bool = True  # does it work under classifier-free guidance?
@@ -242,10 +242,14 @@ class Decoder:
     def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
 
-    @classmethod
-    def threshold_field(cls) -> str | None:
-        """Name of the option that ``--threshold`` sets, None when there is none."""
-        return next((f.name for f in fields(cls.Config) if f.metadata.get("threshold")), None)
+    @cached_property
+    def threshold(self) -> float:
+        """Value of the option that ``--threshold`` sets, whatever its paper calls it. Raises TypeError for a decoder
+        that has none."""
+        name = next((f.name for f in fields(self.Config) if f.metadata.get("threshold")), None)
+        if name is None:
+            raise TypeError(f"decoder {self.name!r} has no threshold")
+        return getattr(self.config, name)
 
     @classmethod
     def objection(cls, config: Options, sampling: Sampling) -> str | None:
@@ -267,7 +271,7 @@ class Decoder:
         return cls.roles
 
     @classmethod
-    def on_task(cls, config: Options, attention: str, fixed: Marker | None, offered: bool) -> Options:
+    def on_task(cls, config: Options, attention: str | None, fixed: Marker | None, offered: bool) -> Options:
         """The options on a model and task, before anything is loaded.
 
         `fixed` is the task's answer marker when it is written in advance, `offered` whether the task has one. Raises
@@ -320,12 +324,21 @@ def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
 
     score [R,W], eligible [R,W] bool, n int or [R] -> bool [R,W]. Fewer when fewer are eligible.
     """
-    score = score.clamp_min(torch.finfo(score.dtype).min)  # a score of -inf still ranks before what is not eligible
-    score = torch.where(eligible, score, float("-inf"))
-    places = torch.arange(score.shape[1], device=score.device)
     if isinstance(n, int) and n == 1:  # argmax returns the first of equals
-        return (places == score.argmax(1, keepdim=True)) & eligible
-    order = score.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, places.expand_as(order))
+        places = torch.arange(score.shape[1], device=score.device)
+        return (places == _ranked(score, eligible).argmax(1, keepdim=True)) & eligible
     limit = n if isinstance(n, int) else n.unsqueeze(1)
-    return (rank < limit) & eligible
+    return (ranks(score, eligible) < limit) & eligible
+
+
+def ranks(score: Tensor, eligible: Tensor) -> Tensor:
+    """Place [R,W] of every position in the order of its score [R,W]: 0 is the highest eligible one, ties go to the
+    lowest index, and what is not eligible comes last."""
+    order = _ranked(score, eligible).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(score.shape[1], device=score.device)
+    return torch.empty_like(order).scatter_(1, order, places.expand_as(order))
+
+
+def _ranked(score: Tensor, eligible: Tensor) -> Tensor:
+    score = score.clamp_min(torch.finfo(score.dtype).min)  # a score of -inf still ranks before what is not eligible
+    return torch.where(eligible, score, float("-inf"))

@@ -3,7 +3,8 @@
 ``rule=cumulative`` is SDAR's entropy_bounded in the form that works (JetEngine's; docs/methods/entropy.md): positions
 by ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` is the EB-Sampler's
 (arXiv 2505.24857): the longest prefix, in the order of `proxy`, whose entropies without the
-largest one sum to at most the budget; the mask token takes no part in the distribution.
+largest one sum to at most the budget; the mask token takes no part in the distribution. ``rule=gate`` (dParallel,
+arXiv 2509.26488) judges every position by itself: entropy against the budget.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from dlmbench.decoders.static import scores
 class EntropyConfig:
     budget: float = option(
         0.35,
-        "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb)",
+        "entropy in nats that the positions of a step may sum to (JetEngine: 0.35; try 0.1 with eb), or that each may "
+        "have (gate; dParallel: 0.5)",
         threshold=True,
     )
     rule: str = option(
         "cumulative",
         "how the budget is spent; chosen: as cumulative, on -p log p of the proposed token alone, which is small for "
-        "very unlikely tokens too (DreamReasoner)",
-        choices=("cumulative", "eb", "chosen"),
+        "very unlikely tokens too (DreamReasoner); gate: every position on its own (dParallel)",
+        choices=("cumulative", "eb", "chosen", "gate"),
     )
     steps: int = option(0, "forwards a block, the last of which reveals all that is left; 0: no limit", added=True)
     proxy: str = option("entropy", "what rule=eb orders positions by", choices=("entropy", "confidence", "margin"))
@@ -45,7 +47,11 @@ class Entropy(StepDecoder):
     Config = EntropyConfig
     attention = ("block_causal", "full")
     grids = GRIDS
-    equalities = ("budget=-1,rule=eb,proxy=confidence == static:k=1",)
+    equalities = (
+        "budget=-1,rule=eb,proxy=confidence == static:k=1",
+        "budget=-1,rule=gate == static:k=1,order=entropy",
+        "budget=99,rule=gate == threshold:tau=0",
+    )
 
     def decide(self, view: View, forward: Forward) -> Decision:
         logits = forward.logits
@@ -60,11 +66,13 @@ class Entropy(StepDecoder):
         order = score.argsort(dim=1, descending=True, stable=True)
         entropy = uncertain.masked_fill(~view.eligible, float("inf")).gather(1, order)
         spent = entropy.cumsum(1)
-        if self.config.rule == "eb":
+        if self.config.rule == "gate":  # equality passes, as in dParallel's sampler of LLaDA
+            within = (entropy <= self.config.budget).sum(1)
+        elif self.config.rule == "eb":
             spent = spent - entropy.cummax(1).values
-            within = (spent <= self.config.budget).sum(1)  # inf - inf is no number and compares as false
+            within = (spent <= self.threshold).sum(1)  # inf - inf is no number and compares as false
         else:
-            within = (spent < self.config.budget).sum(1)
+            within = (spent < self.threshold).sum(1)
         due = within.clamp_min(1)
         if self.config.steps:
             due = torch.where(view.step + 1 >= self.config.steps, view.block_length, due)

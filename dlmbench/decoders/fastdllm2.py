@@ -84,7 +84,7 @@ class FastDLLM2(RoundDecoder):
 
         best = view.candidates(logits, positions=view.start.unsqueeze(1) + places, traced=False)
         waiting = masked.gather(1, places) & working.unsqueeze(1)
-        passed = (best.confidence > self.config.tau) & waiting
+        passed = (best.confidence > self.threshold) & waiting
         chosen = passed | top_n(best.log_odds, waiting, 1)
         revealed = torch.zeros_like(masked).scatter(1, places, chosen)
         tokens = torch.where(revealed, ids.scatter(1, places, best.tokens), ids)

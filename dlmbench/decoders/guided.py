@@ -85,7 +85,7 @@ class Guided(RoundDecoder):
         return "Method guided proposes the target's best tokens only: leave out --temperature, --top-k and --top-p."
 
     @classmethod
-    def on_task(cls, config: GuidedConfig, attention: str, fixed: Marker | None, offered: bool) -> GuidedConfig:
+    def on_task(cls, config: GuidedConfig, attention: str | None, fixed: Marker | None, offered: bool) -> GuidedConfig:
         if fixed:
             raise RequestError(
                 "Method guided writes strictly from left to right, so no answer marker can stand ahead of it: leave "

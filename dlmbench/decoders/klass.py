@@ -64,7 +64,7 @@ class Klass(StepDecoder):
         best = view.candidates(forward.logits)
         changes = self._remember(view, best.logits.softmax(-1), forward.predicted)
         stable = (changes < self.config.kl).all(-1) & (view.step >= self.config.history - 1).unsqueeze(1)
-        ready = stable & (best.confidence > self.config.tau) & view.eligible
+        ready = stable & (best.confidence > self.threshold) & view.eligible
         any_ready = ready.any(1)
         if self.config.only != "all":
             score = best.log_odds if self.config.only == "confidence" else -changes[..., -1]

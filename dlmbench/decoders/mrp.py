@@ -177,7 +177,7 @@ class MRP(RoundDecoder):
 
     def _confident(self, view: View, best: Candidates) -> tuple[Tensor, Tensor]:
         """Positions above tau [R,B], or the schedule's where fewer pass; and the rows [R] where enough passed."""
-        passed = (best.confidence > self.config.tau) & view.eligible
+        passed = (best.confidence > self.threshold) & view.eligible
         least = top_n(best.log_odds, view.eligible, self._due(view))
         enough = passed.sum(1) >= least.sum(1)
         return torch.where(enough.unsqueeze(1), passed, least), enough
@@ -229,7 +229,7 @@ class MRP(RoundDecoder):
                 seen = torch.where(revealed, best.tokens, seen)
             corrected, _ = self._mix(logits.float(), hidden, *head.residual(view, seen, hidden, enough))
             second = view.candidates(corrected, tokens=best.tokens, traced=False)
-            kept, score = revealed & (second.confidence >= self.config.tau), second.log_odds
+            kept, score = revealed & (second.confidence >= self.threshold), second.log_odds
             kept = torch.where(enough.unsqueeze(1), kept, revealed)  # nothing passed tau: the best stays, no pass
         none = ~kept.any(1, keepdim=True)
         kept = torch.where(none, top_n(score, revealed, 1), kept)

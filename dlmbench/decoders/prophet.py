@@ -6,8 +6,7 @@ short answer window. When it reaches a bound that falls with progress, every mas
 current best token; the deciding forward is the filling one.
 
 The window begins `answer_start` positions behind the prompt, which a task's metadata says; without one the rule never
-fires. Inside a block-causal block there is no answer to look ahead to: the window is the block, the progress is that of
-the block, and what is filled is the block.
+fires. Inside a block-causal block the window is the block.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Marker, Networks, Traits, View, option
-from dlmbench.decoders.static import Static, StaticConfig
+from dlmbench.decoders.base import Marker, View, option
+from dlmbench.decoders.early_commit import EarlyCommit, logit_gap
+from dlmbench.decoders.static import StaticConfig
 from dlmbench.errors import RequestError
 
 EARLY_UNTIL, MID_UNTIL = 0.33, 0.67  # shares of the steps
@@ -39,19 +39,18 @@ class ProphetConfig(StaticConfig):
             raise ValueError("answer_length must be at least 1")
 
 
-class Prophet(Static):
+class Prophet(EarlyCommit):
     name = "prophet"
     Config = ProphetConfig
-    attention = ("full", "block_causal")
-    fixed_schedule = False
-    caches = ("none", "prefix", "freecache")
     equalities = (
         "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",
         "early=1e9,mid=1e9,late=1e9,answer_start=2,steps=3,schedule=quota == static:steps=3,schedule=quota",
     )
 
     @classmethod
-    def on_task(cls, config: ProphetConfig, attention: str, fixed: Marker | None, offered: bool) -> ProphetConfig:
+    def on_task(
+        cls, config: ProphetConfig, attention: str | None, fixed: Marker | None, offered: bool
+    ) -> ProphetConfig:
         if attention == "block_causal" or config.answer_start >= 0:
             return config
         if fixed:
@@ -62,25 +61,13 @@ class Prophet(Static):
             f"{marker if offered else ''}--set prophet.answer_start=N, counted from the prompt's end."
         )
 
-    def bind(self, nets: Networks, block_length: int) -> Traits:
-        return Traits(scope="answer" if nets["target"].config.attention == "full" else "block")
-
-    def decide(self, view: View, forward: Forward) -> Decision:
-        decision = super().decide(view, forward)
+    def settled(self, view: View, forward: Forward) -> tuple[Tensor, dict[str, Tensor]]:
         gap, known = self._gap(view, forward)
-        progress = self._progress(view)
+        behind, planned = self.clock(view)
+        progress = (behind + 1).double() / planned.clamp_min(1)
         bound = torch.where(progress < EARLY_UNTIL, self.config.early, self.config.late)
         bound = torch.where((progress >= EARLY_UNTIL) & (progress < MID_UNTIL), self.config.mid, bound)
-        settled = known & (gap >= bound)
-        decision.reveal = torch.where(settled.unsqueeze(1), view.masked, decision.reveal)
-        if view.attention == "full":
-            decision.finish = settled
-        if decision.keep_block_open is not None and decision.planned_empty is not None:
-            decision.keep_block_open = decision.keep_block_open & ~settled
-            decision.planned_empty = decision.planned_empty & ~settled
-        if view.tracing:
-            decision.extra = {"gap": gap.masked_fill(~known, float("nan")), "settled": settled}
-        return decision
+        return known & (gap >= bound), {"gap": gap.masked_fill(~known, float("nan"))}
 
     def _gap(self, view: View, forward: Forward) -> tuple[Tensor, Tensor]:
         """Mean gap [R] over the window, and the rows [R] in which any of it has been predicted."""
@@ -92,16 +79,6 @@ class Prophet(Static):
                 inside = torch.zeros_like(inside)
         if forward.predicted is not None:
             inside = inside & forward.predicted
-        top = forward.logits.float().topk(2, -1).values
         count = inside.sum(1)
-        mean = ((top[..., 0] - top[..., 1]) * inside).sum(1) / count.clamp_min(1)
+        mean = logit_gap(forward.logits).masked_fill(~inside, 0.0).sum(1) / count.clamp_min(1)
         return mean, count > 0
-
-    def _progress(self, view: View) -> Tensor:
-        """Share [R] of the steps spent with this one: of the row's, or inside a causal block of the block's."""
-        if view.attention != "full":
-            return (view.step + 1).double() / self.steps(view).clamp_min(1)
-        total = self.steps(view) * self.blocks(view)
-        if not self.config.steps:
-            total = -(-(view.ends - view.prompt_length) // self.config.k)
-        return (view.total_steps + 1).double() / total.clamp_min(1)

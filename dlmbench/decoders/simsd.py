@@ -106,7 +106,7 @@ class SimSDConfig:
 
 
 @dataclass
-class Verdict:
+class Verification:
     """What a verification says of the window, all [R,W]: `accepted` drafts, the `bonus` position where the target's own
     token stands in, `final` tokens of both, `reveal` and `committed` after the fill; `best` the target's candidates,
     `order` ranks what is committed where that is not from left to right."""
@@ -258,7 +258,7 @@ class SimSD(RoundDecoder):
 
     # --- verification -------------------------------------------------------------------------------------------------
 
-    def _judge_pack(self, view: View, net: Network, window: Window, revealed: Tensor, active: Tensor) -> Verdict:
+    def _judge_pack(self, view: View, net: Network, window: Window, revealed: Tensor, active: Tensor) -> Verification:
         """The published verification: positions in increasing order, the first rejection ends the round."""
         state = view.state
         tokens = torch.where(window.open, state["draft"], window.known)
@@ -281,11 +281,11 @@ class SimSD(RoundDecoder):
         reveal, committed = rules.filled(
             self.config.fill, accepted, bonus, self.blocks, window.open, tokens, final, best.tokens
         )
-        return Verdict(accepted, bonus, final, reveal, committed, best)
+        return Verification(accepted, bonus, final, reveal, committed, best)
 
     def _judge_copies(
         self, view: View, net: Network, window: Window, revealed: Tensor, active: Tensor, copies: int
-    ) -> Verdict:
+    ) -> Verification:
         """The lossless verification: the target's own choice before every draft step, compared in step order."""
         tokens = torch.where(window.open, view.state["draft"], window.known)
         ids, allowed = rules.copies(tokens, revealed, copies, self.mask_id)
@@ -307,11 +307,11 @@ class SimSD(RoundDecoder):
         bonus = own.any(1)
         final = torch.where(bonus, (best.tokens * own).sum(1), tokens)
         at = (first * step.squeeze(2)).sum(1, keepdim=True)  # the step at which the two went apart
-        return Verdict(accepted, bonus, final, accepted | bonus, final, None, torch.where(bonus, at, revealed))
+        return Verification(accepted, bonus, final, accepted | bonus, final, None, torch.where(bonus, at, revealed))
 
     # --- what a verification leads to ---------------------------------------------------------------------------------
 
-    def _decide(self, view: View, window: Window, revealed: Tensor, verdict: Verdict, active: Tensor) -> Decision:
+    def _decide(self, view: View, window: Window, revealed: Tensor, verdict: Verification, active: Tensor) -> Decision:
         state, config = view.state, self.config
         returned = verdict.accepted | verdict.bonus
         reveal, finish, idle = verdict.reveal, None, None
@@ -338,7 +338,7 @@ class SimSD(RoundDecoder):
             finish = complete & active if finish is None else finish | (complete & active)
         return Decision(tokens, reveal, finish=finish, planned_empty=idle, order=verdict.order, extra=extra)
 
-    def _gated(self, window: Window, verdict: Verdict, reveal: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _gated(self, window: Window, verdict: Verification, reveal: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows [R] whose only EOS is an improbable replacement, which is dropped; and, officially, rows that commit
         nothing because of it. A block that the EOS completes keeps it."""
         assert verdict.best is not None  # there is no gate where copies are judged

@@ -30,6 +30,7 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Generation, Request
 from dlmbench.engine.canvas import Canvas, replacements
 from dlmbench.errors import DlmbenchError, RequestError
+from dlmbench.oracle.contradictions import ITEMS, contradictions
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
 
@@ -38,7 +39,7 @@ MASK, EOS, VOCABULARY, BLOCK = 3, 1, 89, 4
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise: its name, whether it holds, and what went wrong."""
+    """One promise: its name, whether it holds, and what went wrong; where it holds, what it costs all the same."""
 
     promise: str
     holds: bool
@@ -87,15 +88,17 @@ def _conformance(
     trials += [(f"equality {text}", _equality(decoder, text, seed, attention)) for text in decoder.equalities]
     if reference is not None:
         trials.append(("equals its reference", lambda: _same(decoder, reference, seed, attention)))
+    if attention in ("full", "block_causal") and set(decoder.needs(decoder.Config(), attention)) == {"target"}:
+        trials.append(("no impossible token on the ideal model", lambda: _ideal(decoder, seed, attention)))
     for promise, trial in trials:
         try:
-            trial()
+            cost = trial()
         except (BrokenPromise, DlmbenchError) as error:
             yield Finding(promise, False, str(error))
         except Exception as error:  # a third-party decoder may fail in any way; the name of the failure is the finding
             yield Finding(promise, False, f"it raised {type(error).__name__}: {error}")
         else:
-            yield Finding(promise, True)
+            yield Finding(promise, True, cost or "")
 
 
 # --- the promises -----------------------------------------------------------------------------------------------------
@@ -147,6 +150,19 @@ def _same(decoder: type[Decoder], reference: type[Decoder], seed: int, attention
         requests = random_requests(seed + draw)
         _compare(requests, _run(attention, reference(), requests), _run(attention, decoder(), requests, batch_size=3),
                  f"it differs from its reference {reference.__name__}")  # fmt: skip
+
+
+def _ideal(decoder: type[Decoder], seed: int, attention: str) -> str:
+    """What the rule alone loses on the ideal model, in words; BrokenPromise for a token that it gave probability 0."""
+    try:
+        found = contradictions(decoder(), attention, seed)
+    except RequestError:  # it asks for more than distributions, or for another temperature
+        return ""
+    if wrong := [one for one in found if not one.possible]:
+        raise BrokenPromise(f"it reveals what the ideal model rules out: {wrong[0]}")
+    if not found:
+        return ""
+    return f"it contradicts itself in {len(found)} of {ITEMS} items, first in {found[0]}; `dlmbench limits` measures it"
 
 
 def no_host_reads(decoder: type[Decoder], attention: str) -> None:

@@ -117,7 +117,7 @@ class Threshold(StepDecoder):
         inclusive = self.config.inclusive
         if inclusive is None:
             inclusive = view.attention == "full"
-        return best.confidence >= self.config.tau if inclusive else best.confidence > self.config.tau
+        return best.confidence >= self.threshold if inclusive else best.confidence > self.threshold
 
     def _planned(self, view: View) -> Tensor:
         """Positions [R] that may come now, a step's share and the leftovers: all that later steps need not take."""

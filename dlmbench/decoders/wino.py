@@ -73,7 +73,7 @@ class Wino(RoundDecoder):
         """Positions [R,W] to reveal, and the rows [R] in which only the best one comes."""
         masks = view.eligible.sum(1)
         cap = (masks * self.config.share).long().clamp(5, 20)
-        bold = (best.confidence > self.config.tau) & view.eligible
+        bold = (best.confidence > self.threshold) & view.eligible
         none = ~bold.any(1)
         wide = top_n(best.log_odds, bold, cap)
         return torch.where(none.unsqueeze(1), top_n(best.log_odds, view.eligible, 1), wide), none

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.engine import Engine
 from dlmbench.engine.graphs import first_line
+from dlmbench.engine.text import Tokenizer
 from dlmbench.errors import RunError
 from dlmbench.files import checkpoint_hash, model_name, network_files, read_json, stamps, tell, tokenizer_files
 from dlmbench.models.compatibility import check_blocks
@@ -31,6 +32,9 @@ from dlmbench.oracle.network import Oracle
 from dlmbench.registry import BACKBONES
 from dlmbench.request.resolved import ResolvedRun
 from dlmbench.request.rules import check_attention, check_block_length, check_cache
+
+if TYPE_CHECKING:
+    from dlmbench.heads.policy import PolicyConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 END_OF_TURN = "<|eot_id|>"  # LLaDA's; the switch for EOS covers both
@@ -78,7 +82,7 @@ def _make_room(needed: Iterable[_Place], device: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(folder: Path, files: tuple) -> Any:
+def _tokenizer(folder: Path, files: tuple) -> Tokenizer:
     return load_tokenizer(folder)
 
 
@@ -114,7 +118,7 @@ def _check_files(run: ResolvedRun) -> None:
         check_checkpoint(_folder(preset), preset.told)
 
 
-def tokenizer_of(model: str | Preset) -> Any:
+def tokenizer_of(model: str | Preset) -> Tokenizer:
     """The tokenizer that belongs to a model; a configuration that cannot be run is refused before.
 
     It begins raw prompts with BOS where the model was evaluated so, and has the model's chat markup where its own files
@@ -137,7 +141,7 @@ def _folder(preset: Preset) -> Path:
     return checkpoint_folder(preset.location, preset.revision)
 
 
-def end_ids(config: BackboneConfig, tokenizer: Any) -> tuple[int, ...]:
+def end_ids(config: BackboneConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end a row: the configuration's own first, the tokenizer's EOS, and its special tokens that say so."""
     special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     found = (special.get(word) for word in (tokenizer.eos_token, *END_TOKENS))
@@ -228,6 +232,7 @@ def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
     if model.config.attention != "full":
         block_length = 1 if model.config.attention == "causal" else run.block_length
         kind = AnchoredNetwork if model.config.attention == "block_causal" and model.config.shift else Network
+        assert run.spec.store is not None  # a resolved run's is settled
         return kind(role, model, block_length, run.spec.store)
     if role != "target":
         return Bidirectional(role, model, run.block_length)
@@ -235,7 +240,7 @@ def _network(role: str, model: Transformer, run: ResolvedRun) -> Network:
     return Bidirectional(role, model, run.block_length, policy, run.shared.sampling.guidance)
 
 
-def _sampling(run: ResolvedRun, config: BackboneConfig, tokenizer: Any) -> Sampling:
+def _sampling(run: ResolvedRun, config: BackboneConfig, tokenizer: Tokenizer) -> Sampling:
     """What is drawn and scored. LLaDA scores without temperature, Dream after its filters."""
     spec = run.spec
     confidence = BACKBONES.get(config.family).descriptor.confidence or "full"
@@ -257,12 +262,13 @@ def _fixed(answer, tokenizer) -> tuple[tuple[int, int], ...]:
     return tuple((answer["position"] + i, token) for i, token in enumerate(ids))
 
 
-def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
-    grid = nets["target"].config.grid
+def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, object]:
+    size, grid = DTYPES[run.dtype].itemsize, nets["target"].config.grid
     return {
         **({"grid": grid} if grid != "origin" else {}),
         "model": run.preset.name,
         "parameters": {role: net.config.parameters for role, net in nets.items()},
+        "reads": {role: _reads(net.config, run.block_length, size) for role, net in nets.items()},
         "block_length": nets["target"].block_length,
         "decoder": {"name": run.decoder.name, "version": run.decoder.version},
         "dtype": run.dtype,
@@ -270,3 +276,15 @@ def _describe(run: ResolvedRun, nets: dict[str, Network]) -> dict[str, Any]:
         "batch_size": run.batch_size,
         "store": nets["target"].store_mode,
     }
+
+
+def _reads(config: BackboneConfig | PolicyConfig, tokens: int, size: int) -> dict[str, int]:
+    """Bytes that a forward of so many tokens reads for a single row: the weights, output head included, and a key with
+    its value. config: of a backbone or of a head; `size` of a number."""
+    if not isinstance(config, BackboneConfig):
+        return {"weights": config.parameters * size, "key": 0}
+    numbers = config.parameters_read(tokens)
+    if type(config) is not BackboneConfig:  # a head: its own parameters, and the backbone's output head
+        numbers = config.parameters + config.vocab_size * config.hidden_size
+    key = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return {"weights": round(numbers) * size, "key": key * size}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dlmbench.backbone.attention import CachedAttention, Group
+from dlmbench.backbone.attention import CachedAttention, QueryGroup
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.engine.graphs import CUDARecording, on_device, on_side_stream
@@ -118,7 +118,7 @@ def forward_of(net: Network, rows: int, width: int, keys: int, projected: int) -
         forward = net.trial(rows * width)
 
         def once() -> None:
-            states = forward(positions.reshape(-1), CachedAttention(cache, slot_mapping, [Group(positions, bias)]))
+            states = forward(positions.reshape(-1), CachedAttention(cache, slot_mapping, [QueryGroup(positions, bias)]))
             if projected:
                 net.model.project(states[: rows * projected])
 

@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from dlmbench.backbone.counter import Work
+from dlmbench.backbone.counter import ForwardSum
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
@@ -23,7 +23,16 @@ from dlmbench.engine import calibrate as pricing
 from dlmbench.engine.calibrate import Measured
 from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
-from dlmbench.engine.request import Generation, Request, Timing, TracedStep, now, validate
+from dlmbench.engine.request import (
+    Arrivals,
+    Generation,
+    Request,
+    Source,
+    Timing,
+    TracedStep,
+    now,
+    validate,
+)
 from dlmbench.engine.scheduler import Scheduler
 from dlmbench.engine.step import Sizes, Step
 from dlmbench.engine.text import Text, Tokenizer
@@ -100,7 +109,7 @@ class Engine:
         self.scheduler: Scheduler | None = None  # of the last call
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
         self.timing = Timing()
-        self.shapes: dict[ForwardKey, Work] = {}
+        self.shapes: dict[ForwardKey, ForwardSum] = {}
         self._description = dict(description or {})
 
     @property
@@ -149,28 +158,72 @@ class Engine:
 
         while left := [(i, request) for i, request in enumerate(requests) if i not in results]:
             try:
-                scheduler = self._prepare([request for _, request in left], trace or on_step is not None, on_step)
+                waiting = [request for _, request in left]
+                longest = max(len(request.prompt_ids) + request.max_tokens for request in waiting)
+                scheduler = self._prepare(self._sizes(waiting, longest), longest)
+                if trace or on_step is not None:
+                    self.step.recorder = Recorder(self.step.canvas.rows, on_step)
                 scheduler.serve(deque(left), done)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
         self.timing.total = now(self.device) - began - (self.watch.spent if self.watch else 0.0)
         return [results[i] for i in range(len(requests))]
 
-    def _prepare(
-        self, requests: list[Request], tracing: bool, on_step: Callable[[TracedStep], None] | None
-    ) -> Scheduler:
-        """Buffers and slots for these requests. Raises RequestError when one is too long for the model."""
-        longest = max(len(r.prompt_ids) + r.max_tokens for r in requests)
+    @_at_work
+    def serve(
+        self, source: Source, on_finish: Callable[[int, Generation], None], *, max_length: int, max_tokens: int
+    ) -> None:
+        """Decode requests as they come, until the source ends the service; all that `check` lets through.
+
+        `on_finish` is called with a request's number as it finishes, on this thread. The batch keeps its size: rows
+        that nobody uses are computed too. Out of memory, it goes on with half the slots, like `generate`.
+
+        Raises:
+            RunError: as `generate` does; requests under way are lost.
+        """
+        under_way: dict[int, Request] = {}
+
+        def arrivals(free: int, idle: bool) -> Arrivals:
+            arrived = source(free, idle)
+            under_way.update(arrived.requests)
+            for number in arrived.unwanted:
+                under_way.pop(number, None)
+            return arrived
+
+        def done(number: int, generation: Generation) -> None:
+            if under_way.pop(number, None):
+                on_finish(number, generation)
+
+        self.timing = Timing()
+        while True:
+            try:
+                scheduler = self._prepare(self._sizes_of_service(max_length, max_tokens), max_length)
+                return scheduler.serve(deque(under_way.items()), done, arrivals)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+
+    def check(self, request: Request, max_length: int, max_tokens: int) -> None:
+        """Raises RequestError for a request that a service of this size does not take."""
+        validate([request], self.step.mask_id, self.target.config.vocab_size)
+        if request.max_tokens > max_tokens:
+            raise RequestError(f"{request.max_tokens} tokens are asked for, and at most {max_tokens} are decoded here.")
+        if (length := len(request.prompt_ids) + request.max_tokens) > max_length:
+            raise RequestError(
+                f"The prompt of {len(request.prompt_ids)} tokens and the {request.max_tokens} asked for need {length} "
+                f"positions, and {max_length} are kept here; shorten the prompt or the answer."
+            )
+
+    def _prepare(self, sizes: Sizes, longest: int) -> Scheduler:
+        """Buffers and slots. Raises RequestError when the `longest` row is too long for the model."""
         limit = self.target.config.max_positions
         if longest > limit:
             raise RequestError(
                 f"The longest prompt and its token budget need {longest} positions, the model has {limit}; "
                 "shorten the prompt (--num-fewshot) or the budget (--gen-length)."
             )
-        sizes = self._sizes(requests, longest)
         self.scheduler = None
         self.step.allocate(sizes)
-        self.step.recorder = Recorder(sizes.rows, on_step) if tracing else None
+        self.step.recorder = None
         if self.watch:
             block = self.target.block_length
             tokens = min(sizes.rows * (block if self.target.config.attention != "full" else longest), WATCHED)
@@ -181,13 +234,21 @@ class Engine:
         return self.scheduler
 
     def _sizes(self, requests: list[Request], longest: int) -> Sizes:
-        block = self.target.block_length
-        capacity = bucket(self.step.padded(longest) + block + 1 + self.traits.extra_slots)
         answer = 0
         if self.traits.scope == "answer":
             answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
         fixed = bool(self.fixed) or any(r.fixed for r in requests)
-        return Sizes(min(self.batch_size, len(requests)), capacity, answer, fixed)
+        return Sizes(min(self.batch_size, len(requests)), self._capacity(longest), answer, fixed)
+
+    def _sizes_of_service(self, max_length: int, max_tokens: int) -> Sizes:
+        """For any requests up to these lengths."""
+        answer = 0
+        if self.traits.scope == "answer":
+            answer = max_tokens + (0 if self.target.config.attention == "full" else self.target.block_length - 1)
+        return Sizes(self.batch_size, self._capacity(max_length), answer, bool(self.fixed))
+
+    def _capacity(self, longest: int) -> int:
+        return bucket(self.step.padded(longest) + self.target.block_length + 1 + self.traits.extra_slots)
 
     def _end(self, length: int) -> int:
         """End of a row's canvas: on the absolute grid it is filled up to a whole block."""

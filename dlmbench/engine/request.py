@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,6 +27,19 @@ class Request:
     seed: int = 0
     fixed: tuple[tuple[int, int], ...] = ()
     answers: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+class Arrivals(NamedTuple):
+    """What has happened outside while the engine serves: requests that came, each under a number of its own, and the
+    numbers of those that nobody waits for any more."""
+
+    requests: Sequence[tuple[int, Request]]
+    unwanted: Collection[int] = ()
+
+
+Source: TypeAlias = Callable[[int, bool], Arrivals]
+"""Asked before every step: source(free slots, is the engine idle?). To an idle engine it returns when a request has
+come, and without one to end its service."""
 
 
 class TracedForward(TypedDict):
@@ -52,7 +65,7 @@ class TracedStep(TypedDict):
     tokens: list[int]
     remasked: list[int]
     forwards: list[TracedForward]
-    extra: dict[str, list]
+    extra: dict[str, Any]  # what the decoder adds: numbers, or lists of them
     scores: dict[str, list]
     replaced: NotRequired[Replaced]
     row: NotRequired[int]  # the slot, for who watches
@@ -66,7 +79,7 @@ class Generation:
     up to and including it), not `ids`. Where a decoder ended the row with masks left, `ids` hold them, and `text` and
     `tokens` end before the first one. `raw_ids` are all tokens up to the end of the last decoded block. `counts`
     {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `forward_counts` the calls again, by forward;
-    `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
+    `steps` of the decoder; `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
     of them were kept, one number a verification; `first_block` seconds from admission until the host knew of a finished
     block.
     """
@@ -84,6 +97,7 @@ class Generation:
     proposed: int = 0
     accepted: list[int] = field(default_factory=list)
     first_block: float = 0.0
+    steps: int = 0
     trace: list[TracedStep] | None = None
 
 

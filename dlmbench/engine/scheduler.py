@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 
-from dlmbench.backbone.counter import Work
+from dlmbench.backbone.counter import ForwardSum
 from dlmbench.backbone.network import prefill_rows
 from dlmbench.decoders.base import HostRow
 from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED
-from dlmbench.engine.request import Generation, Request, Timing, now
+from dlmbench.engine.request import Generation, Request, Source, Timing, now
 from dlmbench.engine.step import Launched, Step
 from dlmbench.engine.text import Text
 from dlmbench.errors import RunError
@@ -60,7 +60,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, step: Step, rows: int, text: Text, timing: Timing, shapes: dict[ForwardKey, Work],
+        self, step: Step, rows: int, text: Text, timing: Timing, shapes: dict[ForwardKey, ForwardSum],
         fixed: tuple[tuple[int, int], ...], stall_limit: int, watch: Watch | None,
     ):  # fmt: skip
         self.step, self.text, self.timing, self.shapes = step, text, timing, shapes
@@ -68,19 +68,54 @@ class Scheduler:
         self.slots: list[Slot | None] = [None] * rows
         self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
         self.launched = 0  # steps
+        self._unwanted: set[int] = set()  # numbers of requests whose rows are to be given up
 
-    def serve(self, queue: Queue, done: Callable[[int, Generation], None]) -> None:
-        """Decode what is in the queue; `done` is called as each one finishes."""
+    def serve(self, queue: Queue, done: Callable[[int, Generation], None], source: Source | None = None) -> None:
+        """Decode what is in the queue and what the source brings meanwhile; `done` is called as each one finishes."""
         flight: deque[tuple[int, Launched]] = deque()
-        while queue or any(self.slots):
+        while self._anything(queue, flight, source):
             self._refill(queue)
             flight.append((self.launched, self._watched_step()))
             self.launched += 1
             if len(flight) > self.step.lag:
                 for index, generation in self._read(*flight.popleft()):
                     done(index, generation)
-            if not queue and not flight:
+            if not queue and not flight and source is None:
                 self._shrink()
+
+    # --- arrivals -----------------------------------------------------------------------------------------------------
+
+    def _anything(self, queue: Queue, flight: deque[tuple[int, Launched]], source: Source | None) -> bool:
+        """Take in what the source has; is there anything to decode?"""
+        while source is not None:
+            idle = not queue and not any(self.slots)
+            if idle:
+                flight.clear()  # a step that was launched for rows which had ended
+            arrived = source(self.slots.count(None) - len(queue), idle)
+            queue.extend(arrived.requests)
+            self._give_up(queue, arrived.unwanted)
+            if queue or any(self.slots) or (idle and not arrived.requests):
+                break
+        return bool(queue) or any(self.slots)
+
+    def _give_up(self, queue: Queue, unwanted: Collection[int]) -> None:
+        """Forget requests, and free the rows of those under way; a row whose prompt is being encoded follows later."""
+        self._unwanted.update(unwanted)
+        if not self._unwanted:
+            return
+        kept = [entry for entry in queue if entry[0] not in self._unwanted]
+        queue.clear()
+        queue.extend(kept)
+        for row, slot in enumerate(self.slots):
+            if slot and slot.index in self._unwanted and slot.first_step is not None:
+                self.step.canvas.live[row] = False
+                self._free(row)
+        self._unwanted &= {slot.index for slot in self.slots if slot}
+
+    def _free(self, row: int) -> None:
+        self.slots[row] = None
+        for net in self.step.nets.values():
+            net.waiting.discard(row)
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -226,18 +261,17 @@ class Scheduler:
             reason = "stop"
         counts = step.counter.read(row, launched.totals)
         for key, work in counts.work.items():
-            self.shapes[key] = self.shapes.get(key, Work()).plus(work)
+            self.shapes[key] = self.shapes.get(key, ForwardSum()).plus(work)
         proposed, accepted = self._drafts(row, launched)
         generation = Generation(
             key=request.key, ids=ids, raw_ids=raw, text=text, tokens=tokens, counts=counts.kinds,
             forward_counts={key: work.calls for key, work in counts.work.items()},
             seconds=now(step.device) - slot.admitted, stop_reason=reason, fallbacks=int(step.canvas.fallbacks[row]),
             proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
+            steps=slot.total_steps,
             trace=step.recorder.finish(row) if step.recorder else None,
         )  # fmt: skip
-        self.slots[row] = None
-        for net in step.nets.values():
-            net.waiting.discard(row)
+        self._free(row)
         return generation
 
     def _raw_ids(self, row: int, slot: Slot, last_block: int) -> list[int]:

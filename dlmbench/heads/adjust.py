@@ -82,7 +82,7 @@ class AdjustModule(Prepared):
         return self.move(hidden, self.layer(0, x, cos, sin, attend))
 
     @property
-    def layers(self) -> tuple[Layer]:
+    def layers(self) -> tuple[Layer, ...]:
         """As a backbone has them, for training."""
         return (self.layer,)
 
@@ -109,22 +109,16 @@ class AdjustModule(Prepared):
         return self.backbone.project(states)
 
     @torch.no_grad()
-    def init_weights(self, start: str = "authors", seed: int = 0) -> AdjustModule:
-        """``authors``: torch's own defaults, norms at one; ``layer``: a copy of the backbone's last layer over the sum
-        of both inputs, and the last norm at zero, so that nothing moves until something was learned.
+    def init_weights(self, gain: float = 0.1, seed: int = 0) -> AdjustModule:
+        """Torch's own defaults and norms at one, as the authors begin, but the last norm at `gain`: a call moves little
+        at first. With 0 it moves nothing, and the layer has no gradient.
         """
-        if start == "authors":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                for part in self.modules():
-                    if isinstance(part, nn.Linear):
-                        part.reset_parameters()
-            return self
-        eye = torch.eye(self.config.hidden_size)
-        self.layer.load_state_dict(self.backbone.layers[-1].state_dict())
-        self.down_project.weight.copy_(torch.cat([eye, eye], 1))
-        self.down_project.bias.zero_()
-        self.norm_postattn.zero_()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in self.modules():
+                if isinstance(part, nn.Linear):
+                    part.reset_parameters()
+        self.norm_postattn.fill_(gain)
         return self
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group
+from dlmbench.backbone.attention import CachedAttention, QueryGroup
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.heads.adjust import AdjustModule
 
@@ -20,7 +20,7 @@ class AdjustHead(Network):
     """One sampler beside the network it was trained for."""
 
     def __init__(self, module: AdjustModule, target: Network):
-        super().__init__("head", module, target.block_length)
+        super().__init__("head", module, target.block_length)  # type: ignore[arg-type]  # has what is asked of one
 
     @property
     def stores(self) -> bool:
@@ -39,9 +39,9 @@ class AdjustHead(Network):
         rows, width, _ = states.shape
         positions = torch.arange(width, device=self.device).expand(rows, width)
         valid = (positions < view.ends.unsqueeze(1)) & view.live.unsqueeze(1)
-        seen = min(bucket(width), self.cache.capacity)
-        group = Group(positions, self.cache.prefix_bias(view.ends, seen))
-        attend = CachedAttention(self.cache, self.cache.slot_mapping(None, positions, valid), [group])
+        seen = min(bucket(width), self.kv.capacity)
+        group = QueryGroup(positions, self.kv.prefix_bias(view.ends, seen))
+        attend = CachedAttention(self.kv, self.kv.slot_mapping(None, positions, valid), [group])
         ids = self._row(view, tokens, width)
         moved = self.model(ids.reshape(-1), states.flatten(0, 1), positions.reshape(-1), attend).view_as(states)
         at = view.positions.clamp_max(width - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1])

@@ -101,12 +101,13 @@ class MRPModule(Prepared):
         return self.backbone.project(states)
 
     @torch.no_grad()
-    def init_weights(self, start: str = "layers", seed: int = 0) -> MRPModule:
+    def init_weights(self, start: str = "layers", seed: int = 0, gain: float = 0.1) -> MRPModule:
         """``layers``: copies of the backbone's last layers over the sum of both inputs; ``random``: normal layers of
         standard deviation 0.02; ``authors``: everything normal with 0.2, norms included, as they do.
 
-        The first two begin with a final norm of zero, so the module predicts no change until it has learned one; a
-        module that replaces logits begins with the backbone's final norm.
+        The first two begin with a final norm of `gain`, a small change of the logits: with 0 there would be none, and
+        no gradient for the layers until the norm has grown. A module that replaces logits begins with the backbone's
+        final norm.
         """
         if start == "authors":
             generator = torch.Generator().manual_seed(seed)
@@ -118,7 +119,7 @@ class MRPModule(Prepared):
         for ours, theirs in zip(self.layers, donor.layers[-len(self.layers) :], strict=True):
             ours.load_state_dict(theirs.state_dict())
         self.eh_proj.weight.copy_(torch.cat([eye, eye], 1))
-        self.norm.copy_(self.backbone.norm if self.residual is False else torch.zeros_like(self.norm))
+        self.norm.copy_(self.backbone.norm if self.residual is False else torch.full_like(self.norm, gain))
         return self
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group, prompt_bias, visible
+from dlmbench.backbone.attention import CachedAttention, QueryGroup, prompt_bias, visible
 from dlmbench.backbone.network import Network
 from dlmbench.heads.mrp import MRPModule
 
@@ -24,7 +24,7 @@ class MRPHead(Network):
     """One module beside the network it was trained for; `target` must come first among the engine's networks."""
 
     def __init__(self, module: MRPModule, target: Network):
-        super().__init__("head", module, target.block_length, target.store_mode)
+        super().__init__("head", module, target.block_length, target.store_mode)  # type: ignore[arg-type]  # has what is asked of one
         self.target, target.keeps_states = target, True
         self.keeps_prefix = True  # the decoder's choice, made before anything runs
 
@@ -39,15 +39,17 @@ class MRPHead(Network):
 
     def _prefill_chunk(self, rows: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
         """The same stretch of the prompts, with the states that the target has just left of it."""
+        assert self.target.prefill_states is not None  # the target comes first
         states = self.target.prefill_states[:, first:last]
         positions = torch.arange(first, last, device=self.device).expand(len(rows), last - first)
-        slot_mapping = self.cache.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
+        slot_mapping = self.kv.slot_mapping(rows, positions, positions < ends.unsqueeze(1))
         bias = prompt_bias(first, last, self.block_length, self.dtype, self.device)
-        group = Group(positions, bias.expand(len(rows), -1, -1, -1), rows)
+        group = QueryGroup(positions, bias.expand(len(rows), -1, -1, -1), rows)
         return self._pass(self.canvas[rows, first:last], states, slot_mapping, [group]).view(states.shape)
 
     def store(self, start: Tensor, seen: int) -> None:
         """The extra pass over finished blocks that follows the target's extra forward (`separate`)."""
+        assert self.target.stored is not None  # by its own extra forward
         _, states = self.target.stored
         ids, slot_mapping, group = self._finished(start, torch.arange(start.shape[0], device=self.device), seen)
         self._pass(ids, states, slot_mapping, [group])
@@ -64,8 +66,8 @@ class MRPHead(Network):
         the target has just stored. Returns residual logits [R,B,V] and the states they come from [R,B,D].
         """
         rows, width = ids.shape
-        slot_mapping = self.cache.slot_mapping(None, view.positions)
-        groups = [Group(view.positions, self._bias(view))]
+        slot_mapping = self.kv.slot_mapping(None, view.positions)
+        groups = [QueryGroup(view.positions, self._bias(view))]
         riding = self._take_stored()
         if riding is not None:
             stored_rows, stored_states = riding
@@ -99,7 +101,7 @@ class MRPHead(Network):
     def _bias(self, view) -> Tensor:
         """A block sees itself and, with a prefix cache, every slot before it."""
         if self.keeps_prefix:
-            return self.cache.prefix_bias(view.stop, view.max_keys)
+            return self.kv.prefix_bias(view.stop, view.max_keys)
         slots = torch.arange(view.max_keys, device=self.device)
         own = (slots >= view.start.unsqueeze(1)) & (slots < view.stop.unsqueeze(1))
         return visible(own, self.dtype).view(-1, 1, 1, view.max_keys)
@@ -107,20 +109,24 @@ class MRPHead(Network):
     def _take_stored(self) -> tuple[Tensor, Tensor] | None:
         """Rows [E] and states [E,B,D] that the target's last forward stored and that the module still has to."""
         stored, self.target.stored = self.target.stored, None
-        return stored if self.keeps_prefix and self.store_mode == "fused" else None
+        if stored is None or not self.keeps_prefix or self.store_mode != "fused":
+            return None
+        rows, states = stored
+        assert rows is not None  # of a fused store they are named
+        return rows, states
 
-    def _finished(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, Group]:
+    def _finished(self, start: Tensor, rows: Tensor, seen: int) -> tuple[Tensor, Tensor, QueryGroup]:
         """Tokens [E,B] of the blocks just left of `start`, where their keys go, and what they see."""
         ends = start.index_select(0, rows)
         positions = ((ends - self.block_length).unsqueeze(1) + self.block).clamp_min(0)
         ids = self.canvas.index_select(0, rows).gather(1, positions)
-        slot_mapping = self.cache.slot_mapping(rows, positions, self.pending.index_select(0, rows))
-        return ids, slot_mapping, Group(positions, self.cache.prefix_bias(ends, seen), rows)
+        slot_mapping = self.kv.slot_mapping(rows, positions, self.pending.index_select(0, rows))
+        return ids, slot_mapping, QueryGroup(positions, self.kv.prefix_bias(ends, seen), rows)
 
-    def _pass(self, ids: Tensor, hidden: Tensor, slot_mapping: Tensor, groups: list[Group]) -> Tensor:
+    def _pass(self, ids: Tensor, hidden: Tensor, slot_mapping: Tensor, groups: list[QueryGroup]) -> Tensor:
         positions = torch.cat([group.positions.reshape(-1) for group in groups])
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        return self.model(ids.reshape(-1), hidden, positions, CachedAttention(self.cache, slot_mapping, groups))
+        return self.model(ids.reshape(-1), hidden, positions, CachedAttention(self.kv, slot_mapping, groups))
 
     def _count_pass(self, view, active: Tensor, riding: bool) -> None:
         """A pass that also stored a block is one pass with that many more tokens; one that only did so is a store."""

@@ -65,6 +65,8 @@ class PolicyConfig:
 class Block(nn.Module):
     """Attention and feed-forward whose norms and gates are set by the conditioning of each position."""
 
+    inv_freq: Tensor
+
     def __init__(self, config: PolicyConfig):
         super().__init__()
         width, self.heads = config.hidden_size, config.num_heads
@@ -114,9 +116,7 @@ class PolicyNetwork(nn.Module):
         """A weight of the last norm, where networks look up device and dtype."""
         return self.final_norm.weight
 
-    def forward(
-        self, confidence: Tensor, masked: Tensor, time: Tensor, positions: Tensor, attend: Attend
-    ) -> Tensor:
+    def forward(self, confidence: Tensor, masked: Tensor, time: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """confidence, masked, time and positions [N], the last counted inside the row -> states [N,D]."""
         condition = self.mask_embedding(masked.long()) + self.time_mlp(self._time(time))
         x = self.confidence_proj(confidence.unsqueeze(-1))
@@ -146,6 +146,7 @@ class PolicyNetwork(nn.Module):
                 if isinstance(part, nn.Linear | nn.Embedding | nn.LayerNorm):
                     part.reset_parameters()
         for block in self.transformer_blocks:
+            assert isinstance(block, Block)
             block.ada_conditioning.weight.zero_()
             block.ada_conditioning.bias.zero_()
         self.output_proj.bias.fill_(bias)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmbench.backbone.attention import CachedAttention, Group
+from dlmbench.backbone.attention import CachedAttention, QueryGroup
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.heads.policy import PolicyNetwork
 
@@ -19,7 +19,7 @@ class PolicyHead(Network):
     """One policy; it works beside any target."""
 
     def __init__(self, policy: PolicyNetwork, block_length: int):
-        super().__init__("head", policy, block_length)
+        super().__init__("head", policy, block_length)  # type: ignore[arg-type]  # has what is asked of one
 
     @property
     def stores(self) -> bool:
@@ -37,12 +37,12 @@ class PolicyHead(Network):
         positions = torch.arange(width, device=self.device).expand(rows, width)
         length = length.clamp_min(1)  # a finished row may be shown nothing
         valid = (positions < length.unsqueeze(1)) & view.live.unsqueeze(1)
-        slot_mapping = self.cache.slot_mapping(None, positions, valid)
-        seen = min(bucket(width), self.cache.capacity)
-        group = Group(positions, self.cache.prefix_bias(length, seen))
+        slot_mapping = self.kv.slot_mapping(None, positions, valid)
+        seen = min(bucket(width), self.kv.capacity)
+        group = QueryGroup(positions, self.kv.prefix_bias(length, seen))
         states = self.model(
             confidence.to(self.dtype).flatten(), masked.flatten(), time.to(self.dtype).repeat_interleave(width),
-            positions.reshape(-1), CachedAttention(self.cache, slot_mapping, [group]),
+            positions.reshape(-1), CachedAttention(self.kv, slot_mapping, [group]),
         )  # fmt: skip
         self._count("denoise", "row", view.live, length, length, length)
         return self.model.project(states).view(rows, width)

@@ -7,16 +7,19 @@ yet cannot be compared here; the decoder looks at the loaded configurations once
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.descriptor import FLAGS, Descriptor, ask
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
-from dlmbench.files import read_json
+from dlmbench.files import JsonObject, read_json
 from dlmbench.models.descriptors import asked_for, described
 from dlmbench.models.presets import Preset
 from dlmbench.registry import BACKBONES
+
+if TYPE_CHECKING:
+    from dlmbench.decoders.base import Decoder
 
 
 def attention_type(preset: Preset) -> str | None:
@@ -64,7 +67,7 @@ def check_described(preset: Preset, block_length: int | None = None) -> None:
         raise ask(preset.name, list(asked))
 
 
-def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: Any) -> None:
+def check_blocks(preset: Preset, rules: Descriptor | BackboneConfig, decoder: type[Decoder]) -> None:
     """Refuse a method that does not know where the model's block-causal blocks lie, or how its head predicts.
 
     `rules` is what is known of the model, `decoder` the method's class. Raises RequestError.
@@ -140,7 +143,7 @@ def check_companion(role: str, target: Preset, helper: Preset) -> None:
         )
 
 
-def _config(preset: Preset) -> dict[str, Any] | None:
+def _config(preset: Preset) -> JsonObject | None:
     return read_json(Path(preset.location).expanduser() / "config.json")
 
 
@@ -152,7 +155,7 @@ def _same_tokenizer(one: Preset, other: Preset) -> bool | None:
     return None if None in (ours, theirs) else ours == theirs
 
 
-def _vocabulary(folder: Path) -> Any:
+def _vocabulary(folder: Path) -> JsonObject | list | None:
     """Token -> id (or a list of tokens), of tokenizer.json or, for tokenizers without one, of vocab.json."""
     if (whole := read_json(folder / "tokenizer.json")) is not None:
         return (whole.get("model") or {}).get("vocab")

@@ -35,9 +35,7 @@ def described(preset: Preset) -> Settled:
     found = settled.descriptor
     if found.attention != "block_causal" or found.block_length or preset.block_length is None:
         return settled
-    return Settled(
-        replace(found, block_length=preset.block_length), {**settled.sources, "block_length": "preset"}
-    )
+    return Settled(replace(found, block_length=preset.block_length), {**settled.sources, "block_length": "preset"})
 
 
 def asked_for(preset: Preset) -> dict[str, str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
-from dlmbench.files import read_json
+from dlmbench.files import JsonObject, read_json
 from dlmbench.registry import BACKBONES
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -78,19 +78,21 @@ class Preset:
         return str(shipped) if shipped.is_dir() else self.tokenizer
 
 
-_NANO: dict[str, Any] = dict(tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
-_ORACLE: dict[str, Any] = dict(source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
+_NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
+_ORACLE = partial(Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
+_COUNTS: dict[str, dict[str, object]] = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
-_SDAR: dict[str, Any] = dict(family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
-_LLADA: dict[str, Any] = dict(family="llada", shape="llada-8b", block_length=32)
+_SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
+_LLADA = partial(Preset, family="llada", shape="llada-8b", block_length=32)
 _LAST: dict[str, str] = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
-_DREAM_ORDER: dict[str, Any] = {"order": "entropy", "schedule": "dream"}
-_DREAM: dict[str, Any] = dict(
+_DREAM_ORDER: dict[str, object] = {"order": "entropy", "schedule": "dream"}
+_DREAM = partial(
+    Preset,
     family="dream",
     shape="dream-7b",
     block_length=32,
     whole_answer=True,
-    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sampling": {"filtered": True}},
+    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sched": _DREAM_ORDER, "sampling": {"filtered": True}},
 )
 
 _LING_CHAT = (  # of Ling's descendants; LLaDA2's turns stand behind the sentence that turns thinking off
@@ -101,7 +103,8 @@ _LLADA2_CHAT = (
     "<role>SYSTEM</role>{%- for m in messages if m.role == 'system' %}{{ m.content }}\n{% endfor %}"
     "detailed thinking off<|role_end|>" + _LING_CHAT
 )
-_LLADA2: dict[str, Any] = dict(
+_LLADA2 = partial(
+    Preset,
     family="llada2",
     block_length=32,
     gen_length=dict.fromkeys(_LONG, 2048),
@@ -109,145 +112,130 @@ _LLADA2: dict[str, Any] = dict(
     chat=_LLADA2_CHAT,
     settings={"threshold": {"tau": 0.95}, "edit": {"threshold": 0.7, "edit_threshold": 0.5}},  # 2.1's quality mode
 )
-_LLADAMOE: dict[str, Any] = dict(
-    family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024)
+_LLADAMOE = partial(
+    Preset, family="lladamoe", shape="llada-moe-7b", block_length=64, gen_length=dict.fromkeys(_LONG, 1024)
 )
-_DREAM_CODER: dict[str, Any] = {**_DREAM, "chat_template": True, "gen_length": {"humaneval": 768, "mbpp": 1024}}
-_DREAM_INSTRUCT: dict[str, Any] = dict(
-    chat_template=True, gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024}
-)
-_A2D: dict[str, Any] = dict(gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
+_DREAM_CODER = partial(_DREAM, chat_template=True, gen_length={"humaneval": 768, "mbpp": 1024})
+_A2D = partial(Preset, gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
 _MDLM = Descriptor(attention="full")
 _BD3LM = Descriptor(attention="block_causal", block_length=32, grid="prompt")
-_ONE_BLOCK: dict[str, Any] = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
-_BLOCKS: dict[str, Any] = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
-_QWEN3_MASK: dict[str, Any] = dict(mask_id=151_669)  # Qwen2.5's tokenizer ends elsewhere and names its own
+_Settings = dict[str, dict[str, object]]
+_ONE_BLOCK: _Settings = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
+_BLOCKS: _Settings = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
+_QWEN3_MASK = 151_669  # Qwen2.5's tokenizer ends elsewhere and names its own
 
-_CAUSAL: dict[str, Any] = dict(family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
+_CAUSAL = partial(Preset, family="qwen2", block_length=1, gen_length=_LONG, chat_template=True)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset(
+        _NANO(
             "nano",
             "nano/nano",
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={"mrp": {"tau": 0.7}},  # the least that lost nothing to static on 120 dev items
-            **_NANO,
+            settings={**_COUNTS, "mrp": {"tau": 0.7}},  # the least tau that lost nothing to static on 120 dev items
         ),
-        Preset(
+        _ORACLE(
             name="oracle",
             description="ideal model without weights, for tasks that list their answers",
             whole_answer=True,
-            **_ORACLE,
         ),
-        Preset(
+        _ORACLE(
             name="oracle-block",
             description="the same with block-causal attention",
             descriptor=Descriptor(attention="block_causal", shift=0),
-            **_ORACLE,
         ),
-        Preset("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano", **_NANO),
-        Preset("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano", **_NANO),
-        Preset(
+        _NANO("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano"),
+        _NANO("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano"),
+        _NANO(
             "nano-llada",
             "nano/nano-llada",
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
-            **_NANO,
+            settings=_COUNTS,
         ),
-        Preset("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano", **_NANO),
-        Preset(
-            "nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too", **_NANO
-        ),
-        Preset("nano-adjust", "nano/nano-adjust", "adjust", "shipped ADJUST sampler, a --head of nano-llada", **_NANO),
-        Preset(
-            "nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada", **_NANO
-        ),
-        Preset(
+        _NANO("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano"),
+        _NANO("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too"),
+        _NANO("nano-adjust", "nano/nano-adjust", "adjust", "shipped ADJUST sampler, a --head of nano-llada"),
+        _NANO("nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada"),
+        _NANO(
             "nano-rcd",
             "nano/nano-rcd",
             "sdar",
             "nano, trained on with residuals for --method rcd",
             companions={"reference": "nano-rcd-ref"},
-            **_NANO,
+            settings=_COUNTS,
         ),
-        Preset("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals", **_NANO),
-        Preset("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b", **_SDAR),
-        Preset(
+        _NANO("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals"),
+        _SDAR("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b"),
+        _SDAR(
             "sdar-4b",
             "JetLM/SDAR-4B-Chat",
             description="SDAR 4B chat, block 4",
             shape="sdar-4b",
             companions={"draft": "sdar-1.7b"},
-            **_SDAR,
         ),
-        Preset(
+        _SDAR(
             "sdar-8b",
             "JetLM/SDAR-8B-Chat",
             description="SDAR 8B chat, block 4",
             shape="sdar-8b",
             companions={"draft": "sdar-1.7b"},
-            **_SDAR,
         ),
         *(
-            Preset(
+            _SDAR(
                 f"sdar-{size}-mrp",
                 f"heavyball/sdar-{size}-mrp-3lyr",
                 description=f"SDAR {size.upper()}, block 16, with its MRP module",
                 shape=f"sdar-{size}",
                 companions={"head": f"sdar-{size}-mrp"},
                 settings={"mrp": {"tau": 0.8}},
-                **{**_SDAR, "block_length": 16},
+                block_length=16,
             )
             for size in ("1.7b", "4b", "8b")
         ),
-        Preset(
+        _SDAR(
             "sdar-30b-a3b",
             "JetLM/SDAR-30B-A3B-Chat",
             description="SDAR 30B chat, 3B active (mixture of experts), block 4",
             shape="sdar-30b-a3b",
-            **{**_SDAR, "family": "sdarmoe"},
+            family="sdarmoe",
         ),
         *(
-            Preset(
+            _LLADA2(
                 f"llada2.{minor}-{size}",
                 f"inclusionAI/LLaDA2.{minor}-{size}",
                 description=f"LLaDA2.{minor} {size}, {parameters} (mixture of experts), block 32{more}",
                 shape=f"llada2-{size}",
                 trained=trained,
-                **_LLADA2,
             )
             for minor, more, trained in (("0", "", ()), ("1", ", trained to edit its own tokens", ("edit",)))
             for size, parameters in (("mini", "16B, 1.4B active"), ("flash", "103B, 6.1B active"))
         ),
-        Preset(
+        _LLADAMOE(
             "llada-moe-base",
             "inclusionAI/LLaDA-MoE-7B-A1B-Base",
             description="LLaDA-MoE 7B base, 1.4B active, semi-autoregressive",
-            **_LLADAMOE,
         ),
-        Preset(
+        _LLADAMOE(
             "llada-moe-instruct",
             "inclusionAI/LLaDA-MoE-7B-A1B-Instruct",
             description="LLaDA-MoE 7B instruct, 1.4B active, semi-autoregressive",
             settings={"threshold": {"tau": 0.76}},  # of the authors' own engine, with an approximate cache
             chat_template=True,
             chat=_LING_CHAT,
-            **_LLADAMOE,
         ),
-        Preset(
+        _LLADA(
             "llada-8b-base",
             "GSAI-ML/LLaDA-8B-Base",
             description="LLaDA 8B base, the answer as one block",
             gen_length=dict.fromkeys(_LONG, 256),
             whole_answer=True,
-            **_LLADA,
         ),
-        Preset(
+        _LLADA(
             "llada-8b-instruct",
             "GSAI-ML/LLaDA-8B-Instruct",
             description="LLaDA 8B instruct, the answer as one block (--block-length 32: semi-autoregressive)",
@@ -255,9 +243,8 @@ PRESETS: dict[str, Preset] = {
             whole_answer=True,
             eos={**_LAST, "humaneval": "never"},
             chat_template=True,
-            **_LLADA,
         ),
-        Preset(
+        _LLADA(
             "llada-1.5",
             "GSAI-ML/LLaDA-1.5",
             description="LLaDA 1.5 (preference optimised), semi-autoregressive",
@@ -265,91 +252,85 @@ PRESETS: dict[str, Preset] = {
             blocks={"gsm8k": 16, "math500": 128, "humaneval": 32, "mbpp": 32},
             eos={**_LAST, "humaneval": "last"},
             chat_template=True,
-            **_LLADA,
         ),
-        Preset(
+        _DREAM(
             "dream-7b-base",
             "Dream-org/Dream-v0-Base-7B",
             description="Dream 7B base, entropy order over the whole answer",
             gen_length={"gsm8k": 256, "math500": 512, "humaneval": 512, "mbpp": 512},
-            **_DREAM,
         ),
-        Preset(
+        _DREAM(
             "dream-7b-instruct",
             "Dream-org/Dream-v0-Instruct-7B",
             description="Dream 7B instruct, entropy order over the whole answer",
             gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024},
             chat_template=True,
-            **_DREAM,
         ),
-        Preset(
+        _DREAM(
             "diffucoder",
             "apple/DiffuCoder-7B-Instruct",
             description="DiffuCoder 7B instruct: a Dream-layout model for code",
             gen_length={"humaneval": 256, "mbpp": 256},
             chat_template=True,
-            **_DREAM,
         ),
-        Preset(
+        _DREAM_CODER(
             "dream-coder",
             "Dream-org/Dream-Coder-v0-Instruct-7B",
             description="Dream-Coder 7B instruct: Dream's layout, for code",
-            **_DREAM_CODER,
         ),
-        Preset(
+        _LLADA(
             "dparallel-llada",
             "Zigeng/dParallel-LLaDA-8B-instruct",
             description="LLaDA 8B instruct, distilled to answer in parallel",
             gen_length=dict.fromkeys(_LONG, 256),
             chat_template=True,
-            **_LLADA,
         ),
-        Preset(
+        _DREAM(
             "dparallel-dream",
             "Zigeng/dParallel_Dream_7B_Instruct",
             description="Dream 7B instruct, distilled to answer in parallel",
             gen_length=dict.fromkeys(_LONG, 256),
             chat_template=True,
-            **{**_DREAM, "whole_answer": False},
+            whole_answer=False,
         ),
-        Preset(
+        _LLADA(
             "d3llm-llada",
             "d3LLM/d3LLM_LLaDA",
             description="LLaDA 8B instruct, distilled for several blocks at once",
             gen_length=dict.fromkeys(_LONG, 256),
             chat_template=True,
-            **_LLADA,
         ),
-        Preset(
+        _DREAM(
             "d3llm-dream",
             "d3LLM/d3LLM_Dream",
             description="Dream 7B instruct, distilled for several blocks at once",
-            **{**_DREAM, **_DREAM_INSTRUCT, "whole_answer": False},
+            chat_template=True,
+            gen_length={"gsm8k": 256, "math500": 512, "humaneval": 768, "mbpp": 1024},
+            whole_answer=False,
         ),
-        Preset(
+        _DREAM_CODER(
             "d3llm-dream-coder",
             "d3LLM/d3LLM_Dream_Coder",
             description="Dream-Coder 7B instruct, distilled for several blocks at once",
-            **{**_DREAM_CODER, "whole_answer": False},
+            whole_answer=False,
         ),
         *(
-            Preset(
+            _SDAR(
                 f"sdar-{size}-b{block}",
                 f"JetLM/SDAR-{size.upper()}-Chat-b{block}",
                 description=f"SDAR {size.upper()} chat, block {block}",
                 shape=f"sdar-{size}",
-                **{**_SDAR, "block_length": block},
+                block_length=block,
             )
             for size in ("1.7b", "4b", "8b")
             for block in (8, 16, 32, 64)
         ),
         *(
-            Preset(
+            _SDAR(
                 f"trado-{size}",
                 f"Gen-Verse/TraDo-{size.upper()}-Instruct",
                 description=f"TraDo {size.upper()} instruct: SDAR trained by reinforcement, block 4",
                 shape=f"sdar-{size}",
-                **_SDAR,
             )
             for size in ("4b", "8b")
         ),
@@ -378,29 +359,27 @@ PRESETS: dict[str, Preset] = {
             )
             for base in (False, True)
         ),
-        Preset(
+        _A2D(
             "qwen3-0.6b-mdlm",
             "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",
             "a2d-qwen3",
             "Qwen3 0.6B made a full-attention diffusion model, the answer as one block",
-            descriptor=replace(_MDLM, **_QWEN3_MASK),
+            descriptor=replace(_MDLM, mask_id=_QWEN3_MASK),
             shape="qwen3-0.6b",
             whole_answer=True,
             settings=_ONE_BLOCK,
-            **_A2D,
         ),
-        Preset(
+        _A2D(
             "qwen3-0.6b-bd3lm",
             "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1",
             "a2d-qwen3",
             "Qwen3 0.6B made a block-diffusion model, block 32 from the prompt's end",
-            descriptor=replace(_BD3LM, **_QWEN3_MASK),
+            descriptor=replace(_BD3LM, mask_id=_QWEN3_MASK),
             shape="qwen3-0.6b",
             block_length=32,
             settings=_BLOCKS,
-            **_A2D,
         ),
-        Preset(
+        _A2D(
             "qwen2.5-coder-0.5b-mdlm",
             "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1",
             "a2d-qwen2",
@@ -409,9 +388,8 @@ PRESETS: dict[str, Preset] = {
             shape="qwen2.5-0.5b",
             whole_answer=True,
             settings=_ONE_BLOCK,
-            **_A2D,
         ),
-        Preset(
+        _A2D(
             "qwen2.5-coder-0.5b-bd3lm",
             "dllm-hub/Qwen2.5-Coder-0.5B-Instruct-diffusion-bd3lm-v0.1",
             "a2d-qwen2",
@@ -420,7 +398,6 @@ PRESETS: dict[str, Preset] = {
             shape="qwen2.5-0.5b",
             block_length=32,
             settings=_BLOCKS,
-            **_A2D,
         ),
         *(
             Preset(
@@ -448,19 +425,18 @@ PRESETS: dict[str, Preset] = {
             "efficient-dlm",
             "Efficient-DLM 4B in Qwen3's layout; shift, mask and block length are asked for",
         ),
-        Preset(
+        _CAUSAL(
             "qwen3-8b",
             "Qwen/Qwen3-8B",
             description="autoregressive Qwen3 8B",
             shape="qwen3-8b",
-            **{**_CAUSAL, "family": "qwen3"},
+            family="qwen3",
         ),
-        Preset(
+        _CAUSAL(
             "qwen2.5-1.5b-instruct",
             "Qwen/Qwen2.5-1.5B-Instruct",
             description="autoregressive guide",
             shape="qwen2.5-1.5b",
-            **_CAUSAL,
         ),
     )
 }
@@ -565,10 +541,10 @@ def _block_length(preset: Preset) -> int | None:
     return next((length for length in lengths if length), None)
 
 
-def config_of(preset: Preset) -> dict[str, Any]:
+def config_of(preset: Preset) -> JsonObject:
     """config.json of a checkpoint that is a folder here, empty where it is none. RequestError for a broken one."""
     return _raw_config(Path(preset.location).expanduser())
 
 
-def _raw_config(folder: Path) -> dict[str, Any]:
+def _raw_config(folder: Path) -> JsonObject:
     return read_json(folder / "config.json") or {}

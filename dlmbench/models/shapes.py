@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -12,76 +12,135 @@ from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.errors import RequestError
 
-_LLADA: dict[str, Any] = dict(qk_norm=False, attention="full")
-_QWEN: dict[str, Any] = dict(num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
-_CAUSAL: dict[str, Any] = dict(attention="causal", shift=1)
+_LLADA = partial(BackboneConfig, qk_norm=False, attention="full")
+_QWEN = partial(BackboneConfig, num_kv_heads=8, head_dim=128, vocab_size=151_936, rope_theta=1e6, mask_id=151_669)
+_CAUSAL = partial(BackboneConfig, attention="causal", shift=1)
 
-_LING: dict[str, Any] = dict(vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
-_LLADA2: dict[str, Any] = dict(
-    block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384, **_LING
-)
-_SIGMOID: dict[str, Any] = dict(dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
+_LING = partial(BackboneConfig, vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
+_LLADA2 = partial(_LING, block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384)
+_SIGMOID = partial(Experts, dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
 CPU_EXPERTS = 32  # of a layer, at most, on a CPU: all of them are for the memory of a GPU
 
 SHAPES: dict[str, BackboneConfig] = {
     "nano": BackboneConfig("sdar", 1024, 128, 12, 4, 4, 32, 384, tie_embeddings=True, mask_id=2, max_positions=2048),
-    "sdar-1.7b": BackboneConfig("sdar", hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144, **_QWEN),
-    "sdar-4b": BackboneConfig("sdar", hidden_size=2560, num_layers=36, num_heads=32, intermediate_size=9728, **_QWEN),
-    "sdar-8b": BackboneConfig("sdar", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288, **_QWEN),
+    "sdar-1.7b": _QWEN("sdar", hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144),
+    "sdar-4b": _QWEN("sdar", hidden_size=2560, num_layers=36, num_heads=32, intermediate_size=9728),
+    "sdar-8b": _QWEN("sdar", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288),
     "dream-7b": BackboneConfig(
-        "dream", 152_064, 3584, 28, 28, 4, 128, 18944, 1e6, qkv_bias=True, qk_norm=False, attention="full", shift=1,
-        mask_id=151_666, max_positions=4096,
+        "dream",
+        152_064,
+        3584,
+        28,
+        28,
+        4,
+        128,
+        18944,
+        1e6,
+        qkv_bias=True,
+        qk_norm=False,
+        attention="full",
+        shift=1,
+        mask_id=151_666,
+        max_positions=4096,
     ),
-    "llada-20m": BackboneConfig("llada", 4096, 384, 10, 6, 6, 64, 1024, mask_id=2, max_positions=4096, **_LLADA),
-    "llada-8b": BackboneConfig(
-        "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096, **_LLADA
+    "llada-20m": _LLADA("llada", 4096, 384, 10, 6, 6, 64, 1024, mask_id=2, max_positions=4096),
+    "llada-8b": _LLADA(
+        "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096
     ),
-    "illada-8b": BackboneConfig(
-        "illada", 155_136, 4096, 32, 32, 8, 128, 14336, tie_embeddings=True, mask_id=5, max_positions=8192, **_LLADA
+    "illada-8b": _LLADA(
+        "illada", 155_136, 4096, 32, 32, 8, 128, 14336, tie_embeddings=True, mask_id=5, max_positions=8192
     ),
-    "dreamreasoner-8b": BackboneConfig(
-        "dreamreasoner", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288, **_QWEN
-    ),
-    "qwen3-0.6b": BackboneConfig(
-        "a2d-qwen3", hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072, tie_embeddings=True, **_QWEN
+    "dreamreasoner-8b": _QWEN("dreamreasoner", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288),
+    "qwen3-0.6b": _QWEN(
+        "a2d-qwen3", hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072, tie_embeddings=True
     ),
     "qwen2.5-0.5b": BackboneConfig(
-        "a2d-qwen2", 151_936, 896, 24, 14, 2, 64, 4864, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True,
+        "a2d-qwen2",
+        151_936,
+        896,
+        24,
+        14,
+        2,
+        64,
+        4864,
+        1e6,
+        qk_norm=False,
+        qkv_bias=True,
+        tie_embeddings=True,
         mask_id=151_665,
     ),
     "fastdllm2-1.5b": BackboneConfig(
-        "fastdllm2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True,
-        shift=1, mask_id=151_665,
+        "fastdllm2",
+        151_936,
+        1536,
+        28,
+        12,
+        2,
+        128,
+        8960,
+        1e6,
+        qk_norm=False,
+        qkv_bias=True,
+        tie_embeddings=True,
+        shift=1,
+        mask_id=151_665,
     ),
     "fastdllm2-7b": BackboneConfig(
         "fastdllm2", 152_064, 3584, 28, 28, 4, 128, 18944, 1e6, qk_norm=False, qkv_bias=True, shift=1, mask_id=151_665
     ),
-    "qwen3-8b": BackboneConfig(
-        "qwen3", hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288,
-        **{**_QWEN, "mask_id": None}, **_CAUSAL,
+    "qwen3-8b": _QWEN(
+        "qwen3",
+        hidden_size=4096,
+        num_layers=36,
+        num_heads=32,
+        intermediate_size=12288,
+        mask_id=None,
+        attention="causal",
+        shift=1,
     ),
-    "qwen2.5-1.5b": BackboneConfig(
-        "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True, **_CAUSAL
+    "qwen2.5-1.5b": _CAUSAL(
+        "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, 1e6, qk_norm=False, qkv_bias=True, tie_embeddings=True
     ),
-    "llada2-mini": BackboneConfig(
-        "llada2", hidden_size=2048, num_layers=20, num_heads=16, intermediate_size=5120,
-        experts=Experts(256, 8, 512, shared_width=512, **_SIGMOID), **_LLADA2,
+    "llada2-mini": _LLADA2(
+        "llada2",
+        hidden_size=2048,
+        num_layers=20,
+        num_heads=16,
+        intermediate_size=5120,
+        experts=_SIGMOID(256, 8, 512, shared_width=512),
     ),
-    "llada2-flash": BackboneConfig(
-        "llada2", hidden_size=4096, num_layers=32, num_heads=32, intermediate_size=9216,
-        experts=Experts(256, 8, 1024, shared_width=1024, **_SIGMOID), **_LLADA2,
+    "llada2-flash": _LLADA2(
+        "llada2",
+        hidden_size=4096,
+        num_layers=32,
+        num_heads=32,
+        intermediate_size=9216,
+        experts=_SIGMOID(256, 8, 1024, shared_width=1024),
     ),
-    "llada-moe-7b": BackboneConfig(
-        "lladamoe", hidden_size=2048, num_layers=16, num_heads=16, num_kv_heads=16, intermediate_size=1024,
-        rope_theta=50_000.0, rms_norm_eps=1e-5, attention="full", max_positions=8192,
-        experts=Experts(64, 8, 1024, renormalised=False), **_LING,
+    "llada-moe-7b": _LING(
+        "lladamoe",
+        hidden_size=2048,
+        num_layers=16,
+        num_heads=16,
+        num_kv_heads=16,
+        intermediate_size=1024,
+        rope_theta=50_000.0,
+        rms_norm_eps=1e-5,
+        attention="full",
+        max_positions=8192,
+        experts=Experts(64, 8, 1024, renormalised=False),
     ),
-    "sdar-30b-a3b": BackboneConfig(
-        "sdarmoe", hidden_size=2048, num_layers=48, num_heads=32, intermediate_size=6144, experts=Experts(128, 8, 768),
-        **{**_QWEN, "num_kv_heads": 4},
+    "sdar-30b-a3b": _QWEN(
+        "sdarmoe",
+        hidden_size=2048,
+        num_layers=48,
+        num_heads=32,
+        intermediate_size=6144,
+        experts=Experts(128, 8, 768),
+        num_kv_heads=4,
     ),
     "sdar-tiny": BackboneConfig("sdar", 512, 64, 2, 4, 2, 16, 128, mask_id=2, max_positions=2048),
-    "llada-tiny": BackboneConfig("llada", 512, 64, 2, 4, 4, 16, 128, mask_id=2, max_positions=2048, **_LLADA),
+    "llada-tiny": _LLADA("llada", 512, 64, 2, 4, 4, 16, 128, mask_id=2, max_positions=2048),
 }
 
 

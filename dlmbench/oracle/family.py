@@ -6,13 +6,11 @@ oracle answers. Imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.descriptor import Descriptor
 from dlmbench.backbone.families import Family, Layout
 from dlmbench.errors import RequestError
+from dlmbench.files import JsonObject
 
 RULE = 1
 
@@ -27,7 +25,7 @@ def oracle_config(
     )  # fmt: skip
 
 
-def _read(raw: Mapping[str, Any]) -> BackboneConfig:
+def _read(raw: JsonObject) -> BackboneConfig:
     if raw.get("rule") != RULE:
         raise RequestError(f"it asks for rule {raw.get('rule')!r} of the oracle, which has rule {RULE} only")
     return oracle_config(raw["vocab_size"], raw.get("mask_token_id"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
@@ -23,6 +23,9 @@ from dlmbench.stats import wilson
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.lm import evaluate
 from dlmbench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MODELS = {
     "ideal": OracleOptions(),
@@ -65,7 +68,7 @@ def limit(
     config: Any,
     task: Task,
     items: Sequence[Item],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     model: str = "ideal",
     options: OracleOptions | None = None,

@@ -10,7 +10,7 @@ Axes: R rows, A answers, L positions of the answer, W positions of the view, V v
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from dlmbench.errors import RequestError
 from dlmbench.forwards import ForwardKey
 from dlmbench.oracle.conditionals import conditionals, hashes, zipf
 from dlmbench.oracle.options import OracleOptions
+
+if TYPE_CHECKING:
+    from dlmbench.engine.request import Request
 
 LEAST = 1e-30  # below every share that is not 0
 NEVER = -1e9  # logit of what has probability 0: finite, so that differences of two of them are numbers
@@ -82,7 +85,7 @@ class Oracle(Network):
         """Give up the answers."""
         self.answers, self.weights, self.errors = self.answers[:, :0], self.weights[:, :1], self.errors[:, :0]
 
-    def admit(self, row: int, request: Any) -> None:
+    def admit(self, row: int, request: Request) -> None:
         """The answers of what is decoded in `row` from now on.
 
         Raises RequestError for a request without answers, and for one whose answers are longer than its budget.
@@ -98,7 +101,7 @@ class Oracle(Network):
         if self.options.noise:
             self.errors[row] = self.options.noise * _normal(ours.name, *self.errors.shape[1:]).to(self.device)
 
-    def _prepare(self, request: Any) -> _Prepared:
+    def _prepare(self, request: Request) -> _Prepared:
         """A request's answers as they are kept. Items that are drawn again and again bring the same ones."""
         if self._prepared is None or self._prepared.given is not request.answers:
             self._prepared = self._read(request)
@@ -112,7 +115,7 @@ class Oracle(Network):
             raise RequestError(f"Item {request.key!r} has answers shorter than its budget and the oracle no EOS.")
         return ours
 
-    def _read(self, request: Any) -> _Prepared:
+    def _read(self, request: Request) -> _Prepared:
         given: Tensor | None = request.answers
         if given is None or not len(given):
             raise RequestError(
@@ -186,7 +189,7 @@ class Oracle(Network):
         logits = self.denoise(view).logits
         return logits, logits.clone()
 
-    def packed(self, view, *_: Any, **__: Any) -> Forward:
+    def packed(self, view, *_: object, **__: object) -> Forward:
         raise self._refusal("packs several copies of a block into a forward")
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
+T = TypeVar("T")
 WEIGHTS = ("equal", "zipf")
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+def _option(default: T, help: str, choices: tuple[str, ...] = ()) -> T:
     return field(default=default, metadata={"help": help, "choices": choices})
 
 

@@ -15,9 +15,10 @@ from typing import TypeAlias
 
 from dlmbench.analysis import needs, text
 from dlmbench.analysis.projection import projected_cost
-from dlmbench.analysis.row import REFERENCE, RIVAL, Against, Row, compact
+from dlmbench.analysis.row import ORDER, REFERENCE, RIVAL, Against, Row, compact
 from dlmbench.runs.aggregate import HELPER_ROLES
 from dlmbench.runs.record import Rate
+from dlmbench.stats import MARGIN
 
 Value: TypeAlias = str | float | int | bool | None
 Record: TypeAlias = dict[str, Value]
@@ -61,6 +62,8 @@ class Column:
         where: the tables that it stands in.
         shown: asked of the values of a table's rows: does the column say anything there?
         width: letters of a line from which on the terminal has room for it.
+        formula: how it is computed and which kinds of forwards it counts, for docs/definitions.md.
+        circumstances: what is said behind the title about the rows of a table, where there is room.
         timed: comes from a clock, so it may differ when a run is made again.
         sampled: needs the samples.
     """
@@ -75,6 +78,8 @@ class Column:
     shown: Callable[[Sequence[Value]], bool] = known
     width: int = 0
     in_csv: bool = True
+    formula: str = ""
+    circumstances: Callable[[Sequence[Row]], str] | None = None
     timed: bool = False
     sampled: bool = False
 
@@ -83,6 +88,10 @@ class Column:
         form = (self.brief if brief else None) or self.form
         value = self.value(row)
         return form(row) if form else text.DASH if value is None else str(value)
+
+    def heading(self, rows: Sequence[Row]) -> str:
+        """The title above these rows, with what has to be said about them."""
+        return self.title + (self.circumstances(rows) if self.circumstances else "")
 
 
 def table_columns(where: str, rows: Sequence[Row], width: int | None = None) -> list[Column]:
@@ -139,6 +148,33 @@ def helpers(row: Row) -> str:
     return ", ".join(f"{role} {passes[role]:.1f}" for role in HELPER_ROLES if passes.get(role)) or text.DASH
 
 
+def _forwards(row: Row) -> str:
+    """``38.1 + 4.3``: forwards that decide something, forwards that only store."""
+    if row.metrics.nfe is None:
+        return text.DASH
+    return f"{text.number(row.denoising)} + {text.number(row.metrics.store_forwards or 0.0)}"
+
+
+def _forwards_briefly(row: Row) -> str:
+    """``38.1`` where nothing was stored by a forward of its own."""
+    return _forwards(row) if row.metrics.store_forwards else text.number(row.metrics.nfe)
+
+
+def _relative(name: str, measure: Callable[[Row], float | None], title: str, help: str, formula: str) -> Column:
+    """A measure of an item's work, shown as a share of the reference's."""
+
+    def form(row: Row) -> str:
+        return text.number(row.group.relative(row, measure), 2)
+
+    return Column(name, measure, title, help, form, where=(MARKDOWN, HTML), sampled=True, formula=formula)
+
+
+def _priced_on(rows: Sequence[Row]) -> str:
+    """``(AMD EPYC, batch 16)``: where a price was measured."""
+    machines = dict.fromkeys(f"{row.device}, batch {row.batch_size}" for row in rows)
+    return f" ({next(iter(machines))})" if len(machines) == 1 else ""
+
+
 def _passes(role: str) -> Callable[[Row], Value]:
     return lambda row: row.metrics.helpers.get(role, 0.0)
 
@@ -161,7 +197,7 @@ def _speed(name: str, which: str, title: str, help: str, **more) -> list[Column]
 
     def brief(row: Row) -> str:
         found = rate(row)
-        return text.number(found.median if found else None, 0)
+        return text.number(None if found is None or text.unsteady(found) else found.median, 0)
 
     ends = [Column(f"{name}_{end}", part(end), timed=True) for end in ("low", "high")]
     return [Column(name, part("median"), title, help, form, brief, timed=True, **more), *ends]
@@ -176,7 +212,18 @@ def _speed_items(row: Row) -> str:
     return f"{speed.items} ({speed.same_ids})" if speed else text.DASH
 
 
-def _against(baseline: str, title: str = "", help: str = "", where: Collection[str] = ()) -> list[Column]:
+def _number_or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _against(
+    baseline: str,
+    title: str = "",
+    help: str = "",
+    where: Collection[str] = (),
+    shown: Callable[[Sequence[Value]], bool] = known,
+    formula: str = "",
+) -> list[Column]:
     """The paired difference to a baseline."""
 
     def part(of: Callable[[Against], Value]) -> Callable[[Row], Value]:
@@ -185,20 +232,21 @@ def _against(baseline: str, title: str = "", help: str = "", where: Collection[s
     def form(row: Row) -> str:
         if baseline not in row.against:
             return text.DASH
-        found = row.against[baseline].difference
-        return text.signed(found.mean, found.low, found.high)
+        found = row.against[baseline]
+        return text.signed(found.difference, found.low, found.high)
 
     name = f"vs_{baseline}"
     parts: dict[str, Callable[[Against], Value]] = {
-        "_low": lambda one: one.difference.low,
-        "_high": lambda one: one.difference.high,
-        "_floor": lambda one: one.floor,
-        "_p": lambda one: one.difference.p_value,
+        "_low": lambda one: one.low,
+        "_high": lambda one: one.high,
+        "_p": lambda one: _number_or_none(one.p_value),
+        "_p_holm": lambda one: _number_or_none(one.p_holm),
+        "_p_equal": lambda one: _number_or_none(one.p_equal),
+        "_verdict": lambda one: one.verdict,
         "_row": lambda one: one.baseline.label,
     }
-    mean = Column(
-        name, part(lambda one: one.difference.mean), title, help, form, where=where, sampled=True, shown=always
-    )
+    difference = part(lambda one: one.difference)
+    mean = Column(name, difference, title, help, form, where=where, sampled=True, shown=shown, formula=formula)
     return [mean, *(Column(name + end, part(of), sampled=True) for end, of in parts.items())]
 
 
@@ -215,23 +263,33 @@ COLUMNS: tuple[Column, ...] = (
     _plain("batch_size", "batch_size", title="batch", where=PAGE, shown=several, width=92,
            help="rows decoded together"),
     _plain("items", "metrics.items"),
-    Column("accuracy", attrgetter("accuracy"), "accuracy", "in percent, with its 95 % Wilson interval", _accuracy,
-           where=ALL),
+    Column("accuracy", attrgetter("accuracy"), "accuracy", "in percent, with its 95 % Wilson interval (the bootstrap's "
+           "for graded items)", _accuracy, where=ALL, formula="sum of scores / items; Wilson's score interval"),
     _plain("accuracy_low", "metrics.accuracy_low"),
     _plain("accuracy_high", "metrics.accuracy_high"),
     *_against(
         REFERENCE, "vs static",
-        "difference to static decoding of one token a step in points, paired on the same items, with its 95 % "
-        "bootstrap interval",
-        (MARKDOWN, HTML),
+        "difference to static decoding of one token a step, in points, paired on the same items, with Tango's 95 % "
+        "score interval (the bootstrap's for graded items), each by itself",
+        (MARKDOWN, HTML), always, "(items that only the row solves - items that only static solves) / items",
+    ),
+    *_against(
+        ORDER, "vs best order",
+        "the same to the most accurate row of one token a step, whichever order it reveals tokens in", (MARKDOWN, HTML),
+        formula="the baseline is the more accurate of static and sequential, each at its most forwards",
     ),
     *_against(RIVAL),
-    Column("verdict", needs.standing, "verdict", "what the interval of that difference says", where=(HTML,),
-           shown=several, in_csv=False, sampled=True),
+    Column("verdict", needs.standing, "verdict", "of the difference to static: better or worse by McNemar's exact test "
+           "at 5 %, corrected by Holm over the rows of a table; equal by a two-sided test within "
+           f"{100 * MARGIN:g} points", where=(MARKDOWN, HTML), shown=several, in_csv=False, sampled=True,
+           formula="Holm's p at most 0.05; else both one-sided score tests against the margin at most 0.05; else too "
+           "close to tell"),
     _percent("changed", "changed", "changed", "items whose tokens are not those of static, in percent; 0 for a "
-             "lossless method", where=(MARKDOWN,), sampled=True),
+             "lossless method", where=(MARKDOWN,), sampled=True, formula="items with other ids / items"),
     _percent("front_share", "front_share", "front", "in how many of a hundred new draws of the items the row is on the "
-             "front of accuracy against cost", where=(MARKDOWN, HTML), sampled=True),
+             "front of accuracy against cost", where=(MARKDOWN, HTML), sampled=True,
+             formula="bootstrap over items, all rows of a group together; no other row is as good in both and better "
+             "in one"),
     _percent("strict", "metrics.strict", "strict", "right by the strict reading of an answer, in percent",
              where=(MARKDOWN,)),
     _percent("flexible", "metrics.flexible", "flexible", "right by the flexible reading, in percent",
@@ -241,32 +299,52 @@ COLUMNS: tuple[Column, ...] = (
     _percent("cut_off", "metrics.cut_off", "cut off", "answers that ended for want of room, in percent",
              where=(MARKDOWN, HTML), shown=some),
     Column("verdicts", lambda row: compact(row.metrics.verdicts) if row.metrics.verdicts else None),
-    _number("nfe", "metrics.nfe", "NFE", "forwards of the target after prefill, an item", where=ALL),
-    _number("store_forwards", "metrics.store_forwards", "stores", "of these, forwards that only write keys and values",
-            where=(MARKDOWN,)),
+    Column("nfe", attrgetter("metrics.nfe"), "NFE", "forwards of the target after prefill, an item: those that decide "
+           "something + those that only write keys and values", _forwards, _forwards_briefly, where=ALL,
+           formula="calls of the target of every kind but prefill; behind the +, those of kind store"),
+    _plain("store_forwards", "metrics.store_forwards"),
+    Column("reveals", lambda row: row.group.reveals(row), "reveals a forward", "tokens a forward that decides "
+           "something, as a multiple of static's (1.00); a ratio of sums over all items, in which places filled behind "
+           "the end of an answer count for both", lambda row: text.number(row.group.reveals(row), 2),
+           where=(MARKDOWN, HTML), formula="(tokens / calls of the target but prefill and store), over the same of "
+           "static"),
     _plain("prefills", "metrics.prefills"),
     Column("helpers", helpers, "helpers", "passes of other networks, an item", helpers, where=PAGE, shown=some,
-           width=68, in_csv=False),
+           width=68, in_csv=False, formula="calls of a role that is not the target, of every kind but prefill"),
     *(Column(role, _passes(role)) for role in HELPER_ROLES),
-    _number("cost", "cost", "cost", "all forwards and passes, prefill too, at their measured price; 1 is one denoise "
-            "forward of the target at this batch", where=ALL, shown=always, timed=True),
+    _number("cost", "cost", "cost", "forwards and passes of decoding, an item, at the price that was measured on the "
+            "named machine at the named batch; 1 is one denoise forward of the target there", where=ALL, shown=always,
+            timed=True, sampled=True, circumstances=_priced_on,
+            formula="sum over forwards of every role and kind but prefill of their price"),
+    _number("prefill", "prefill", "prefill", "what an item's prompt costs, in the same unit", where=(MARKDOWN,),
+            timed=True, sampled=True, formula="sum over forwards of kind prefill, of every role, of their price"),
+    _relative("bytes", attrgetter("bytes_read"), "bytes", "weights, keys and values that decoding an item reads with "
+              "the device for itself, as a share of static's: what counts at batch 1",
+              "sum over forwards but prefill of the weights of their role and of each key they see, once a forward"),
+    _relative("decode_flops", attrgetter("flops"), "FLOPs", "multiplications and additions of decoding an item, as a "
+              "share of static's: what counts at large batch",
+              "sum over forwards but prefill of 2 a weight and token, 4 a pair of a query and a key and a width"),
+    Column("pays", lambda row: row.group.pays(row), "pays?", "pays where both bytes and FLOPs are below static's, does "
+           "not pay where neither is, else depends on the batch", where=(MARKDOWN, HTML), sampled=True,
+           formula="bytes and FLOPs, both as shares of static's, against 1"),
     Column("projected_cost", lambda row: projected_cost(row.method, row.metrics.nfe, row.metrics.helpers)),
     _plain("unit_seconds", "unit_seconds", timed=True),
-    Column("flops", attrgetter("metrics.flops"), "MFLOPs", "multiplications and additions, an item, in millions",
-           lambda row: text.number(None if row.metrics.flops is None else 1e-6 * row.metrics.flops, 0),
-           where=(MARKDOWN,)),
-    _number("query_tokens", "metrics.query_tokens", "query tokens", "tokens through the layers, an item", 0,
-            where=(MARKDOWN,)),
+    _plain("flops", "metrics.flops"),
+    _plain("query_tokens", "metrics.query_tokens"),
     _number("tokens", "metrics.tokens", "tokens", "generated, an item, the first EOS or stop string included",
             where=(MARKDOWN,)),
-    _number("tpf", "metrics.tpf", "TPF", "tokens a forward: those of all items over their NFE", 2, where=ALL, width=68),
+    _number("tpf", "metrics.tpf", "TPF", "tokens a forward: the tokens of all items, up to and including the end of "
+            "each answer, over the NFE of all items, which fills whole blocks and so reaches behind that end", 2,
+            where=ALL, width=68, formula="sum of tokens / sum of NFE"),
     _percent("acceptance", "metrics.acceptance", "drafts kept", "accepted share of the draft tokens, in percent",
-             where=(HTML,)),
-    *_speed("tps_decode", "decode", "tok/s decode", "tokens a second of decoding alone, at natural stop: the median of "
-            "repeated passes over a subset; ~ where other work on the machine made the number of threads change, and "
-            "again in a second try", where=ALL, width=68),
+             where=(HTML,), formula="sum of accepted lengths / tokens proposed"),
+    *_speed("tps_decode", "decode", "tok/s", "tokens a second of decoding alone, at natural stop: median "
+            "(slowest - fastest) of repeated passes over the first items; a dash where the fastest is more than "
+            f"{text.UNSTEADY:g} times the slowest; ~ where other work on the machine made the number of threads "
+            "change, and again in a second try", where=ALL, width=68,
+            formula="tokens of a pass / its synchronised seconds without prefill"),
     *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92),
-    Column("speed_items", _of_speed("items"), "speed items (same ids)", "items of such a pass, and how many of them "
+    Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),
     Column("speed_repeats", _of_speed("repeats")),
     Column("speed_same_ids", _of_speed("same_ids")),

@@ -136,7 +136,7 @@ def _stores(rows: Sequence[Row]) -> str:
         "fused": "The keys and values of a finished block are written by the forward that begins the next one.",
         "separate": "The keys and values of a finished block are written by a forward of their own, which counts.",
     }
-    return " ".join(words[store] for store in dict.fromkeys(row.manifest.spec.store for row in rows))
+    return " ".join(words[store] for store in dict.fromkeys(row.manifest.spec.store for row in rows) if store)
 
 
 def _speed(rows: Sequence[Row]) -> str:

@@ -37,7 +37,7 @@ def markdown(results: Results, title: str, notes: Sequence[str] = ()) -> str:
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    return pipe({column.title: [column.text(row) for row in rows] for column in columns})
+    return pipe({column.heading(rows): [column.text(row) for row in rows] for column in columns})
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:

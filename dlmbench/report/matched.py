@@ -17,7 +17,6 @@ LEGEND = {
     "cost at accuracy": f"what it must pay for the reference's accuracy less {100 * DROP:g} point, as a share of the "
     "reference's cost. 95 % intervals by drawing the items again, the choice of the front included; a dash where the "
     "method does not get there, no interval where it gets there in too few draws to tell",
-    "AUP": fronts.AUP,
     "hyper-volume": fronts.HYPERVOLUME,
 }
 
@@ -27,7 +26,6 @@ def columns(found: Sequence[Matched]) -> dict[str, list[str]]:
     return {
         "method": [one.method for one in found],
         "settings": [str(one.settings) for one in found],
-        "AUP": [number(one.aup) for one in found],
         "hyper-volume": [number(one.hypervolume, 3) for one in found],
         f"at {BUDGET:g} of the cost": [_share(one.accuracy) for one in found],
         "vs threshold": [_gap(one.against) for one in found],

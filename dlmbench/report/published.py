@@ -11,7 +11,7 @@ from dlmbench.analysis.text import interval, number, percent
 NOTE = (
     "Published figures are the authors' own, on their hardware, prompts and scorers; ours are beside them and on our "
     "hardware. inside: the published accuracy lies in our 95 % interval. NFE is without forwards that only store keys "
-    "and values. A difference is no verdict on either."
+    "and values, unless it says so. A difference is no verdict on either."
 )
 
 
@@ -26,7 +26,7 @@ def columns(found: Sequence[Pair]) -> tuple[dict[str, list[str]], list[str]]:
         "published": [percent(p.published.accuracy) for p in found],
         "ours": [_accuracy(p.ours) for p in found],
         "difference": [_gap_text(p) for p in found],
-        "NFE there": [number(p.forwards[0]) for p in found],
+        "NFE there": [_their_forwards(p) for p in found],
         "NFE here": [number(p.forwards[1]) for p in found],
         "speed there": [_speed_text(p.published.speed, p.published.unit) for p in found],
         "speed here": [_speed_text(p.speed, p.published.unit) for p in found],
@@ -35,6 +35,13 @@ def columns(found: Sequence[Pair]) -> tuple[dict[str, list[str]], list[str]]:
     shown = {name: values for name, values in texts.items() if set(values) != {"-"}}
     lines = [f"[{n}] {source}" for n, source in enumerate(sources, 1)]
     return shown, lines + [f"[{chr(97 + n % 26)}] our run differs: {text}" for n, text in enumerate(others)]
+
+
+def _their_forwards(pair: Pair) -> str:
+    """Without stores; a count of another definition says so."""
+    if pair.published.stores == "included":
+        return f"{number(pair.published.nfe)} with stores"
+    return number(pair.forwards[0])
 
 
 def _accuracy(row: Row) -> str:

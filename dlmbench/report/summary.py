@@ -6,15 +6,15 @@ cannot carry is not made: the sentence then says that they are too few.
 
 from __future__ import annotations
 
+from dlmbench import stats
 from dlmbench.analysis.load import Results
-from dlmbench.analysis.needs import ALLOWED, cheapest, most_accurate, sure, verdict, within
+from dlmbench.analysis.needs import cheapest, most_accurate, sure, verdict, within
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.analysis.text import interval, listed, signed, told
-from dlmbench.stats import LEVEL
+from dlmbench.stats import MARGIN
 
-BETTER, WORSE, CLOSE, EQUAL = "better", "worse", "too close to tell", "equal on every item"  # words of stats.verdict
-_LEVEL = f"{100 * LEVEL:g} %"
-_POINTS = f"{100 * ALLOWED:g} point"
+BETTER, WORSE, CLOSE, EQUAL = "better", "worse", "too close to tell", "equal"  # words of `Against.verdict`
+_POINTS = f"{100 * MARGIN:g} points"
 
 
 def titled(results: Results) -> list[tuple[str, Group]]:
@@ -53,7 +53,7 @@ def sentences(group: Group) -> list[str]:
 
 
 def _keep(group: Group, reference: Row) -> str:
-    best = within(group, reference, ALLOWED)
+    best = within(group, reference, MARGIN)
     if best is None:
         return (
             f"No cheaper setting stays within {_POINTS} of {reference.label} ({_accuracy(reference)}): here the "
@@ -67,7 +67,7 @@ def _keep(group: Group, reference: Row) -> str:
 
 
 def _cheapest(group: Group, reference: Row) -> str:
-    least, kept, count = cheapest(group, group.rows), within(group, reference, ALLOWED), len(group.rows)
+    least, kept, count = cheapest(group, group.rows), within(group, reference, MARGIN), len(group.rows)
     if least is reference:
         return f"No setting costs less than {least.label} itself."
     if least is kept:
@@ -83,25 +83,20 @@ def _certainty(group: Group, reference: Row) -> str:
     verdicts = [verdict(row) for row in others]
     counts = {word: verdicts.count(word) for word in (BETTER, WORSE, CLOSE, EQUAL) if word in verdicts}
     who = f"the {len(others)} other settings" if len(others) > 1 else "the other setting"
-    if counts.keys() == {EQUAL}:
-        noise = -min(row.against[REFERENCE].floor for row in others)
-        return (
-            f"{who.capitalize()} and {label} are right on exactly the same of the {items} items, which rules out "
-            f"losses of more than {100 * noise:.1f} points ({_LEVEL} intervals)."
-        )
-    if not counts.keys() - {CLOSE, EQUAL}:
+    parts = [f"{number} {'is' if number == 1 else 'are'} {word}" for word, number in counts.items()]
+    if counts.keys() == {CLOSE}:
         start = f"{items} items are too few to tell {'any of ' * (len(others) > 1)}{who} from {label}"
     else:
-        parts = [f"{number} {'is' if number == 1 else 'are'} {word}" for word, number in counts.items()]
         start = f"Of {who}, compared with {label} on {items} items, {listed(parts)}"
-    unsure = [row.against[REFERENCE].difference for row in others if verdict(row) == CLOSE]
-    if not unsure:
-        return f"{start} ({_LEVEL} paired intervals, each by itself)."
-    noise = sorted((one.high - one.low) / 2 for one in unsure)[len(unsure) // 2]
-    return (
-        f"{start} ({_LEVEL} paired intervals, each by itself): a difference below about {100 * noise:.1f} points "
-        "drowns in the choice of items."
-    )
+    least = group.least_difference
+    shown = f"a difference of {100 * least:.1f} points or more shows" if least else "no difference whatever shows"
+    return f"{start} ({_TEST}); on so many items {shown} in four of five cases."
+
+
+_TEST = (
+    f"exact McNemar tests, corrected by Holm, together at {100 * stats.ALPHA:g} %; equal: within "
+    f"{100 * MARGIN:g} points"
+)
 
 
 def _without_reference(group: Group) -> list[str]:
@@ -116,16 +111,14 @@ def _without_reference(group: Group) -> list[str]:
 
 def _paired(row: Row) -> str:
     """``+0.8 points on the same items [-1.6, +3.2], too close to tell``."""
-    if verdict(row) == EQUAL:
-        return EQUAL
-    gap = row.against[REFERENCE].difference
-    value, _, ends = signed(gap.mean, gap.low, gap.high).partition(" ")
+    gap = row.against[REFERENCE]
+    value, _, ends = signed(gap.difference, gap.low, gap.high).partition(" ")
     return f"{value} points on the same items {ends}, {verdict(row)}"
 
 
 def _promise(row: Row) -> str:
     """What the lower end of the interval adds to a claim of equal accuracy."""
-    if sure(row, ALLOWED):
+    if sure(row, MARGIN):
         return ""
     return f" ({row.metrics.items} items are too few to rule out a loss of more than {_POINTS})"
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, RIVAL, Row
-from dlmbench.analysis.text import percent
+from dlmbench.analysis.text import percent, signed
 from dlmbench.report.columns import TERMINAL, table_columns
 from dlmbench.report.summary import paragraphs
 from dlmbench.runs.folder import RunFolder
@@ -130,8 +130,9 @@ def _paired(ours: Row) -> Iterable[Text]:
         if name not in ours.against:
             continue
         found = ours.against[name]
-        gap, theirs = found.difference, found.baseline
+        theirs = found.baseline
         colour = {"better": "green", "worse": "red"}.get(found.verdict, "yellow")
         cost = f", at {ours.cost / theirs.cost:.2f}x its cost" if ours.cost is not None and theirs.cost else ""
-        points = f"{100 * gap.mean:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+        value, _, ends = signed(found.difference, found.low, found.high).partition(" ")
+        points = f"{value} points {ends}"
         yield Text.assemble(f"  vs {theirs.label:<14} {points}  ", (found.verdict, colour), cost)

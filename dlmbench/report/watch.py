@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +17,9 @@ from rich.text import Text
 from dlmbench.runs.recording import rewrites
 
 MASK = "·"
+
+if TYPE_CHECKING:
+    from dlmbench.engine.request import TracedStep
 
 
 class Watcher:
@@ -39,7 +42,7 @@ class Watcher:
         if self.live:
             self.live.start()
 
-    def __call__(self, step: dict) -> None:
+    def __call__(self, step: TracedStep) -> None:
         self.steps += 1
         self.forwards += sum(f["role"] == "target" for f in step["forwards"])
         fresh = dict(zip(step["positions"], step["tokens"]))

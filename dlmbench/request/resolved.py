@@ -110,8 +110,8 @@ class ResolvedRun:
         """The same run on a machine. Raises RequestError for a device that it does not have."""
         device = machine.device(self.spec.device)
         run = replace(self, device=device, dtype=dtype_on(device, self.spec.dtype))
-        auto = self.spec.batch_size == "auto"
-        return replace(run, batch_size=machine.batch_size(run) if auto else self.spec.batch_size)
+        asked = self.spec.batch_size
+        return replace(run, batch_size=asked if isinstance(asked, int) else machine.batch_size(run))
 
     @property
     def settled(self) -> RunSpec:
@@ -140,7 +140,8 @@ class ResolvedRun:
         return not self.decoder.needs_training or self.spec.method in self.preset.trained
 
     def _unusual(self, role: str, name: str) -> bool:
-        usual = replace(self.spec, **{role: None})
+        unsaid: dict[str, Any] = {role: None}
+        usual = replace(self.spec, **unsaid)
         try:
             return companion_of(usual, self.preset, role) != name
         except RequestError:

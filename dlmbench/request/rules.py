@@ -97,7 +97,8 @@ def check_shared(
     if idle and not full:
         raise RequestError(f"{idle[0]} is for bidirectional models and {spec.model} is none: leave it out.")
     freezing = ("freecache",)
-    policies = {"cache.refresh_every": ("prefix", "dual"), "cache.freeze": freezing, "cache.window": freezing}
+    policies: dict[str, tuple[str, ...]] = {"cache.refresh_every": ("prefix", "dual"), "cache.reload_every": ("dkv",)}
+    policies |= {"cache.freeze": freezing, "cache.window": freezing}
     for name in shared.chosen():
         if name in policies and spec.cache not in policies[name]:
             raise RequestError(f"{name} belongs to --cache {' or '.join(policies[name])}, this run has {spec.cache}.")

@@ -200,9 +200,10 @@ class RunSpec:
         """The spec as JSON that names no place on this machine: folders and files become their last component."""
         record = dataclasses.asdict(self)
         for name, known in OPTIONS.items():
-            if known.place and record[name] and (Path(record[name]).is_absolute() or Path(record[name]).exists()):
-                record[name] = Path(record[name]).name
-        record["settings"] = {self.method: dict(self.settings.get(self.method, {})), **self.shared_settings}
+            if known.place:
+                record[name] = _placeless(record[name])
+        own = {name: _placeless(value) for name, value in self.settings.get(self.method, {}).items()}
+        record["settings"] = {self.method: own, **self.shared_settings}
         del record["out"], record["data_dir"], record["against"]
         return record
 
@@ -210,6 +211,13 @@ class RunSpec:
     def from_portable(cls, record: Mapping[str, Any]) -> RunSpec:
         """What `portable` wrote, by this or an earlier version."""
         return cls(**{name: value for name, value in record.items() if name in OPTIONS})
+
+
+def _placeless(value: Any) -> Any:
+    """The last component of what names a place on this machine; anything else as it is."""
+    if isinstance(value, str) and value and (Path(value).is_absolute() or Path(value).exists()):
+        return Path(value).name
+    return value
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(RunSpec)}

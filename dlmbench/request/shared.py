@@ -30,6 +30,10 @@ POLICIES = {  # name -> (what a forward recomputes, what is approximated by that
         "the prompt is as it was with an empty answer, each block as its last step left it, without that step's tokens",
     ),
     "prompt": ("the whole row once, then the answer", "the prompt is as it was with an empty answer"),
+    "dkv": (
+        "the whole row at a block's first two steps and at every 8th, then what was a mask before the last step",
+        "prompt and tokens do not see what was revealed since the step after their own",
+    ),
 }
 
 
@@ -48,10 +52,13 @@ class CacheOptions:
     window: str = _option(
         "shrinking", "freecache: freeze what lies left of the block, or the prompt alone", ("shrinking", "prompt_only")
     )
+    reload_every: int = _option(
+        8, "dkv: recompute whole rows every n-th step of a block, beside its first two; 1: always; 0: these two alone"
+    )
 
     def __post_init__(self):
-        if self.refresh_every < 0:
-            raise ValueError("refresh_every must be at least 0")
+        if self.refresh_every < 0 or self.reload_every < 0:
+            raise ValueError("refresh_every and reload_every must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ def _expand(
     # a value that stands alone needs no axis; the product runs over methods' options last, so they vary fastest
     ordered = sorted(axes, key=lambda axis: (axis[0] != "", axis[1] == "threshold"))
     for combination in itertools.product(*(axes[axis] for axis in ordered)):
-        plain, settings = dict(single), {}
+        plain = dict(single)
+        settings: dict[str, dict[str, Any]] = {}
         for (owner, name), value in zip(ordered, combination):
             if owner:
                 settings.setdefault(owner, {})[name] = value

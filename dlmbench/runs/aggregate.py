@@ -80,10 +80,13 @@ def price(prices: Prices, forward: ForwardKey) -> float | None:
     return low_price + share * (high_price - low_price)
 
 
-def item_costs(samples: Sequence[Sample], prices: Prices) -> list[float] | None:
-    """Cost of each sample, in their order; None when a forward has no price."""
+def item_costs(samples: Sequence[Sample], prices: Prices, decoding_alone: bool = False) -> list[float] | None:
+    """Cost of each sample, in their order; None when a forward has no price. decoding_alone: without prefill."""
     priced: dict[ForwardKey, float] = {}
     for forward in sorted({forward for sample in samples for forward in sample.forwards}):
+        if decoding_alone and forward.kind == "prefill":
+            priced[forward] = 0.0
+            continue
         found = price(prices, forward)
         if found is None:
             return None

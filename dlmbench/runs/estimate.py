@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from dlmbench.forwards import ForwardKey
@@ -62,12 +63,19 @@ class Planned:
     seconds: float = 0.0
 
     @property
+    def open(self) -> Run:
+        """The run of one that lacks nothing."""
+        if self.run is None:
+            raise ValueError(f"{self.resolved.label} lacks {', '.join(need.what for need in self.missing)}")
+        return self.run
+
+    @property
     def todo(self) -> int:
         return (self.items or 0) - self.done
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """Of all runs of a plan that can be tried."""
 
     seconds: float
@@ -94,7 +102,7 @@ def plan(runs: Sequence[ResolvedRun], local: LocalRunner, needs: Needs) -> list[
     return planned
 
 
-def estimate(planned: Sequence[Planned], local: LocalRunner, budget: float = BUDGET) -> Estimate:
+def estimate(planned: Sequence[Planned], local: LocalRunner, budget: float = BUDGET) -> CostEstimate:
     """Try what is left to do; fills `trial` and `seconds` of the runs."""
     open_runs = [one for one in planned if one.run and not one.finished]
     began = time.monotonic()
@@ -102,20 +110,20 @@ def estimate(planned: Sequence[Planned], local: LocalRunner, budget: float = BUD
     for one in _one_of_each_method_first(open_runs):
         left = budget - (time.monotonic() - began - sum(loads.values()))
         if left > 0 and one.items:
-            one.trial = _try(one.run, local, left / _FAIR, loads)
+            one.trial = _try(one.open, local, left / _FAIR, loads)
     for number, one in enumerate(open_runs):
         if one.trial is None:
             one.trial, one.borrowed = _nearest(open_runs, number), True
     _add_up(open_runs, local, loads)
-    tried = [one for one in open_runs if one.trial]
-    return Estimate(
-        seconds=sum(one.seconds for one in tried),
-        forwards=sum(one.todo * one.trial.forwards for one in tried),
-        memory_bytes=max((memory_bytes(one.resolved, one.run.task) or 0 for one in tried), default=0),
-        results_bytes=sum(one.todo * one.trial.bytes for one in tried),
-        tried=sum(not one.borrowed for one in tried),
+    tried = [(one, one.trial) for one in open_runs if one.trial]
+    return CostEstimate(
+        seconds=sum(one.seconds for one, _ in tried),
+        forwards=sum(one.todo * trial.forwards for one, trial in tried),
+        memory_bytes=max((memory_bytes(one.resolved, one.open.task) or 0 for one, _ in tried), default=0),
+        results_bytes=sum(one.todo * trial.bytes for one, trial in tried),
+        tried=sum(not one.borrowed for one, _ in tried),
         runs=len(open_runs),
-        bound=any(one.trial.bound for one in tried),
+        bound=any(trial.bound for _, trial in tried),
         spent=time.monotonic() - began,
     )
 
@@ -200,14 +208,15 @@ def _growth(run: Run, engine: Any, tokens: int, found: Sequence[Any]) -> tuple[f
 
 def _add_up(runs: Sequence[Planned], local: LocalRunner, loads: dict[str, float]) -> None:
     """Seconds of each run; what a run leaves for the next ones (loaded weights, prices) is paid once."""
-    loads, prices, roots = dict(loads), PriceList(), set()
+    loads, prices = dict(loads), PriceList()
+    roots: set[Path] = set()
     for one in runs:
-        trial, run = one.trial, one.run
+        trial, run = one.trial, one.open
         if trial is None:
             continue
-        batch = run.resolved.batch_size
-        timed = SPEED_REPEATS * min(max(SPEED_LEAST, SPEED_ROUNDS * batch), one.items) + min(batch, one.items)
-        recorded = 0 if local.traced(run) else min(batch, one.items)  # few items, in about the time of a full batch
+        batch, items = run.resolved.batch_size, len(run.items)
+        timed = SPEED_REPEATS * min(max(SPEED_LEAST, SPEED_ROUNDS * batch), items) + min(batch, items)
+        recorded = 0 if local.traced(run) else min(batch, items)  # few items, in about the time of a full batch
         if run.folder.path.parent not in roots:
             prices.read(local.catalog.index(run.resolved.spec.out).runs())
             roots.add(run.folder.path.parent)

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -328,12 +328,12 @@ class Index:
         return list(self._runs.values())
 
 
-def write_lines(path: Path, records: Iterable[Json]) -> None:
+def write_lines(path: Path, records: Iterable[Json | Mapping[str, object]]) -> None:
     """A JSON Lines file with these records, replaced whole."""
     write_whole(path, "".join(map(_line, records)))
 
 
-def _line(record: Json) -> str:
+def _line(record: Json | Mapping[str, object]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 

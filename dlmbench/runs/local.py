@@ -22,7 +22,7 @@ from dlmbench.request import ResolvedRun, RunSpec
 from dlmbench.runs.aggregate import aggregate
 from dlmbench.runs.folder import RunFolder, Writer
 from dlmbench.runs.prices import PriceList
-from dlmbench.runs.record import Calibration, Json, Rate, Sample, Speed, Trace
+from dlmbench.runs.record import Calibration, Rate, Sample, Speed, Trace
 from dlmbench.runs.recording import TRACED, record
 from dlmbench.runs.runner import (
     Catalog,
@@ -41,6 +41,7 @@ from dlmbench.threads import THREADS
 if TYPE_CHECKING:
     from dlmbench.engine import Engine, Generation
     from dlmbench.tasks.base import Item
+    from dlmbench.tasks.lm import Scores
 
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
@@ -136,7 +137,7 @@ class LocalRunner:
         self.progress.end()
 
     def _generate(self, run: Run, engine: Engine, writer: Writer) -> None:
-        def keep(item: Item, generation: Generation, scores: dict[str, Json]) -> None:
+        def keep(item: Item, generation: Generation, scores: Scores) -> None:
             writer.sample(sample_of(item, generation, scores))
             self.progress.advance()
 

@@ -140,7 +140,8 @@ def memory_bytes(run: ResolvedRun, task: Any) -> int | None:
             return None
         if role == "head":  # a few layers of its target's shape, without an embedding of its own
             config = replace(config, num_layers=_HEAD_LAYERS, vocab_size=0)
-        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * (prompt + answer + run.block_length)
+        seen = prompt + (answer or 0) + run.block_length
+        keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim * seen
         logits = _LOGITS * 4 * run.block_length * config.vocab_size
         width = _BYTES[run.dtype]
         total += config.parameters * width + run.batch_size * (keys * width + logits)
@@ -210,8 +211,8 @@ def weights_need(name: str, head: bool = False) -> Need:
         return Need(f"weights of {name}", "missing", str(error))
     what = f"weights of {preset.name}"
     if folder:
-        size = sum(file.stat().st_size for file in weight_files(folder))
-        return Need(what, "ok", f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB")
+        found = sum(file.stat().st_size for file in weight_files(folder))
+        return Need(what, "ok", f"{found / 1e9:.3g} GB" if found > 1e8 else f"{found / 1e6:.3g} MB")
     config = config_of_checkpoint(preset)
     size = f", about {2 * config.parameters / 1e9:.3g} GB" if config else ""
     return Need(

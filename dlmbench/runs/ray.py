@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.forwards import ForwardKey
@@ -223,14 +224,15 @@ class RayRunner:
         beside = [other.shard for other in self.pool.slots if other.node == slot.node and other.shard]
         if slot.kind == "cpu" and any(shard.measures for shard in beside):
             return None
-        if slot.kind == "cpu" and slot.node in self.reserved:
-            return None if beside else self.reserved.pop(slot.node)
+        node = slot.node or ""  # a free worker has told where it is
+        if slot.kind == "cpu" and node in self.reserved:
+            return None if beside else self.reserved.pop(node)
         shard = next((shard for shard in self.queue if shard.kind == slot.kind), None)
         if shard is None:
             return None
         self.queue.remove(shard)
         if shard.measures and shard.kind == "cpu" and beside:
-            self.reserved[slot.node] = shard
+            self.reserved[node] = shard
             return None
         return shard
 
@@ -274,7 +276,7 @@ def _name(shard: Shard) -> str:
 
 def _placed(spec: RunSpec) -> RunSpec:
     """The spec with every place that exists here made absolute: workers may stand in another folder."""
-    places = {}
+    places: dict[str, Any] = {}
     for name in (*(name for name, option in OPTIONS.items() if option.place), "data_dir"):
         value = getattr(spec, name)
         if value and value not in PRESETS and Path(value).expanduser().exists():

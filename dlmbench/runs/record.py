@@ -37,6 +37,11 @@ class Work:
     flops: float
     """Multiplications and additions of the layers and the head."""
 
+    @property
+    def keys(self) -> float:
+        """Keys read, each once a forward however many queries see it."""
+        return self.key_tokens * self.calls / self.query_tokens if self.query_tokens else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -353,7 +358,7 @@ def typed(kind: type[T], record: Mapping[str, typing.Any]) -> T:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, typing.Any]:
+def _hints(kind: object) -> dict[str, typing.Any]:
     return typing.get_type_hints(kind)
 
 

@@ -36,7 +36,7 @@ def rewrites(step: Mapping[str, Any]) -> dict[int, int]:
     return dict(zip(found["positions"], found["tokens"]))
 
 
-def _words(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _words(tokenizer: Any, steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     ids = {token for step in steps for token in (*step["tokens"], *step["scores"].get("tokens", ()))}
     ids |= {token for step in steps for token in rewrites(step).values()}
     drafted = {token for step in steps for token in _integers(step["extra"])}  # some of them

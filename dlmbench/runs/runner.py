@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +20,7 @@ from dlmbench.threads import THREADS
 if TYPE_CHECKING:
     from dlmbench.engine import Engine, Generation, Request
     from dlmbench.tasks.base import Item
+    from dlmbench.tasks.lm import Scores
     from dlmbench.tasks.task import Task
 
 
@@ -163,7 +164,7 @@ def with_history(manifest: Manifest, before: Manifest | None, done: int) -> Mani
     return replace(manifest, environments=known) if len(known) > 1 else manifest
 
 
-def sample_of(item: Item, generation: Generation, scores: dict[str, Json]) -> Sample:
+def sample_of(item: Item, generation: Generation, scores: Scores) -> Sample:
     """What is kept of an item."""
     return Sample(
         key=item.key,
@@ -171,9 +172,7 @@ def sample_of(item: Item, generation: Generation, scores: dict[str, Json]) -> Sa
         ids=list(generation.ids),
         text=generation.text,
         scores=dict(scores),
-        counts={
-            role: {kind: Work(**work) for kind, work in kinds.items()} for role, kinds in generation.counts.items()
-        },
+        counts={role: {kind: work_of(one) for kind, one in kinds.items()} for role, kinds in generation.counts.items()},
         forwards=dict(generation.forward_counts),
         tokens=generation.tokens,
         seconds=round(generation.seconds, 6),
@@ -182,6 +181,12 @@ def sample_of(item: Item, generation: Generation, scores: dict[str, Json]) -> Sa
         proposed=generation.proposed,
         accepted=list(generation.accepted),
     )
+
+
+def work_of(counted: Mapping[str, float]) -> Work:
+    """One role's forwards of one kind, as the engine counted them."""
+    calls, queries, keys = (int(counted[name]) for name in ("calls", "query_tokens", "key_tokens"))
+    return Work(calls, queries, keys, counted["flops"])
 
 
 def without_places(record: object) -> dict[str, Json]:

@@ -1,7 +1,9 @@
 """A sweep: all its runs, or with ``tune_on`` all settings on dev items and the chosen ones on test items.
 
-Choosing: of a method's settings on one task and one set of weights, the one with the highest dev accuracy; of equals
-the one with fewer forwards. How many settings were tried is kept and printed, because more tries find more luck.
+Choosing: of a method's settings on one task and one set of weights, the cheapest whose dev accuracy is at most
+`stats.MARGIN` below that of static decoding of one token a step; never the one with the highest dev accuracy, which is
+luck. Static itself is the row of one token a step. How many settings were tried is kept and printed, because more
+tries find more luck.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dlmbench.request import ResolvedRun, SweepSpec
-from dlmbench.request.key import one_curve
+from dlmbench.request.key import one_curve, same_items_and_weights
 from dlmbench.runs.folder import RunFolder, write_bundle
 from dlmbench.runs.runner import Runner
+from dlmbench.stats import MARGIN
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Tried:
     label: str
     accuracy: float
     nfe: float
+    cost: float | None = None
+    """None where something was not priced."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,28 @@ class Choice:
     chosen: str
     tried: list[Tried]
     dev_items: int
+    reference: Tried
+    """The setting whose accuracy was to be kept."""
 
     @property
     def sentence(self) -> str:
         others = f"{len(self.tried)} setting{'s' if len(self.tried) != 1 else ''}"
         best = next(one for one in self.tried if one.label == self.chosen)
+        if best == self.reference:
+            why = f"{100 * best.accuracy:.1f} % there"
+        elif best.accuracy >= _least(self.reference):
+            why = (
+                f"the cheapest that loses at most {100 * MARGIN:g} points against {self.reference.label}: "
+                f"{100 * best.accuracy:.1f} % against {100 * self.reference.accuracy:.1f} % there"
+            )
+        else:
+            why = (
+                f"none keeps {self.reference.label}'s accuracy within {100 * MARGIN:g} points; it loses least, with "
+                f"{100 * best.accuracy:.1f} % against {100 * self.reference.accuracy:.1f} % there"
+            )
         return (
             f"{self.task}, {self.model}: {self.chosen} was chosen out of {others} of {self.method} "
-            f"on {self.dev_items} dev items ({100 * best.accuracy:.1f} % there)."
+            f"on {self.dev_items} dev items ({why})."
         )
 
 
@@ -109,17 +128,44 @@ def on_dev(run: ResolvedRun) -> ResolvedRun:
 
 
 def _tuned(runs: Sequence[ResolvedRun], runner: Runner) -> tuple[list[ResolvedRun], list[Choice]]:
-    """The runs whose settings won on dev, one a contest."""
+    """The runs whose settings were chosen on dev, one a contest."""
     groups = contests(runs)
     folders = iter(runner.run([on_dev(run) for group in groups for run in group]))
+    results = [[(run, next(folders).metrics) for run in group] for group in groups]
+    tried = [[Tried(run.label, one.accuracy, one.nfe or 0, one.cost) for run, one in group] for group in results]
+    references = {
+        same_items_and_weights(group[0].spec): slowest(settings)
+        for group, settings in zip(groups, tried)
+        if group[0].spec.method == "static"
+    }
     winners: list[ResolvedRun] = []
     choices: list[Choice] = []
-    for group in groups:
-        metrics = [next(folders).metrics for _ in group]
-        best = max(range(len(group)), key=lambda i: (metrics[i].accuracy, -(metrics[i].nfe or 0)))
-        tried = [Tried(run.label, one.accuracy, one.nfe or 0) for run, one in zip(group, metrics)]
-        winner = group[best]
-        winners.append(winner)
-        spec = winner.spec
-        choices.append(Choice(spec.task, winner.preset.name, spec.method, winner.label, tried, metrics[best].items))
+    for group, settings, found in zip(groups, tried, results):
+        spec = group[0].spec
+        reference = references.get(same_items_and_weights(spec)) or max(settings, key=lambda one: one.accuracy)
+        chosen = reference if spec.method == "static" else cheapest_within(settings, reference)
+        place = settings.index(chosen)
+        winners.append(group[place])
+        items = found[place][1].items
+        choices.append(Choice(spec.task, group[0].preset.name, spec.method, chosen.label, settings, items, reference))
     return winners, choices
+
+
+def slowest(settings: Sequence[Tried]) -> Tried:
+    """Static's row of one token a step."""
+    return max(settings, key=lambda one: one.nfe)
+
+
+def cheapest_within(settings: Sequence[Tried], reference: Tried) -> Tried:
+    """The cheapest setting (in forwards where something was not priced) that loses at most the margin; where none does,
+    the one that loses least."""
+    kept = [one for one in settings if one.accuracy >= _least(reference)]
+    priced = all(one.cost is not None for one in settings)
+    if kept:
+        return min(kept, key=lambda one: ((one.cost or 0.0) if priced else one.nfe, -one.accuracy))
+    return max(settings, key=lambda one: (one.accuracy, -one.nfe))
+
+
+def _least(reference: Tried) -> float:
+    """The lowest accuracy that keeps the reference's."""
+    return reference.accuracy - MARGIN - 1e-9

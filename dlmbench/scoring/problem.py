@@ -38,7 +38,7 @@ class Problem:
 
     key: str
     entry_point: str
-    cases: tuple[tuple[tuple, Any], ...] = ()
+    cases: tuple[tuple[tuple, object], ...] = ()
     prompt: str = ""
     check: str = ""
     asserts: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Problem:
 
     @classmethod
     def from_cases(
-        cls, key: str, entry_point: str, cases: Iterable[tuple[Iterable, Any]], canonical: str | None = None
+        cls, key: str, entry_point: str, cases: Iterable[tuple[Iterable, object]], canonical: str | None = None
     ) -> "Problem":
         """A problem of calls and expected results: `cases` yields (arguments, expected)."""
         pairs = tuple((tuple(args), expected) for args, expected in cases)

@@ -31,7 +31,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dlmbench.errors import RequestError, RunError
+from dlmbench.scoring.cache import VerdictCache, verdict_key
 from dlmbench.scoring.problem import Problem, Verdict
+from dlmbench.scoring.processes import wire
 
 TIME_FLOOR = 1.0  # CPU seconds that every program may use
 TIME_FACTOR = 10.0  # times the canonical solution's own by the clock, its interpreter start included
@@ -47,12 +49,9 @@ class _Server:
     """One supervisor process: takes one job at a time. Not safe for several threads at once."""
 
     def __init__(self, namespaces: bool):
-        from dlmbench.scoring.processes import wire
-
-        self._wire = wire
         interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
         mode = "namespaces" if namespaces else "plain"
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [interpreter, "-I", "-S", "-B", str(_SUPERVISOR), mode, tempfile.gettempdir()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -62,6 +61,8 @@ class _Server:
             start_new_session=True,
             bufsize=0,
         )
+        assert process.stdin and process.stdout  # both are pipes
+        self._process, self._jobs, self._answers = process, process.stdin, process.stdout
         try:
             hello = wire.decode(self._receive(START_SECONDS))
         except (wire.Closed, wire.WireError, TimeoutError) as error:
@@ -74,10 +75,10 @@ class _Server:
 
     def _receive(self, seconds: float) -> bytes:
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
+            selector.register(self._answers, selectors.EVENT_READ)
             if not selector.select(seconds):
                 raise TimeoutError
-        return self._wire.receive(self._process.stdout.fileno())
+        return wire.receive(self._answers.fileno())
 
     def run(self, job: dict) -> dict:
         """The server's answer to `job`.
@@ -87,9 +88,9 @@ class _Server:
         """
         job = {**job, "token": secrets.token_hex(16)}
         try:
-            self._wire.send(self._process.stdin.fileno(), self._wire.encode(job, limit=1 << 25))
-            answer = self._wire.decode(self._receive(4 * job["limit"] + ANSWER_MARGIN))
-        except (self._wire.Closed, TimeoutError) as error:
+            wire.send(self._jobs.fileno(), wire.encode(job, limit=1 << 25))
+            answer = wire.decode(self._receive(4 * job["limit"] + ANSWER_MARGIN))
+        except (wire.Closed, TimeoutError) as error:
             raise RunError("the sandbox server stopped answering; the program was not scored.") from error
         if not secrets.compare_digest(answer["token"], job["token"]):
             raise RunError("the sandbox answered with a wrong token; the program was not scored.")
@@ -101,13 +102,13 @@ class _Server:
 
     def close(self) -> None:
         """End the server. A job in flight ends by its own limit at the latest."""
-        self._process.stdin.close()
+        self._jobs.close()
         try:
             self._process.wait(2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
 
 def _job(problem: Problem, program: str, limit: float, memory: int) -> dict:
@@ -118,7 +119,8 @@ def _job(problem: Problem, program: str, limit: float, memory: int) -> dict:
     return {**tests, "program": program, "limit": float(limit), "memory": memory}
 
 
-_PROBE = Problem.from_cases("probe", "f", [((1,), 2)], canonical="def f(x):\n    return x + 1\n")
+_RIGHT = "def f(x):\n    return x + 1\n"
+_PROBE = Problem.from_cases("probe", "f", [((1,), 2)], canonical=_RIGHT)
 
 
 class Sandbox:
@@ -131,9 +133,14 @@ class Sandbox:
         namespaces: False does without namespaces even where the kernel grants them (to test that case).
     """
 
-    def __init__(self, workers: int | None = None, cache=None, *, memory: int = MEMORY, namespaces: bool = True):
-        from dlmbench.scoring.cache import VerdictCache
-
+    def __init__(
+        self,
+        workers: int | None = None,
+        cache: VerdictCache | None = None,
+        *,
+        memory: int = MEMORY,
+        namespaces: bool = True,
+    ):
         if not hasattr(os, "fork"):
             raise RunError(
                 "generated code cannot be scored on this system: the sandbox needs fork. Use Linux, macOS or WSL."
@@ -188,10 +195,10 @@ class Sandbox:
             server = None
             try:
                 server = _Server(namespaces)
-                answer = server.run(_job(_PROBE, _PROBE.canonical, CANONICAL_LIMIT, self._memory))
+                answer = server.run(_job(_PROBE, _RIGHT, CANONICAL_LIMIT, self._memory))
             except RunError as error:
                 answer = {"status": "broken", "detail": str(error)}
-            if answer["status"] == "passed":
+            if server and answer["status"] == "passed":
                 if why:
                     server.report["mount namespace"] = (False, f"not available: programs fail in it ({why})")
                 return server
@@ -230,17 +237,13 @@ class Sandbox:
 
         Args:
             completion: the whole program text that defines `problem.entry_point`. For HumanEval this is the prompt and
-            the
-                model's continuation, cut where the caller thinks fit; nothing is put before it here.
+                the model's continuation, cut where the caller thinks fit; nothing is put before it here.
             time_limit: CPU seconds; None scales with the canonical solution: at first the floor, which is right for
-            nearly all
-                problems, and only a program that exceeds it waits for the canonical solution's time to be measured.
+                nearly all problems, and only a program that exceeds it waits for the canonical solution's time.
 
         Raises:
             RunError: the sandbox itself failed.
         """
-        from dlmbench.scoring.cache import verdict_key
-
         key = verdict_key(problem, completion, (time_limit, self._memory))
         verdict = self.cache.get(key)
         if verdict is None:
@@ -295,7 +298,9 @@ def run_tests(problem: Problem, completion: str, time_limit: float | None = None
     return shared_sandbox().run(problem, completion, time_limit)
 
 
-def run_many(jobs: Iterable[tuple[Problem, str]], workers: int | None = None, cache=None) -> list[Verdict]:
+def run_many(
+    jobs: Iterable[tuple[Problem, str]], workers: int | None = None, cache: VerdictCache | None = None
+) -> list[Verdict]:
     """Judge many programs; verdicts in order. With `workers` or `cache`, in a sandbox of its own for this call."""
     if workers is None and cache is None:
         return shared_sandbox().run_many(jobs)
@@ -310,7 +315,7 @@ def capabilities() -> dict[str, tuple[bool, str]]:
     """
     try:
         with Sandbox(1) as sandbox:
-            verdict = sandbox.run(_PROBE, _PROBE.canonical)
+            verdict = sandbox.run(_PROBE, _RIGHT)
             speed = f"a program is judged in {1000 * verdict.seconds:.0f} ms"
             return {"sandbox": (verdict.passed, speed if verdict.passed else verdict.detail), **sandbox.report}
     except (RunError, OSError) as error:

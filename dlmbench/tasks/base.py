@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Doc = Mapping[str, Any]  # a record of a data set; only the task's own functions know its fields
+
 
 @dataclass(frozen=True)
 class Item:
@@ -15,4 +17,4 @@ class Item:
     prompt: str  # full text: few-shot examples, chat markup and question
     stop: tuple[str, ...]  # strings that end the answer
     max_tokens: int  # most tokens to generate
-    doc: Mapping[str, Any]  # the record of the data set that scoring reads
+    doc: Doc  # the record of the data set that scoring reads

@@ -17,12 +17,9 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from dlmbench.scoring import Problem, run_tests
 from dlmbench.tasks.answers import after_thought
-
-if TYPE_CHECKING:
-    from dlmbench.scoring import Problem
 
 _FILE = "<answer>"
 _BORDER = re.compile(r"(?:`{3,}|~{3,})[^\n`]*(?:\n|\Z)|(?m:^\[(?:BEGIN|DONE)\][ \t]*$\n?)")
@@ -32,8 +29,6 @@ warnings.filterwarnings("ignore", category=SyntaxWarning, module=re.escape(_FILE
 
 def score_program(problem: Problem, program: str, answer: str) -> dict[str, float | bool | str]:
     """Run `program`, made of `answer`, against its tests: accuracy 1 or 0, unparsed, and the sandbox's verdict."""
-    from dlmbench.scoring import run_tests
-
     verdict = run_tests(problem, program)
     unparsed = not verdict.passed and not (answer.strip() and _defines(program, problem.entry_point))
     return {"accuracy": float(verdict.passed), "unparsed": unparsed, "verdict": verdict.status}
@@ -41,7 +36,7 @@ def score_program(problem: Problem, program: str, answer: str) -> dict[str, floa
 
 def pass_at_1(problem: Problem, program: str) -> dict[str, float]:
     """The same for lm-eval, which wants numbers only."""
-    return {"pass@1": score_program(problem, program, program)["accuracy"]}
+    return {"pass@1": float(run_tests(problem, program).passed)}
 
 
 def whole_program(answer: str, entry_point: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from dlmbench.errors import RequestError
 
@@ -25,12 +25,13 @@ SHIPPED = Path(__file__).parent / "nano" / "data"
 PROBE_SECONDS = 4.0  # a hub that does not answer in this time counts as not there
 
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # a record as it is read and rewritten: a `Doc` that is still being made
+Splits = Mapping[str, Sequence[Row]]
 _FOREIGN = {b"\x1f\x8b": "compressed with gzip; unpack it", b"\xff\xfe": "in UTF-16; save it as UTF-8"}
 _FOREIGN[b"\xfe\xff"] = _FOREIGN[b"\xff\xfe"]
 
 
-class Rows(list):
+class Records(list[Row]):
     """Records as they were read, each with its own types; a field that a record lacks is None.
 
     A table would give every field one type and take its columns from the first records. What lm-eval's helpers ask of a
@@ -46,17 +47,28 @@ class Rows(list):
     def column_names(self) -> list[str]:
         return list(self.features)
 
-    def __getitem__(self, at: Any) -> Any:
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> Row: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+
+    @overload
+    def __getitem__(self, at: str) -> list[object]: ...
+
+    def __getitem__(self, at: SupportsIndex | slice | str) -> Row | list[Row] | list[object]:
         return [row[at] for row in self] if isinstance(at, str) else super().__getitem__(at)
 
-    def map(self, function: Callable[[Row], Row], **options: Any) -> Rows | Dataset:
+    def map(self, function: Callable[[Row], Row], **options: object) -> Records | Dataset:
         """Every row with what `function` makes of it; with options of the datasets library, its table."""
         if options:
             return self._table.map(function, **options)
-        return Rows({**row, **function(dict(row))} for row in self)
+        return Records({**row, **function(dict(row))} for row in self)
 
-    def filter(self, function: Callable[[Row], bool], **options: Any) -> Rows | Dataset:
-        return self._table.filter(function, **options) if options else Rows(row for row in self if function(dict(row)))
+    def filter(self, function: Callable[[Row], bool], **options: object) -> Records | Dataset:
+        return (
+            self._table.filter(function, **options) if options else Records(row for row in self if function(dict(row)))
+        )
 
     @cached_property
     def _table(self) -> Dataset:
@@ -64,13 +76,13 @@ class Rows(list):
 
         return Dataset.from_list(list(self))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._table, name)
 
 
-def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) -> dict[str, Rows]:
+def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) -> dict[str, Records]:
     """The shipped sets ``<name>-dev.jsonl`` and ``<name>-test.jsonl`` as splits dev and test.
 
     `change` may rewrite a row, or leave it out by returning None.
@@ -79,7 +91,7 @@ def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) ->
     return as_dataset({split: [row for row in rows[split] if row is not None] for split in rows})
 
 
-def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) -> dict[str, Rows]:
+def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) -> dict[str, Records]:
     """The splits that lie in `folder` (or in its subfolder called like the task) as ``<split>.jsonl``.
 
     Splits without a file are left out; every row must have the `fields`.
@@ -148,12 +160,12 @@ def _row(line: bytes, place: str, fields: Sequence[str]) -> Row:
     return row
 
 
-def as_dataset(rows: Mapping[str, Iterable[Row]]) -> dict[str, Rows]:
+def as_dataset(rows: Mapping[str, Iterable[Row]]) -> dict[str, Records]:
     """In-memory data set of the kind that lm-eval works on."""
-    return {split: Rows(content) for split, content in rows.items()}
+    return {split: Records(content) for split, content in rows.items()}
 
 
-def from_hub(task: str, path: str, name: str | None, files: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def from_hub(task: str, path: str, name: str | None, files: str, options: Mapping[str, object]) -> Splits:
     """A data set of the hub or of its cache; `files` says in the error what a local folder would have to hold."""
     import datasets
 

@@ -17,7 +17,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -66,8 +66,10 @@ class EngineLM(LM):
     def request_of(self, task: Task, item: Item) -> Request:
         """The engine's request for an item; an oracle's brings all right answers, and RequestError says which tasks
         do not list them."""
-        wanted = getattr(self.engine, "needs_answers", False)
-        answers = answers_of(task, item, self.engine.tokenizer) if wanted else None
+        answers = None
+        if getattr(self.engine, "needs_answers", False):
+            assert self.engine.tokenizer is not None
+            answers = answers_of(task, item, self.engine.tokenizer)
         return self.request(item.key, item.prompt, item.stop, item.max_tokens, answers)
 
     def run(
@@ -172,7 +174,7 @@ class _Scored:
     def __enter__(self) -> _Scored:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._pool is None:
             return
         self._pool.shutdown(cancel_futures=kind is not None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lm_eval.tasks
 from lm_eval.api.task import ConfigurableTask
@@ -21,6 +21,10 @@ from dlmbench.errors import RequestError
 from dlmbench.tasks import data, protocols, readings, task_files
 from dlmbench.tasks.task import FEWSHOT_SEED, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Config = dict[str, Any]  # an lm-eval task file; keys and values are lm-eval's
 LM_EVAL = Path(lm_eval.tasks.__file__).parent
 _EXAMPLES = ("fewshot", "training", "validation")  # splits that lm-eval takes examples from, in its order
 
@@ -31,7 +35,7 @@ def load_task(
     data_dir: str | None = None,
     num_fewshot: int | None = None,
     gen_length: int | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     chat_template: bool = False,
     fewshot_seed: int = FEWSHOT_SEED,
     protocol: str = protocols.DEFAULT,
@@ -78,11 +82,11 @@ def load_task(
 class GivenDataTask(ConfigurableTask):
     """lm-eval's task over a data set that is there already."""
 
-    def __init__(self, config: dict[str, Any], dataset: Mapping[str, Any]):
+    def __init__(self, config: Config, dataset: data.Splits):
         self._given = dataset
         super().__init__(config=config)
 
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def download(self, dataset_kwargs: Mapping[str, object] | None = None, **kwargs: object) -> None:
         self.dataset = self._given
 
 
@@ -94,7 +98,7 @@ def _from_file(
     return _build(file.name, config, dataset, num_fewshot)
 
 
-def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool, protocol: str) -> dict[str, Any]:
+def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool, protocol: str) -> Config:
     """The lm-eval configuration that a task file stands for, functions resolved."""
     own = deepcopy(load_yaml(file.path, resolve_func=True))
     metadata = _metadata(file.path)
@@ -116,7 +120,7 @@ def _read_file(file: task_files.TaskFile, num_fewshot: int | None, chat: bool, p
     return config
 
 
-def _as_published(own: dict[str, Any], metadata: dict[str, Any], asked: protocols.Asked, name: str) -> dict[str, Any]:
+def _as_published(own: Config, metadata: Config, asked: protocols.Asked, name: str) -> Config:
     """A task's own configuration, asked and read by a protocol; its metadata are changed too."""
     protocol = protocols.PROTOCOLS[name]
     changes, more, theirs = readings.replaced(asked.reading, {**own, "metadata": metadata})
@@ -141,14 +145,14 @@ def _selected(
     return {**dataset, split: data.Rows(rows[number] for number in range(min(asked.first, len(rows))))}
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> Config:
     """A file's metadata, functions resolved, on top of that of the file it includes."""
     own = deepcopy(load_yaml(path, resolve_func=True, recursive=False))
     below = _metadata(path.parent / own["include"]) if "include" in own else {}
     return below | (own.get("metadata") or {})
 
 
-def _lm_eval_file(name: str, path: Path) -> dict[str, Any]:
+def _lm_eval_file(name: str, path: Path) -> Config:
     """One of lm-eval's own files, found by path. Functions of unsafe tasks stay unresolved text."""
     try:
         config = load_yaml(path, resolve_func=False)
@@ -166,7 +170,7 @@ def _lm_eval_file(name: str, path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _data_of(config: dict[str, Any], name: str, data_dir: str | None) -> Mapping[str, Any]:
+def _data_of(config: Config, name: str, data_dir: str | None) -> data.Splits:
     """The user's folder, else packaged data, else the hub."""
     metadata = config["metadata"]
     if (own := config.get("custom_dataset")) and (not data_dir or data.is_of_others(name, data_dir)):
@@ -188,13 +192,13 @@ def _data_of(config: dict[str, Any], name: str, data_dir: str | None) -> Mapping
     return data.from_hub(name, config["dataset_path"], config.get("dataset_name"), files, options)
 
 
-def _splits(config: Mapping[str, Any]) -> list[str]:
+def _splits(config: Config) -> list[str]:
     """Names of the splits that a configuration uses, test first."""
     names = [config.get(f"{kind}_split") for kind in ("test", "validation", "fewshot", "training")]
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _build(name: str, config: dict[str, Any], dataset: Mapping[str, Any], num_fewshot: int | None) -> ConfigurableTask:
+def _build(name: str, config: Config, dataset: data.Splits, num_fewshot: int | None) -> ConfigurableTask:
     """lm-eval's task object. A split that is not there is taken out, unless something was asked of it."""
     shots = _shots(config, num_fewshot)
     if (config.get("repeats") or 1) > 1:
@@ -210,12 +214,12 @@ def _build(name: str, config: dict[str, Any], dataset: Mapping[str, Any], num_fe
     return GivenDataTask(config, dataset)
 
 
-def _shots(config: Mapping[str, Any], num_fewshot: int | None) -> int:
+def _shots(config: Config, num_fewshot: int | None) -> int:
     """Worked examples before each question: what was asked for, else the task's own number."""
     return config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
 
 
-def _check_splits(name: str, config: Mapping[str, Any], dataset: Mapping[str, Any], shots: int) -> None:
+def _check_splits(name: str, config: Config, dataset: data.Splits, shots: int) -> None:
     tested = config.get("test_split") or config.get("validation_split")
     if tested not in dataset:
         raise RequestError(f"Task {name} has no {tested}.jsonl in the data folder; its items are read from there.")

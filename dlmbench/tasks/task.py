@@ -23,15 +23,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from dlmbench.engine.prompts import render_chat
 from dlmbench.errors import RequestError, RunError
-from dlmbench.tasks.base import Item
+from dlmbench.tasks.base import Doc, Item
+from dlmbench.tasks.code import score_program
 from dlmbench.tasks.data import quiet
+from dlmbench.tasks.task_files import Metadata
+
+if TYPE_CHECKING:
+    from lm_eval.api.samplers import ContextSampler
+    from transformers import PreTrainedTokenizerBase
 
 FEWSHOT_SEED = 1234  # lm-eval's default, so that prompts equal its own
 MAX_TOKENS = 256  # lm-eval's default for tasks that name none
@@ -51,14 +57,14 @@ class Task:
         lm_task: ConfigurableTask,
         *,
         gen_length: int | None = None,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         fewshot_seed: int = FEWSHOT_SEED,
     ):
         """Wrap `lm_task`; with a `tokenizer`, prompts go through its chat template."""
         config = lm_task.config
         self.name = name
         self.lm_task = lm_task
-        self.metadata: Mapping[str, Any] = config.metadata or {}
+        self.metadata: Metadata = config.metadata or {}
         self.version = str(self.metadata.get("version", lm_task.VERSION))
         self.num_fewshot: int = config.num_fewshot or 0
         own = most_tokens(config.generation_kwargs, MAX_TOKENS)
@@ -92,16 +98,16 @@ class Task:
         """Number of items of a split."""
         return len(self._rows(split))
 
-    def _rows(self, split: str) -> list[tuple[int, Mapping[str, Any]]]:
+    def _rows(self, split: str) -> list[tuple[int, Doc]]:
         """(index, record) of every item of a split."""
         return self._test if split == "test" else self._dev
 
     @cached_property
-    def _test(self) -> list[tuple[int, Mapping[str, Any]]]:
+    def _test(self) -> list[tuple[int, Doc]]:
         return list(enumerate(self.lm_task.task_docs))
 
     @cached_property
-    def _dev(self) -> list[tuple[int, Mapping[str, Any]]]:
+    def _dev(self) -> list[tuple[int, Doc]]:
         with quiet():
             name, docs = self._dev_source()
         shown = self._shown() if name == self._example_split() else set()
@@ -110,7 +116,7 @@ class Task:
             raise RequestError(f"Task {self.name} has no dev items: all of its {name} split are shown as examples.")
         return rows
 
-    def _dev_source(self) -> tuple[str, Sequence[Mapping[str, Any]]]:
+    def _dev_source(self) -> tuple[str, Sequence[Doc]]:
         task, config = self.lm_task, self.lm_task.config
         if task.has_test_docs() and task.has_validation_docs():
             found = config.validation_split, task.validation_docs()
@@ -135,7 +141,7 @@ class Task:
         sampler = type(self.lm_task.sampler)(pool, rnd=self._fewshot_seed)
         return {index for _ in self._test for index in sampler.sample(self.num_fewshot)}
 
-    def _render(self, split: str, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Item]:
+    def _render(self, split: str, rows: Sequence[tuple[int, Doc]]) -> list[Item]:
         task, usual = self.lm_task, self.lm_task.sampler
         try:
             if split == "dev" and self.num_fewshot:
@@ -149,7 +155,7 @@ class Task:
             raise RequestError(f"Task {self.name} has two items with the same {field}; give each its own.")
         return items
 
-    def _dev_sampler(self) -> Any:
+    def _dev_sampler(self) -> ContextSampler:
         """Draws from what is left of the examples when the dev items are taken out."""
         task = self.lm_task
         pool = list(task.fewshot_docs())
@@ -163,7 +169,7 @@ class Task:
                 )
         return type(task.sampler)(pool, rnd=self._fewshot_seed)
 
-    def _item(self, split: str, index: int, doc: Mapping[str, Any]) -> Item:
+    def _item(self, split: str, index: int, doc: Doc) -> Item:
         try:
             prompt = self.lm_task.fewshot_context(
                 doc,
@@ -194,10 +200,8 @@ class Task:
         """Judge one answer: accuracy, unparsed, and what the task adds (see the head of this file)."""
         responses = self._filtered(item, text)
         if self.is_code:
-            from dlmbench.tasks.code import score_program
-
             problem, program = self.metadata["problem"], self.metadata["program"]
-            answer = responses[self.primary.partition(",")[2]]
+            answer = str(responses[self.primary.partition(",")[2]])
             return score_program(problem(item.doc), program(item.doc, answer), answer)
         values = {
             f"{metric},{name}": value
@@ -232,14 +236,14 @@ class Task:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(lambda answer: self.score(*answer), answers))
 
-    def _filtered(self, item: Item, text: str) -> dict[str, Any]:
+    def _filtered(self, item: Item, text: str) -> dict[str, object]:
         """What each of lm-eval's filter chains makes of one answer."""
         instance = Instance("generate_until", item.doc, (item.prompt, {}), 0, resps=[text])
         for chain in self.lm_task._filters:
             chain.apply([instance])
         return instance.filtered_resps
 
-    def _stands_beside(self, name: str, value: Any) -> bool:
+    def _stands_beside(self, name: str, value: object) -> bool:
         """Is this a number to show beside `accuracy`? The primary one only if it has a short name of its own."""
         return isinstance(value, Real) and (name != self.primary or self._label(name) != name)
 
@@ -249,7 +253,7 @@ class Task:
             return _SHORT[chain]
         return metric if chain == _NO_FILTER else name
 
-    def _accuracy(self, values: Mapping[str, Any]) -> float:
+    def _accuracy(self, values: Mapping[str, object]) -> float:
         value = values.get(self.primary)
         if not isinstance(value, Real):
             raise RunError(
@@ -280,7 +284,7 @@ class Task:
         return digest.hexdigest()[:16]
 
 
-def most_tokens(settings: Mapping[str, Any], default: int) -> int:
+def most_tokens(settings: Metadata, default: int) -> int:
     """The budget in `generation_kwargs` under any name that lm-eval reads, in its order; `default` without one."""
     return next((int(settings[name]) for name in _BUDGETS if settings.get(name) is not None), default)
 
@@ -290,7 +294,7 @@ def _first_metric(task: ConfigurableTask) -> str:
     return f"{next(iter(task.aggregation()))},{task._filters[0].name}"
 
 
-def _is_empty(response: Any) -> bool:
+def _is_empty(response: object) -> bool:
     if isinstance(response, list | tuple):  # a chain that keeps all matches
         return all(map(_is_empty, response))
     return isinstance(response, str) and response.strip() in _NO_ANSWER

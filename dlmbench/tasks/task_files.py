@@ -15,6 +15,7 @@ from dlmbench.errors import RequestError
 from dlmbench.registry import TASKS
 
 FOLDER = Path(__file__).parent
+Metadata = Mapping[str, Any]  # keys: see the head of `dlmbench.tasks`; a file may have others
 
 
 class CatalogueRow(NamedTuple):
@@ -31,7 +32,7 @@ class TaskFile(NamedTuple):
 
     name: str  # with the variant: "nano-gsm/easy"
     path: Path
-    metadata: Mapping[str, Any]  # of the file, with the variant's values in place
+    metadata: Metadata  # of the file, with the variant's values in place
 
 
 def catalogue() -> list[CatalogueRow]:
@@ -85,10 +86,10 @@ def _paths() -> dict[str, Path]:
 
 
 @cache
-def _metadata(path: Path) -> Mapping[str, Any]:
+def _metadata(path: Path) -> Metadata:
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's where it is built in
         """Keeps ``!function`` references as text."""
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))

@@ -4,25 +4,34 @@ The backbone answers training prompts itself, one token a forward, always at the
 block; a row ends with the block of its first end token, because nothing but padding follows. Of such a trajectory the
 states of every step are kept, so they are computed once: a window of J + 1 steps inside one block is an example. The
 backbone's state from the window's first step goes through J calls of the sampler, each given the tokens of the next
-step and the states that the call before it left; the logits of the last are drawn to the backbone's own on the same
-tokens, by KL(backbone || sampler) averaged over the block's positions that are still masked there. J is drawn from the
-softmax of 1, 1/2, 1/4, ... .
+step and the states that the call before it left; after every call the logits are drawn to the backbone's own on the
+same tokens, by KL(backbone || sampler) averaged over the block's positions that are still masked there. J is 1 for the
+first `adjust.single` steps, then drawn from the softmax of 1, 1/2, 1/4, ... .
 
-Logged beside the loss, always against doing nothing: the same KL and agreement for the states of the window's first
-step, which is what drawing all tokens from one forward's marginals assumes (kl_parallel); the same on dev items, and
-what both are worth there in decoding. A sampler is worth something only where it beats the parallel numbers.
+Which windows are shown decides whether anything is learned. The sampler moves all states by the same length, its gain.
+In nearly all windows a drawn token changes nothing, so where all are shown alike the gain shrinks long before the layer
+has found what to do in the few others, and a small gain leaves it hardly a gradient. So windows are drawn in proportion
+to what doing nothing costs in them, up to `CAP`, plus `adjust.quiet`; and the layer begins at random with a gain of
+`adjust.gain`, because a copy of the backbone's last layer does not get to the rule.
 
-Apart from the paper: Muon for the layer's matrices, greedy trajectories unless `adjust.temperature` says otherwise,
-and a start at doing nothing as an option (`adjust.start`). Left out: losses on hidden states, which have weight 0 in
-the authors' runs.
+Logged beside the loss, always against doing nothing: the KL after the last call and how often the best token agrees,
+for the sampler and for the states of the window's first step, which is what drawing all tokens from one forward's
+marginals assumes (`_parallel`); the same on dev items, whose windows are drawn evenly, and what both are worth there in
+decoding. `kl_next` is the KL at the position that is drawn next, the only one that decoding reads: the mean over all
+positions hides most of what was learned. A sampler is worth something only where it beats the parallel numbers.
 
-Axes: N rows, R columns, A answer positions, K chosen positions, D width, V vocabulary.
+Apart from the paper: Muon for the layer's matrices, the choice of windows, one call at first, a small gain at the
+start, and the loss after every call instead of after the last. Left out: losses on hidden states, which have weight 0
+in the authors' runs.
+
+Axes: N rows, R columns, A answer positions, L block, J calls, K chosen positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -36,11 +45,11 @@ from dlmbench.errors import RequestError
 from dlmbench.heads.adjust import AdjustModule, save_module
 from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.training.data import LENGTH_STEP, Draw, cut
-from dlmbench.training.loop import Worker
+from dlmbench.training.loop import TrainingWorker
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.rollout import (
+    AnswerRows,
     Prompts,
-    Rows,
     check_backbone,
     dev_examples,
     dev_run,
@@ -53,6 +62,7 @@ from dlmbench.training.step import run_layers
 
 HELD_OUT_SEED = 20_250
 HELD_OUT_WINDOWS = 8  # windows of every dev trajectory and number of calls
+CAP = 2.0  # nats that count of a window's cost: without it, rare windows of many nats are learned by heart
 
 
 def unroll_probabilities(lengths: int) -> Tensor:
@@ -65,8 +75,12 @@ def teacher_loss(student: Tensor, teacher: Tensor, scored: Tensor) -> Tensor:
 
     student and teacher [...,T,V] log-probabilities of the same state, scored [...,T] bool the positions still masked.
     """
-    kl = torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return (kl * scored).sum() / scored.sum()
+    return _kl(student, teacher)[scored].mean()
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of log-probabilities [...,V] -> [...]"""
+    return torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 # --- trajectories -----------------------------------------------------------------------------------------------------
@@ -80,20 +94,24 @@ class Trajectories:
     were; kept: for every step the states [n,R,D] of the rows that took it; slot [A,N]: where a row is in these.
     """
 
-    rows: Rows
+    rows: AnswerRows
     answers: Tensor
     order: Tensor
     steps: Tensor
     kept: list[Tensor]
     slot: Tensor
 
-    def tokens(self, step: Tensor, mask: int) -> Tensor:
-        """Answers [N,A] as they stood before each row's own step [N]."""
-        return torch.where(self.order < step.unsqueeze(1), self.answers, mask)
+    def tokens(self, row: Tensor, step: Tensor, mask: int) -> Tensor:
+        """Answers [n,A] of some rows [n] as they stood before a step of each [n]."""
+        return torch.where(self.order[row] < step.unsqueeze(1), self.answers[row], mask)
 
-    def states(self, step: Tensor) -> Tensor:
-        """The backbone's states [N,R,D] in each row's own step [N]."""
-        slots = self.slot.gather(0, step.unsqueeze(0)).squeeze(0)
+    def drawn(self, row: Tensor, step: Tensor) -> Tensor:
+        """Positions [n] that some rows [n] reveal in a step of each [n]."""
+        return (self.order[row] == step.unsqueeze(1)).int().argmax(1)
+
+    def states(self, row: Tensor, step: Tensor) -> Tensor:
+        """The backbone's states [n,R,D] of some rows [n] in a step of each [n]."""
+        slots = self.slot[step, row]
         return torch.stack([self.kept[s][i] for s, i in zip(step.tolist(), slots.tolist(), strict=True)])
 
     def starts(self, calls: int) -> Tensor:
@@ -105,10 +123,12 @@ class Trajectories:
 
 
 @torch.no_grad()
-def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, compiled: bool = True) -> Trajectories:
+def roll_out(
+    model: Transformer, rows: AnswerRows, temperature: float, seed: int, compiled: bool = True
+) -> Trajectories:
     """Answer all rows, one token a forward. Tokens are drawn at `temperature` (0: greedy), positions without it."""
     config, block = model.config, rows.block_length
-    answers = torch.full_like(rows.offsets, config.mask_id)
+    answers = torch.full_like(rows.offsets, config.mask)
     order, slot = torch.full_like(answers, rows.width), torch.zeros_like(answers).t().contiguous()
     steps, kept = rows.length.clone(), []
     sampling, eos = Sampling(temperature, confidence="clean"), torch.tensor(config.eos_ids, device=answers.device)
@@ -124,12 +144,12 @@ def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, comp
         window = slice(first, first + block)
         logits = model.project(pick(kept[-1], part.at[:, window]))
         clock, positions = torch.full_like(live, step), part.offsets[:, window]
-        best = Candidates(logits, sampling, config.mask_id, seeds[live], clock, positions)
+        best = Candidates(logits, sampling, config.mask, seeds[live], clock, positions)
         now = answers[live, window]
-        chosen = top_n(-best.entropy, part.valid[:, window] & (now == config.mask_id), 1)
+        chosen = top_n(-best.entropy, part.valid[:, window] & (now == config.mask), 1)
         answers[live, window] = now = torch.where(chosen, best.tokens, now)
         order[live, window] = order[live, window].masked_fill(chosen, step)
-        full = ~((now == config.mask_id) & part.valid[:, window]).any(1)
+        full = ~((now == config.mask) & part.valid[:, window]).any(1)
         steps[live[full & torch.isin(now, eos).any(1)]] = step + 1
     return Trajectories(rows, answers, order, steps, kept, slot)
 
@@ -137,40 +157,90 @@ def roll_out(model: Transformer, rows: Rows, temperature: float, seed: int, comp
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Window:
-    """One window of every row: the backbone's states [N,R,D] in its first and last step, and the answers
-    [J,N,A] of the steps after the first."""
+@torch.no_grad()
+def window_costs(model: Transformer, paths: Trajectories, most: int) -> list[Tensor]:
+    """What doing nothing costs in windows with 1 .. `most` calls: KL(last step || first step) in nats, summed over the
+    block's positions that are still masked in the last. Each [N,A] by the first step, 0 where no window begins."""
+    rows, length = paths.rows, paths.rows.block_length
+    costs = [torch.zeros(rows.offsets.shape, device=paths.steps.device) for _ in range(most)]
+    recent: deque[Tensor] = deque(maxlen=most)  # log-probabilities [N,L,V] of the block's steps so far, latest last
+    for step, kept in enumerate(paths.kept):
+        if step % length == 0:
+            recent.clear()
+        live = (paths.steps > step).nonzero().squeeze(1)
+        window = slice(step // length * length, (step // length + 1) * length)
+        known = model.project(pick(kept, rows.select(live).at[:, window])).float().log_softmax(-1)
+        now = known.new_zeros(len(rows.ids), *known.shape[1:]).index_copy_(0, live, known)
+        left = (paths.order[live, window] >= step) & rows.valid[live, window]
+        for calls, before in enumerate(reversed(recent), 1):
+            costs[calls - 1][live, step - calls] = (_kl(before[live], known) * left).sum(1)
+        recent.append(now)
+    return costs
 
-    rows: Rows
+
+def window_weights(model: Transformer, paths: Trajectories, most: int, quiet: float) -> list[Tensor]:
+    """How often windows with 1 .. `most` calls are drawn: by their cost, no more than CAP, plus `quiet`. Each [N,A]"""
+    costs = window_costs(model, paths, most)
+    return [(cost.clamp_max(CAP) + quiet) * paths.starts(calls) for calls, cost in enumerate(costs, 1)]
+
+
+@dataclass(frozen=True)
+class StepWindow:
+    """N windows of J calls: the backbone's states before [N,R,D] in the first step and after [J,N,R,D] in the others,
+    with the answers [J,N,A] there and the positions [J,N] that are drawn next."""
+
+    rows: AnswerRows
     before: Tensor
     answers: Tensor
+    drawn: Tensor
     after: Tensor
     columns: int
 
 
-def draw_window(paths: Trajectories, calls: int, mask: int, generator: torch.Generator) -> Window:
-    """A window with so many calls of each row, its first step uniform."""
+def draw_windows(paths: Trajectories, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As many windows as there are rows, with these weights [N,A], with replacement -> their rows and first steps."""
+    drawn = torch.multinomial(weights.flatten().cpu(), len(weights), replacement=True, generator=generator)
+    drawn = drawn.to(paths.steps.device)
+    return drawn // weights.shape[1], drawn % weights.shape[1]
+
+
+def draw_evenly(paths: Trajectories, calls: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One window of each row, its first step uniform -> rows and first steps [N]."""
     first = torch.multinomial(paths.starts(calls).float().cpu(), 1, generator=generator).squeeze(1)
-    first = first.to(paths.steps.device)
-    answers = torch.stack([paths.tokens(first + j, mask) for j in range(1, calls + 1)])
-    return Window(paths.rows, paths.states(first), answers, paths.states(first + calls), calls * paths.rows.columns)
+    return torch.arange(len(first), device=paths.steps.device), first.to(paths.steps.device)
+
+
+def cut_windows(paths: Trajectories, row: Tensor, first: Tensor, calls: int, mask: int) -> StepWindow:
+    """The windows of some rows [N] that begin in these steps [N]."""
+    steps = [first + number for number in range(1, calls + 1)]
+    rows = paths.rows.select(row)
+    return StepWindow(
+        rows,
+        before=paths.states(row, first),
+        answers=torch.stack([paths.tokens(row, step, mask) for step in steps]),
+        drawn=torch.stack([paths.drawn(row, step) for step in steps]),
+        after=torch.stack([paths.states(row, step) for step in steps]),
+        columns=calls * rows.columns,
+    )
+
+
+Group = tuple[Trajectories, list[Tensor]]  # rows of one length and the weights of their windows, by calls
 
 
 class Windows:
     """Endless windows for one worker; `position` is (pool, window) of the next one and may be set.
 
-    A pool is `adjust.trajectories` prompts, rolled out when its first window is asked for; `adjust.windows` windows are
-    drawn from it, and all seeds follow from the position, so a resumed run meets the same ones.
+    A pool is `adjust.trajectories` prompts, rolled out when its first window is asked for; `adjust.windows` steps are
+    taken on it, and all seeds follow from the position, so a resumed run meets the same ones.
     """
 
     def __init__(self, prompts: Prompts, backbone: Transformer, recipe: Recipe, device: torch.device):
         self.prompts, self.backbone, self.recipe, self.device = prompts, backbone, recipe, device
         self.position = (0, 0)
-        self._pool: tuple[int, list[Trajectories]] | None = None
+        self._pool: tuple[int, list[Group]] | None = None
 
-    def __iter__(self) -> Iterator[Window]:
-        plan, mask = self.recipe.adjust, self.backbone.config.mask_id
+    def __iter__(self) -> Iterator[StepWindow]:
+        plan, mask = self.recipe.adjust, self.backbone.config.mask
         chance = unroll_probabilities(plan.unrolled)
         while True:
             pool, index = self.position
@@ -179,24 +249,23 @@ class Windows:
                 continue
             generator = torch.Generator().manual_seed(self._seed(pool, index))
             calls = 1 + int(torch.multinomial(chance, 1, generator=generator))
+            if pool * plan.windows + index < plan.single:
+                calls = 1
             groups = self._groups(pool)
-            sizes = torch.tensor([float(len(group.steps)) for group in groups])
-            group = groups[int(torch.multinomial(sizes, 1, generator=generator))]
+            sizes = torch.tensor([float(len(paths.steps)) for paths, _ in groups])
+            paths, weights = groups[int(torch.multinomial(sizes, 1, generator=generator))]
             self.position = (pool, index + 1)
-            yield draw_window(group, calls, mask, generator)
+            yield cut_windows(paths, *draw_windows(paths, weights[calls - 1], generator), calls, mask)
 
-    def _groups(self, pool: int) -> list[Trajectories]:
+    def _groups(self, pool: int) -> list[Group]:
         if self._pool is None or self._pool[0] != pool:
             self._pool = None  # its memory first
-            plan = self.prompts.plan(pool)
-            rolled = [
-                roll_out(
-                    self.backbone, Rows.of(rows, length).to(self.device), self.recipe.adjust.temperature,
-                    self._seed(pool, number) & 0xFFFFFF, self.recipe.compile,
-                )
-                for number, (rows, length) in enumerate(plan)
-            ]  # fmt: skip
-            self._pool = pool, rolled
+            batches, plan, groups = self.prompts.plan(pool), self.recipe.adjust, []
+            for number, (rows, length) in enumerate(batches):
+                there, seed = AnswerRows.of(rows, length).to(self.device), self._seed(pool, number) & 0xFFFFFF
+                paths = roll_out(self.backbone, there, plan.temperature, seed, self.recipe.compile)
+                groups.append((paths, window_weights(self.backbone, paths, plan.unrolled, plan.quiet)))
+            self._pool = pool, groups
         return self._pool[1]
 
     def _seed(self, pool: int, index: int) -> int:
@@ -206,7 +275,7 @@ class Windows:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-class AdjustWorker(Worker):
+class AdjustWorker(TrainingWorker[AdjustModule]):
     """One process of a run; the trained network is the sampler, the backbone stands beside it."""
 
     @staticmethod
@@ -222,7 +291,7 @@ class AdjustWorker(Worker):
     def data(self, draw: Draw) -> Windows:
         recipe = self.recipe
         self.backbone, self.backbone_weights = load_backbone(recipe, self.device, self.dtype)
-        layout = prompt_layout(self.tokenizer, self.backbone.config.mask_id)
+        layout = prompt_layout(self.tokenizer, self.backbone.config.mask)
         prompts = Prompts(
             draw, layout, recipe.block_lengths, recipe.columns, recipe.seed, self.rank, recipe.adjust.trajectories
         )
@@ -230,19 +299,18 @@ class AdjustWorker(Worker):
 
     def networks(self) -> tuple[AdjustModule, AdjustModule]:
         precise = self.backbone if self.dtype == torch.float32 else load_backbone(self.recipe, "cpu", torch.float32)[0]
-        master = AdjustModule(precise).init_weights(self.recipe.adjust.start, self.recipe.seed)
+        master = AdjustModule(precise).init_weights(self.recipe.adjust.gain, self.recipe.seed)
         self.seen: dict = {}  # what dev items give without the sampler
         network = AdjustModule(self.backbone).to(self.device, self.dtype)
         return master.to(self.device).requires_grad_(True).train(), network
 
-    def loss(self, window: Window) -> Tensor:
+    def loss(self, window: StepWindow) -> Tensor:
         loss, facts = window_loss(self.network, window, self.recipe.compile)
         self.notes.append(facts)
         return loss
 
     def export(self) -> None:
-        plan = self.recipe.adjust
-        training = self.budget(start=plan.start, unrolled=plan.unrolled, temperature=plan.temperature)
+        training = self.budget(**asdict(self.recipe.adjust))
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 
     @torch.no_grad()
@@ -261,19 +329,21 @@ class AdjustWorker(Worker):
             accuracy[f"K={K}"] = round(run["accuracy"], 4)
         self.log(step=self.step, accuracy=accuracy)
 
-    def _held_out(self) -> dict[int, list[Window]]:
-        """Windows of dev trajectories by number of calls, always the same."""
+    def _held_out(self) -> dict[int, list[StepWindow]]:
+        """Even windows of dev trajectories by number of calls, always the same."""
         if "windows" not in self.seen:
-            recipe, mask = self.recipe, self.backbone.config.mask_id
+            recipe, mask = self.recipe, self.backbone.config.mask
             layout, noise = prompt_layout(self.tokenizer, mask), np.random.default_rng(HELD_OUT_SEED)
             examples = dev_examples(self.tokenizer, recipe.evaluate_items)
             prompts = [layout(example, recipe.block_lengths[0], noise) for example in examples]
             generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-            found = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}
+            found: dict[int, list[StepWindow]] = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}
             for rows, length in cut(prompts, recipe.columns):
-                paths = roll_out(self.backbone, Rows.of(rows, length).to(self.device), 0.0, 0, recipe.compile)
+                paths = roll_out(self.backbone, AnswerRows.of(rows, length).to(self.device), 0.0, 0, recipe.compile)
                 for calls, windows in found.items():
-                    windows += [draw_window(paths, calls, mask, generator) for _ in range(HELD_OUT_WINDOWS)]
+                    for _ in range(HELD_OUT_WINDOWS):
+                        row, first = draw_evenly(paths, calls, generator)
+                        windows.append(cut_windows(paths, row, first, calls, mask))
             self.seen["windows"] = found
         return self.seen["windows"]
 
@@ -292,36 +362,45 @@ class AdjustWorker(Worker):
         return dev_run(self.backbone, head, Adjust(config), self.recipe, self.tokenizer)
 
 
-def window_loss(module: AdjustModule, window: Window, compiled: bool = True) -> tuple[Tensor, dict[str, float]]:
-    """The loss of one window a row, and its measures against doing nothing."""
-    rows, backbone, mask = window.rows, module.backbone, module.config.mask_id
-    carried = window.before
-    for answers in window.answers:
-        ids = rows.filled(answers).flatten()
-        x = run_layers(module, backbone, module.join(ids, carried.flatten(0, 1)), rows, compiled)
-        carried = module.move(carried.flatten(0, 1), x).view_as(carried)
-    last = window.answers[-1]
-    started = rows.offsets // rows.block_length == _active(last, rows, mask).unsqueeze(1)
-    chosen = ((last == mask) & rows.valid & started).nonzero(as_tuple=True)
-
-    def scores(states: Tensor) -> Tensor:
-        return module.project(states[chosen[0], rows.at[chosen]]).float().log_softmax(-1)
-
+def window_loss(module: AdjustModule, window: StepWindow, compiled: bool = True) -> tuple[Tensor, dict[str, float]]:
+    """The loss of N windows, the mean over their calls, and the measures of the last call against doing nothing."""
+    rows, backbone, mask = window.rows, module.backbone, module.config.mask
+    carried, losses = window.before, []
+    for answers, after in zip(window.answers, window.after, strict=True):
+        ids, states = rows.filled(answers).flatten(), carried.flatten(0, 1)
+        x = run_layers(module, backbone, module.join(ids, states), rows, compiled)
+        carried = module.move(states, x).view_as(carried)
+        chosen = _left(answers, rows, mask)
+        teacher, student = _scores(module, after, chosen, rows).detach(), _scores(module, carried, chosen, rows)
+        losses.append(_kl(student, teacher).mean())
     with torch.no_grad():
-        teacher, parallel = scores(window.after), scores(window.before)
-    student, everywhere = scores(carried), torch.ones_like(chosen[0], dtype=torch.bool)
-    loss = teacher_loss(student, teacher, everywhere)
-    best = teacher.argmax(-1)
-    facts = {
-        "kl_parallel": teacher_loss(parallel, teacher, everywhere).item(),
-        "kl": loss.item(),
-        "agreement_parallel": (parallel.argmax(-1) == best).float().mean().item(),
-        "agreement": (student.argmax(-1) == best).float().mean().item(),
-    }
-    return loss, facts
+        parallel = _scores(module, window.before, chosen, rows)
+        facts = _measures(student, teacher, "") | _measures(parallel, teacher, "_parallel")
+        following = chosen[1] == window.drawn[-1][chosen[0]]
+        for name, ours in (("kl_next", student), ("kl_next_parallel", parallel)):
+            facts[name] = _kl(ours[following], teacher[following]).mean().item()
+        facts["gain"] = module.norm_postattn.abs().mean().item()
+    return torch.stack(losses).mean(), facts
 
 
-def _active(answers: Tensor, rows: Rows, mask: int) -> Tensor:
+def _measures(student: Tensor, teacher: Tensor, suffix: str) -> dict[str, float]:
+    agreement = (student.argmax(-1) == teacher.argmax(-1)).float().mean().item()
+    return {f"kl{suffix}": _kl(student, teacher).mean().item(), f"agreement{suffix}": agreement}
+
+
+def _scores(module: AdjustModule, states: Tensor, chosen: tuple[Tensor, Tensor], rows: AnswerRows) -> Tensor:
+    """Log-probabilities [K,V] of states [N,R,D] at the chosen rows and answer positions."""
+    return module.project(states[chosen[0], rows.at[chosen]]).float().log_softmax(-1)
+
+
+def _left(answers: Tensor, rows: AnswerRows, mask: int) -> tuple[Tensor, Tensor]:
+    """AnswerRows and positions [K] that are still masked in each row's active block; answers [N,A]."""
+    started = rows.offsets // rows.block_length == _active(answers, rows, mask).unsqueeze(1)
+    row, position = ((answers == mask) & rows.valid & started).nonzero(as_tuple=True)
+    return row, position
+
+
+def _active(answers: Tensor, rows: AnswerRows, mask: int) -> Tensor:
     """Number of the first block [N] that holds a mask."""
     masked = (answers == mask) & rows.valid
     return masked.int().argmax(1) // rows.block_length

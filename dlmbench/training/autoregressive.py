@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlmbench.training.data import Example, Row
+from dlmbench.training.data import Example, LaidExample
 
 
-def layout(example: Example, end: int, prompt_weight: float) -> Row:
+def layout(example: Example, end: int, prompt_weight: float) -> LaidExample:
     """Prompt, target and end token; column i predicts token i + 1.
 
     The loss of a row is the mean over target tokens (end token included) plus `prompt_weight` times the sum over prompt
@@ -22,4 +22,4 @@ def layout(example: Example, end: int, prompt_weight: float) -> Row:
     weight[len(example.prompt) - 1 :] = 1.0
     weight[-1] = 0.0
     columns = np.arange(len(ids))
-    return Row(ids, columns, columns, np.zeros_like(ids), label, weight / (len(example.target) + 1))
+    return LaidExample(ids, columns, columns, np.zeros_like(ids), label, weight / (len(example.target) + 1))

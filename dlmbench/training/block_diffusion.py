@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlmbench.training.data import Example, Row
+from dlmbench.training.data import Example, LaidExample
 
 LOWEST_RATE = 0.06
 LARGEST_FACTOR = 6.0
 
 
-def layout(example: Example, block_length: int, noise: np.random.Generator, mask: int, end: int) -> Row:
+def layout(example: Example, block_length: int, noise: np.random.Generator, mask: int, end: int) -> LaidExample:
     """Lay out one example; see the module's text for the order of columns."""
     prompt = len(example.prompt)
     tokens = prompt + len(example.target) + 1
@@ -39,7 +39,7 @@ def layout(example: Example, block_length: int, noise: np.random.Generator, mask
     label = np.concatenate([text[clean], text[noisy], text[noisy]])
     weight = np.concatenate([np.zeros(len(clean)), *factor]) / (2 * (total - prompt))
     ids = np.concatenate([text[clean], *copies])
-    return Row(ids, positions, positions // block_length, copy, label, weight.astype(np.float32))
+    return LaidExample(ids, positions, positions // block_length, copy, label, weight.astype(np.float32))
 
 
 def draw_masks(target: np.ndarray, block_length: int, noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,16 @@ was never stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 POOL = 3072  # examples drawn at a time: enough for full batches of every length
 SAMPLE = 64  # examples to measure on
@@ -33,7 +37,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Row:
+class LaidExample:
     """One example laid out as columns (arrays of length R).
 
     `block` and `copy` say who sees whom (see `visible`); `label` is what a column has to predict and `weight` its loss
@@ -76,7 +80,7 @@ def visible(block: Tensor, copy: Tensor) -> Tensor:
     return (own | earlier)[:, None]
 
 
-def collate(rows: Sequence[Row], length: int) -> Batch:
+def collate(rows: Sequence[LaidExample], length: int) -> Batch:
     """Pad rows to `length` columns. Padding is its own copy (-1): nothing else sees it and it carries no loss."""
 
     def pad(name: str, fill: float) -> np.ndarray:
@@ -102,25 +106,39 @@ def collate(rows: Sequence[Row], length: int) -> Batch:
     )
 
 
+class Laid(Protocol):
+    """An example laid out in columns, whose tokens are `ids`."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+
+
+RowT = TypeVar("RowT", bound=Laid)
+BatchT = TypeVar("BatchT")
+Record = TypeVar("Record", bound="DataclassInstance")
 Draw = Callable[[tuple[int, ...]], Iterator[Example]]  # seed -> endless examples
-Layout = Callable[[Example, int, np.random.Generator], Row]  # example, block length, noise -> row
+Layout = Callable[[Example, int, np.random.Generator], RowT]  # example, block length, noise -> row
 
 
-class Batches:
+class Batches(Generic[RowT, BatchT]):
     """Endless batches for one worker; `position` is (pool, batch) of the next one and may be set."""
 
-    collate = staticmethod(collate)  # rows and their length -> batch
-
     def __init__(
-        self, draw: Draw, layout: Layout, block_lengths: Sequence[int], columns: int, seed: int = 0, worker: int = 0,
+        self,
+        draw: Draw,
+        layout: Layout[RowT],
+        block_lengths: Sequence[int],
+        columns: int,
+        seed: int = 0,
+        worker: int = 0,
         pool: int = POOL,
     ):
         self.draw, self.layout, self.block_lengths, self.columns = draw, layout, tuple(block_lengths), columns
         self.seed, self.worker, self.pool_size = seed, worker, pool
         self.position = (0, 0)
-        self._pool: tuple[int, list[tuple[list[Row], int]]] | None = None
+        self._pool: tuple[int, list[tuple[list[RowT], int]]] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BatchT]:
         while True:
             pool, index = self.position
             plan = self.plan(pool)
@@ -131,17 +149,21 @@ class Batches:
             self.position = (pool, index + 1)
             yield self.collate(rows, length)
 
-    def sample(self) -> Batch:
+    def collate(self, rows: Sequence[RowT], length: int) -> BatchT:
+        """A batch of rows, padded to `length` columns."""
+        raise NotImplementedError
+
+    def sample(self) -> BatchT:
         """A small batch to measure on, the same for every worker; the position stays."""
-        few = Batches(self.draw, self.layout, self.block_lengths[:1], self.columns, self.seed, pool=SAMPLE)
+        few = type(self)(self.draw, self.layout, self.block_lengths[:1], self.columns, self.seed, pool=SAMPLE)
         return next(iter(few))
 
-    def plan(self, pool: int) -> list[tuple[list[Row], int]]:
+    def plan(self, pool: int) -> list[tuple[list[RowT], int]]:
         """The batches of a pool as (rows, length), each batch of one block length."""
         if self._pool is None or self._pool[0] != pool:
             noise = np.random.default_rng((self.seed, self.worker, pool))
             examples = list(islice(self.draw((self.seed, self.worker, pool)), self.pool_size))
-            plan = []
+            plan: list[tuple[list[RowT], int]] = []
             for i, block_length in enumerate(self.block_lengths):
                 part = examples[i :: len(self.block_lengths)]
                 plan += cut([self.layout(example, block_length, noise) for example in part], self.columns)
@@ -149,7 +171,20 @@ class Batches:
         return self._pool[1]
 
 
-def cut(rows: list[Row], columns: int) -> list[tuple[list[Row], int]]:
+class ColumnBatches(Batches[LaidExample, Batch]):
+    """Batches of rows whose columns say themselves what they have to predict."""
+
+    def collate(self, rows: Sequence[LaidExample], length: int) -> Batch:
+        return collate(rows, length)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], batch: Record) -> Record:
+    """A dataclass whose tensors are all changed alike."""
+    changed = {name: change(value) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **changed)
+
+
+def cut(rows: list[RowT], columns: int) -> list[tuple[list[RowT], int]]:
     """Sort rows by length and cut them into batches of at most `columns` padded columns: a list of (rows, length)."""
     rows, batches = sorted(rows, key=lambda row: -len(row.ids)), []
     while rows:

@@ -28,7 +28,7 @@ def decode(
     confident one in any case. Blocks are cut at absolute multiples of `block_length`.
     """
     config = model.config
-    mask, end = config.mask_id, config.eos_ids[0]
+    mask, end = config.mask, config.eos_ids[0]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     total = -(-(int(lengths.max()) + max_tokens) // block_length) * block_length
     canvas = torch.full((len(prompts), total), mask)
@@ -69,7 +69,7 @@ def decode_full(
     finished block holds an end token go no further: their text is settled.
     """
     config = model.config
-    mask, end = config.mask_id, config.eos_ids[0]
+    mask, end = config.mask, config.eos_ids[0]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     canvas = torch.full((len(prompts), int(lengths.max()) + length), mask)
     for row, prompt in zip(canvas, prompts, strict=True):

@@ -22,9 +22,9 @@ import numpy as np
 
 from dlmbench.tasks import task_files
 from dlmbench.training.block_diffusion import LARGEST_FACTOR, LOWEST_RATE
-from dlmbench.training.data import LENGTH_STEP, Example, Row
+from dlmbench.training.data import LENGTH_STEP, Example, LaidExample, Layout
 from dlmbench.training.evaluate import decode_full
-from dlmbench.training.loop import END, MASK, Worker
+from dlmbench.training.loop import END, MASK, PlainWorker
 
 MARKED = 0.33  # share of the rows with the marker at its fixed place, where the task has one
 SHORT = 0.2  # share of the rows whose region is shorter than the task's
@@ -60,17 +60,19 @@ def regions(tokenizer) -> dict[str, Region]:
 
     found = {}
     for source, task in TASKS.items():
-        about = task_files.find(task).metadata
+        file = task_files.find(task)
+        assert file is not None, task
+        about = file.metadata
         answer = about.get("answer")
         fixed = (ids(answer["text"]), answer["position"], ids("\n")[0]) if answer else ()
         found[source] = Region(about["gen_length"], *fixed)
     return found
 
 
-class FullDiffusionWorker(Worker):
+class FullDiffusionWorker(PlainWorker):
     """One process of a run."""
 
-    def layout(self):
+    def layout(self) -> Layout[LaidExample]:
         self.regions = regions(self.tokenizer) if self.tokenizer else {}
         return lambda example, block_length, noise: layout(
             example, block_length, noise, MASK, END, self.regions.get(example.source)
@@ -82,13 +84,13 @@ class FullDiffusionWorker(Worker):
 
 def layout(
     example: Example, block_length: int, noise: np.random.Generator, mask: int, end: int, region: Region | None = None
-) -> Row:
+) -> LaidExample:
     """Lay out one example; without `region` the answer fills the fewest multiples of `LENGTH_STEP` that hold it."""
     text, value, given = answer_region(example.target, end, region or Region(0), noise)
     hidden, weight = draw_mask(value, given, block_length, noise)
     prompt = np.array(example.prompt)
     columns = np.arange(len(prompt) + len(text))
-    return Row(
+    return LaidExample(
         ids=np.concatenate([prompt, np.where(hidden, mask, text)]),
         positions=columns,
         block=np.zeros_like(columns),

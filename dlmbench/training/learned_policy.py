@@ -7,8 +7,8 @@ is correctness times speed to the power of `alpha`, the advantage what it exceed
 is the mean over its steps of the clipped surrogate with the ratio of the step's whole action; the gradient is taken
 `updates` times on the same rollouts. Steps in which no group has an advantage are passed over.
 
-Logged: mean reward, accuracy and forwards of the rollouts; on dev items accuracy and forwards of the greedy policy
-beside those of a confidence threshold.
+Logged: mean reward, accuracy and forwards of the rollouts, and the share of them that has an advantage; on dev items
+accuracy and forwards of the greedy policy beside those of a confidence threshold.
 
 Apart from the paper: constant rate with a linear fall, no weight decay, a smaller network for a smaller backbone, and
 `bias`, the output's bias at the start: with the paper's -2 (probability 0.12) blocks of 8 positions would nearly always
@@ -35,10 +35,19 @@ from dlmbench.decoders.learned_policy import LearnedPolicy, LearnedPolicyConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, save_policy
 from dlmbench.heads.policy_network import PolicyHead
-from dlmbench.training.data import Draw
+from dlmbench.training.data import Draw, map_tensors
 from dlmbench.training.evaluate import answers_agree
-from dlmbench.training.loop import Worker
-from dlmbench.training.rollout import Prompts, Rows, check_backbone, dev_run, load_backbone, pick, prompt_layout, states
+from dlmbench.training.loop import TrainingWorker
+from dlmbench.training.rollout import (
+    AnswerRows,
+    Prompts,
+    check_backbone,
+    dev_run,
+    load_backbone,
+    pick,
+    prompt_layout,
+    states,
+)
 
 DEV_THRESHOLD = 0.9  # the rule that dev figures stand beside
 
@@ -107,16 +116,16 @@ class Steps:
 
 @torch.no_grad()
 def roll_out(
-    backbone: Transformer, policy: PolicyNetwork, rows: Rows, generator: torch.Generator, compiled: bool = True
+    backbone: Transformer, policy: PolicyNetwork, rows: AnswerRows, generator: torch.Generator, compiled: bool = True
 ) -> tuple[Tensor, Tensor, Steps]:
     """Answer all rows by the policy's own draws -> answers [N,A] (masks may be left), forwards [N], and the steps.
 
     Advantages are zero, and shares those of a rollout's steps among themselves.
     """
-    mask, device = backbone.config.mask_id, rows.ids.device
+    mask, device = backbone.config.mask, rows.ids.device
     answers = torch.full_like(rows.offsets, mask)
     block, spent, used = (torch.zeros_like(rows.start) for _ in range(3))  # active block, forwards on it, on the row
-    seen, taken, columns = defaultdict(list), [], 0
+    seen, taken, columns = defaultdict[str, list[Tensor]](list), list[Tensor](), 0
     while (live := (block * rows.block_length < rows.length).nonzero().squeeze(1)).numel():
         part = rows.select(live)
         columns += part.columns
@@ -139,21 +148,14 @@ def roll_out(
         over = ~(eligible & ~unmasked).any(1) | (spent[live] >= inside.sum(1))
         block[live] += over
         spent[live[over]] = 0
-    taken = torch.cat(taken)
-    steps = Steps(
-        **{name: torch.cat(values) for name, values in seen.items()}, advantage=torch.zeros(len(taken), device=device),
-        share=1 / used[taken], columns=columns,
-    )  # fmt: skip
-    return answers, used, _in_order(steps, taken)
+    rollout = torch.cat(taken)
+    found = {name: torch.cat(values) for name, values in seen.items()}
+    found |= {"advantage": torch.zeros(len(rollout), device=device), "share": 1 / used[rollout]}
+    order = rollout.argsort(stable=True)  # the steps of one rollout one after another
+    return answers, used, map_tensors(lambda values: values[order], Steps(columns=columns, **found))
 
 
-def _in_order(steps: Steps, taken: Tensor) -> Steps:
-    """The steps of one rollout one after another, rollouts in order."""
-    order = taken.argsort(stable=True)
-    return replace(steps, **{k: v[order] for k, v in vars(steps).items() if isinstance(v, Tensor)})
-
-
-def _best(backbone: Transformer, rows: Rows, answers: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
+def _best(backbone: Transformer, rows: AnswerRows, answers: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
     """The backbone's best tokens [N,A], mask excluded, and their probabilities."""
     logits = backbone.project(pick(states(backbone, rows, answers, compiled), rows.at)).float()
     probability = logits.softmax(-1)
@@ -188,7 +190,7 @@ def surrogate_loss(policy: PolicyNetwork, steps: Steps, clip: float) -> Tensor:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-class PolicyWorker(Worker):
+class PolicyWorker(TrainingWorker[PolicyNetwork]):
     """One process of a run; the trained network is the policy, in float32, the backbone stands beside it.
 
     A step is one batch of prompts, rolled out and then descended `updates` times.
@@ -199,7 +201,7 @@ class PolicyWorker(Worker):
     def data(self, draw: Draw) -> Prompts:
         recipe, plan = self.recipe, self.recipe.learned_policy
         self.backbone, self.backbone_weights = load_backbone(recipe, self.device, self.dtype)
-        layout = prompt_layout(self.tokenizer, self.backbone.config.mask_id)
+        layout = prompt_layout(self.tokenizer, self.backbone.config.mask)
         columns = max(1, recipe.columns // plan.rollouts)  # of the prompts; every one is answered that many times
         return Prompts(draw, layout, recipe.block_lengths, columns, recipe.seed, self.rank)
 
@@ -212,10 +214,10 @@ class PolicyWorker(Worker):
 
     def loss(self, steps: Steps) -> Tensor:
         if not len(steps.time):  # all rollouts of this worker's prompts went alike; the other's may not have
-            return sum(parameter.sum() * 0 for parameter in self.network.parameters())
+            return torch.stack([parameter.sum() * 0 for parameter in self.network.parameters()]).sum()
         return surrogate_loss(self.network, steps, self.recipe.learned_policy.clip)
 
-    def update(self, batch: Rows, late: bool) -> tuple[float, float, int, bool]:
+    def update(self, batch: AnswerRows, late: bool) -> tuple[float, float, int, bool]:
         plan = self.recipe.learned_policy
         steps = self._rollouts(batch.to(self.device))
         facts = torch.tensor([float(len(steps.time)), steps.columns, float(late)], device=self.device)
@@ -227,7 +229,7 @@ class PolicyWorker(Worker):
             loss, norm, _, _ = super().update(steps, late)
         return loss, norm, int(columns), late_workers > 0
 
-    def _rollouts(self, rows: Rows) -> Steps:
+    def _rollouts(self, rows: AnswerRows) -> Steps:
         """The steps of rollouts that have an advantage, ready for the loss."""
         plan = self.recipe.learned_policy
         seed = np.random.SeedSequence((self.recipe.seed, self.rank, self.step)).generate_state(1)
@@ -237,15 +239,15 @@ class PolicyWorker(Worker):
         right = self.correct(rows, answers).to(self.device)
         gained = torch.stack([reward(r, u, int(n), plan.alpha) for r, u, n in zip(right, used, rows.length)])
         better = advantages(gained.view(-1, plan.rollouts)).flatten()
-        measures = {"reward": gained, "accuracy": right, "forwards": used.float()}
+        compared = (better != 0).float()  # without an advantage nothing is learned from a rollout
+        measures = {"reward": gained, "accuracy": right, "forwards": used.float(), "compared": compared}
         self.notes.append({name: value.mean().item() for name, value in measures.items()})
         advantage = better.repeat_interleave(used)
-        kept = {"advantage": advantage, "share": steps.share / len(used)}
         chosen = advantage != 0
-        values = {k: v[chosen] for k, v in (vars(steps) | kept).items() if isinstance(v, Tensor)}
-        return Steps(**values, columns=steps.columns)
+        weighed = replace(steps, advantage=advantage, share=steps.share / len(used))
+        return map_tensors(lambda values: values[chosen], weighed)
 
-    def correct(self, rows: Rows, answers: Tensor) -> Tensor:
+    def correct(self, rows: AnswerRows, answers: Tensor) -> Tensor:
         """1 for answers [N,A] that agree with their targets and have no mask before their end, else 0. [N]"""
         config = self.backbone.config
         found = []

@@ -14,11 +14,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +31,14 @@ from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load
 from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.tasks.nano import stream
 from dlmbench.training import autoregressive, block_diffusion
-from dlmbench.training.data import Batch, Batches, Draw, Example, Layout
+from dlmbench.training.data import Batch, ColumnBatches, Draw, Example, LaidExample, Layout, map_tensors
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import Optimizer
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.step import batch_loss
 
+Model = TypeVar("Model", bound=nn.Module)
 PAD, END, MASK, SEPARATOR = 0, 1, 2, 3
 FAMILIES = {"autoregressive": ("qwen3", "causal"), "full_diffusion": ("llada", "full")}  # others: SDAR's
 WORKERS = {  # other objectives: the plain one below
@@ -49,8 +51,7 @@ WORKERS = {  # other objectives: the plain one below
 REPORT_EVERY = 50  # steps between log lines
 # Large tensors come and go every step: keep their memory in the process, on huge pages (measured: 10 % faster).
 ALLOCATOR = ":".join(
-    f"glibc.malloc.{name}"
-    for name in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=200000000")
+    f"glibc.malloc.{name}" for name in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=200000000")
 )
 
 
@@ -74,14 +75,15 @@ def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | 
     dist.destroy_process_group()
 
 
-def _worker(objective: str) -> type[Worker]:
+def _worker(objective: str) -> type[TrainingWorker]:
     """The class that trains for an objective; only its own module is imported."""
-    module, name = WORKERS.get(objective, (__name__, "Worker"))
+    module, name = WORKERS.get(objective, (__name__, "PlainWorker"))
     return getattr(import_module(module), name)
 
 
 def example_stream(mixture: dict[str, float], tokenizer) -> Draw:
     """Training examples of the nano tasks as token ids; never an instance that is held out."""
+
     def draw(seed: tuple[int, ...]):
         problems = stream(mixture, int(np.random.SeedSequence(seed).generate_state(1)[0]))
         while True:  # tokenised some hundreds at a time: one by one costs ten times more
@@ -94,8 +96,19 @@ def example_stream(mixture: dict[str, float], tokenizer) -> Draw:
     return draw
 
 
-class Worker:
-    """One process of a training run; worker 0 also logs, evaluates and saves."""
+class BatchStream(Protocol):
+    """Endless batches of dataclasses with tensors and their `columns`; `position` is that of the next one."""
+
+    position: tuple[int, int]
+
+    def __iter__(self) -> Iterator: ...
+
+
+class TrainingWorker(Generic[Model]):
+    """One process of a training run; worker 0 also logs, evaluates and saves.
+
+    `Model` is what is trained. An objective says what its networks, loss, export and evaluation are.
+    """
 
     def __init__(self, recipe: Recipe, out: Path, draw: Draw, tokenizer=None, rank: int = 0):
         self.recipe, self.out, self.rank, self.tokenizer = recipe, out, rank, tokenizer
@@ -114,38 +127,36 @@ class Worker:
         if recipe.warm_start:
             resolve(recipe.warm_start.model)
 
-    def data(self, draw: Draw) -> Batches:
-        """Endless batches whose `position` can be saved and set."""
+    def data(self, draw: Draw) -> BatchStream:
+        """What to train on."""
         recipe = self.recipe
         lengths = (1,) if recipe.objective == "autoregressive" else recipe.block_lengths
-        return Batches(draw, self.layout(), lengths, recipe.columns, recipe.seed, self.rank)
+        return ColumnBatches(draw, self.layout(), lengths, recipe.columns, recipe.seed, self.rank)
 
-    def networks(self) -> tuple[nn.Module, nn.Module]:
-        """The float32 master copy of what is trained, and the copy in the step's dtype."""
-        master = initial_weights(self.recipe, self.batches.sample).to(self.device).requires_grad_(True).train()
-        return master, Transformer(master.config).to(self.device, self.dtype)
-
-    def layout(self) -> Layout:
+    def layout(self) -> Layout[LaidExample]:
         return _layout(self.recipe)
 
-    def decode(self, network: Transformer, group: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Ids after each prompt of a group of dev items."""
-        if self.recipe.objective == "autoregressive":
-            return decode_causal(network, prompts, 96)
-        return decode(network, prompts, 8, 96, threshold=0.9)
+    def networks(self) -> tuple[Model, Model]:
+        """The float32 master copy of what is trained, and the copy in the step's dtype."""
+        raise NotImplementedError
 
     def loss(self, batch) -> Tensor:
         """Loss of one batch, a scalar to descend."""
-        return batch_loss(self.network, batch, self.recipe.compile)
+        raise NotImplementedError
+
+    def export(self) -> None:
+        """Write what was trained to the folder `weights`."""
+        raise NotImplementedError
+
+    def evaluate(self) -> None:
+        """Log what the weights are worth on dev items, by worker 0."""
+        raise NotImplementedError
 
     def measured(self) -> dict[str, float]:
         """Means of the `notes` since it was last asked for; a batch without a measure counts as zero."""
         notes, self.notes = self.notes, []
         names = dict.fromkeys(name for note in notes for name in note)
         return {name: sum(note.get(name, 0.0) for note in notes) / len(notes) for name in names}
-
-    def export(self) -> None:
-        save_checkpoint(self.master, self.out / "weights")
 
     def budget(self, **plan) -> dict:
         """What made the weights, for the config file of a head."""
@@ -184,12 +195,13 @@ class Worker:
 
     def update(self, batch, late: bool) -> tuple[float, float, int, bool]:
         """One optimiser step on all workers' batches -> mean loss, gradient norm, columns, is any worker late."""
-        batch = replace(batch, **{k: v.to(self.device) for k, v in vars(batch).items() if isinstance(v, Tensor)})
+        batch = map_tensors(lambda tensor: tensor.to(self.device), batch)
         loss = self.loss(batch)
         loss.backward()
         named = dict(self.network.named_parameters())
         facts = torch.tensor([loss.item(), batch.columns, float(late)], device=self.device)
-        flat = torch.cat([p.grad.flatten().float() for p in named.values()] + [facts])
+        gradient = [p.grad.flatten().float() for p in named.values() if p.grad is not None]  # all have one
+        flat = torch.cat([*gradient, facts])
         if self.recipe.workers > 1:
             dist.all_reduce(flat)
         loss_sum, columns, late_workers = flat[-3:].tolist()
@@ -208,15 +220,19 @@ class Worker:
 
     def save(self) -> None:
         """Checkpoint and bf16 export by worker 0; the old checkpoint stays until the new one is whole."""
-        positions = [self.batches.position]
+        positions: list[tuple[int, int] | None] = [self.batches.position]
         if self.recipe.workers > 1:
             positions = [None] * self.recipe.workers
             dist.all_gather_object(positions, self.batches.position)
         if self.rank:
             return
         state = {
-            "step": self.step, "columns": self.columns, "seconds": self.seconds, "positions": positions,
-            "weights": self.master.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "columns": self.columns,
+            "seconds": self.seconds,
+            "positions": positions,
+            "weights": self.master.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
         torch.save(state, self.out / "checkpoint.tmp")
         os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
@@ -229,6 +245,37 @@ class Worker:
         self.step, self.columns, self.seconds = state["step"], state["columns"], state["seconds"]
         self.batches.position = tuple(state["positions"][self.rank])
         self._copy_weights()
+
+    def log(self, **facts) -> None:
+        if self.rank:
+            return
+        rate = self.recipe.learning_rate(self.step)
+        facts |= {"learning_rate": round(rate, 4), "columns": self.columns, "seconds": round(self.seconds, 1)}
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        print(f"{self.recipe.name}  {text}", file=sys.stderr, flush=True)
+
+
+class PlainWorker(TrainingWorker[Transformer]):
+    """Trains a backbone to predict what is masked, or the next token."""
+
+    def networks(self) -> tuple[Transformer, Transformer]:
+        assert isinstance(self.batches, ColumnBatches)
+        master = initial_weights(self.recipe, self.batches.sample).to(self.device).requires_grad_(True).train()
+        return master, Transformer(master.config).to(self.device, self.dtype)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return batch_loss(self.network, batch, self.recipe.compile)
+
+    def export(self) -> None:
+        save_checkpoint(self.master, self.out / "weights")
+
+    def decode(self, network: Transformer, group: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Ids after each prompt of a group of dev items."""
+        if self.recipe.objective == "autoregressive":
+            return decode_causal(network, prompts, 96)
+        return decode(network, prompts, 8, 96, threshold=0.9)
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -245,16 +292,6 @@ class Worker:
         self.master.train()
         self.log(step=self.step, accuracy=scores)
 
-    def log(self, **facts) -> None:
-        if self.rank:
-            return
-        rate = self.recipe.learning_rate(self.step)
-        facts |= {"learning_rate": round(rate, 4), "columns": self.columns, "seconds": round(self.seconds, 1)}
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(facts) + "\n")
-        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
-        print(f"{self.recipe.name}  {text}", file=sys.stderr, flush=True)
-
 
 def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -> Transformer:
     """Float32 weights a recipe starts from: random, or a warm start with the layers it names.
@@ -264,16 +301,31 @@ def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -
     shape = recipe.shape
     family, attention = FAMILIES.get(recipe.objective, ("sdar", "block_causal"))
     config = BackboneConfig(
-        family=family, attention=attention, shift=int(attention == "causal"), qk_norm=family != "llada",
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_layers=shape.layers, num_heads=shape.heads,
-        num_kv_heads=shape.heads, head_dim=shape.hidden // shape.heads, intermediate_size=shape.intermediate,
-        tie_embeddings=True, mask_id=MASK, eos_ids=(END,), pad_id=PAD, max_positions=shape.max_positions,
+        family=family,
+        attention=attention,
+        shift=int(attention == "causal"),
+        qk_norm=family != "llada",
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        num_kv_heads=shape.heads,
+        head_dim=shape.hidden // shape.heads,
+        intermediate_size=shape.intermediate,
+        tie_embeddings=True,
+        mask_id=MASK,
+        eos_ids=(END,),
+        pad_id=PAD,
+        max_positions=shape.max_positions,
     )
     model = Transformer(config).init_weights(recipe.seed)
     if recipe.warm_start:
         source = load_checkpoint(resolve(recipe.warm_start.model).location)
         kept = recipe.warm_start.layers or tuple(range(source.config.num_layers))
-        full = fold_qk_norm(source, sample()) if source.config.qk_norm and not config.qk_norm else source.state_dict()
+        full = source.state_dict()
+        if source.config.qk_norm and not config.qk_norm:
+            assert sample is not None
+            full = fold_qk_norm(source, sample())
         state = {k: v for k, v in full.items() if not k.startswith("layers.")}
         for ours, theirs in enumerate(kept):
             layer = {k: v for k, v in full.items() if k.startswith(f"layers.{theirs}.")}
@@ -282,7 +334,7 @@ def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -
     return model
 
 
-def _layout(recipe: Recipe):
+def _layout(recipe: Recipe) -> Layout[LaidExample]:
     if recipe.objective == "autoregressive":
         return lambda example, block_length, noise: autoregressive.layout(example, END, recipe.prompt_weight)
     return lambda example, block_length, noise: block_diffusion.layout(example, block_length, noise, MASK, END)

@@ -32,9 +32,9 @@ from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.heads.mrp import MRPModule, load_module, save_module
 from dlmbench.models.presets import resolve
 from dlmbench.training import block_diffusion
-from dlmbench.training.data import Batch, Example, collate, cut
+from dlmbench.training.data import Batch, Example, collate, cut, map_tensors
 from dlmbench.training.evaluate import dev_items
-from dlmbench.training.loop import END, Worker
+from dlmbench.training.loop import END, TrainingWorker
 from dlmbench.training.recipe import STARTS, MRPPlan
 from dlmbench.training.step import run_layers
 
@@ -42,17 +42,17 @@ LEAST_LEFT = 0.05  # of the loss weight after the reveals: a batch of nearly ful
 HELD_OUT_SEED = 20_250
 
 
-class MRPWorker(Worker):
+class MRPWorker(TrainingWorker[MRPModule]):
     """One process of a run; the trained network is the module, the backbone stands beside it."""
 
     def networks(self) -> tuple[MRPModule, MRPModule]:
-        plan, folder = self.recipe.mrp, checkpoint_folder(resolve(self.recipe.warm_start.model).location)
+        plan, folder = self.recipe.mrp, checkpoint_folder(resolve(self.recipe.backbone).location)
         self.backbone_weights = weights_hash(folder)
         precise = load_checkpoint(folder, self.device)
         backbone = precise if self.dtype == torch.float32 else load_checkpoint(folder, self.device, self.dtype)
         master = MRPModule(precise, plan.layers, plan.residual)
         if plan.start in STARTS:
-            master.init_weights(plan.start, self.recipe.seed)
+            master.init_weights(plan.start, self.recipe.seed, plan.gain)
         else:
             master.load_state_dict(load_module(Path(plan.module_folder), precise, self.backbone_weights).state_dict())
         network = MRPModule(backbone, plan.layers, plan.residual)
@@ -69,8 +69,8 @@ class MRPWorker(Worker):
     def export(self) -> None:
         plan = self.recipe.mrp
         training = self.budget(
-            start=Path(plan.start).name, reveal=plan.reveal, counts=list(plan.counts), unrolled=plan.unrolled,
-            leave_one_out=plan.leave_one_out,
+            start=Path(plan.start).name, gain=plan.gain, reveal=plan.reveal, counts=list(plan.counts),
+            unrolled=plan.unrolled, leave_one_out=plan.leave_one_out,
         )  # fmt: skip
         save_module(self.master, self.out / "weights", self.backbone_weights, training=training)
 
@@ -98,7 +98,7 @@ class MRPWorker(Worker):
             for item in items:
                 prompt, target = self.tokenizer([item["prompt"], item["target"]], add_special_tokens=False)["input_ids"]
                 examples.append(Example(tuple(prompt), tuple(target)))
-        mask, batches = self.network.config.mask_id, []
+        mask, batches = self.network.config.mask, list[Batch]()
         for block_length in self.recipe.block_lengths:
             rows = [block_diffusion.layout(example, block_length, noise, mask, END) for example in examples]
             batches += [collate(part, length) for part, length in cut(rows, self.recipe.columns)]
@@ -121,7 +121,7 @@ class Objective:
 
         ids, carried = batch.ids, self._states(batch, batch.ids)  # state A
         untouched = before = carried
-        losses = []
+        losses: list[Tensor] = []
         for number in range(self.plan.unrolled):
             masked = (ids == self.backbone.config.mask_id) & (weight > 0)
             tokens = truth if self.plan.reveal != "model" else self._choices(before)
@@ -136,7 +136,7 @@ class Objective:
                 losses[-1] = losses[-1] + self.plan.leave_one_out * self._left_out(batch, ids, reveal, weight, student)
             carried = carried + output if self.plan.residual else output
             before = after
-        return sum(losses) / len(losses)
+        return sum(losses[1:], losses[0]) / len(losses)
 
     def _divergence(
         self, number: int, left: Tensor, weight: Tensor, after: Tensor, student: Tensor, untouched: Tensor
@@ -169,7 +169,7 @@ class Objective:
     def _left_out(self, batch: Batch, ids: Tensor, reveal: Tensor, weight: Tensor, student: Tensor) -> Tensor:
         """The same divergence at one revealed position a block, whose teacher does not see that position."""
         held = reveal & (_rank(batch.segment, reveal, self._random(ids)) < 1)
-        hidden = torch.where(held, self.backbone.config.mask_id, ids)
+        hidden = torch.where(held, self.backbone.config.mask, ids)
         chosen = held.flatten().nonzero().squeeze(1)
         share = weight.flatten()[chosen]
         teacher = self._log_probabilities(self._states(batch, hidden), chosen)
@@ -243,4 +243,4 @@ def _rank(segment: Tensor, eligible: Tensor, score: Tensor) -> Tensor:
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
-    return replace(batch, **{k: v.to(device) for k, v in vars(batch).items() if isinstance(v, Tensor)})
+    return map_tensors(lambda tensor: tensor.to(device), batch)

@@ -48,7 +48,7 @@ class Muon:
                 scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
                 if matrix.shape[0] < matrix.shape[1]:
                     target, matrix = target.t(), matrix.t()
-                groups.setdefault(tuple(matrix.shape), []).append((target, matrix, scale))
+                groups.setdefault((matrix.shape[0], matrix.shape[1]), []).append((target, matrix, scale))
         for group in groups.values():
             updates = orthogonalize(torch.stack([matrix for _, matrix, _ in group]), dtype=dtype)
             for (target, _, scale), update in zip(group, updates, strict=True):

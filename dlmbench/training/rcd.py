@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlmbench.backbone import Transformer, load_checkpoint
 from dlmbench.backbone.loading import checkpoint_folder
@@ -21,15 +21,16 @@ from dlmbench.decoders.rcd import mix, residual
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import resolve
 from dlmbench.training.data import Batch
-from dlmbench.training.loop import Worker
+from dlmbench.training.loop import PlainWorker
 from dlmbench.training.step import _compiled_head, _head, run_layers
 
 
-class RCDWorker(Worker):
+class RCDWorker(PlainWorker):
     """One process of a run; the frozen reference stands beside the trained network."""
 
-    def networks(self) -> tuple[nn.Module, nn.Module]:
+    def networks(self) -> tuple[Transformer, Transformer]:
         master, network = super().networks()
+        assert self.recipe.reference is not None  # as `read_recipe` makes sure
         preset = resolve(self.recipe.reference)
         folder = checkpoint_folder(preset.location, preset.revision)
         self.reference = load_checkpoint(folder, self.device, self.dtype)
@@ -54,7 +55,7 @@ def residual_loss(model: Transformer, reference: Transformer, batch: Batch, comp
 def mixed_inputs(model: Transformer, reference: Transformer, batch: Batch, compiled: bool = True) -> Tensor:
     """Input embeddings of all columns [N*R,D]: residuals at masked ones, plain elsewhere."""
     ids = batch.ids.flatten()
-    masked = (ids == model.config.mask_id).nonzero().squeeze(1)
+    masked = (ids == model.config.mask).nonzero().squeeze(1)
     with torch.no_grad():
         states = run_layers(reference, reference, reference.embed(ids), batch, compiled)[masked]
         states = F.rms_norm(states, states.shape[-1:], reference.norm, reference.config.rms_norm_eps)

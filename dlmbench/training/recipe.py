@@ -45,11 +45,13 @@ class MRPPlan:
     ``model`` the backbone's own choices above a threshold drawn from `thresholds` (what remasking meets). unrolled:
     reveals in a row, each with its pass. leave_one_out: weight of the loss at revealed positions, whose teacher is the
     backbone with that one position masked again.
-    residual: the module moves the logits (True) or replaces them.
+    residual: the module moves the logits (True) or replaces them. gain: the last norm at the start of a module that
+    moves them.
     """
 
     layers: int = 3
     start: str = "layers"
+    gain: float = 0.1
     reveal: str = "gt"
     counts: tuple[int, ...] = (1,)
     thresholds: tuple[float, float] = (0.5, 0.95)
@@ -67,6 +69,8 @@ class MRPPlan:
             )
         if self.layers < 1 or self.unrolled < 1 or not self.counts or min(self.counts) < 1 or self.leave_one_out < 0:
             raise RequestError("mrp.layers, unrolled and counts are at least 1, and leave_one_out is not negative.")
+        if self.gain <= 0:
+            raise RequestError(f"mrp.gain is {self.gain}; it is above 0, or the layers have no gradient at first.")
         if self.leave_one_out and not self.residual:
             raise RequestError("mrp.leave_one_out needs residual: true; a replaced distribution has no old logits.")
 
@@ -80,23 +84,29 @@ class MRPPlan:
 class AdjustPlan:
     """How ADJUST's sampler is trained beside the frozen backbone that `warm_start` names.
 
-    unrolled: most calls of the sampler after one state of the backbone. start: ``authors`` (random, as they do), or
-    ``layer`` (the backbone's last one, moving nothing at first). temperature: of the backbone's trajectories.
-    trajectories: how many a worker keeps at a time; windows: steps taken on them before they are replaced.
+    unrolled: most calls of the sampler after one state of the backbone; single: first steps, which take one call.
+    gain: the last norm at the start (the authors': 1). temperature: of the backbone's trajectories. trajectories: how
+    many a worker keeps at a time; windows: steps taken on them before they are replaced. quiet: weight, in nats, of a
+    window in which doing nothing costs nothing; the others weigh what it costs in them on top.
     """
 
     unrolled: int = 3
-    start: str = "authors"
-    temperature: float = 0.0
-    trajectories: int = 160
+    single: int = 500
+    gain: float = 0.1
+    temperature: float = 1.0
+    trajectories: int = 320
     windows: int = 256
+    quiet: float = 0.05
 
     def __post_init__(self):
-        if self.start not in ("authors", "layer"):
-            raise RequestError(f"adjust.start is {self.start!r}; it takes one of authors, layer.")
-        if min(self.unrolled, self.trajectories, self.windows) < 1 or self.temperature < 0:
+        if min(self.unrolled, self.trajectories, self.windows) < 1 or min(self.single, self.temperature) < 0:
             raise RequestError(
-                "adjust.unrolled, trajectories and windows are at least 1, and temperature is not negative."
+                "adjust.unrolled, trajectories and windows are at least 1, single and temperature not negative."
+            )
+        if self.gain <= 0 or self.quiet <= 0:
+            raise RequestError(
+                f"adjust.gain is {self.gain} and adjust.quiet {self.quiet}; both are above 0: without a gain the layer "
+                "has no gradient, without quiet there may be no window to draw."
             )
 
 
@@ -160,6 +170,13 @@ class Recipe:
     evaluate_items: int = 64
     compile: bool = True
     bfloat16: bool | None = None  # activations and gradients in bfloat16; None: where the processor has it in hardware
+
+    @property
+    def backbone(self) -> str:
+        """The frozen network that a head is trained beside. Raises RequestError where `warm_start` names none."""
+        if self.warm_start is None:
+            raise RequestError(f"Recipe {self.name} names no backbone: add warm_start.model.")
+        return self.warm_start.model
 
     def learning_rate(self, step: int) -> float:
         """Share of the constant learning rate at a step in 0 .. steps-1."""

@@ -1,7 +1,7 @@
 """Rows for training on what a frozen full-attention backbone does itself: prompt, an answer of masks, padding.
 
 Prompts are training examples (or dev items, for what is held out), the answer has the length that its task decodes
-with. `Rows` says how a batch of them lies in columns, `states` is the backbone's forward over it; `adjust` and
+with. `AnswerRows` says how a batch of them lies in columns, `states` is the backbone's forward over it; `adjust` and
 `learned_policy` fill the answers by their own rules. `dev_run` measures with the engine what the trained head is worth
 in decoding.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,11 +26,12 @@ from dlmbench.backbone import Transformer, load_checkpoint, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.loading import checkpoint_folder
+from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import resolve
-from dlmbench.training.data import LENGTH_STEP, Batches, Example
+from dlmbench.training.data import LENGTH_STEP, Batches, Example, Layout
 from dlmbench.training.evaluate import answers_agree, dev_items
 from dlmbench.training.full_diffusion import DEV_SOURCES, regions
 from dlmbench.training.recipe import Recipe
@@ -49,7 +51,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Rows:
+class AnswerRows:
     """N prompts and their answers in R columns.
 
     ids [N,R] with masked answers; start, length [N]: place and length of the answers; `width` is A, the positions of
@@ -64,7 +66,7 @@ class Rows:
     targets: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], columns: int) -> Rows:
+    def of(cls, prompts: Sequence[Prompt], columns: int) -> AnswerRows:
         """Prompts padded to `columns`; nothing sees the padding."""
         ids = np.zeros((len(prompts), columns), dtype=np.int64)
         for row, prompt in zip(ids, prompts, strict=True):
@@ -110,22 +112,23 @@ class Rows:
         inside = (offset >= 0) & (offset < self.length.unsqueeze(1))
         return torch.where(inside, answers.gather(1, offset.clamp(0, answers.shape[1] - 1)), self.ids)
 
-    def select(self, rows: Tensor) -> Rows:
+    def select(self, rows: Tensor) -> AnswerRows:
         """Some of the rows [n], the width of the answers kept."""
         targets = tuple(self.targets[row] for row in rows.tolist())
         return replace(self, ids=self.ids[rows], start=self.start[rows], length=self.length[rows], targets=targets)
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> AnswerRows:
         return replace(self, ids=self.ids.to(device), start=self.start.to(device), length=self.length.to(device))
 
 
-class Prompts(Batches):
+class Prompts(Batches[Prompt, AnswerRows]):
     """Endless batches of rows; what a worker draws and in which order is as for any other objective."""
 
-    collate = staticmethod(Rows.of)
+    def collate(self, rows: Sequence[Prompt], length: int) -> AnswerRows:
+        return AnswerRows.of(rows, length)
 
 
-def prompt_layout(tokenizer, mask: int):
+def prompt_layout(tokenizer, mask: int) -> Layout[Prompt]:
     """How an example becomes a row: its answer is as long as its task decodes with, and never too short for it."""
     lengths = {source: region.length for source, region in regions(tokenizer).items()} if tokenizer else {}
 
@@ -146,24 +149,24 @@ def check_backbone(recipe: Recipe) -> None:
     config, _ = read_config(_folder(recipe))
     if config.attention != "full" or config.mask_id is None:
         raise RequestError(
-            f"Recipe {recipe.name} trains a head for full attention and {recipe.warm_start.model} has "
+            f"Recipe {recipe.name} trains a head for full attention and {recipe.backbone} has "
             f"{config.attention} attention: name a LLaDA or Dream checkpoint in warm_start.model."
         )
 
 
-def load_backbone(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> tuple[Transformer, str]:
+def load_backbone(recipe: Recipe, device: torch.device | str, dtype: torch.dtype) -> tuple[Transformer, str]:
     """The frozen backbone that `warm_start` names, and the hash of its weights."""
     folder = _folder(recipe)
     return load_checkpoint(folder, device, dtype), weights_hash(folder)
 
 
-def _folder(recipe: Recipe):
-    preset = resolve(recipe.warm_start.model)
+def _folder(recipe: Recipe) -> Path:
+    preset = resolve(recipe.backbone)
     return checkpoint_folder(preset.location, preset.revision)
 
 
 @torch.no_grad()
-def states(model: Transformer, rows: Rows, answers: Tensor, compiled: bool) -> Tensor:
+def states(model: Transformer, rows: AnswerRows, answers: Tensor, compiled: bool) -> Tensor:
     """States after the final norm for rows with these answers [N,A], each at the position that it predicts [N,R,D]."""
     x = run_layers(model, model, model.embed(rows.filled(answers).flatten()), rows, compiled)
     x = F.rms_norm(x, x.shape[-1:], model.norm, model.config.rms_norm_eps).view(*rows.ids.shape, -1)
@@ -194,8 +197,8 @@ def dev_run(model: Transformer, head, decoder, recipe: Recipe, tokenizer) -> dic
     `head` makes the head's network from the target's; None for decoders without one.
     """
     target = Bidirectional("target", model, recipe.block_lengths[0])
-    nets = {"target": target} | ({"head": head(target)} if head else {})
-    layout, noise = prompt_layout(tokenizer, model.config.mask_id), np.random.default_rng(0)
+    nets: dict[str, Network] = {"target": target} | ({"head": head(target)} if head else {})
+    layout, noise = prompt_layout(tokenizer, model.config.mask), np.random.default_rng(0)
     requests, targets = [], []
     for number, example in enumerate(dev_examples(tokenizer, recipe.evaluate_items)):
         row = layout(example, target.block_length, noise)

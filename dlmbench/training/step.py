@@ -7,12 +7,32 @@ kernel in bfloat16 on a CPU several times over. The head runs only on the column
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlmbench.backbone.model import Transformer
 from dlmbench.training.data import Batch
+
+
+class Layered(Protocol):
+    """A backbone, or a head that has layers like it."""
+
+    @property
+    def layers(self) -> nn.ModuleList | tuple[nn.Module, ...]: ...
+
+
+class Columns(Protocol):
+    """What layers ask of a batch: where its columns are, [N,R], and who sees whom, [N,1,R,R] bool."""
+
+    @property
+    def positions(self) -> Tensor: ...
+
+    @property
+    def visible(self) -> Tensor: ...
+
 
 HIDDEN_SCORE = -1e4  # finite, so that a row of padding has no NaN
 
@@ -24,7 +44,7 @@ def batch_loss(model: Transformer, batch: Batch, compiled: bool = True) -> Tenso
     return head_step(model, x[batch.predicting], batch.labels, batch.weights)
 
 
-def run_layers(module: nn.Module, model: Transformer, x: Tensor, batch: Batch, compiled: bool = True) -> Tensor:
+def run_layers(module: Layered, model: Transformer, x: Tensor, batch: Columns, compiled: bool = True) -> Tensor:
     """Run the layers of `module` over a batch's columns, with the rotary tables of `model`. x [N*R,D] -> [N*R,D]."""
     layer_step = _compiled_layer() if compiled else _layer
     cos, sin = model._rotation(batch.positions.flatten(), x.dtype)

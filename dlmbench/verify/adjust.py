@@ -23,7 +23,7 @@ from dlmbench.engine import Engine, Generation, Request
 from dlmbench.heads.adjust import load_module
 from dlmbench.heads.adjust_network import AdjustHead
 from dlmbench.training.adjust import teacher_loss, unroll_probabilities
-from dlmbench.verify.cases import Case, Mismatch, close, equal, know_equation
+from dlmbench.verify.cases import Case, Mismatch, close, equal, know_equation, traced
 
 FIELDS = {
     "id", "family", "weights", "sampler_weights", "method", "params", "source", "prompt_ids", "expected", "diagnostics",
@@ -56,13 +56,13 @@ def _check_trace(case: Case, device: str) -> None:
     for name, only in (("alg", "entropy"), ("decoding_strategy", "fixed")):
         equal(f"params.{name}", params[name], only)
     several = isinstance(case.raw["prompt_ids"][0], list)
-    rows = range(len(case.raw["prompt_ids"])) if several else [None]
+    rows = list(range(len(case.raw["prompt_ids"]))) if several else [None]
     runs = _run(case, device)
     for row, run in zip(rows, runs):
-        pick = (lambda value: value) if row is None else (lambda value, row=row: value[row])
-        equal("ids", run.raw_ids, pick(expected["ids"]))
-        steps = [{"positions": step["positions"], "tokens": step["tokens"]} for step in run.trace]
-        equal("steps", steps, pick(expected["steps"]))
+        ids, own = (expected[name] if row is None else expected[name][row] for name in ("ids", "steps"))
+        equal("ids", run.raw_ids, ids)
+        steps = [{"positions": step["positions"], "tokens": step["tokens"]} for step in traced(run)]
+        equal("steps", steps, own)
         equal("nfe", sum(n["calls"] for n in run.counts["target"].values()), expected["nfe"])
         needed = sum(n["calls"] for n in run.counts.get("head", {}).values())
         equal("sampler_nfe_needed", needed, expected["sampler_nfe_needed"])

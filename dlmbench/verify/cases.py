@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone.descriptor import Descriptor, Told
+from dlmbench.engine.request import Generation, TracedStep
 from dlmbench.errors import DlmbenchError, RequestError
 
 ADAPTERS = {  # method of a case -> module with check(case) and check_forward(file)
@@ -62,7 +63,20 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "guided": "dlmbench.verify.guided",
     "guided_match_rules": "dlmbench.verify.guided",
     "oracle": "dlmbench.verify.oracle",
+    "dkv": "dlmbench.verify.dkv",
+    "multiblock": "dlmbench.verify.multiblock",
+    "remdm_loop": "dlmbench.verify.remasking",
+    "rcr": "dlmbench.verify.remasking",
+    "saber": "dlmbench.verify.remasking",
+    "hierarchy": "dlmbench.verify.selectors",
+    "credit": "dlmbench.verify.selectors",
+    "frechet": "dlmbench.verify.selectors",
+    "entropy_gate": "dlmbench.verify.selectors",
+    "sched": "dlmbench.verify.sched",
+    "pcsampler": "dlmbench.verify.selectors",
 }
+Fixture = dict[str, Any]  # JSON of a golden case; every area has its own fields
+Numbers = torch.Tensor | float | Sequence
 _RANDOM_ORDER = "needs one library's global random order"
 SKIPPED: dict[str, str] = {  # case id -> reason; the list is fixed, adapters cannot add to it
     "ll-06-random-seeded": _RANDOM_ORDER,
@@ -98,14 +112,14 @@ class Case:
     """A golden case and the folder it stands in, against which weights are resolved."""
 
     folder: Path
-    raw: dict[str, Any]
+    raw: Fixture
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Fixture:
         return self.raw["params"]
 
     @property
-    def expected(self) -> dict[str, Any]:
+    def expected(self) -> Fixture:
         return self.raw["expected"]
 
     def weights(self, field: str = "weights") -> Path:
@@ -127,7 +141,13 @@ class Case:
                 raise Mismatch(f"unknown field {name}{stranger}")
 
 
-def equal(what: str, ours: Any, expected: Any) -> None:
+def traced(run: Generation) -> list[TracedStep]:
+    """The steps of a generation that was made with ``trace=True``."""
+    assert run.trace is not None
+    return run.trace
+
+
+def equal(what: str, ours: object, expected: object) -> None:
     """Raise Mismatch, naming the first difference, unless the two are equal."""
     if ours == expected:
         return
@@ -139,18 +159,18 @@ def equal(what: str, ours: Any, expected: Any) -> None:
     raise Mismatch(f"{what} is {ours}, expected {expected}")
 
 
-def close(what: str, ours: Any, expected: Any, tolerance: float) -> None:
+def close(what: str, ours: Numbers, expected: Numbers, tolerance: float) -> None:
     """Raise Mismatch, naming the largest difference, unless two arrays of numbers agree within `tolerance`."""
-    ours = torch.as_tensor(ours).double()
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    if ours.shape != expected.shape:
-        raise Mismatch(f"{what} has shape {tuple(ours.shape)}, expected {tuple(expected.shape)}")
-    gap = (ours - expected).abs().max().item() if ours.numel() else 0.0
+    left = torch.as_tensor(ours).double()
+    right = torch.as_tensor(expected, dtype=torch.float64)
+    if left.shape != right.shape:
+        raise Mismatch(f"{what} has shape {tuple(left.shape)}, expected {tuple(right.shape)}")
+    gap = (left - right).abs().max().item() if left.numel() else 0.0
     if not gap <= tolerance:
         raise Mismatch(f"{what} differs by {gap:.2e}, allowed {tolerance:.0e}")
 
 
-def know_equation(case: Case, inputs: set[str], expected: set[str], fields: set[str] = frozenset()) -> None:
+def know_equation(case: Case, inputs: set[str], expected: set[str], fields: Set[str] = frozenset()) -> None:
     """Fail on any field of an equation fixture that the adapter has not been taught; `fields` beyond the usual ones."""
     usual = {"id", "kind", "method", "source", "note", "inputs", "expected", "tolerance"}
     holders = (("", case.raw, usual | fields), ("inputs.", case.raw.get("inputs", {}), inputs))
@@ -199,7 +219,7 @@ def run_case(case: Case, device: str = "cpu") -> Outcome:
     return _outcome(name, origin, _case_check(case, device))
 
 
-def _raw_cases(file: Path) -> Iterator[dict[str, Any]]:
+def _raw_cases(file: Path) -> Iterator[Fixture]:
     """The case of a file, or the units that a file without a method of its own lists."""
     raw = json.loads(file.read_text())
     if isinstance(raw, list):  # rows of exact values

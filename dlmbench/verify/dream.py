@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.static import Static, StaticConfig
-from dlmbench.verify.cases import Case, equal
+from dlmbench.verify.cases import Case, equal, traced
 from dlmbench.verify.rows import FIELDS, compare, row_forwards, run
 
 PARAMS = {
@@ -29,5 +29,5 @@ def check(case: Case, device: str = "cpu") -> None:
     batch = run(case, Static(config), params["gen_length"], sampling=sampling, device=device)
     compare(case, batch)
     equal("row_forwards", row_forwards(batch), case.expected["row_forwards"])
-    commits = [len(step["positions"]) for step in batch.rows[0].trace]
+    commits = [len(step["positions"]) for step in traced(batch.rows[0])]
     equal("commits_per_step", commits, case.expected["commits_per_step"])

@@ -12,8 +12,9 @@ from dlmbench.backbone.bidirectional import CachePolicy
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
+from dlmbench.engine.request import TracedStep
 from dlmbench.verify.cases import Case, Mismatch, equal
-from dlmbench.verify.rows import FIELDS, Batch, blocks_and_steps, compare, run
+from dlmbench.verify.rows import FIELDS, CaseRun, blocks_and_steps, compare, run
 
 PARAMS = {
     "steps", "gen_length", "block_length", "threshold", "factor", "cache", "temperature", "remasking", "mask_id",
@@ -35,19 +36,24 @@ def check(case: Case, device: str = "cpu") -> None:
     decoder = _dream(params, block) if case.raw["method"] == "fastdllm_dream" else _llada(params, block)
     batch = run(case, decoder, block, policy=CachePolicy(params["cache"]), device=device)
     compare(case, batch)
-    kinds = [_kind(call) for call in batch.steps]
-    equal("nfe_full", kinds.count("refresh"), expected["nfe_full"])
-    equal("nfe_cached", kinds.count("denoise"), expected["nfe_cached"])
-    equal("tokens_processed", sum(batch.queries()), expected["tokens_processed"])
+    compare_work(batch, expected)
     if expected.get("forced_steps") is not None:  # counted for the plain threshold only
         equal("forced_steps", sum(row.fallbacks for row in batch.rows), expected["forced_steps"])
     if "last_rank_steps" in expected:
-        extra = [i for i, (step,) in enumerate(batch.steps) if step["extra"]["last_rank"]]
+        extra = [i for i, (step,) in enumerate(batch.steps) if step and step["extra"]["last_rank"]]
         equal("last_rank_steps", extra, expected["last_rank_steps"])
     if "nocache_ids" in expected:
         equal("nocache_ids", run(case, decoder, block, device=device).ids(), expected["nocache_ids"])
     if "first_release" in expected:
         _first_release(batch, params["cache"] != "none", expected["first_release"])
+
+
+def compare_work(batch: CaseRun, expected: dict) -> None:
+    """Calls on whole sequences and on windows, and the tokens of both. Raises Mismatch."""
+    kinds = [_kind(call) for call in batch.steps]
+    equal("nfe_full", kinds.count("refresh"), expected["nfe_full"])
+    equal("nfe_cached", kinds.count("denoise"), expected["nfe_cached"])
+    equal("tokens_processed", sum(batch.queries()), expected["tokens_processed"])
 
 
 def _llada(params: dict, block: int) -> Decoder:
@@ -70,12 +76,12 @@ def _dream(params: dict, block: int) -> Decoder:
     raise Mismatch(f"alg {params['alg']!r} with cache {params['cache']!r} is not known")
 
 
-def _kind(call: list[dict | None]) -> str:
+def _kind(call: list[TracedStep | None]) -> str:
     (kind,) = {forward["kind"] for step in call if step for forward in step["forwards"]}
     return kind
 
 
-def _first_release(batch: Batch, cached: bool, expected: dict) -> None:
+def _first_release(batch: CaseRun, cached: bool, expected: dict) -> None:
     """With a cache, one more call for every block that ended with its full forward; the ids are the same."""
     for name in set(expected) - {"nfe", "same_ids"}:
         raise Mismatch(f"unknown field expected.first_release.{name}")

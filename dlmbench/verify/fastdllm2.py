@@ -9,14 +9,12 @@ the official loop's alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.anchored import AnchoredNetwork
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.decoders.fastdllm2 import FastDLLM2, FastDLLM2Config
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Fixture, Mismatch, equal, traced
 from dlmbench.verify.rows import FIELDS
 
 PARAMS = {
@@ -65,22 +63,22 @@ def _ids(case: Case, run: Generation) -> list[int]:
     """The answer as the official loop leaves it: with its last anchor, or with padding behind a stop token."""
     params = case.params
     ids, block, prompt = run.raw_ids, params["block_length"], len(case.raw["prompt_ids"])
-    last = run.trace[-1]["block"]
+    last = traced(run)[-1]["block"]
     if last * block - prompt >= _answer(case):  # the block of the last anchor
         return ids[: _answer(case) + 1]
     if case.raw["method"] == "fastdllm2_stop_early":
-        return ids if run.trace[-1]["forwards"] else ids[: last * block - prompt + 1]  # its block is not opened
+        return ids if traced(run)[-1]["forwards"] else ids[: last * block - prompt + 1]  # its block is not opened
     end = ids.index(params["stop_id"]) + 1
     return ids[:end] + [params["pad_id"]] * (len(ids) - end)
 
 
-def _official(case: Case, run: Generation) -> list[dict[str, Any]]:
+def _official(case: Case, run: Generation) -> list[Fixture]:
     """Official forwards: anchors belong to the forward that predicted them, not to the one that saw them first."""
     params, prompt = case.params, len(case.raw["prompt_ids"])
-    block, steps = params["block_length"], []
+    block, steps = params["block_length"], list[Fixture]()
     if prompt >= block:
         steps.append({"kind": "prefill", "block": prompt // block - 1, "positions": [], "tokens": []})
-    for step in run.trace:
+    for step in traced(run):
         positions, tokens = step["positions"], step["tokens"]
         if positions and positions[0] == step["block"] * block and positions[0] >= prompt:
             steps[-1]["positions"], steps[-1]["tokens"] = positions[:1], tokens[:1]

@@ -6,12 +6,14 @@ On one layer ``freeze=refresh`` must give the ids without cache, and is tried as
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dlmbench.backbone.bidirectional import CachePolicy
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.verify.cases import Case, Mismatch, equal
 from dlmbench.verify.dream import ORDERS
-from dlmbench.verify.rows import FIELDS, Batch, blocks_and_steps, compare, run
+from dlmbench.verify.rows import FIELDS, CaseRun, blocks_and_steps, compare, run
 
 PARAMS = {
     "gen_length", "block_size", "block_length", "steps", "alg", "temperature", "eps", "mask_token_id", "cfg_scale",
@@ -27,15 +29,13 @@ def check(case: Case, device: str = "cpu") -> None:
     block = params.get("block_length") or params["block_size"]
     if params["temperature"] or params.get("cfg_scale") or params.get("remasking") not in (None, "low_confidence"):
         raise Mismatch("only greedy decoding by confidence without guidance is known for this method")
-    schedule = dict(steps=blocks_and_steps(params, block))
+    config = StaticConfig(steps=blocks_and_steps(params, block), schedule="quota")
     if case.raw["family"] == "dream":
-        schedule |= dict(schedule="dream", order=ORDERS[params["alg"]], eps=params["eps"])
-    else:
-        schedule |= dict(schedule="quota")
+        config = replace(config, schedule="dream", order=ORDERS[params["alg"]], eps=params["eps"])
 
-    def decode(policy: CachePolicy, early_stop: bool = False) -> Batch:
+    def decode(policy: CachePolicy, early_stop: bool = False) -> CaseRun:
         return run(
-            case, Static(StaticConfig(**schedule)), block, policy=policy, sampling=Sampling(),
+            case, Static(config), block, policy=policy, sampling=Sampling(),
             eos_id=params.get("eos_token_id"), fill_after_eos=early_stop, device=device,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.guided import Guided, GuidedConfig, agrees
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 
 FIELDS = {"id", "family", "weights", "guide_weights", "method", "params", "source", "prompt_ids", "expected",
           "diagnostics"}  # fmt: skip
@@ -38,16 +38,17 @@ def check(case: Case, device: str = "cpu") -> None:
     expected = case.expected
     run = _run(case, device, chunk=0)[0]
     equal("ids", run.raw_ids, expected["ids"])
-    steps = [{"positions": step["positions"], "tokens": step["tokens"]} for step in run.trace if step["positions"]]
+    steps = [{"positions": step["positions"], "tokens": step["tokens"]} for step in traced(run) if step["positions"]]
     equal("steps", steps, expected["steps"])
-    target = [forward for step in run.trace for forward in step["forwards"] if forward["role"] == "target"]
-    guide = [forward for step in run.trace for forward in step["forwards"] if forward["role"] == "guide"]
+    target = [forward for step in traced(run) for forward in step["forwards"] if forward["role"] == "target"]
+    guide = [forward for step in traced(run) for forward in step["forwards"] if forward["role"] == "guide"]
     prefill = run.counts["guide"].get("prefill", {"calls": 0, "query_tokens": 0})
+    prefills = int(prefill["calls"])
     equal("nfe", len(target), expected["nfe"])
-    equal("guide_prefill", prefill["calls"], expected["guide_prefill"])
-    equal("guide_nfe", len(guide) + prefill["calls"], expected["guide_nfe"])
+    equal("guide_prefill", prefills, expected["guide_prefill"])
+    equal("guide_nfe", len(guide) + prefills, expected["guide_nfe"])
     equal("query_tokens_per_forward", [f["query_tokens"] for f in target], expected["query_tokens_per_forward"])
-    rows = [prefill["query_tokens"]] * prefill["calls"] + [f["query_tokens"] for f in guide]
+    rows = [prefill["query_tokens"]] * prefills + [f["query_tokens"] for f in guide]
     equal("guide_tokens_per_forward", rows, expected["guide_tokens_per_forward"])
     for chunk in (1, 3, 32):
         for other in _run(case, device, chunk, copies=2):

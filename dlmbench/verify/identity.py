@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dlmbench.engine import Engine, Generation, Request
+from dlmbench.engine.request import TracedStep
+from dlmbench.verify.cases import traced
 
 GAP = 1e-4
 ITEMS = 500
 
 
 @dataclass(frozen=True)
-class Difference:
+class FirstDifference:
     """First differing decision of one item: step number and how close the call was."""
 
     key: str
@@ -32,7 +34,7 @@ def differences(
     requests: Sequence[Request],
     tau: float | None = None,
     ours: list[Generation] | None = None,
-) -> tuple[list[Difference], list[Generation], list[Generation]]:
+) -> tuple[list[FirstDifference], list[Generation], list[Generation]]:
     """Run both engines on the same requests; items whose ids differ are run again with traces to measure the gap.
 
     `tau` is the threshold of a threshold decoder: the distance to it is a gap too; `ours` what the first engine gave
@@ -46,22 +48,24 @@ def differences(
     return found, ours, theirs
 
 
-def holds(found: Sequence[Difference], items: int) -> bool:
+def holds(found: Sequence[FirstDifference], items: int) -> bool:
     """Does the identity rule hold for this many items?"""
     return len(found) <= max(1, -(-items // ITEMS)) and all(d.gap < GAP for d in found)
 
 
-def _locate(first: Engine, second: Engine, requests: Sequence[Request], index: int, tau: float | None) -> Difference:
+def _locate(
+    first: Engine, second: Engine, requests: Sequence[Request], index: int, tau: float | None
+) -> FirstDifference:
     # the neighbours in a batch decide the shapes of its products, so everything is traced in the same company
-    a = first.generate(requests, trace=True)[index].trace
-    b = second.generate(requests, trace=True)[index].trace
-    for number, (left, right) in enumerate(_pairs(a, b)):
+    a = first.generate(requests, trace=True)[index]
+    b = second.generate(requests, trace=True)[index]
+    for number, (left, right) in enumerate(_pairs(traced(a), traced(b))):
         if (left["positions"], left["tokens"]) != (right["positions"], right["tokens"]):
-            return Difference(requests[index].key, number, _gap(left, right, tau))
-    return Difference(requests[index].key, min(len(a), len(b)), float("inf"))
+            return FirstDifference(requests[index].key, number, _gap(left, right, tau))
+    return FirstDifference(requests[index].key, min(len(traced(a)), len(traced(b))), float("inf"))
 
 
-def _pairs(a: list[dict], b: list[dict]) -> Iterator[tuple[dict, dict]]:
+def _pairs(a: list[TracedStep], b: list[TracedStep]) -> Iterator[tuple[TracedStep, TracedStep]]:
     """Steps side by side. A run that drafts commits several decisions at once and has steps without any; its commits,
     which stand in the order in which they were decided, are dealt out to the steps of `a`."""
     if all(step["positions"] for step in b):
@@ -71,10 +75,10 @@ def _pairs(a: list[dict], b: list[dict]) -> Iterator[tuple[dict, dict]]:
     for step in a:
         dealt = sorted(islice(commits, len(step["positions"])))
         if dealt:
-            yield step, {"positions": [p for p, _ in dealt], "tokens": [t for _, t in dealt]}
+            yield step, {**step, "positions": [p for p, _ in dealt], "tokens": [t for _, t in dealt]}
 
 
-def _gap(left: dict, right: dict, tau: float | None) -> float:
+def _gap(left: TracedStep, right: TracedStep, tau: float | None) -> float:
     """How far the decision was from going the other way: the largest distance that had to be bridged.
 
     A token differs: lead of the best logit. Positions differ: log-odds between those exchanged, or, with a threshold,

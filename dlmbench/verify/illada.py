@@ -25,7 +25,7 @@ def check(case: Case, device: str = "cpu") -> None:
     config = StaticConfig(steps=params["steps"], schedule="quota", order=ORDERS[params["remasking"]])
     answer: list[int] = []
     steps: list[dict] = []
-    rows = 0
+    rows = 0.0
     for _ in range(blocks):
         raw = {
             **case.raw, "prompt_ids": prompt + answer, "attention_mask": None,

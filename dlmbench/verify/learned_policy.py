@@ -12,6 +12,7 @@ import torch
 
 from dlmbench.backbone import load_checkpoint
 from dlmbench.backbone.bidirectional import Bidirectional
+from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.learned_policy import LearnedPolicy, LearnedPolicyConfig
 from dlmbench.decoders.predict import Sampling
@@ -21,7 +22,7 @@ from dlmbench.engine import Engine, Generation, Request
 from dlmbench.heads.policy import PolicyNetwork, load_policy
 from dlmbench.request import options
 from dlmbench.training.learned_policy import advantages, bernoulli_log_likelihood, dpls_log_likelihood, reward
-from dlmbench.verify.cases import Case, Mismatch, close, equal, know_equation
+from dlmbench.verify.cases import Case, Mismatch, close, equal, know_equation, traced
 
 FIELDS = {
     "id", "family", "weights", "policy_weights", "method", "params", "source", "prompt_ids", "expected", "diagnostics",
@@ -51,15 +52,15 @@ def _check_trace(case: Case, device: str) -> None:
     several = isinstance(prompts[0], list)
     runs = _run(case, prompts if several else [prompts], device)
     for row, run in enumerate(runs):
-        pick = (lambda value, row=row: value[row]) if several else (lambda value: value)
-        equal("ids", run.raw_ids, pick(expected["ids"]))
-        steps = [{"positions": step["positions"], "tokens": step["tokens"]} for step in run.trace]
-        equal("steps", steps, pick(expected["steps"]))
-        equal("steps_taken", _forwards(run), pick(expected["steps_taken"]))
+        own = {name: expected[name][row] if several else expected[name] for name in ("ids", "steps", "steps_taken")}
+        equal("ids", run.raw_ids, own["ids"])
+        steps = [{"positions": step["positions"], "tokens": step["tokens"]} for step in traced(run)]
+        equal("steps", steps, own["steps"])
+        equal("steps_taken", _forwards(run), own["steps_taken"])
     equal("nfe", max(map(_forwards, runs)), expected["nfe"])
 
 
-def _forwards(run: Generation) -> int:
+def _forwards(run: Generation) -> float:
     return sum(n["calls"] for n in run.counts["target"].values())
 
 
@@ -67,7 +68,7 @@ def _run(case: Case, prompts: list[list[int]], device: str) -> list[Generation]:
     params = case.params
     backbone = load_checkpoint(case.weights(), device)
     backbone.config = replace(backbone.config, mask_id=params["mask_token_id"], eos_ids=())
-    nets = {"target": Bidirectional("target", backbone, params["block_length"])}
+    nets: dict[str, Network] = {"target": Bidirectional("target", backbone, params["block_length"])}
     decoder = _decoder(params)
     if isinstance(decoder, LearnedPolicy):
         nets["head"] = decoder.head_network(nets["target"], case.weights("policy_weights"))

@@ -18,7 +18,8 @@ from dlmbench.decoders.edit import Edit, EditConfig
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.engine.request import TracedStep
+from dlmbench.verify.cases import Case, Fixture, Mismatch, equal, traced
 
 FIELDS = {"id", "family", "weights", "method", "params", "source", "note", "prompt_ids", "margins", "expected"}
 USUAL = {"block_length", "gen_length", "threshold", "mask_id"}
@@ -81,7 +82,7 @@ def _compare(case: Case, run: Generation) -> None:
     equal(
         "total_length", -(-room // case.params["block_length"]) * case.params["block_length"], expected["total_length"]
     )
-    steps = [_step(step, editing) for step in run.trace]
+    steps = [_step(step, editing) for step in traced(run)]
     if case.raw["method"] == "llada2_joint_threshold":
         steps = _with_stores(steps)
     equal("steps", steps, expected["steps"])
@@ -89,15 +90,15 @@ def _compare(case: Case, run: Generation) -> None:
     calls = {kind: n["calls"] for kind, n in run.counts["target"].items()}
     for kind, number in expected.get("forwards", {}).items():
         equal(f"{kind} forwards", calls.get(kind, 0), number)
-    if sum(calls.get(kind, 0) for kind in ("denoise", "edit")) != len(run.trace):
+    if sum(calls.get(kind, 0) for kind in ("denoise", "edit")) != len(traced(run)):
         raise Mismatch("forwards were counted that no step made")
 
 
-def _step(step: Mapping, editing: bool) -> dict:
-    shown = {name: step[name] for name in ("block", "positions", "tokens")}
+def _step(step: TracedStep, editing: bool) -> dict:
+    shown: Fixture = {"block": step["block"], "positions": step["positions"], "tokens": step["tokens"]}
     if not editing:
         return shown
-    rewritten = step.get("replaced", {"positions": [], "tokens": []})
+    rewritten = step.get("replaced") or {"positions": [], "tokens": []}
     return shown | {"edit_positions": rewritten["positions"], "edit_tokens": rewritten["tokens"]}
 
 
@@ -106,8 +107,8 @@ def _with_stores(steps: list[dict]) -> list[dict]:
     of ours still changed something."""
     shown = []
     for block, own in groupby(steps, key=lambda step: step["block"]):
-        own = list(own)
-        changed = own[-1]["positions"] or own[-1]["edit_positions"]
+        mine = list(own)
+        changed = mine[-1]["positions"] or mine[-1]["edit_positions"]
         empty = {"block": block, "positions": [], "tokens": [], "edit_positions": [], "edit_tokens": []}
-        shown += own + [empty] * (2 if changed else 1)
+        shown += mine + [empty] * (2 if changed else 1)
     return shown

@@ -10,6 +10,7 @@ Batch cases hold the counts of a batch that accepts the minimum over its rows; o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +18,16 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone import load_checkpoint
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal
+from dlmbench.backbone.attention import CachedAttention, QueryGroup, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.mrp import MRP, MRPConfig
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Generation, Request
+from dlmbench.engine.request import TracedStep
 from dlmbench.heads.mrp import MRPModule, load_module
 from dlmbench.heads.mrp_network import MRPHead
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 
 FIELDS = {"id", "family", "weights", "method", "params", "source", "prompt_ids", "logit_noise_robust_std", "expected"}
 PARAMS = {
@@ -138,16 +140,16 @@ def _compare(case: Case, run: Generation) -> None:
     equal("steps", _steps(case, run), expected["steps"])
     equal("total_length", _total(case), expected["total_length"])
     if "spec_rounds" in expected:
-        rounds = [step for step in run.trace if _kind(step) == "verify"]
+        rounds = [step for step in traced(run) if _kind(step) == "verify"]
         equal("spec_rounds", len(rounds), expected["spec_rounds"])
         equal("drafts_proposed", run.proposed, expected["drafts_proposed"])
         equal("drafts_accepted", sum(_round(step)["accepted"] for step in rounds), expected["drafts_accepted"])
         real = sum(run.accepted) + expected["bonus_tokens"]
         equal("accepted and bonus tokens", real, sum(len(step["tokens"]) for step in rounds))
-        bonus = sum(step["extra"]["bonus"][0] >= 0 for step in rounds)
+        bonus = sum(1 for step in rounds if step["extra"]["bonus"][0] >= 0)
         equal("bonus_tokens", bonus, expected["bonus_tokens"])
     if "vetoed" in expected:
-        vetoed = sum(len(_places(step["extra"]["vetoed"])) for step in run.trace)
+        vetoed = sum(len(_places(step["extra"]["vetoed"])) for step in traced(run))
         equal("vetoed", vetoed, expected["vetoed"])
 
 
@@ -163,12 +165,12 @@ def _compare_counts(case: Case, run: Generation) -> None:
     equal("drafter_nfe", sum(n for kind, n in head.items() if kind != "prefill"), expected["drafter_nfe"])
 
 
-def _equal_calls(what: str, ours: dict[str, int], expected: dict[str, int]) -> None:
+def _equal_calls(what: str, ours: Mapping[str, float], expected: Mapping[str, float]) -> None:
     for kind in sorted(set(ours) | set(expected)):
         equal(f"{what}.{kind}", ours.get(kind, 0), expected.get(kind, 0))
 
 
-def _inside(run: Generation) -> dict[str, int]:
+def _inside(run: Generation) -> dict[str, float]:
     """Forwards inside blocks, which do not depend on who stores."""
     return {kind: n["calls"] for kind, n in run.counts["target"].items() if kind not in ("prefill", "store")}
 
@@ -176,7 +178,7 @@ def _inside(run: Generation) -> dict[str, int]:
 def _steps(case: Case, run: Generation) -> list[dict]:
     match case.raw["method"]:
         case "mrp_speculative":
-            return [_round(step) for step in run.trace if _kind(step) == "verify"]
+            return [_round(step) for step in traced(run) if _kind(step) == "verify"]
         case "mrp_residual_remask":
             return _numbered(run, "vetoed")
         case "mrp_tau_remask":
@@ -185,12 +187,12 @@ def _steps(case: Case, run: Generation) -> list[dict]:
             return _commits(run, case.raw["method"] == "mrp_direct")
 
 
-def _kind(step: dict) -> str:
+def _kind(step: TracedStep) -> str:
     """Kind of the target's forward of a step."""
     return next(f["kind"] for f in step["forwards"] if f["role"] == "target")
 
 
-def _round(step: dict) -> dict:
+def _round(step: TracedStep) -> dict:
     """A verification as the official trace has it: once all drafts were right and no mask is left, it counts the drafts
     that were never made as accepted too."""
     extra = step["extra"]
@@ -241,9 +243,9 @@ def _found(found: dict[int, int], chosen: list[int]) -> dict[str, list[int]]:
     return {"positions": chosen, "tokens": [found[position] for position in chosen]}
 
 
-def _by_block(run: Generation):
-    number, block = 0, None
-    for step in run.trace:
+def _by_block(run: Generation) -> Iterator[tuple[int, TracedStep]]:
+    number, block = 0, -1
+    for step in traced(run):
         number = number + 1 if step["block"] == block else 0
         block = step["block"]
         yield number, step
@@ -332,7 +334,9 @@ def _pass(module: MRPModule, ids, hidden, positions, block: int, cache: KVCache 
         bias = cache.prefix_bias(slots[:, -1] + 1, cache.capacity)
     else:
         bias = block_causal(slots, block, torch.float32)
-    return module(ids, hidden, positions, CachedAttention(cache, slot_mapping, [Group(positions.view(1, -1), bias)]))
+    return module(
+        ids, hidden, positions, CachedAttention(cache, slot_mapping, [QueryGroup(positions.view(1, -1), bias)])
+    )
 
 
 def _close(what: str, ours: torch.Tensor, expected: torch.Tensor) -> None:

@@ -7,10 +7,11 @@ Compared: ids, every step, calls, row-forwards, the step that decided, the windo
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from dlmbench.decoders.prophet import Prophet, ProphetConfig
 from dlmbench.decoders.static import Static, StaticConfig
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 from dlmbench.verify.rows import FIELDS, blocks_and_steps, compare, row_forwards, run
 
 PARAMS = {
@@ -29,24 +30,22 @@ def check(case: Case, device: str = "cpu") -> None:
     if params["temperature"]:
         raise Mismatch("only greedy decoding is known for this method")
     block = params["block_length"]
-    schedule = dict(
-        steps=blocks_and_steps(params, block), schedule="quota", order=ORDERS[params["remasking"]]
-    )
+    schedule = StaticConfig(steps=blocks_and_steps(params, block), schedule="quota", order=ORDERS[params["remasking"]])
     start = params["answer_start"]
     config = ProphetConfig(
-        **schedule, **params["thresholds"], answer_start=-1 if start is None else start,
-        answer_length=params["answer_length"],
+        steps=schedule.steps, schedule=schedule.schedule, order=schedule.order, **params["thresholds"],
+        answer_start=-1 if start is None else start, answer_length=params["answer_length"],
     )  # fmt: skip
     fixed = tuple((int(offset), token) for offset, token in (params["constraints"] or {}).items())
-    settings = dict(guidance=params["cfg_scale"], fixed=fixed, device=device)
-    batch = run(case, Prophet(config), block, **settings)
+    decode = partial(run, case, block_length=block, guidance=params["cfg_scale"], fixed=fixed, device=device)
+    batch = decode(Prophet(config))
     compare(case, batch)
     equal("row_forwards", row_forwards(batch), expected["row_forwards"])
-    extras = [step["extra"] for step in batch.rows[0].trace]
+    extras = [step["extra"] for step in traced(batch.rows[0])]
     exits = [number for number, extra in enumerate(extras, 1) if extra["settled"]]
     equal("exit_step", exits[0] if exits else None, expected["exit_step"])
     _gaps([extra["gap"] for extra in extras if not math.isnan(extra["gap"])], expected["gaps"])
-    baseline = run(case, Static(StaticConfig(**schedule)), block, **settings)
+    baseline = decode(Static(schedule))
     equal("baseline_ids", baseline.ids(), expected["baseline_ids"])
     equal("baseline_nfe", len(baseline.steps), expected["baseline_nfe"])
 

@@ -12,7 +12,6 @@ ten, and float32 takes another path after eight steps.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.rcd import RCD, RCDConfig, mix, residual
 from dlmbench.engine import Engine, Generation, Request
 from dlmbench.training.rcd import masked_loss
-from dlmbench.verify.cases import Case, Mismatch, close, equal, know_equation
+from dlmbench.verify.cases import Case, Fixture, Mismatch, close, equal, know_equation, traced
 
 FIELDS = {
     "id", "family", "weights", "reference_weights", "method", "params", "source", "prompt_ids", "expected",
@@ -124,9 +123,9 @@ def _compare(case: Case, run: Generation) -> None:
     expected = case.expected
     equal("ids", run.raw_ids, expected["ids"])
     fields = ("positions", "tokens") if _full(case) else ("block", "positions", "tokens")
-    equal("steps", [{name: step[name] for name in fields} for step in run.trace], expected["steps"])
+    equal("steps", [{k: v for k, v in step.items() if k in fields} for step in traced(run)], expected["steps"])
     masked = set(_positions(case, run))
-    for i, (step, alphas) in enumerate(zip(run.trace, expected["alpha_after_first_steps"])):
+    for i, (step, alphas) in enumerate(zip(traced(run), expected["alpha_after_first_steps"])):
         first = len(case.raw["prompt_ids"]) if _full(case) else step["block"] * case.params["block_length"]
         ours = [alpha if first + at in masked else None for at, alpha in enumerate(step["extra"]["alpha"])]
         equal(f"alpha_after_first_steps[{i}] nulls", [a is None for a in ours], [a is None for a in alphas])
@@ -157,7 +156,7 @@ def _config(case: Case) -> RCDConfig:
     params = case.params
     if params["residual_init"] not in ("cold", "warm"):
         raise Mismatch(f"unknown residual_init {params['residual_init']!r}")
-    shared: dict[str, Any] = {
+    shared: Fixture = {
         "residual_init": params["residual_init"],
         "residual_temperature": params["residual_temperature"],
         "latent_strategy": STRATEGIES.get(params["latent_strategy"], params["latent_strategy"]),
@@ -179,7 +178,7 @@ def _run(case: Case, decoder: Decoder, store: str, device: str) -> Generation:
     folders = {"target": "weights"}
     if isinstance(decoder, RCD) and "reference" in decoder.needs(decoder.config, "full" if _full(case) else None):
         folders["reference"] = "reference_weights"
-    nets = {}
+    nets: dict[str, Network] = {}
     for role, field in folders.items():
         model = load_checkpoint(case.weights(field), device, torch.float64)
         model.config = replace(model.config, mask_id=params["mask_token_id"], eos_ids=())

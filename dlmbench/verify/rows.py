@@ -1,7 +1,7 @@
 """What the adapters of full-attention areas share: plain forwards, running a case's rows, the official view of a batch.
 
 Official code pads prompts on the left and moves a whole batch from block to block together; here every row starts at
-position 0 and goes its own way. `Batch` translates: positions count the padding again, and a row that has finished a
+position 0 and goes its own way. `CaseRun` translates: positions count the padding again, and a row that has finished a
 block before the others waits for them with empty steps.
 """
 
@@ -17,7 +17,8 @@ from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.engine.request import TracedStep
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 
 FIELDS = {
     "id", "family", "weights", "method", "params", "source", "batch", "seeded", "note", "prompt_ids", "attention_mask",
@@ -27,7 +28,7 @@ FORWARD_TOLERANCE = 1e-3  # of logits and of their log-sum-exp, as the areas' pa
 
 
 @dataclass(frozen=True)
-class Batch:
+class CaseRun:
     """The generations of a case's rows, and the padding to the left of each prompt."""
 
     rows: list[Generation]
@@ -35,10 +36,10 @@ class Batch:
     prompts: list[int]  # lengths, without padding
 
     @property
-    def steps(self) -> list[list[dict]]:
+    def steps(self) -> list[list[TracedStep | None]]:
         """Trace steps of all rows, call by call; waiting rows have None."""
-        blocks = [_by_block(row.trace) for row in self.rows]
-        calls = []
+        blocks = [_by_block(traced(row)) for row in self.rows]
+        calls: list[list[TracedStep | None]] = []
         for block in range(max(map(len, blocks))):
             parts = [row[block] if block < len(row) else [] for row in blocks]
             longest = max(map(len, parts))
@@ -49,9 +50,8 @@ class Batch:
         """{"positions", "tokens"} of every call; lists of lists for a batch."""
         result = []
         for call in self.steps:
-            shown = [step or {"positions": [], "tokens": []} for step in call]
-            positions = [[p + pad for p in step["positions"]] for step, pad in zip(shown, self.pads)]
-            tokens = [step["tokens"] for step in shown]
+            positions = [[p + pad for p in step["positions"]] if step else [] for step, pad in zip(call, self.pads)]
+            tokens = [step["tokens"] if step else [] for step in call]
             one = len(self.rows) == 1
             result.append({"positions": positions[0] if one else positions, "tokens": tokens[0] if one else tokens})
         return result
@@ -70,8 +70,8 @@ class Batch:
         return widths
 
 
-def _by_block(trace: list[dict]) -> list[list[dict]]:
-    blocks: dict[int, list[dict]] = {}
+def _by_block(trace: list[TracedStep]) -> list[list[TracedStep]]:
+    blocks: dict[int, list[TracedStep]] = {}
     for step in trace:
         blocks.setdefault(step["block"], []).append(step)
     return [blocks[number] for number in sorted(blocks)]
@@ -99,7 +99,7 @@ def run(
     eos_id: int | None = None,
     fill_after_eos: bool = False,
     device: str = "cpu",
-) -> Batch:
+) -> CaseRun:
     """Decode all rows of a case together."""
     params = case.params
     model = load_checkpoint(case.weights(), device, told=case.told("full"))
@@ -107,23 +107,21 @@ def run(
         model.config = replace(model.config, eos_ids=(eos_id,))
     network = Bidirectional("target", model, block_length, policy, guidance)
     ids, pads = prompts(case)
-    engine = Engine(
-        {"target": network}, decoder, sampling=sampling, batch_size=len(ids), fill_after_eos=fill_after_eos
-    )
+    engine = Engine({"target": network}, decoder, sampling=sampling, batch_size=len(ids), fill_after_eos=fill_after_eos)
     requests = [Request(str(i), tuple(row), params["gen_length"], fixed=fixed) for i, row in enumerate(ids)]
-    return Batch(engine.generate(requests, trace=True), pads, [len(row) for row in ids])
+    return CaseRun(engine.generate(requests, trace=True), pads, [len(row) for row in ids])
 
 
-def compare(case: Case, batch: Batch) -> None:
+def compare(case: Case, batch: CaseRun) -> None:
     """Ids, calls and steps, which every area has. Raises Mismatch."""
     equal("ids", batch.ids(), case.expected["ids"])
     equal("nfe", len(batch.steps), case.expected["nfe"])
     equal("steps", batch.official_steps(), case.expected["steps"])
 
 
-def row_forwards(batch: Batch) -> int:
+def row_forwards(batch: CaseRun) -> float:
     """Rows that went through the network, from the tokens it worked on: a guided call has both halves in them."""
-    total = 0
+    total = 0.0
     for row, prompt in zip(batch.rows, batch.prompts):
         length = prompt + len(row.raw_ids)
         total += sum(kind["query_tokens"] for kind in row.counts["target"].values()) // length
@@ -156,4 +154,3 @@ def check(case: Case, device: str = "cpu") -> None:
         gap = (torch.cat([top.values, ours.logsumexp(0, keepdim=True)]) - expected).abs().max().item()
         if not gap <= FORWARD_TOLERANCE:
             raise Mismatch(f"logits at {row['position']} differ by {gap:.2e}, allowed {FORWARD_TOLERANCE:.0e}")
-

@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.backbone import load_checkpoint
-from dlmbench.backbone.attention import CachedAttention, Group, block_causal
+from dlmbench.backbone.attention import CachedAttention, QueryGroup, block_causal
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.experts import route
-from dlmbench.backbone.model import Transformer
+from dlmbench.backbone.model import Layer, Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.entropy import Entropy, EntropyConfig
 from dlmbench.decoders.predict import Sampling
@@ -29,7 +29,7 @@ from dlmbench.decoders.sequential import Sequential, SequentialConfig
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Mismatch, equal, traced
 
 FIELDS = {
     "id", "family", "weights", "method", "params", "source", "note", "prompt_ids", "min_top1_top2_margin", "expected",
@@ -58,7 +58,7 @@ def check(case: Case, device: str = "cpu") -> None:
 def _compare(case: Case, run: Generation) -> None:
     expected, prompt = case.expected, len(case.raw["prompt_ids"])
     equal("ids", run.raw_ids, expected["ids"])
-    steps = [{name: step[name] for name in ("block", "positions", "tokens")} for step in run.trace]
+    steps = [{name: step[name] for name in ("block", "positions", "tokens")} for step in traced(run)]
     equal("steps", steps, expected["steps"])
     equal("stopped", run.stop_reason == "eos", expected["stopped"])
     if not expected["stopped"]:  # decoding went to the end of the canvas
@@ -119,7 +119,7 @@ def check_forward(file: Path) -> None:
 
         def cached(first: int, last: int, seen_bias: torch.Tensor) -> torch.Tensor:
             part = positions[:, first:last]
-            attend = CachedAttention(cache, cache.slot_mapping(None, part), [Group(part, seen_bias)])
+            attend = CachedAttention(cache, cache.slot_mapping(None, part), [QueryGroup(part, seen_bias)])
             return model.project(model(model.embed(ids[0, first:last]), part.reshape(-1), attend)).unsqueeze(0)
 
         prefill = cached(0, prefix, block_causal(positions[:, :prefix], block, torch.float32))
@@ -137,9 +137,11 @@ def _watched(model: Transformer, names: Iterable[str]) -> Iterator[dict[str, tor
     inside: dict[str, torch.Tensor] = {}
     handles = []
     for index, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
         if (name := f"hidden_after_layer{index}") in names:
             handles.append(layer.register_forward_hook(lambda *call, name=name: inside.update({name: call[2].clone()})))
         if (name := f"layer{index}_experts") in names:
+            assert layer.experts is not None
             rule = layer.experts.rule
 
             def chosen(_, args, name=name, rule=rule) -> None:

@@ -8,7 +8,6 @@ of the same target (`native`; on uncached cases its cached form, the uncached on
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from dlmbench.decoders.simsd import SimSD, SimSDConfig
 from dlmbench.decoders.speculation import KNOWN, NEVER
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.verify.cases import Case, Mismatch, equal
+from dlmbench.verify.cases import Case, Fixture, Mismatch, equal, traced
 
 FIELDS = {"id", "family", "weights", "draft_weights", "method", "path", "note", "params", "source", "prompt_ids",
           "expected", "native", "robustness"}  # fmt: skip
@@ -117,10 +116,11 @@ def _padded(prompts: list[list[int]], pad: int) -> list[list[int]]:
 # --- reading traces ---------------------------------------------------------------------------------------------------
 
 
-def _rounds(run: Generation, block_length: int) -> list[dict[str, Any]]:
+def _rounds(run: Generation, block_length: int) -> list[Fixture]:
     """The verifications of a trace, each with its blocks up to the one that ended it."""
-    rounds, drafts = [], 0
-    for step in run.trace:
+    rounds: list[Fixture] = []
+    drafts = 0
+    for step in traced(run):
         drafts += sum(forward["role"] == "draft" and forward["kind"] == "denoise" for forward in step["forwards"])
         extra = step["extra"]
         if not extra.get("verified"):
@@ -139,7 +139,7 @@ def _rounds(run: Generation, block_length: int) -> list[dict[str, Any]]:
     return rounds
 
 
-def _judged(block: dict[str, Any]) -> dict[str, Any]:
+def _judged(block: Fixture) -> Fixture:
     """Fields that both sorts of steps share; lists run over the positions that were drafted for."""
     known = sum(step == -2 for step in block["step_map"])
     replaced = [token for token, yes in zip(block["final"], block["replaced"]) if yes]
@@ -150,7 +150,7 @@ def _judged(block: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cached_step(number: int, one: dict[str, Any], case: Case) -> dict[str, Any]:
+def _cached_step(number: int, one: Fixture, case: Case) -> Fixture:
     block = one["blocks"][0]
     step = {
         "round": number, "positions": one["positions"], "tokens": one["tokens"],
@@ -161,7 +161,7 @@ def _cached_step(number: int, one: dict[str, Any], case: Case) -> dict[str, Any]
     return step | ({"eos_bonus_dropped": True} if block["eos_dropped"] else {})
 
 
-def _uncached_step(block: dict[str, Any]) -> dict[str, Any]:
+def _uncached_step(block: Fixture) -> Fixture:
     final = [at for at, (a, r) in enumerate(zip(block["accepted"], block["replaced"])) if a or r]
     return {
         "block_in_round": block["number"], "start": block["start"], **_judged(block),
@@ -169,7 +169,7 @@ def _uncached_step(block: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stats(rounds: list[dict], blocks: list[dict], case: Case) -> dict[str, Any]:
+def _stats(rounds: list[Fixture], blocks: list[Fixture], case: Case) -> Fixture:
     """The official statistics. A drafted position counts as seen up to and including the first rejected one."""
     drafted = [[step >= 0 for step in block["step_map"]] for block in blocks]
     whole = [step >= 0 for one in rounds for step in one["extra"]["step_map"]]
@@ -215,7 +215,7 @@ def _counts(run: Generation) -> dict[str, int]:
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def _equal_records(what: str, ours: list[dict], expected: list[dict]) -> None:
+def _equal_records(what: str, ours: list[Fixture], expected: list[Fixture]) -> None:
     equal(f"number of {what}", len(ours), len(expected))
     for number, (one, other) in enumerate(zip(ours, expected)):
         for name in {**other, **{k: v for k, v in one.items() if k == "eos_bonus_dropped"}}:
@@ -295,7 +295,7 @@ MASK_FIELDS = {
 }  # fmt: skip
 
 
-def check_mask(raw: dict[str, Any]) -> None:
+def check_mask(raw: Fixture) -> None:
     """A mask of `masks.json`: rows of 0 and 1, queries by keys. Raises Mismatch."""
     _know(raw, MASK_FIELDS)
     build = {"prefill": _prefill_mask, "verify": _verify_mask}[raw["kind"]]
@@ -304,13 +304,13 @@ def check_mask(raw: dict[str, Any]) -> None:
     equal("position_ids", positions, raw["position_ids"])
 
 
-def _prefill_mask(raw: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+def _prefill_mask(raw: Fixture) -> tuple[torch.Tensor, list[int]]:
     positions = torch.arange(len(raw["mask"]))
     bias = block_causal(positions.unsqueeze(0), raw["block_length"], torch.float32)
     return bias[0, 0] == 0, positions.tolist()
 
 
-def _verify_mask(raw: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+def _verify_mask(raw: Fixture) -> tuple[torch.Tensor, list[int]]:
     """Our pack has mask copies of known positions too, which nobody sees; the official one leaves them out."""
     known, prefix, block = raw["leftover"], raw["cached_prefix"], raw["block_length"]
     step = _steps([KNOWN] * known + raw["step_map"])
@@ -324,7 +324,7 @@ def _verify_mask(raw: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
     return torch.cat([torch.ones(len(kept), prefix, dtype=torch.bool), among], 1), positions
 
 
-def _row_mask(raw: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+def _row_mask(raw: Fixture) -> tuple[torch.Tensor, list[int]]:
     """Our rows put all D copies before all M copies; the official layout alternates by block."""
     block, blocks = raw["block_length"], len(raw["step_maps"])
     group = [-1] * raw["prompt_len"]
@@ -362,7 +362,7 @@ ACCEPTANCE_FIELDS = {
 }  # fmt: skip
 
 
-def check_acceptance(raw: dict[str, Any]) -> None:
+def check_acceptance(raw: Fixture) -> None:
     """Both acceptance rules on given probabilities and uniforms. Raises Mismatch."""
     _know(raw, ACCEPTANCE_FIELDS)
     if raw["order"] != "position":
@@ -381,7 +381,7 @@ def check_acceptance(raw: dict[str, Any]) -> None:
     _check_mrs(raw, tokens, p, q, everywhere)
 
 
-def _check_mrs(raw: dict[str, Any], tokens, p, q, everywhere) -> None:
+def _check_mrs(raw: Fixture, tokens, p, q, everywhere) -> None:
     possible = p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) > 0
     uniforms = iter(raw["uniforms"])  # none is drawn where the draft could not have drawn its token
     point = torch.tensor([[next(uniforms) if yes else 1.0 for yes in possible[0].tolist()]])
@@ -402,6 +402,6 @@ def _check_mrs(raw: dict[str, Any], tokens, p, q, everywhere) -> None:
         raise Mismatch(f"mrs.replacement_distribution differs by {gap:.1e}")
 
 
-def _know(raw: dict[str, Any], fields: set[str]) -> None:
+def _know(raw: Fixture, fields: set[str]) -> None:
     for stranger in sorted(set(raw) - fields):
         raise Mismatch(f"unknown field {stranger}")

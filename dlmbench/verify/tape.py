@@ -7,12 +7,13 @@ The tape refuses what a GPU would refuse to record: host reads, shapes that depe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+T = TypeVar("T")
 HOST = (
     "item", "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "lift_fresh", "unique",
     "resolve_conj",  # tolist, numpy
@@ -37,9 +38,10 @@ class Tape(HostReads):
 
     def __init__(self, pool: object | None = None):
         super().__init__()
-        self.calls, self.replays, self.pool = [], 0, pool or object()
+        self.calls: list[tuple] = []
+        self.replays, self.pool = 0, pool or object()
 
-    def record(self, body: Callable[[], Any]) -> Any:
+    def record(self, body: Callable[[], T]) -> T:
         with self:
             return body()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dlmbench.bench.proof import correctness, device, speed, supervisor
-from dlmbench.bench.proof.stage import STAGES, TINY, Trial, perform
+from dlmbench.bench.proof.stage import STAGES, TINY, StageTrial, perform
 from dlmbench.bench.proof.summary import GOALS, HEIGHT, WIDTH, screen_of
 from dlmbench.errors import RequestError
 from dlmbench.registry import DECODERS
@@ -103,8 +103,7 @@ class InProcess:
 
     def run(self, stage, seconds, file, earlier):
         self.ran.append(stage.name)
-        done = perform(stage, Trial(torch.device("cpu"), TINY, seconds, earlier))
-        raised = done.pop("raised")
+        done, raised = perform(stage, StageTrial(torch.device("cpu"), TINY, seconds, earlier))
         file.write_text(json.dumps(done))
         return not raised
 

@@ -221,8 +221,9 @@ def test_settings_are_chosen_on_dev_and_reported_on_test(place, capsys):
     assert places_named_in(place / "tuned") == []
     assert "gsm8k, tiny: settings tried on dev: threshold 2, static 2." in (place / "tuned" / "table.md").read_text()
     assert {row["split"] for row in record["rows"]} == {"test"} and {row["items"] for row in record["rows"]} == {4}
-    assert [row["label"] for row in record["rows"]][0] == "static k=4", "of equal accuracies the cheaper one"
-    assert any("static k=4 was chosen out of 2 settings of static on 8 dev items" in text for text in record["choices"])
+    assert [row["label"] for row in record["rows"]][0] == "static k=1", "one token a step: the reference"
+    assert any("static k=1 was chosen out of 2 settings of static on 8 dev items" in text for text in record["choices"])
+    assert any("the cheapest that loses at most 2 points" in text for text in record["choices"])
     assert len(find_runs(place / "tuned" / "dev")) == 4
     assert "was chosen out of" in (place / "tuned" / "table.md").read_text()
 
@@ -243,6 +244,7 @@ def test_dry_run_plans_and_leaves_nothing(place, capsys):
     code, out = call(capsys, "sweep", *SWEEP, *command(place, "planned", "--dry-run", "--json"))
     record = json.loads(out)
     assert code == 0 and record["items_to_do"] == 4 * ITEMS and not (place / "planned").exists()
+    assert record["least_difference"].keys() == {"gsm8k (test)"}, "what so many items can show"
     planned = [cell["method"] for cell in record["cells"]]
     assert planned == ["threshold 0.005", "threshold 0.9", "static k=1", "static k=4"]
 

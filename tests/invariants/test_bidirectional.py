@@ -27,6 +27,7 @@ POLICIES = {
     "freecache": CachePolicy("freecache"),
     "freecache refresh": CachePolicy("freecache", freeze="refresh"),
     "freecache prompt": CachePolicy("freecache", window="prompt_only"),
+    "dkv": CachePolicy("dkv", reload_every=4),
 }
 LOW = dict(early=0.6, mid=0.5, late=0.4, answer_start=7)
 DECODERS = {
@@ -112,6 +113,41 @@ def test_refreshing_at_every_step_is_no_cache_at_all(name, policy):
     cached = decode(DECODERS[name](), items, CachePolicy(policy, refresh_every=1), batch_size=2)
     assert ids(cached) == ids(plain) and [g.counts for g in cached] == [g.counts for g in plain]
     assert ids(decode(DECODERS[name](), items, CachePolicy(policy))) != ids(plain)  # without refreshing it matters
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("name", ["static", "threshold", "quota"])
+def test_dkv_is_exact_when_it_always_reloads_and_in_the_first_two_steps_of_a_block(name, shift):
+    items, options = requests(8), dict(net=model(shift), batch_size=2, trace=True, block=20)
+    plain = decode(DECODERS[name](), items, **options)
+    always = decode(DECODERS[name](), items, CachePolicy("dkv", reload_every=1), **options)
+    assert ids(always) == ids(plain) and [g.counts for g in always] == [g.counts for g in plain]
+    never = decode(DECODERS[name](), items, CachePolicy("dkv", reload_every=0), **options)
+    done = [[[(step["positions"], step["tokens"]) for step in g.trace] for g in run] for run in (never, plain)]
+    assert all(kept[:2] == exact[:2] for kept, exact in zip(*done))
+    sure = [[step["scores"]["confidence"] for g in run for step in g.trace[2:]] for run in (never, plain)]
+    assert sure[0] != sure[1]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_dkv_computes_todays_masks_and_what_the_last_step_decoded(shift):
+    item = Request("x", tuple(range(10, 20)), 2 * BLOCK)
+    steps = decode(Static(StaticConfig(k=2)), [item], POLICIES["dkv"], net=model(shift), trace=True)[0].trace
+    masks, last = set(range(10, 22)), set()
+    for number, step in enumerate(steps):
+        (forward,) = step["forwards"]
+        due = masks | last | {at - shift for at in masks if shift}
+        full = number % 3 < 2  # three steps a block, of which the first two are full
+        assert forward["kind"] == ("refresh" if full else "denoise")
+        assert forward["query_tokens"] == (22 if full else len(due))
+        last = set(step["positions"])
+        masks -= last
+
+
+def test_on_one_layer_dkv_is_exact_where_tokens_are_kept_with_their_last_keys():
+    items, net = requests(8), model(layers=1)
+    plain = decode(DECODERS["static"](), items, net=net)
+    assert ids(decode(DECODERS["static"](), items, CachePolicy("dkv", reload_every=0), net=net)) == ids(plain)
 
 
 @pytest.mark.parametrize("shift", [0, 1])

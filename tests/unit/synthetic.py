@@ -62,7 +62,9 @@ def manifest(key: str = "ab" * 32, **changes) -> Manifest:
         threshold_unit="confidence",
         parameters={"tau": 0.6},
         method_version="1",
-        spec=RunSpec("threshold", "nano-gsm", model="nano", device="cpu", dtype="float32", batch_size=16),
+        spec=RunSpec(
+            "threshold", "nano-gsm", model="nano", device="cpu", dtype="float32", store="fused", batch_size=16
+        ),
         task=TaskFacts("nano-gsm", 1, "c" * 16, 0, False),
         block_length=8,
         gen_length=128,
@@ -107,7 +109,9 @@ def make_run(
         threshold=threshold,
         threshold_unit="confidence" if threshold and method in CONFIDENT else "",
         parameters={"tau": threshold},
-        spec=RunSpec(method, task, model=model, device="cpu", dtype="float32", batch_size=batch_size, seed=seed),
+        spec=RunSpec(
+            method, task, model=model, device="cpu", dtype="float32", store="fused", batch_size=batch_size, seed=seed
+        ),
         task=TaskFacts(task, 1, "c" * 16, 0, False),
         weights={"target": weights},
         environment=Environment(device, 2, {"dlmbench": "0.1.0"}),

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dlmbench.backbone import load_checkpoint, load_tokenizer, save_checkpoint, weights_hash
-from dlmbench.backbone.attention import Group, block_causal, bmm_attention, sdpa_attention
+from dlmbench.backbone.attention import QueryGroup, block_causal, bmm_attention, sdpa_attention
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.families import DREAM, LLADA, LLAMA, QWEN2
 from dlmbench.backbone.model import Transformer
@@ -172,8 +172,8 @@ def test_products_equal_fused_attention(heads, kv_heads, queries):
     positions = torch.arange(queries).expand(3, queries)
     bias = torch.zeros(3, 1, 1, 20)
     bias[1, ..., 5:], bias[2, ..., 11:] = float("-inf"), float("-inf")
-    group = Group(positions, bias)
-    own = Group(positions, block_causal(positions, 4, torch.float32))
+    group = QueryGroup(positions, bias)
+    own = QueryGroup(positions, block_causal(positions, 4, torch.float32))
     for one, seen in ((group, 20), (own, queries)):
         k, v = keys[:, :, :seen], values[:, :, :seen]
         plain = bmm_attention(one, q, k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1))

@@ -86,7 +86,7 @@ def test_debug_shows_the_traceback_anywhere(call):
 
 
 def test_a_failure_of_ours_exits_with_1_and_one_line(call, monkeypatch):
-    monkeypatch.setattr("dlmbench.runs.find_runs", lambda *_: 1 / 0)
+    monkeypatch.setattr("dlmbench.cli.score.find_runs", lambda *_: 1 / 0)
     code, _, err = call("score", ".")
     assert code == 1 and err.startswith("dlmbench: ZeroDivisionError") and len(err.splitlines()) == 1
 
@@ -110,8 +110,9 @@ def test_list_and_show_know_everything(call):
 @pytest.fixture
 def examined(call, monkeypatch):
     """Doctor on a machine where everything is there: (exit code, checks by name)."""
-    monkeypatch.setattr("dlmbench.scoring.capabilities", lambda: {"sandbox": (True, "walls"), "memory": (False, "-")})
-    monkeypatch.setattr("dlmbench.models.presets.PRESETS", {"nano": PRESETS["nano"]})
+    walls = {"sandbox": (True, "walls"), "memory": (False, "-")}
+    monkeypatch.setattr("dlmbench.cli.doctor.capabilities", lambda: walls)
+    monkeypatch.setattr("dlmbench.cli.doctor.PRESETS", {"nano": PRESETS["nano"]})
 
     def run():
         code, out, _ = call("doctor", "--offline", "--json")
@@ -141,7 +142,7 @@ def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypat
     for place, value, what, remedy in (
         ("dlmbench.runs.environment.version", version, "pandas", "pip install pandas"),
         ("dlmbench.models.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
-        ("dlmbench.scoring.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
+        ("dlmbench.cli.doctor.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
     ):
         with monkeypatch.context() as change:
             change.setattr(place, value)
@@ -156,9 +157,9 @@ def run_python(code, **streams):
 
 def test_an_interrupt_says_that_nothing_is_lost():
     process = run_python(
-        "import signal, time, dlmbench.runs as store\nfrom dlmbench.cli.app import main\n"
+        "import signal, time, dlmbench.cli.score as verb\nfrom dlmbench.cli.app import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
-        "store.find_runs = lambda *_: (print('ready', flush=True), time.sleep(60))\nmain(['score', '.'])",
+        "verb.find_runs = lambda *_: (print('ready', flush=True), time.sleep(60))\nmain(['score', '.'])",
         stdout=subprocess.PIPE,
     )
     assert process.stdout.readline() == "ready\n"

@@ -44,3 +44,15 @@ def test_no_shipped_text_names_a_place_of_one_machine():
             if path.suffix in (".py", ".md", ".yaml", ".json", ".csv") and "__pycache__" not in path.parts:
                 text = path.read_text(errors="ignore")
                 assert str(ROOT) + "/" not in text and f"{home}/" not in text, path
+
+
+def test_the_walk_of_an_option_stops_where_the_page_says():
+    """Each stop names a file and a name that stands in it, and the value is called threshold at all of them."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walk = page[page.index("## The walk of") : page.index("## What each part")]
+    stops = re.findall(r"^\d\. `([\w/.]+)`, `(?:\w+\.)?(\w+)`", walk, flags=re.MULTILINE)
+    assert 4 <= len(stops) <= 6
+    for file, name in stops:
+        source = (ROOT / "dlmbench" / file).read_text()
+        assert re.search(rf"(def |^    ){name}\b", source, flags=re.MULTILINE), (file, name)
+        assert "threshold" in source or file == "engine/build.py"

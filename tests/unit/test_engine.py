@@ -21,6 +21,7 @@ from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.testing import EOS, MASK, VOCABULARY, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, calibrate
+from dlmbench.engine.request import Arrivals
 from dlmbench.errors import RequestError, RunError
 from dlmbench.forwards import ForwardKey
 from dlmbench.registry import DECODERS
@@ -447,3 +448,47 @@ def test_a_stop_string_that_is_the_eos_changes_nothing():
     assert one == other
     assert not any("<e>" in generation.text for generation in plain)
     assert {generation.stop_reason for generation in plain} == {"eos", "length"}
+
+
+def arriving(items, at_once=2, unwanted=()):
+    """A source that brings some requests a step, gives up the numbers in `unwanted` and ends when all have come."""
+    waiting = list(enumerate(items))
+
+    def source(free, idle):
+        come = [waiting.pop(0) for _ in range(min(free, at_once, len(waiting)))]
+        return Arrivals(come, unwanted)
+
+    return source
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("decoder", [Threshold(ThresholdConfig(tau=0.4)), Static()], ids=["threshold", "static"])
+def test_requests_that_come_while_others_run_get_the_same_ids_and_counts(decoder, lag):
+    items = requests(12)
+    alone = engine(decoder).generate(items)
+    found = {}
+    engine(decoder, batch_size=3, lag=lag).serve(arriving(items), found.__setitem__, max_length=40, max_tokens=20)
+    assert [found[i].ids for i in range(12)] == [g.ids for g in alone]
+    assert [found[i].forward_counts for i in range(12)] == [g.forward_counts for g in alone]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_row_that_nobody_waits_for_is_given_up_and_its_slot_serves_others(lag):
+    items = requests(8)
+    alone = engine().generate(items)
+    found = {}
+    service = engine(batch_size=2, lag=lag)
+    service.serve(arriving(items, unwanted={1, 4}), found.__setitem__, max_length=40, max_tokens=20)
+    assert sorted(found) == [0, 2, 3, 5, 6, 7]
+    assert all(found[i].ids == alone[i].ids for i in found)
+
+
+def test_a_service_refuses_what_its_buffers_do_not_hold():
+    service = engine()
+    for request, says in [
+        (Request("x", (10,), 21), "at most 20"),
+        (Request("x", (10,) * 30, 20), "40 are kept"),
+        (Request("x", (), 4), "empty"),
+    ]:
+        with pytest.raises(RequestError, match=says):
+            service.check(request, max_length=40, max_tokens=20)

@@ -246,6 +246,15 @@ def test_training_beats_doing_nothing_and_resumes_exactly(tmp_path, folder):
 
 
 @pytest.mark.parametrize("start", ["layers", "random", "authors"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_every_part_of_a_module_has_a_gradient_from_the_first_step_on(tmp_path, folder, start, residual):
+    """A final norm of zero would hide the layers from the loss until it has grown."""
+    one = worker(folder, tmp_path / "run", mrp=dict(start=start, residual=residual))
+    one.loss(next(iter(one.batches))).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in one.network.parameters())
+
+
+@pytest.mark.parametrize("start", ["layers", "random", "authors"])
 def test_every_start_and_the_naive_head_take_a_step(tmp_path, folder, start):
     for residual in (True, False):
         trainee = worker(folder, tmp_path / f"{start}{residual}", steps=2, mrp=dict(start=start, residual=residual))
@@ -273,6 +282,7 @@ def test_wrong_plans_are_refused_by_name(tmp_path):
         ("warm_start: {model: nano}\nmrp: {depth: 3}\n", "no field depth"),
         ("warm_start: {model: nano}\nmrp: {reveal: all}\n", "mrp.reveal"),
         ("warm_start: {model: nano}\nmrp: {start: nowhere}\n", "mrp.start"),
+        ("warm_start: {model: nano}\nmrp: {gain: 0}\n", "mrp.gain"),
     ):
         (tmp_path / "r.yaml").write_text(text + more)
         with pytest.raises(RequestError, match=words):

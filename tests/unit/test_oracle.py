@@ -9,11 +9,13 @@ from fractions import Fraction
 import pytest
 import torch
 
-from dlmbench.decoders.base import Decoder
+from dlmbench.decoders.base import Decision, Decoder, StepDecoder, top_n
 from dlmbench.decoders.predict import Sampling
+from dlmbench.decoders.testing import conformance
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
 from dlmbench.oracle.conditionals import conditionals, zipf
+from dlmbench.oracle.contradictions import ITEMS, contradictions, first_contradiction
 from dlmbench.oracle.family import oracle_config
 from dlmbench.oracle.network import Oracle
 from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
@@ -246,3 +248,48 @@ def test_edits_at_an_index_count_from_nought():
         answers("shuffle", list("abcdefghi"))
     with pytest.raises(ValueError, match="unknown kind"):
         answers("rotate", words)
+
+
+# --- where a decoder contradicts itself -------------------------------------------------------------------------------
+
+
+class Stubborn(StepDecoder):
+    """Proposes the same token everywhere, whatever the model says."""
+
+    name = "stubborn"
+
+    def decide(self, view, forward):
+        best = view.candidates(forward.logits)
+        return Decision(torch.full_like(best.tokens, 6), top_n(best.log_odds, view.masked, 1))
+
+
+def test_a_token_that_the_model_rules_out_is_a_fault_and_is_shown():
+    found = contradictions(Stubborn(), "full")
+    assert len(found) == ITEMS and not any(one.possible for one in found)
+    assert found[0].step == 1 and found[0].tokens == (6,)
+    (finding,) = [f for f in conformance(Stubborn) if f.promise.startswith("no impossible token on the ideal model")]
+    assert not finding.holds and "what the ideal model rules out: item 0, step 1: tokens 6 at" in finding.detail
+
+
+def test_tokens_that_go_together_in_no_answer_are_a_cost_and_not_a_fault():
+    static = DECODERS.get("static")
+    assert contradictions(static(static.Config(k=1)), "full") == []
+    found = contradictions(static(static.Config(k=5)), "full")
+    assert found and all(one.possible and one.step == 0 and len(one.tokens) == 4 for one in found)  # a block
+    saber = [f for f in conformance(DECODERS.get("saber")) if "ideal model" in f.promise]
+    assert all(f.holds and f.detail.startswith("it contradicts itself in") for f in saber) and saber
+
+
+def test_what_is_remasked_or_replaced_contradicts_nothing():
+    right = torch.tensor([[4, 5, 6], [5, 6, 4]])
+
+    def step(positions, tokens, remasked=(), **more):
+        return {"positions": positions, "tokens": tokens, "remasked": list(remasked), **more}
+
+    repaired = [step([2], [4]), step([3, 4], [6, 5], [2], replaced={"positions": [], "tokens": []})]
+    assert first_contradiction("a", repaired, right, 2).step == 1  # 6, 5 after 4 was taken back
+    assert first_contradiction("a", [step([2], [4]), step([3, 4], [6, 4], [2])], right, 2) is None
+    replaced = [step([2], [4]), step([3], [6], replaced={"positions": [2], "tokens": [5]}), step([4], [4])]
+    assert first_contradiction("a", replaced, right, 2) is None
+    wrong = first_contradiction("a", [step([2], [6])], right, 2)
+    assert str(wrong) == "a, step 0: tokens 6 at 0 (no right answer has one of them there)"

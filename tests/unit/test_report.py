@@ -60,7 +60,7 @@ def test_baselines_are_paired_on_the_same_weights(runs):
     assert ours["static"].baseline is ours["static"].baseline.group.reference, "the one with the most forwards"
     assert ours["static"].baseline.label == "static k=1"
     assert ours["threshold"].baseline.label == "threshold 0.6", "the one at the same threshold"
-    gap = rows["static k=2"].against["static"].difference.mean
+    gap = rows["static k=2"].against["static"].difference
     assert gap == pytest.approx(rows["static k=2"].accuracy - rows["static k=1"].accuracy)
     assert rows["static k=1"].against["threshold"].baseline.label == "threshold 0.9", "the nearest in cost"
     assert rows["static k=2"].against["threshold"].baseline.label == "threshold 0.6"
@@ -112,6 +112,8 @@ def test_table_files(runs):
         assert line == {name: "" if value is None else str(value) for name, value in record.items()}
     text = text.read_text()
     assert text.startswith("# Title\n\nOne note.\n\n## nano-gsm (test, 120 items)\n")
+    first = results.rows[0]
+    assert f"{100 * first.accuracy:.1f} [{100 * first.metrics.accuracy_low:.1f}, " in text
     assert "A forward of nano-ar takes 0.50 of the others'" in text
     for words in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
         assert words in text
@@ -189,16 +191,16 @@ def test_screen_fits_the_terminal(runs, width):
 
 
 def test_at_the_end_of_a_sweep_every_file_is_read_once(tmp_path, monkeypatch):
-    """Tables, figure, report and screens share what was read; every interval is drawn once."""
+    """Tables, figure, report and screens share what was read; every difference is computed once."""
     for number in range(100):
         make_run(tmp_path, threshold=None if number == 0 else number / 100, method="static" if number == 0 else "mrp",
                  items=6)  # fmt: skip
-    opened, drawn = Counter(), Counter()
-    real, bootstrap = Path.read_bytes, stats.paired_difference
+    opened, compared = Counter(), Counter()
+    real, tango = Path.read_bytes, stats.tango
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.update([path]) or real(path))
     text = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, **more: opened.update([path]) or text(path, **more))
-    monkeypatch.setattr(stats, "paired_difference", lambda *pair: drawn.update([str(pair)]) or bootstrap(*pair))
+    monkeypatch.setattr(stats, "tango", lambda pairs: compared.update(["static"]) or tango(pairs))
     monkeypatch.setattr(pareto, "plot", lambda rows, folder: [Path(folder) / "pareto.png"])
     monkeypatch.setattr(document, "figures", lambda results: "")
     spec = SweepSpec("many", (RunSpec("static", "nano-gsm"),), out=str(tmp_path))
@@ -206,7 +208,7 @@ def test_at_the_end_of_a_sweep_every_file_is_read_once(tmp_path, monkeypatch):
     names = Counter(path.name for path in opened if path.is_relative_to(tmp_path))
     assert names["samples.jsonl"] == names["manifest.json"] == names["metrics.json"] == 100
     assert {path.name: number for path, number in opened.items() if number > 1} == {}
-    assert sum(drawn.values()) == 99, "each row against static"
+    assert compared == {"static": 99}, "each row against static, once"
 
 
 def test_projection_follows_from_the_shapes_of_the_large_models():

@@ -419,6 +419,8 @@ def test_specs_import_nothing_heavy():
         (dict(method="wino", cache="prefix"), "cache policy prefix"),
         (dict(method="wino", settings={"sampling": {"guidance": 1}}), "guidance"),
         (dict(settings={"cache": {"refresh_every": 2}}), "refresh_every belongs to --cache prefix or dual"),
+        (dict(cache="prefix", settings={"cache": {"reload_every": 4}}), "reload_every belongs to --cache dkv"),
+        (dict(method="saber", cache="dkv"), "cache policy dkv"),
         (dict(settings={"cache": {"freez": "stale"}}), "did you mean freeze"),
         (dict(settings={"sampling": {"eos": "gone"}}), "free, never, last"),
         (dict(task="nano-gsm", gen_length=40, settings={"sampling": {"constraint": True}}), "above 51"),

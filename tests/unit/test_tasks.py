@@ -295,9 +295,9 @@ def test_a_program_has_its_setup_whatever_the_order_of_the_rows(tmp_path, order)
 
 
 def test_rows_answer_what_lm_evals_helpers_ask_of_a_data_set():
-    from dlmbench.tasks.data import Rows
+    from dlmbench.tasks.data import Records
 
-    rows = Rows([{"a": 1}, {"b": "x"}])
+    rows = Records([{"a": 1}, {"b": "x"}])
     assert rows.column_names == list(rows.features) == ["a", "b"] and rows["a"] == [1, None]
     assert list(rows.map(lambda row: {"c": row["a"]}))[0] == {"a": 1, "b": None, "c": 1}
     assert len(rows.filter(lambda row: row["b"])) == 1

@@ -12,7 +12,7 @@ from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
 from dlmbench.training import autoregressive, block_diffusion, full_diffusion, loop
-from dlmbench.training.data import Batches, Example, collate
+from dlmbench.training.data import ColumnBatches, Example, collate
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, decode_full, dev_items
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import orthogonalize
@@ -189,7 +189,7 @@ def test_folding_keeps_the_mean_of_the_norm_and_a_warm_start_uses_it(tmp_path):
     for layer in source.layers:
         layer.qkv.weight.mul_(20)
         layer.q_norm.copy_(torch.linspace(0.5, 2, 16))
-    batch = Batches(draw, loop._layout(recipe()), (4,), columns=256, pool=20).sample()
+    batch = ColumnBatches(draw, loop._layout(recipe()), (4,), columns=256, pool=20).sample()
     folded = Transformer(loop.initial_weights(recipe(objective="full_diffusion")).config)
     folded.load_state_dict(fold_qk_norm(source, batch))
     plain = Transformer(folded.config)
@@ -223,7 +223,7 @@ def test_full_decoding_equals_one_row_at_a_time():
 
 
 def test_batches_hold_every_example_once_within_the_column_budget():
-    batches = Batches(draw, loop._layout(recipe()), (4, 8), columns=200, pool=60)
+    batches = ColumnBatches(draw, loop._layout(recipe()), (4, 8), columns=200, pool=60)
     plan = batches.plan(0)
     assert sum(len(rows) for rows, _ in plan) == 60
     assert all(len(rows) * length <= 200 for rows, length in plan)
@@ -231,7 +231,7 @@ def test_batches_hold_every_example_once_within_the_column_budget():
 
 
 def test_batches_continue_from_a_saved_position():
-    first, second = (Batches(draw, loop._layout(recipe()), (4,), 200, pool=20) for _ in range(2))
+    first, second = (ColumnBatches(draw, loop._layout(recipe()), (4,), 200, pool=20) for _ in range(2))
     seen = [batch for batch, _ in zip(first, range(5))]
     second.position = (0, 3)
     assert torch.equal(next(iter(second)).ids, seen[3].ids)

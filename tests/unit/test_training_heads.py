@@ -34,7 +34,7 @@ from dlmbench.request import RunSpec
 from dlmbench.training import adjust, learned_policy, loop
 from dlmbench.training.data import Example
 from dlmbench.training.recipe import AdjustPlan, PolicyPlan, Recipe, WarmStart, read_recipe
-from dlmbench.training.rollout import Rows, prompt_layout, states
+from dlmbench.training.rollout import AnswerRows, prompt_layout, states
 
 MASK, END, VOCABULARY = 2, 1, 1024  # the nano tokenizer's
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -67,13 +67,13 @@ def draw(seed):
 def rows_of(count=5, block_length=4, seed=0):
     layout, noise = prompt_layout(None, MASK), np.random.default_rng(0)
     prompts = [layout(example, block_length, noise) for _, example in zip(range(count), draw(seed))]
-    return Rows.of(prompts, max(len(prompt.ids) for prompt in prompts) + 3)
+    return AnswerRows.of(prompts, max(len(prompt.ids) for prompt in prompts) + 3)
 
 
 def recipe(folder, objective, **changes):
     fields = dict(name="tiny", objective=objective, mixture={"code": 1.0}, steps=6, workers=1, columns=256)
     fields |= dict(evaluate_items=0, compile=False, bfloat16=False, warmup=2, block_lengths=(4,))
-    fields |= dict(adjust=AdjustPlan(unrolled=2, start="layer", trajectories=10, windows=4))
+    fields |= dict(adjust=AdjustPlan(unrolled=2, single=2, trajectories=10, windows=4))
     fields |= dict(learned_policy=PolicyPlan(rollouts=4, hidden=16, intermediate=32, bias=0.0))
     return Recipe(warm_start=WarmStart(str(folder)), **(fields | changes))
 
@@ -120,17 +120,26 @@ def test_trajectories_are_what_decoding_by_entropy_does(backbone):
             (position,) = (paths.order[i] == step).nonzero().squeeze(1).tolist()
             assert run.trace[step]["positions"] == [position + len(prompt)]
             assert paths.answers[i, position] == run.raw_ids[position]
-        alone = states(backbone, rows, paths.tokens(torch.full_like(rows.start, 3), MASK), False)
-        assert torch.allclose(paths.states(torch.full_like(rows.start, 3))[i], alone[i], atol=1e-5)
+    every, third = torch.arange(len(rows.ids)), torch.full_like(rows.start, 3)
+    alone = states(backbone, rows, paths.tokens(every, third, MASK), False)
+    assert torch.allclose(paths.states(every, third), alone, atol=1e-5)
+
+
+def even_window(paths, calls, seed=0):
+    return adjust.cut_windows(
+        paths, *adjust.draw_evenly(paths, calls, torch.Generator().manual_seed(seed)), calls, MASK
+    )
 
 
 def test_windows_stay_in_a_block_that_still_has_a_mask(backbone):
     paths = adjust.roll_out(backbone, rows_of(), 0.0, 0, compiled=False)
-    generator = torch.Generator().manual_seed(0)
     for calls in (1, 2, 3):
-        for _ in range(10):
-            window = adjust.draw_window(paths, calls, MASK, generator)
-            assert len(window.answers) == calls
+        for seed in range(10):
+            window = even_window(paths, calls, seed)
+            assert len(window.answers) == len(window.after) == calls
+            now = window.answers.gather(2, window.drawn.unsqueeze(-1)).squeeze(-1)
+            then = window.answers[1:].gather(2, window.drawn[:-1].unsqueeze(-1)).squeeze(-1)
+            assert (now == MASK).all() and (then != MASK).all()
             counts = (window.answers == MASK).sum(-1)  # [J,N]
             assert (counts[:-1] - counts[1:] == 1).all()
             block = adjust._active(window.answers[-1], window.rows, MASK)
@@ -141,11 +150,12 @@ def test_windows_stay_in_a_block_that_still_has_a_mask(backbone):
 
 def test_a_silent_sampler_has_exactly_the_loss_of_the_parallel_baseline(backbone):
     paths = adjust.roll_out(backbone, rows_of(), 0.0, 0, compiled=False)
-    window = adjust.draw_window(paths, 2, MASK, torch.Generator().manual_seed(0))
-    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("layer"), window, False)
+    window = even_window(paths, 2)
+    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights(gain=0.0), window, False)
     assert facts["kl"] == pytest.approx(facts["kl_parallel"], rel=1e-4) and facts["kl"] > 0
-    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights("authors"), window, False)
-    assert facts["kl"] != pytest.approx(facts["kl_parallel"], rel=1e-3)
+    assert facts["kl_next"] == pytest.approx(facts["kl_next_parallel"], rel=1e-4) and facts["gain"] == 0
+    _, facts = adjust.window_loss(AdjustModule(backbone).init_weights(), window, False)
+    assert facts["kl"] != pytest.approx(facts["kl_parallel"], rel=1e-3) and facts["gain"] == pytest.approx(0.1)
 
 
 def test_training_calls_move_states_as_decoding_calls_do(backbone):
@@ -153,8 +163,8 @@ def test_training_calls_move_states_as_decoding_calls_do(backbone):
     rows = rows_of(1)
     rows = replace(rows, ids=rows.ids[:, : int(rows.start + rows.length)])
     paths = adjust.roll_out(backbone, rows, 0.0, 0, compiled=False)
-    window = adjust.draw_window(paths, 1, MASK, torch.Generator().manual_seed(3))
-    module = AdjustModule(backbone).init_weights("authors", 1).requires_grad_(False)
+    window = even_window(paths, 1, seed=3)
+    module = AdjustModule(backbone).init_weights(1.0, seed=1).requires_grad_(False)
     ids = rows.filled(window.answers[0])
     x = adjust.run_layers(module, backbone, module.join(ids.flatten(), window.before.flatten(0, 1)), rows, False)
     ours = module.move(window.before.flatten(0, 1), x)
@@ -168,9 +178,8 @@ def test_training_calls_move_states_as_decoding_calls_do(backbone):
     assert torch.allclose(ours, theirs[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("start", ["layer", "authors"])
-def test_a_sampler_learns_and_only_the_sampler(tmp_path, folder, start):
-    plan = AdjustPlan(unrolled=2, trajectories=10, windows=40, start=start)
+def test_a_sampler_learns_and_only_the_sampler(tmp_path, folder):
+    plan = AdjustPlan(unrolled=2, single=20, trajectories=10, windows=40)
     one = worker(folder, tmp_path / "run", "adjust", steps=40, adjust=plan, columns=400)
     frozen = {name: weight.clone() for name, weight in one.backbone.state_dict().items()}
     window = next(iter(one.batches))
@@ -180,6 +189,79 @@ def test_a_sampler_learns_and_only_the_sampler(tmp_path, folder, start):
     after, facts = adjust.window_loss(one.network, window, False)
     assert after.item() < 0.9 * min(before, facts["kl_parallel"])
     assert all(torch.equal(weight, one.backbone.state_dict()[name]) for name, weight in frozen.items())
+
+
+def test_a_window_costs_what_doing_nothing_loses_in_it(backbone):
+    """The costs of all windows of a pool at once, against the definition on each of them."""
+    paths = adjust.roll_out(backbone, rows_of(block_length=4), 1.0, 0, compiled=False)
+    for calls, costs in enumerate(adjust.window_costs(backbone, paths, 3), 1):
+        assert torch.equal(costs > 0, paths.starts(calls))
+        for row, first in paths.starts(calls).nonzero()[::7]:
+            at = torch.tensor([row]), torch.tensor([first])
+            window = adjust.cut_windows(paths, *at, calls, MASK)
+            masks = (window.answers[-1] == MASK) & (window.rows.offsets // 4 == first // 4)
+            before, after = (
+                backbone.project(states[0, window.rows.at[masks]]).log_softmax(-1)
+                for states in (window.before, window.after[-1])
+            )
+            expected = (after.exp() * (after - before)).sum()
+            assert costs[row, first].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_windows_are_drawn_by_what_doing_nothing_costs_in_them(backbone):
+    paths = adjust.roll_out(backbone, rows_of(40), 0.0, 0, compiled=False)
+    costs = adjust.window_costs(backbone, paths, 2)
+    for calls, weights in enumerate(adjust.window_weights(backbone, paths, 2, 0.05), 1):
+        there = paths.starts(calls)
+        assert torch.equal(weights > 0, there) and weights.max() <= adjust.CAP + 0.05
+        assert torch.allclose(weights[there], costs[calls - 1][there].clamp_max(adjust.CAP) + 0.05)
+        count, generator = torch.zeros_like(weights), torch.Generator().manual_seed(calls)
+        for _ in range(400):
+            count.index_put_(adjust.draw_windows(paths, weights, generator), torch.ones(len(weights)), accumulate=True)
+        expected = weights / weights.sum() * count.sum()
+        assert (count - expected).abs().max() < 6 * expected.max().sqrt()
+
+
+@pytest.mark.parametrize("quiet, learns", [(0.05, True), (1e6, False)])  # a million nats: all windows alike
+def test_a_sampler_learns_where_nearly_all_windows_say_nothing(tmp_path, backbone, monkeypatch, quiet, learns):
+    """One row in sixteen has states that move when a token is drawn. By cost its windows are found, and the gain grows;
+    drawn evenly they are outweighed: the gain shrinks, and little is learned."""
+    decided = Transformer(backbone.config)
+    decided.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        decided.norm.mul_(4.0)
+    folder = save_checkpoint(decided, tmp_path / "decided", torch.float32)
+    real = adjust.roll_out
+    monkeypatch.setattr(adjust, "roll_out", lambda *given: calmed(real(*given)))
+    plan = AdjustPlan(trajectories=48, windows=60, single=60, unrolled=1, temperature=0.0, quiet=quiet)
+    changes = dict(steps=60, columns=4096, matrix_lr=0.03, vector_lr=0.004, decay=0.1)
+    one = worker(folder, tmp_path / "run", "adjust", adjust=plan, **changes)
+    one.run()
+    ((paths, _),) = one.batches._groups(0)
+    telling = (paths.starts(1) & (torch.arange(len(paths.steps)) % 16 == 0).unsqueeze(1)).float()
+    drawn = adjust.draw_windows(paths, telling, torch.Generator().manual_seed(0))
+    facts = adjust.window_loss(one.network, adjust.cut_windows(paths, *drawn, 1, MASK), False)[1]
+    assert (facts["gain"] > plan.gain) == learns
+    assert (facts["kl_next"] < 0.7 * facts["kl_next_parallel"]) == learns
+
+
+def calmed(paths):
+    """The trajectories with states that move within a block in one row of sixteen only."""
+    begun, kept = {}, []
+    for step, there in enumerate(paths.kept):
+        live = (paths.steps > step).nonzero().squeeze(1)
+        if step % paths.rows.block_length == 0:
+            begun = dict(zip(live.tolist(), there, strict=True))
+        pairs = zip(live.tolist(), there, strict=True)
+        kept.append(torch.stack([now if row % 16 == 0 else begun[row] for row, now in pairs]))
+    return replace(paths, kept=kept)
+
+
+def test_the_first_steps_take_one_call(tmp_path, folder):
+    plan = AdjustPlan(unrolled=3, single=6, trajectories=4, windows=4)
+    one = worker(folder, tmp_path / "run", "adjust", adjust=plan, block_lengths=(8,))
+    calls = [len(window.answers) for _, window in zip(range(40), one.batches)]
+    assert calls[:6] == [1] * 6 and set(calls[6:]) == {1, 2, 3}
 
 
 def test_an_exported_sampler_loads_and_decodes(tmp_path, folder, backbone):
@@ -286,7 +368,7 @@ def test_answers_with_a_mask_before_their_end_are_wrong(tmp_path, folder):
     one = learned_policy.PolicyWorker(recipe(folder, "learned_policy"), tmp_path / "run", draw, tokenizer)
     target = tuple(tokenizer("3+4=7\n#### 7", add_special_tokens=False)["input_ids"])
     layout = prompt_layout(None, MASK)
-    rows = Rows.of([layout(Example((5, 6), target), 4, np.random.default_rng(0))] * 3, 32)
+    rows = AnswerRows.of([layout(Example((5, 6), target), 4, np.random.default_rng(0))] * 3, 32)
     answers = torch.full_like(rows.offsets, MASK)
     answers[:, : len(target) + 1] = torch.tensor([*target, END])
     answers[1, 0] = MASK
@@ -305,6 +387,17 @@ def test_batches_without_an_advantage_change_nothing(tmp_path, folder):
     one.run()
     assert one.step == 2 and one.columns > 0
     assert all(torch.equal(weight, one.master.state_dict()[name]) for name, weight in before.items())
+
+
+def test_every_part_of_a_policy_has_a_gradient_from_the_second_update_on(tmp_path, folder):
+    """The conditioning begins at zero, which hides mask and time from the first update, and from that one alone."""
+    plan = PolicyPlan(rollouts=4, updates=1, hidden=16, intermediate=32, bias=1.0)
+    one = Fast(recipe(folder, "learned_policy", learned_policy=plan, columns=400), tmp_path / "run", draw)
+    batch = next(iter(one.batches))
+    one.update(batch, late=False)
+    one.loss(one._rollouts(batch)).backward()
+    silent = [name for name, weight in one.network.named_parameters() if not weight.grad.abs().max()]
+    assert silent == [] and one.measured()["compared"] > 0
 
 
 def test_a_worker_without_an_advantage_adds_nothing_to_the_other_s_gradient(tmp_path, folder):
@@ -361,7 +454,8 @@ def test_dev_figures_stand_beside_doing_nothing(tmp_path, folder, objective):
     if objective == "adjust":
         held_out = lines[0]["held_out"]
         assert held_out.keys() == {"1", "2"}
-        assert held_out["1"]["kl"] == pytest.approx(held_out["1"]["kl_parallel"], rel=1e-3)
+        names = {name + suffix for name in ("kl", "kl_next", "agreement") for suffix in ("", "_parallel")}
+        assert held_out["1"].keys() == names | {"gain"} and held_out["2"]["kl_parallel"] > 0
         assert lines[1]["accuracy"].keys() == {"K=1", "K=2", "K=4", "K=2 parallel", "K=4 parallel"}
     else:
         assert lines[0]["held_out"].keys() == {"accuracy", "forwards", "accuracy_threshold", "forwards_threshold"}
@@ -379,7 +473,7 @@ def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
         ("objective: adjust\n", "an ADJUST sampler but names no backbone"),
         ("objective: learned_policy\n", "an unmasking policy but names no backbone"),
         ("objective: adjust\nwarm_start: {model: nano}\nadjust: {depth: 3}\n", "adjust has no field depth"),
-        ("objective: adjust\nwarm_start: {model: nano}\nadjust: {start: deep}\n", "adjust.start"),
+        ("objective: adjust\nwarm_start: {model: nano}\nadjust: {gain: 0}\n", "adjust.gain"),
         ("objective: learned_policy\nwarm_start: {model: nano}\nlearned_policy: {rollouts: 1}\n", "rollouts"),
     ):
         (tmp_path / "r.yaml").write_text(text + more)

@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 import dlmbench
+from dlmbench.backbone.loading import load_checkpoint
+from dlmbench.backbone.network import Network
 from dlmbench.bench.proof.prompts import nano_requests
-from dlmbench.bench.proof.stage import Trial
+from dlmbench.bench.proof.stage import StageTrial
 from dlmbench.decoders import testing
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request, build
 from dlmbench.engine.graphs import first_line
 from dlmbench.errors import RunError
+from dlmbench.models.presets import PRESETS
 from dlmbench.registry import DECODERS
 from dlmbench.request import RunSpec
 from dlmbench.verify.cases import SKIPPED, cases_of, run_case
@@ -36,7 +39,7 @@ LOSSLESS = {  # methods that give the tokens of `static` in float32
 # --- golden cases ---------------------------------------------------------------------------------------------------
 
 
-def golden(trial: Trial, folder: Path = GOLDEN) -> None:
+def golden(trial: StageTrial, folder: Path = GOLDEN) -> None:
     """Golden cases in float32: two of every area, then others, an area after the other, while there is time."""
     areas = {area.name: _spread(area) for area in sorted(p.parent for p in folder.glob("*/README.md"))}
     if not areas:
@@ -74,10 +77,10 @@ def _in_turn(areas: dict[str, list]) -> Iterator[tuple]:
 
 
 def recorded(
-    trial: Trial,
+    trial: StageTrial,
     *,
     recording: Callable | None = None,
-    spend: Callable[[Trial], None] | None = None,
+    spend: Callable[[StageTrial], None] | None = None,
     run_out: Callable[[torch.device], None] | None = None,
     names: tuple[str, ...] | None = None,
 ) -> None:
@@ -91,7 +94,9 @@ def recorded(
     _memory_ends(trial, run_out or _run_out)
     names = tuple(DECODERS.names()) if names is None else names
     cases = [(name, kind) for name in names for kind in DECODERS.get(name).attention]
-    done, plainly, slowest = [], [], 1.0
+    done: list[str] = []
+    plainly: list[str] = []
+    slowest = 1.0
     for name, kind in cases:
         if trial.left < 2 * slowest:
             break
@@ -110,11 +115,11 @@ def recorded(
         )  # fmt: skip
 
 
-def _memory(trial: Trial) -> str:
+def _memory(trial: StageTrial) -> str:
     return f"{trial.figures['memory_kept_bytes'] / 2**20:.1f} MiB kept, batch halved to {trial.figures['halved_to']}"
 
 
-def _recorded_equals_plain(trial: Trial, name: str, kind: str, recording: Callable | None) -> bool:
+def _recorded_equals_plain(trial: StageTrial, name: str, kind: str, recording: Callable | None) -> bool:
     """Compare a decoder's runs on tiny networks; was it recorded at all?"""
     label = f"{name}, {kind}"
     requests = [replace(r, max_tokens=min(r.max_tokens, trial.sizes.tokens)) for r in testing.random_requests(3)]
@@ -139,7 +144,7 @@ def _recorded_equals_plain(trial: Trial, name: str, kind: str, recording: Callab
     return bool(engine.graphs and engine.graphs.steps)
 
 
-def _tiny(trial: Trial, name: str, kind: str, graphs) -> Engine:
+def _tiny(trial: StageTrial, name: str, kind: str, graphs) -> Engine:
     """On a CPU as late with its flags as on a GPU, where nothing depends on them."""
     decoder = DECODERS.get(name)()
     networks = testing.tiny_networks(decoder, kind, trial.device)
@@ -156,7 +161,7 @@ def _strictly(engine: Engine, device: torch.device) -> None:
         with _no_waiting(device):
             return launch(*bounds)
 
-    engine.step.launch = strict
+    engine.step.launch = strict  # type: ignore[method-assign]  # of this engine alone
 
 
 def _no_waiting(device: torch.device) -> AbstractContextManager:
@@ -172,24 +177,20 @@ def _sync_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _nano(trial: Trial, batch: int, **options) -> Engine:
-    from dlmbench.backbone.loading import load_checkpoint
-    from dlmbench.backbone.network import Network
-    from dlmbench.models.presets import PRESETS
-
+def _nano(trial: StageTrial, batch: int, **options) -> Engine:
     model = load_checkpoint(PRESETS["nano"].location, str(trial.device), torch.float32)
     return Engine({"target": Network("target", model, 8)}, Threshold(ThresholdConfig(0.9)), batch_size=batch, **options)
 
 
-def _some_requests(trial: Trial) -> list[Request]:
+def _some_requests(trial: StageTrial) -> list[Request]:
     return nano_requests(min(8, trial.sizes.generations), trial.sizes.tokens)[0]
 
 
-def _generate_some(trial: Trial) -> None:
+def _generate_some(trial: StageTrial) -> None:
     _nano(trial, 16).generate(_some_requests(trial))
 
 
-def _memory_returns(trial: Trial, spend: Callable[[Trial], None]) -> None:
+def _memory_returns(trial: StageTrial, spend: Callable[[StageTrial], None]) -> None:
     for number in range(2):
         spend(trial)
         now = _allocated(trial.device)
@@ -212,7 +213,7 @@ def _allocated(device: torch.device) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def _memory_ends(trial: Trial, run_out: Callable[[torch.device], None]) -> None:
+def _memory_ends(trial: StageTrial, run_out: Callable[[torch.device], None]) -> None:
     """Whenever more than two rows are decoded there is not enough; ids must be those of two rows."""
     engine, requests = _nano(trial, 8, graphs=False), _some_requests(trial)
     launch = engine.step.launch
@@ -222,7 +223,7 @@ def _memory_ends(trial: Trial, run_out: Callable[[torch.device], None]) -> None:
             run_out(trial.device)
         return launch(*bounds)
 
-    engine.step.launch = greedy
+    engine.step.launch = greedy  # type: ignore[method-assign]  # of this engine alone
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -246,7 +247,7 @@ def _run_out(device: torch.device) -> None:
 # --- half precision -------------------------------------------------------------------------------------------------
 
 
-def bfloat16(trial: Trial, decode: Callable | None = None) -> None:
+def bfloat16(trial: StageTrial, decode: Callable | None = None) -> None:
     """Items that bfloat16 changes, for `static` and for two methods that give its tokens in float32; of these also the
     items on which they part from `static` in the same precision."""
     requests, _ = nano_requests(trial.sizes.compared, trial.sizes.tokens)
@@ -269,7 +270,7 @@ def bfloat16(trial: Trial, decode: Callable | None = None) -> None:
     trial.keep(agreement=1 - figures["static"]["changed"] / len(requests))
 
 
-def _decoded(trial: Trial, method: str, setting: dict, dtype: str, requests: list[Request]) -> list[list[int]]:
+def _decoded(trial: StageTrial, method: str, setting: dict, dtype: str, requests: list[Request]) -> list[list[int]]:
     spec = RunSpec(
         method=method, task="nano-gsm", model="nano", settings={method: setting}, batch_size=min(32, len(requests)),
         device=str(trial.device), dtype=dtype,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dlmbench.bench.core import device_rates
-from dlmbench.bench.proof.stage import Trial
+from dlmbench.bench.proof.stage import StageTrial
 from dlmbench.engine.calibrate import median_seconds
 
 KERNELS = {
@@ -26,17 +29,26 @@ HEAD = 128
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
+class _Given(NamedTuple):
+    """What attention is computed of: queries [B,H,T,D], keys and values [B,H,S,D], an additive bias [B,1,T or 1,S]."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+
+
 def working_dtype(device: torch.device) -> torch.dtype:
     """What speed is measured in there."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 @torch.inference_mode()
-def sdpa(trial: Trial, kernels: dict = KERNELS) -> None:
+def sdpa(trial: StageTrial, kernels: Mapping[str, SDPBackend] = KERNELS) -> None:
     """Microseconds of each attention kernel on the layouts that forwards have: keys and values are views of a longer
     cache, the bias is expanded over heads and, mostly, over queries. A kernel that refuses is named with its words."""
     cuda = torch.backends.cuda
-    order = getattr(torch._C, "_get_sdp_priority_order", lambda: [])()
+    order: list[int] = getattr(torch._C, "_get_sdp_priority_order", list)()
     trial.keep(
         enabled={
             "flash": cuda.flash_sdp_enabled(), "efficient": cuda.mem_efficient_sdp_enabled(),
@@ -46,16 +58,16 @@ def sdpa(trial: Trial, kernels: dict = KERNELS) -> None:
     )  # fmt: skip
     found: dict[str, dict[str, float | str]] = {}
     for name, layout in LAYOUTS.items():
-        q, keys, values, bias = _tensors(trial, *layout)
-        plain = _attention(*(t.float() for t in (q, keys, values, bias)), kernels["math"])
-        found[name] = {kernel: _micros(trial, kernel, one, (q, keys, values, bias), plain, name)
+        given = _tensors(trial, *layout)
+        plain = _attention(_Given(*(one.float() for one in given)), kernels["math"])
+        found[name] = {kernel: _micros(trial, kernel, one, given, plain, name)
                        for kernel, one in kernels.items()}  # fmt: skip
         if trial.device.type == "cuda" and isinstance(found[name]["efficient"], str):
             trial.fault(f"the efficient kernel, which forwards rely on, is {found[name]['efficient']} ({name})")
         trial.keep("; ".join(f"{layout}: {_said(row)}" for layout, row in found.items()), kernels=found)
 
 
-def _tensors(trial: Trial, rows: int, heads: int, queries: int, keys: int, by_query: bool) -> tuple[Tensor, ...]:
+def _tensors(trial: StageTrial, rows: int, heads: int, queries: int, keys: int, by_query: bool) -> _Given:
     dtype, device = working_dtype(trial.device), trial.device
     if trial.sizes.name == "tiny":
         rows, keys = min(rows, 2), keys // 4
@@ -63,23 +75,23 @@ def _tensors(trial: Trial, rows: int, heads: int, queries: int, keys: int, by_qu
     q = torch.randn(rows, heads, queries, HEAD, device=device, dtype=dtype)
     bias = torch.zeros(rows, 1, queries if by_query else 1, keys, device=device, dtype=dtype)
     bias[..., keys - 100 :] = float("-inf")
-    return q, *(part[:, :, :keys] for part in cache), bias
+    return _Given(q, cache[0, :, :, :keys], cache[1, :, :, :keys], bias)
 
 
-def _attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, kernel) -> Tensor:
+def _attention(given: _Given, kernel: SDPBackend) -> Tensor:
     with sdpa_kernel([kernel]):
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        return F.scaled_dot_product_attention(given.queries, given.keys, given.values, attn_mask=given.bias)
 
 
-def _micros(trial: Trial, name: str, kernel, given: tuple[Tensor, ...], plain: Tensor, layout: str) -> float | str:
+def _micros(trial: StageTrial, name: str, kernel: SDPBackend, given: _Given, plain: Tensor, layout: str) -> float | str:
     try:
-        out = _attention(*given, kernel)
+        out = _attention(given, kernel)
     except RuntimeError as error:
         return "refused: " + (str(error).strip().splitlines() or ["without words"])[0]
     off = (out.float() - plain).abs().max().item()
     if not off <= CLOSE[out.dtype]:
         trial.fault(f"attention by {name}, {layout}, is off by {off:.1e}")
-    return 1e6 * median_seconds(lambda: _attention(*given, kernel), trial.device, trial.sizes.repeats)
+    return 1e6 * median_seconds(lambda: _attention(given, kernel), trial.device, trial.sizes.repeats)
 
 
 def _said(row: dict[str, float | str]) -> str:
@@ -88,7 +100,7 @@ def _said(row: dict[str, float | str]) -> str:
 
 
 @torch.inference_mode()
-def device(trial: Trial, rates=device_rates) -> None:
+def device(trial: StageTrial, rates=device_rates) -> None:
     """Copy and read bandwidth, and the rate of matrix products."""
     dtype = working_dtype(trial.device)
     measured = rates(trial.device, dtype)
@@ -111,7 +123,7 @@ def read_rate(device: torch.device, repeats: int) -> float:
     return size / median_seconds(source.sum, device, repeats) / 1e9
 
 
-def bandwidth(trial: Trial) -> float:
+def bandwidth(trial: StageTrial) -> float:
     """The higher of the two bandwidths in GB/s, as the stage of that name measured them or as they are now."""
     rates = dict(trial.earlier.get("device", {}))
     if "read_gb_per_s" not in rates:

@@ -9,16 +9,18 @@ from collections.abc import Callable
 import torch
 
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
+from dlmbench.backbone.loading import load_checkpoint
 from dlmbench.backbone.network import Network
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.proof.device import bandwidth, working_dtype
 from dlmbench.bench.proof.prompts import nano_requests
-from dlmbench.bench.proof.stage import Trial
+from dlmbench.bench.proof.stage import StageTrial
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.build import tokenizer_of
 from dlmbench.engine.calibrate import forward_seconds
+from dlmbench.models.presets import PRESETS
 from dlmbench.models.shapes import random_model
 from dlmbench.registry import DECODERS
 from dlmbench.training.evaluate import answers_agree
@@ -31,7 +33,7 @@ def replay_seconds(engine: Engine) -> float | None:
     return engine.replay_seconds()
 
 
-def sdar_8b(trial: Trial, replay: Callable[[Engine], float | None] = replay_seconds, plain=PlainLoop) -> None:
+def sdar_8b(trial: StageTrial, replay: Callable[[Engine], float | None] = replay_seconds, plain=PlainLoop) -> None:
     """One row, blocks of 4 and 32: a step launched kernel by kernel, recorded, and by transformers.
 
     The share of the bandwidth is what a step must read (weights, and keys of its context) over what the device can read
@@ -70,7 +72,7 @@ def bytes_read(model, keys: int) -> int:
     return weights + 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.norm.element_size() * keys
 
 
-def _note(trial: Trial, found: dict) -> None:
+def _note(trial: StageTrial, found: dict) -> None:
     """What is known so far, and its line."""
     names = (
         ("ms", "{:.2f} ms a step"), ("eager_ms", "eager {:.1f}"), ("transformers_ms", "transformers {:.1f}"),
@@ -81,7 +83,7 @@ def _note(trial: Trial, found: dict) -> None:
     trial.keep("; ".join(said), **{label.replace(" ", "_"): row for label, row in found.items()})
 
 
-def _clocks_agree(trial: Trial, row: dict, label: str) -> None:
+def _clocks_agree(trial: StageTrial, row: dict, label: str) -> None:
     """A step cannot take the device longer than it takes by the wall. A CPU that others use too is only roughly true to
     that."""
     if row["wall_over_device"] < (0.9 if trial.device.type == "cuda" else 0.1):
@@ -102,7 +104,7 @@ def _plain_ms(loop, request: Request, block: int) -> float | None:
     return ms if ms > 0 else None
 
 
-def llada_8b(trial: Trial) -> None:
+def llada_8b(trial: StageTrial) -> None:
     """One row of full attention, blocks of 32, dual cache: a step of the engine (one token; the whole row anew at the
     first step of a block), and by themselves a forward of the block and one of the whole row."""
     sizes = trial.sizes
@@ -121,7 +123,7 @@ def llada_8b(trial: Trial) -> None:
     )  # fmt: skip
 
 
-def sdar_4b(trial: Trial) -> None:
+def sdar_4b(trial: StageTrial) -> None:
     """Many rows, blocks of 4, one token a step: tokens/s without the prompts, with fused and with separate stores."""
     sizes = trial.sizes
     model = _model(trial, "sdar-4b")
@@ -143,11 +145,8 @@ def sdar_4b(trial: Trial) -> None:
     )  # fmt: skip
 
 
-def nano(trial: Trial) -> None:
+def nano(trial: StageTrial) -> None:
     """A sweep of nano: every threshold on the test problems, through the engine, answers compared."""
-    from dlmbench.backbone.loading import load_checkpoint
-    from dlmbench.models.presets import PRESETS
-
     sizes, tokenizer = trial.sizes, tokenizer_of("nano")
     requests, targets = nano_requests(sizes.generations, 64)
     model = load_checkpoint(PRESETS["nano"].location, str(trial.device), working_dtype(trial.device))
@@ -175,11 +174,11 @@ def nano(trial: Trial) -> None:
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 
-def _model(trial: Trial, stage: str):
+def _model(trial: StageTrial, stage: str):
     return random_model(trial.sizes.shapes.get(stage, stage), str(trial.device), working_dtype(trial.device))
 
 
-def _static(trial: Trial, net: Network, rows: int, graphs: bool | None = None) -> Engine:
+def _static(trial: StageTrial, net: Network, rows: int, graphs: bool | None = None) -> Engine:
     """One token a step; recorded where steps can be, on a tape without a GPU."""
     on_cpu = trial.device.type == "cpu"
     given = {"graphs": Tape, "lag": 1} if on_cpu and graphs is None and not net.reads_host else {"graphs": graphs}
@@ -206,6 +205,6 @@ def _pace(engine: Engine, requests: list[Request]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _refused(trial: Trial, engine: Engine, label: str) -> None:
+def _refused(trial: StageTrial, engine: Engine, label: str) -> None:
     if engine.graphs and engine.graphs.refused:
         trial.fault(f"{label}: steps are not recorded: {engine.graphs.refused}")

@@ -7,20 +7,48 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     import torch
 
 PASSED, FAILED, STOPPED, RUNNING, NOT_MEASURED = "passed", "failed", "stopped", "running", "not measured"
 FINISHED = PASSED, FAILED  # what is kept when a proof is started again
+Figures = dict[str, Any]  # JSON; every stage has its own
+
+
+class ProofCircumstances(TypedDict):
+    """What a result depends on: results of others are measured again."""
+
+    device: str
+    driver: str | None
+    cuda: str | None
+    cudnn: int | None
+    versions: dict[str, str]
+    threads: int
+    shapes: str
+    commit: str | None
+    source: str  # hash of the package's modules
+
+
+class StageRecord(TypedDict):
+    """What a stage leaves behind, as it is written."""
+
+    stage: str
+    status: str
+    seconds: float
+    words: str  # the figures in one line
+    faults: list[str]
+    figures: Figures
+    circumstances: NotRequired[ProofCircumstances]
+    older: NotRequired[bool]  # made in other circumstances than the proof's
 
 
 @dataclass(frozen=True)
 class Stage:
     """One part of the proof. `seconds` is its box, and it is not begun with fewer than `least` left.
 
-    `target` names the function that runs it, on a `Trial`.
+    `target` names the function that runs it, on a `StageTrial`.
     """
 
     name: str
@@ -28,7 +56,7 @@ class Stage:
     least: float
     target: str
 
-    def load(self) -> Callable[[Trial], None]:
+    def load(self) -> Callable[[StageTrial], None]:
         module, _, function = self.target.partition(":")
         return getattr(importlib.import_module(f"dlmbench.bench.proof.{module}"), function)
 
@@ -47,7 +75,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProofSizes:
     """How much is tried: `FULL` on a GPU, `TINY` in the rehearsal."""
 
     name: str = "full"
@@ -67,8 +95,8 @@ class Sizes:
     compared: int = 64  # items in float32 and in bfloat16
 
 
-FULL = Sizes()
-TINY = Sizes(
+FULL = ProofSizes()
+TINY = ProofSizes(
     "tiny", 4.0, 0.3, {"sdar-8b": "sdar-tiny", "sdar-4b": "sdar-tiny", "llada-8b": "llada-tiny"}, context=40,
     tokens=8, rows=8, rows_prompt=24, repeats=2, golden=2, requests=2, thresholds=(0.6, 0.9), generations=6, batch=6,
     compared=2,
@@ -77,7 +105,7 @@ SIZES = {sizes.name: sizes for sizes in (FULL, TINY)}
 
 
 @dataclass
-class Trial:
+class StageTrial:
     """A stage under way: where it runs, how long it may, and what it has found so far.
 
     `earlier` holds the figures of stages that have ended; `publish` is called with what is known whenever that grows,
@@ -85,11 +113,11 @@ class Trial:
     """
 
     device: torch.device
-    sizes: Sizes
+    sizes: ProofSizes
     seconds: float = math.inf
-    earlier: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    publish: Callable[[Trial], None] = lambda trial: None
-    figures: dict[str, Any] = field(default_factory=dict)
+    earlier: Mapping[str, Figures] = field(default_factory=dict)
+    publish: Callable[[StageTrial], None] = lambda trial: None
+    figures: Figures = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     words: str = ""  # the figures in one line
     began: float = field(default_factory=time.monotonic)
@@ -99,7 +127,7 @@ class Trial:
         """Seconds until the stage's box ends."""
         return self.seconds - (time.monotonic() - self.began)
 
-    def keep(self, words: str = "", **figures: Any) -> None:
+    def keep(self, words: str = "", **figures: object) -> None:
         """Add figures; `words` is the stage's line from now on."""
         self.figures |= figures
         self.words = words or self.words
@@ -110,23 +138,23 @@ class Trial:
         self.faults.append(sentence)
         self.publish(self)
 
-    def record(self, stage: str, status: str) -> dict[str, Any]:
+    def record(self, stage: str, status: str) -> StageRecord:
         """The stage's record, in the form in which it is written."""
         return {
             "stage": stage, "status": status, "seconds": round(time.monotonic() - self.began, 2), "words": self.words,
-            "faults": list(self.faults), "figures": _finite(self.figures),
+            "faults": list(self.faults), "figures": {key: _finite(one) for key, one in self.figures.items()},
         }  # fmt: skip
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON knows no infinity: null stands for it."""
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def perform(stage: Stage, trial: Trial) -> dict[str, Any]:
-    """Run a stage to its end; whatever goes wrong in it is part of its record.
+def perform(stage: Stage, trial: StageTrial) -> tuple[StageRecord, bool]:
+    """(record, raised) of a stage that was run to its end; whatever goes wrong in it is part of its record.
 
     `raised` tells that it broke off: what it was doing may have left its process unfit for others.
     """
@@ -140,4 +168,4 @@ def perform(stage: Stage, trial: Trial) -> dict[str, Any]:
         raised = True
         sentence = " ".join(str(error).split())[:300]
         trial.faults.append(f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__)
-    return trial.record(stage.name, FAILED if trial.faults else PASSED) | {"raised": raised}
+    return trial.record(stage.name, FAILED if trial.faults else PASSED), raised

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
-from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED
+from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, ProofCircumstances, StageRecord
 
 WIDTH, HEIGHT = 100, 40  # of the screen
-Record = dict[str, Any]
+
+
+class GoalRow(TypedDict):
+    """A goal beside its figure."""
+
+    goal: str
+    bound: float
+    at: str  # "least" or "most"
+    figure: float | None
+    verdict: str
+
+
+class Summary(ProofCircumstances):
+    """All there is to say about a proof."""
+
+    goals: list[GoalRow]
+    stages: list[StageRecord]
 
 
 @dataclass(frozen=True)
@@ -23,11 +39,11 @@ class Goal:
     form: str
     least: bool = True
 
-    def figure(self, records: dict[str, Record]) -> float | None:
-        value: Any = records[self.stage]["figures"]
+    def figure(self, records: Mapping[str, StageRecord]) -> float | None:
+        value: object = records[self.stage]["figures"]
         for key in self.path:
             value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return value if isinstance(value, int | float) else None
 
     def met(self, figure: float) -> bool:
         return figure >= self.bound if self.least else figure <= self.bound
@@ -43,24 +59,25 @@ GOALS = (  # docs/performance.md says what they are measured with
 )
 
 
-def summary_of(here: Record, records: Sequence[Record]) -> Record:
-    """All there is to say about a proof: where it ran, its stages, and its goals. A figure counts for a goal where it
+def summary_of(here: ProofCircumstances, records: Sequence[StageRecord]) -> Summary:
+    """Where a proof ran, its stages, and its goals. A figure counts for a goal where it
     was measured on full shapes."""
     by_name = {record["stage"]: record for record in records}
-    goals = []
+    goals: list[GoalRow] = []
     for goal in GOALS:
         figure = goal.figure(by_name)
-        judged = figure is not None and by_name[goal.stage].get("circumstances", {}).get("shapes") == "full"
-        verdict = ("met" if goal.met(figure) else "missed") if judged else "not measured"
+        where, verdict = by_name[goal.stage].get("circumstances"), "not measured"
+        if figure is not None and where and where["shapes"] == "full":
+            verdict = "met" if goal.met(figure) else "missed"
         goals.append({
             "goal": goal.what, "bound": goal.bound, "at": "least" if goal.least else "most", "figure": figure,
             "verdict": verdict,
         })  # fmt: skip
-    stages = [record | {"older": record.get("circumstances", here) != here} for record in records]
+    stages: list[StageRecord] = [{**record, "older": record.get("circumstances", here) != here} for record in records]
     return {**here, "goals": goals, "stages": stages}
 
 
-def line_of(record: Record) -> str:
+def line_of(record: StageRecord) -> str:
     """A stage as a row of a Markdown table."""
     said = [*record["faults"], record["words"]]
     if record.get("older"):
@@ -69,7 +86,7 @@ def line_of(record: Record) -> str:
     return f"| {record['stage']} | {record['status']} | {record['seconds']:.0f} | {words} |"
 
 
-def screen_of(summary: Record) -> str:
+def screen_of(summary: Summary) -> str:
     """A summary in Markdown, no wider than `WIDTH` and no longer than `HEIGHT`; what is cut stands in the JSON."""
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     device = f"{summary['device']}, driver {summary['driver']}, CUDA {summary['cuda']}, cuDNN {summary['cudnn']}"

@@ -9,13 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from dlmbench.bench.proof.stage import FINISHED, NOT_MEASURED, SIZES, STAGES, STOPPED, Stage
-from dlmbench.bench.proof.summary import line_of, screen_of, summary_of
+from dlmbench.bench.proof.stage import (
+    FINISHED,
+    NOT_MEASURED,
+    SIZES,
+    STAGES,
+    STOPPED,
+    Figures,
+    ProofCircumstances,
+    Stage,
+    StageRecord,
+)
+from dlmbench.bench.proof.summary import Summary, line_of, screen_of, summary_of
 from dlmbench.errors import RequestError, RunError
 from dlmbench.runs.folder import write_lines, write_whole
 
@@ -25,67 +35,67 @@ WAIT = 0.5  # seconds beyond its box within which a stage may end by itself
 EVERY = tuple(stage.name for stage in STAGES)
 LOG = "worker.log"
 
-Record = dict[str, Any]
-
 
 class Broken(Exception):
     """A worker did not answer in time, or died; the message says which."""
 
 
-class Runner(Protocol):
-    """What runs stages: `Worker`, or a function in this process where tests want one."""
+class StageRunner(Protocol):
+    """What runs stages: `WorkerProcess`, or a function in this process where tests want one."""
 
-    circumstances: Record
+    circumstances: ProofCircumstances
 
-    def run(self, stage: Stage, seconds: float, file: Path, earlier: Record) -> bool:
+    def run(self, stage: Stage, seconds: float, file: Path, earlier: Mapping[str, Figures]) -> bool:
         """Run `stage`, whose record is in `file` afterwards; can others be run after it? Raises Broken."""
 
     def kill(self) -> None: ...
 
 
-class Worker:
+class WorkerProcess:
     """The worker process, with a process group of its own: whatever it starts ends with it."""
 
     def __init__(self, out: Path, device: str, shapes: str, seconds: float):
         with (out / LOG).open("a") as log:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "dlmbench.bench.proof.worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self._rest = b""
+        assert process.stdin and process.stdout  # both are pipes
+        self.process, self._requests, self._answers, self._rest = process, process.stdin, process.stdout, b""
         self._ask({"device": device, "shapes": shapes})
         try:
-            self.circumstances = self._answer(seconds)
-            if "refused" in self.circumstances:
-                raise RequestError(self.circumstances["refused"])
+            answer = self._answer(seconds)
+            if "refused" in answer:
+                raise RequestError(answer["refused"])
         except (Broken, RequestError):
             self.kill()
             raise
+        self.circumstances: ProofCircumstances = answer
 
-    def run(self, stage: Stage, seconds: float, file: Path, earlier: Record) -> bool:
+    def run(self, stage: Stage, seconds: float, file: Path, earlier: Mapping[str, Figures]) -> bool:
         self._ask({"stage": stage.name, "seconds": seconds, "file": str(file.resolve()), "earlier": earlier})
         return not self._answer(seconds + WAIT)["raised"]
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        for stream in (self.process.stdin, self.process.stdout):
+        for stream in (self._requests, self._answers):
             with suppress(BrokenPipeError):
                 stream.close()
         self.process.wait()
 
-    def _ask(self, request: Record) -> None:
+    def _ask(self, request: Mapping[str, object]) -> None:
         with suppress(BrokenPipeError):  # it is dead, as its answer will tell
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
 
-    def _answer(self, seconds: float) -> Record:
+    def _answer(self, seconds: float):
         until = time.monotonic() + seconds
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(until - time.monotonic(), 0))
+            ready, _, _ = select.select([self._answers], [], [], max(until - time.monotonic(), 0))
             if not ready:
                 raise Broken(f"it took longer than {seconds:.0f} s and was stopped")
-            read = os.read(self.process.stdout.fileno(), 1 << 16)
+            read = os.read(self._answers.fileno(), 1 << 16)
             if not read:
                 code = self.process.wait()
                 words = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -112,10 +122,10 @@ def prove(
     stages: Sequence[Stage] = STAGES,
     *,
     fresh: bool = False,
-    launch: Callable[[Path, str, str, float], Runner] = Worker,
+    launch: Callable[[Path, str, str, float], StageRunner] = WorkerProcess,
     clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = lambda line: None,
-) -> Record:
+) -> Summary:
     """Run the stages that are not finished yet, within `budget` seconds -> the summary, which is also written.
 
     A finished stage is kept unless `fresh`, or made by other sources, versions or devices. `say` is called with a line
@@ -129,17 +139,19 @@ def prove(
     def left() -> float:
         return budget - RESERVE - (clock() - began)
 
-    runner: Runner | None = _started(launch, out, device, shapes, left())
-    here, records = runner.circumstances, _records(out)
+    first = _started(launch, out, device, shapes, left())
+    runner: StageRunner | None = first
+    here, records = first.circumstances, _records(out)
     try:
         for stage in stages:
-            known, file, seconds = records.get(stage.name, {}), out / f"{stage.name}.json", left()
-            if not fresh and known.get("status") in FINISHED and known.get("circumstances") == here:
-                say(line_of(known) + " (kept)")
+            known, file, seconds = records.get(stage.name), out / f"{stage.name}.json", left()
+            kept = known if known and known["status"] in FINISHED else None
+            if not fresh and kept and kept.get("circumstances") == here:
+                say(line_of(kept) + " (kept)")
                 continue
             if seconds < stage.least:
                 record = _left_out(stage, f"needs {stage.least:.0f} s, {max(seconds, 0):.0f} s were left")
-                if known.get("status") in FINISHED:  # older figures are better than none
+                if kept:  # older figures are better than none
                     say(line_of(record))
                     continue
             else:
@@ -154,7 +166,7 @@ def prove(
                 if runner and not fit:
                     runner.kill()
                     runner = None
-            records[stage.name] = record | {"circumstances": here}
+            records[stage.name] = {**record, "circumstances": here}
             write_lines(file, [records[stage.name]])
             say(line_of(record))
             _summarise(out, here, records)
@@ -164,50 +176,50 @@ def prove(
     return _summarise(out, here, records)
 
 
-def _figures(records: dict[str, Record], here: Record) -> dict[str, Record]:
+def _figures(records: Mapping[str, StageRecord], here: ProofCircumstances) -> dict[str, Figures]:
     """What finished stages measured here, for stages that build on it."""
     return {
         name: record["figures"]
         for name, record in records.items()
-        if record["circumstances"] == here and record["status"] in FINISHED
+        if record.get("circumstances") == here and record["status"] in FINISHED
     }
 
 
-def _started(launch: Callable, out: Path, device: str, shapes: str, seconds: float) -> Runner:
+def _started(launch: Callable, out: Path, device: str, shapes: str, seconds: float) -> StageRunner:
     try:
         return launch(out, device, shapes, min(seconds, START))
     except Broken as error:
         raise RunError(f"The proof's worker cannot start: {error}.") from error
 
 
-def _records(out: Path) -> dict[str, Record]:
+def _records(out: Path) -> dict[str, StageRecord]:
     """What earlier proofs left; a stage that was under way when its proof was killed is not among it."""
     found = {name: _read(out / f"{name}.json") for name in EVERY if (out / f"{name}.json").is_file()}
-    return {name: record for name, record in found.items() if "circumstances" in record}
+    return {name: record for name, record in found.items() if record and "circumstances" in record}
 
 
-def _read(file: Path) -> Record:
+def _read(file: Path) -> StageRecord | None:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text()) or None
     except (OSError, ValueError):  # a disk that was full, a file that somebody changed: as if there were none
-        return {}
+        return None
 
 
-def _left_out(stage: Stage, reason: str) -> Record:
-    return _nothing(stage.name) | {"faults": [reason]}
+def _left_out(stage: Stage, reason: str) -> StageRecord:
+    return {**_nothing(stage.name), "faults": [reason]}
 
 
-def _nothing(name: str) -> Record:
+def _nothing(name: str) -> StageRecord:
     return {"stage": name, "status": NOT_MEASURED, "seconds": 0.0, "words": "", "faults": [], "figures": {}}
 
 
-def _broken_off(stage: Stage, file: Path, reason: str) -> Record:
+def _broken_off(stage: Stage, file: Path, reason: str) -> StageRecord:
     """A stage that did not come to its end, with what it had found out."""
     known = _read(file) or _nothing(stage.name)
-    return known | {"status": STOPPED, "faults": [*known["faults"], reason]}
+    return {**known, "status": STOPPED, "faults": [*known["faults"], reason]}
 
 
-def _summarise(out: Path, here: Record, records: dict[str, Record]) -> Record:
+def _summarise(out: Path, here: ProofCircumstances, records: Mapping[str, StageRecord]) -> Summary:
     """Write summary.json and summary.md, and return the first."""
     summary = summary_of(here, [records.get(name) or _nothing(name) for name in EVERY])
     write_lines(out / "summary.json", [summary])

@@ -15,13 +15,15 @@ import queue
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import dlmbench
-from dlmbench.bench.proof.stage import RUNNING, SIZES, STAGES, Trial, perform
+from dlmbench.bench.proof.stage import RUNNING, SIZES, STAGES, ProofCircumstances, StageTrial, perform
 from dlmbench.errors import DlmbenchError
 from dlmbench.request.resolved import Machine
+from dlmbench.runs.environment import commit, cpu_model, versions
 from dlmbench.runs.folder import write_lines
 
 PACKAGES = ("torch", "transformers", "triton", "numpy")
@@ -46,12 +48,11 @@ def main() -> None:
         file = Path(request["file"])
         stage = next(stage for stage in STAGES if stage.name == request["stage"])
 
-        def publish(trial: Trial, name: str = stage.name, file: Path = file) -> None:
+        def publish(trial: StageTrial, name: str = stage.name, file: Path = file) -> None:
             write_lines(file, [trial.record(name, RUNNING)])
 
-        trial = Trial(device, sizes, request["seconds"], request["earlier"], publish)
-        record = perform(stage, trial)
-        raised = record.pop("raised")
+        trial = StageTrial(device, sizes, request["seconds"], request["earlier"], publish)
+        record, raised = perform(stage, trial)
         write_lines(file, [record])
         _say(answers, {"ended": stage.name, "raised": raised})
         if raised:
@@ -75,16 +76,14 @@ def _listen(lines: TextIO) -> queue.SimpleQueue:
     return requests
 
 
-def _say(answers: TextIO, answer: dict[str, Any]) -> None:
+def _say(answers: TextIO, answer: Mapping[str, object]) -> None:
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 
-def circumstances(device: str, shapes: str) -> dict[str, Any]:
+def circumstances(device: str, shapes: str) -> ProofCircumstances:
     """What a result depends on: results of others are measured again."""
     import torch
-
-    from dlmbench.runs.environment import commit, cpu_model, versions
 
     cuda = device.startswith("cuda")
     return {

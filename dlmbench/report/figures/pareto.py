@@ -39,10 +39,11 @@ class Axis:
 
 
 AXES = {  # --x
-    "cost": Axis(attrgetter("cost"), "cost an item, in plain forwards", False),
+    "cost": Axis(attrgetter("cost"), "cost of decoding an item, in plain forwards", False),
     "nfe": Axis(attrgetter("metrics.nfe"), "forwards an item (NFE)", False),
     "tps": Axis(attrgetter("tps"), "tokens/s, decode only", True),
-    "flops": Axis(attrgetter("metrics.flops"), "FLOPs an item", False),
+    "bytes": Axis(attrgetter("bytes_read"), "bytes read an item, decoding, batch 1", False),
+    "flops": Axis(attrgetter("flops"), "FLOPs an item, decoding", False),
     "tpf": Axis(attrgetter("metrics.tpf"), "tokens a forward (TPF)", True),
 }
 SCORES = {  # --y
@@ -69,7 +70,8 @@ def plot(
         wrong, known = (x, AXES) if x not in AXES else (y, SCORES)
         raise RequestError(f"Axis {wrong!r} is unknown; choose one of {', '.join(known)}.")
     if not placed(rows, x, y):
-        raise RequestError(f"No row has a value for {x}; choose another --x or finish the runs first.")
+        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops") else ""
+        raise RequestError(f"No row has a value for {x}{why}; choose another --x or finish the runs first.")
     return save(lambda: draw(rows, x, y, published, column), folder, name)
 
 

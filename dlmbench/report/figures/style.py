@@ -80,7 +80,7 @@ def save(make: Callable[[], Figure], folder: str | Path, name: str) -> list[Path
 @contextmanager
 def house_style(salt: str) -> Iterator[None]:
     """The settings of a figure; `salt` makes the names inside an SVG."""
-    with rc_context({"font.size": 8.5, "axes.edgecolor": GREY, "svg.hashsalt": salt, "pdf.fonttype": 42}):  # type: ignore[attr-defined]
+    with rc_context({"font.size": 8.5, "axes.edgecolor": GREY, "svg.hashsalt": salt, "pdf.fonttype": 42}):
         yield
 
 

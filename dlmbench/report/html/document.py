@@ -20,7 +20,7 @@ from markupsafe import Markup
 from dlmbench.analysis import text
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.matched import matched
-from dlmbench.analysis.needs import Need, needs
+from dlmbench.analysis.needs import ServedNeed, needs
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.report import matched as equal_cost
 from dlmbench.report import summary
@@ -118,7 +118,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 _TELLING = ("batch_size", "block_length", "cache")
 
 
-def _need_cells(group: Group, need: Need) -> list[tuple[str, str]]:
+def _need_cells(group: Group, need: ServedNeed) -> list[tuple[str, str]]:
     """(what, value) of the row that serves a need."""
     row, reference = need.row, group.judged_by
     cells = dict.fromkeys(
@@ -136,7 +136,7 @@ def _need_cells(group: Group, need: Need) -> list[tuple[str, str]]:
         found = [
             row.label,
             text.interval(row.accuracy, row.metrics.accuracy_low, row.metrics.accuracy_high),
-            text.signed(gap.difference.mean, gap.difference.low, gap.difference.high) if gap else text.DASH,
+            text.signed(gap.difference, gap.low, gap.high) if gap else text.DASH,
             text.number(share, 2),
             text.number(row.tps, 0),
         ]

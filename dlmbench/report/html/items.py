@@ -20,7 +20,7 @@ _LONGEST = 6_000  # characters of one text; the middle of a longer one is left o
 Answer = tuple[str, float, str, list[int]]  # text, right 0 to 1, the same in a word, indices of the settings
 
 
-class Item(TypedDict):
+class ItemRow(TypedDict):
     """One item of a task."""
 
     key: str
@@ -36,7 +36,7 @@ class Items(TypedDict):
     title: str
     settings: list[str]
     total: int
-    items: list[Item]
+    items: list[ItemRow]
 
 
 def item_sections(sections: Sequence[tuple[str, list[str], list[RunFolder]]]) -> list[Items]:
@@ -51,7 +51,7 @@ def _section(title: str, labels: list[str], runs: list[RunFolder], budget: int) 
     prompts = {key: record for run in asking.values() for key, record in read_prompts(run).items()}
     keys = [key for key in prompts if any(key in one for one in samples)]
     keys += list(dict.fromkeys(key for one in samples for key in one if key not in prompts))
-    items: list[Item] = []
+    items: list[ItemRow] = []
     spent = 0
     for key in keys:
         item = _item(key, prompts.get(key), [one.get(key) for one in samples])
@@ -63,7 +63,7 @@ def _section(title: str, labels: list[str], runs: list[RunFolder], budget: int) 
     return {"title": title, "settings": labels, "total": len(keys), "items": items}
 
 
-def _item(key: str, asked: Mapping[str, str] | None, samples: Sequence[Sample | None]) -> Item:
+def _item(key: str, asked: Mapping[str, str] | None, samples: Sequence[Sample | None]) -> ItemRow:
     answers: dict[tuple[str, float, str], list[int]] = {}
     for setting, sample in enumerate(samples):
         if sample is not None:

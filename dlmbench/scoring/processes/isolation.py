@@ -223,6 +223,7 @@ class Isolation:
         The owner of a server's scratch folder marks the user as taken: first marked, then compared, so that of two
         servers with one idea at least one sees the other.
         """
+        assert self.folder is not None  # users are taken only where there is no tree
         os.chown(self.scratch, self.uid, self.uid)
         others = set(glob.glob(os.path.join(os.path.dirname(self.folder), "dlmbench-sandbox-*", "job"))) - {
             self.scratch

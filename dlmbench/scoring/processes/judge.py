@@ -45,7 +45,7 @@ def _exception(name, message):
             error = ProgramError(f"{name}: {message}")
     else:
         error = ProgramError(f"{name}: {message}")
-    error.raised_as = name
+    error.raised_as = name  # type: ignore[attr-defined]  # read by `explain`, on exceptions of any class
     return error
 
 
@@ -68,7 +68,7 @@ class Remote:
     __bool__ = __len__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _refuse
 
 
-class Line:
+class ProgramPipes:
     """The two pipes to the program's process."""
 
     def __init__(self, read_fd, write_fd):
@@ -141,7 +141,7 @@ def check_cases(line, job):
 
 def check_function(line, job):
     """HumanEval's form. The prompt is run for its helpers (`poly`); its unfinished entry point is replaced."""
-    names = {"__name__": "tests"}
+    names: dict = {"__name__": "tests"}
     _execute(job["prompt"], names)
     entry = Remote(line, job["entry_point"])
     names[job["entry_point"]] = entry
@@ -151,7 +151,7 @@ def check_function(line, job):
 
 def check_asserts(line, job):
     """MBPP's form. A name that neither Python nor the setup defines belongs to the program: `Pair`, `root`."""
-    names = {"__name__": "tests"}
+    names: dict = {"__name__": "tests"}
     source = "\n".join((job["setup"], *job["asserts"]))
     modules = _imported(job["program"])
     for node in ast.walk(ast.parse(source)):
@@ -166,7 +166,7 @@ def check_asserts(line, job):
 
 def _imported(program):
     """Names under which a program imports modules that tests may read as well: name -> module."""
-    found = {}
+    found: dict[str, str] = {}
     try:
         body = ast.parse(program).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -188,7 +188,7 @@ CHECKS = {"cases": check_cases, "check": check_function, "asserts": check_assert
 
 def run_checks(read_fd, write_fd, job):
     """`(status, detail)`: passed, failed, memory, or gone (the process ended: the supervisor knows how)."""
-    line = Line(read_fd, write_fd)
+    line = ProgramPipes(read_fd, write_fd)
     try:
         line.load(job["program"])
         CHECKS[job["form"]](line, job)

@@ -38,6 +38,7 @@ CPU_EXTRA_FOR_JUDGE = 10
 HIGHEST = 240  # no descriptor of the server or its forks is above: it inherits three and opens about thirty
 BACKSTOP = 1.0  # seconds after which the keeper does what the watcher should have done
 SWEEP_SECONDS = 20.0
+BOOTSTRAP = b""  # what `bootstrap` makes, set once by `main`
 # Modules that the tests of the known benchmarks use: imported once here, so that forked judges have them.
 PRELOAD = ("copy", "math", "random", "re", "typing", "collections", "itertools", "string", "hashlib")
 
@@ -259,6 +260,7 @@ def follow(granted, job, spare, verdict_fd, report_fd, deadline):
             verdict = read_frame(verdict_fd)
             if verdict is None or verdict[0] != job["token"]:
                 return "crashed", "the judge ended without a verdict"
+    assert verdict is not None  # the loop leaves nothing to wait for only after a verdict
     if verdict[1] != "gone":
         return verdict[1], verdict[2]
     if report is None and select.select([report_fd], (), (), 2)[0]:
@@ -318,7 +320,7 @@ def sweep(granted, spare=()):
 
 def stop_descendants(spare):
     """Stop all processes below this one, again and again until a look finds no new one. Returns their pids."""
-    stopped = set()
+    stopped: set[int] = set()
     while new := descendants(os.getpid()) - stopped - set(spare):
         for pid in new:
             send_signal(pid, signal.SIGSTOP)
@@ -373,7 +375,7 @@ def processes():
 
 def descendants(pid):
     """Pids of all living processes below `pid`."""
-    children = {}
+    children: dict[int, list[int]] = {}
     for child, parent in processes():
         children.setdefault(parent, []).append(child)
     found = list(children.get(pid, ()))

@@ -13,12 +13,21 @@ Left out: shared references (a list that appears twice arrives as two lists) and
 
 import posix
 
+
+def _date(value):
+    return value.year, value.month, value.day
+
+
+def _time(value):
+    return value.hour, value.minute, value.second, value.microsecond
+
+
 STANDARD = {  # type -> what it is built from, ints and texts
     "fractions.Fraction": lambda value: (value.numerator, value.denominator),
     "decimal.Decimal": lambda value: (str(value),),
-    "datetime.date": lambda value: (value.year, value.month, value.day),
-    "datetime.datetime": lambda value: (*STANDARD["datetime.date"](value), *STANDARD["datetime.time"](value)),
-    "datetime.time": lambda value: (value.hour, value.minute, value.second, value.microsecond),
+    "datetime.date": _date,
+    "datetime.datetime": lambda value: (*_date(value), *_time(value)),
+    "datetime.time": _time,
     "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
 }
 MAX_BYTES = 1 << 22
@@ -43,7 +52,7 @@ def encode(value, opaque=_refuse, limit=MAX_BYTES):
     Raises:
         WireError: more than `limit` bytes, nested deeper than MAX_DEPTH, or refused by `opaque`.
     """
-    parts = []
+    parts: list[bytes] = []
     room = [limit]
     _encode(value, parts, room, opaque, 0)
     return b"".join(parts)
@@ -139,7 +148,7 @@ def decode(data, opaque=_refuse):
     return value
 
 
-_CONTAINERS = {b"L": list, b"T": tuple, b"E": set, b"Z": frozenset, b"G": iter}
+_CONTAINERS = {b"L": list, b"T": tuple, b"E": set, b"Z": frozenset}
 
 
 def _decode(data, at, opaque, depth):
@@ -159,6 +168,8 @@ def _decode(data, at, opaque, depth):
     for _ in range(size):
         item, at = _decode(data, at, opaque, depth + 1)
         items.append(item)
+    if tag == b"G":
+        return iter(items), at
     if tag in _CONTAINERS:
         return _CONTAINERS[tag](items), at
     if tag == b"D":

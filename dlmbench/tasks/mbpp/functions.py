@@ -25,5 +25,7 @@ def fewshot_samples():
     """lm-eval's examples, read out of its file: importing that file would fetch and run code_eval in this process."""
     path = Path(lm_eval.tasks.__file__).parent / "mbpp" / "utils.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    function = next(node for node in tree.body if getattr(node, "name", "") == "list_fewshot_samples")
-    return ast.literal_eval(function.body[-1].value)  # a list of literals, returned
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    last = next(node for node in functions if node.name == "list_fewshot_samples").body[-1]
+    assert isinstance(last, ast.Return) and last.value is not None
+    return ast.literal_eval(last.value)  # a list of literals

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from dlmbench.tasks.nano import code, gsm
-from dlmbench.tasks.nano.families import FAMILIES
+from dlmbench.tasks.nano.families import FAMILIES, ProgramFamily
 from dlmbench.tasks.nano.mix import SEPARATOR, draw_split, stream
 from dlmbench.tasks.nano.separation import split_of
 
@@ -66,7 +66,7 @@ def make_code_set(split: str) -> list[dict]:
         programs = [v for v in code.all_programs(family) if split_of(code.program_key(family, v)) == split]
         rng.shuffle(programs)
         held_out.append((family, programs))
-    chosen = []
+    chosen: list[tuple[ProgramFamily, tuple]] = []
     while len(chosen) < CODE_SETS[split]:
         chosen += [(family, programs.pop()) for family, programs in held_out if programs]
     chosen = chosen[: CODE_SETS[split]]

@@ -20,9 +20,12 @@ import random
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from typing import TypeVar
 
-from dlmbench.tasks.nano.families import FAMILIES, PARAMETERS, Family
+from dlmbench.tasks.nano.families import FAMILIES, PARAMETERS, ProgramFamily
 from dlmbench.tasks.nano.separation import make_key
+
+Node = TypeVar("Node", bound=ast.AST)
 
 ENTRY_POINTS = ("f", "g", "solve", "run")
 MIN_TESTS, MAX_TESTS = 4, 8
@@ -40,7 +43,7 @@ def generate(rng: random.Random) -> dict:
     return make_item(rng, family, tuple(rng.choice(values) for values in family.slots.values()))
 
 
-def make_item(rng: random.Random, family: Family, values: tuple) -> dict:
+def make_item(rng: random.Random, family: ProgramFamily, values: tuple) -> dict:
     """Write a given program (family and slot values) with a drawn phrasing and drawn names.
 
     Returns:
@@ -97,7 +100,7 @@ def same(result: object, expected: object) -> bool:
 # --- names of programs -----------------------------------------------------------------------------------------------
 
 
-def all_programs(family: Family) -> Iterator[tuple]:
+def all_programs(family: ProgramFamily) -> Iterator[tuple]:
     """Yield every combination of slot values of a family, in a fixed order."""
     combinations: list[tuple] = [()]
     for values in family.slots.values():
@@ -105,7 +108,7 @@ def all_programs(family: Family) -> Iterator[tuple]:
     yield from combinations
 
 
-def program_key(family: Family, values: tuple) -> str:
+def program_key(family: ProgramFamily, values: tuple) -> str:
     """Return the key of a program; phrasing and names do not matter (see `separation`)."""
     return _program_key(family.name, values)
 
@@ -113,7 +116,7 @@ def program_key(family: Family, values: tuple) -> str:
 def normalised(source: str) -> str:
     """Return the source of one function with its own names replaced by v0, v1, ... in the order they are bound."""
     tree = ast.parse(source)
-    renamed: dict[str, str] = {tree.body[0].name: "v0"}
+    renamed = {_function(tree).name: "v0"}
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
             renamed.setdefault(node.arg, f"v{len(renamed)}")
@@ -129,6 +132,13 @@ def normalised(source: str) -> str:
     return ast.unparse(tree)
 
 
+def _function(tree: ast.Module) -> ast.FunctionDef:
+    """The function that a source consists of."""
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    return function
+
+
 _BY_NAME = {family.name: family for family in FAMILIES}
 
 
@@ -140,7 +150,7 @@ def _program_key(family_name: str, values: tuple) -> str:
     return make_key("code " + normalised(f"def f({', '.join(names)}):{INDENT}{body}"))
 
 
-def _fields(family: Family, values: tuple, names: tuple[str, ...]) -> dict:
+def _fields(family: ProgramFamily, values: tuple, names: tuple[str, ...]) -> dict:
     return {**dict(zip(family.slots, values)), **dict(zip("ab", names))}
 
 
@@ -152,7 +162,7 @@ _SWAPPED_NAMES = {
     "max": "min", "min": "max", "all": "any", "any": "all", "upper": "lower", "lower": "upper", "sum": "len",
     "startswith": "endswith", "endswith": "startswith", "rjust": "ljust", "sorted": "list",
 }  # fmt: skip
-_SWAPPED_OPERATORS = {
+_SWAPPED_OPERATORS: dict[type, tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub, ast.Mult), ast.Sub: (ast.Add, ast.Mult), ast.Mult: (ast.Add, ast.Pow), ast.Pow: (ast.Mult,),
     ast.Mod: (ast.FloorDiv,), ast.FloorDiv: (ast.Mod,), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.LtE),
     ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,),
@@ -167,7 +177,7 @@ def near_misses(item: dict, seed: int = 0) -> list[str]:
     count = sum(1 for _ in ast.walk(tree))
     changed = {ast.unparse(mutant) for index in range(count) for mutant in _mutate(tree, index)}
     family = _BY_NAME[item["family"]]
-    names = tuple(argument.arg for argument in tree.body[0].args.args)
+    names = tuple(argument.arg for argument in _function(tree).args.args)
     rng = random.Random(f"{seed} {item['key']}")
     relatives = [family] * 24 + [other for other in FAMILIES if other.kind == family.kind]
     for other in relatives:
@@ -180,45 +190,48 @@ def near_misses(item: dict, seed: int = 0) -> list[str]:
 def _mutate(tree: ast.Module, index: int) -> Iterator[ast.Module]:
     """Yield copies of a tree in which the node at a position of the walk is changed or left out."""
 
-    def variant() -> tuple[ast.Module, ast.AST]:
+    def variant(kind: type[Node]) -> tuple[ast.Module, Node]:
         twin = copy.deepcopy(tree)
-        return twin, list(ast.walk(twin))[index]
+        target = list(ast.walk(twin))[index]
+        assert isinstance(target, kind)
+        return twin, target
 
     node = list(ast.walk(tree))[index]
     if isinstance(node, ast.Constant):
         for value in _near_constants(node.value):
-            twin, target = variant()
-            target.value = value
+            twin, constant = variant(ast.Constant)
+            constant.value = value
             yield twin
     for field in ("op", "ops"):
         operators = getattr(node, field, None)
         operator = operators[0] if isinstance(operators, list) else operators
         for other in _SWAPPED_OPERATORS.get(type(operator), ()):
-            twin, target = variant()
+            twin, target = variant(ast.AST)
             setattr(target, field, [other()] if field == "ops" else other())
             yield twin
     for field in ("id", "attr"):
         if getattr(node, field, None) in _SWAPPED_NAMES:
-            twin, target = variant()
+            twin, target = variant(ast.AST)
             setattr(target, field, _SWAPPED_NAMES[getattr(node, field)])
             yield twin
     if isinstance(node, ast.comprehension) and node.ifs:
-        twin, target = variant()
-        target.ifs = []
+        twin, loop = variant(ast.comprehension)
+        loop.ifs = []
         yield twin
     if isinstance(node, ast.Slice):
-        twin, target = variant()
-        target.lower = target.upper = target.step = None
+        twin, part = variant(ast.Slice)
+        part.lower = part.upper = part.step = None
         yield twin
     if isinstance(node, ast.expr):
         for field, child in ast.iter_fields(node):
             # a step left out: the operand alone, or the object of a method call alone
             simpler = child.value if field == "func" and isinstance(child, ast.Attribute) else child
             if field in ("left", "right", "body", "func", "value") and isinstance(simpler, ast.expr):
-                twin, target = variant()
+                twin, target = variant(ast.AST)
                 inner = getattr(target, field)
                 inner = inner.value if simpler is not child else inner
-                yield _Replace(target, inner).visit(twin)
+                _Replace(target, inner).visit(twin)
+                yield twin
 
 
 class _Replace(ast.NodeTransformer):

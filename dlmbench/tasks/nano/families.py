@@ -31,7 +31,7 @@ PARAMETERS = {
 
 
 @dataclass(frozen=True)
-class Family:
+class ProgramFamily:
     """One kind of program."""
 
     name: str
@@ -43,49 +43,49 @@ class Family:
 
 FAMILIES = (
     # --- one number
-    Family(
+    ProgramFamily(
         "add-then-multiply",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return ({a} + {k}) * {m}",
         ("Add {k} to {a}, then multiply by {m}.", "Return {a} plus {k}, all times {m}."),
     ),
-    Family(
+    ProgramFamily(
         "multiply-then-add",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return {a} * {m} + {k}",
         ("Multiply {a} by {m}, then add {k}.", "Return {m} times {a}, plus {k}."),
     ),
-    Family(
+    ProgramFamily(
         "subtract-then-multiply",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return ({a} - {k}) * {m}",
         ("Subtract {k} from {a}, then multiply by {m}.", "Return {a} minus {k}, all times {m}."),
     ),
-    Family(
+    ProgramFamily(
         "square-times-minus",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return {a} ** 2 * {m} - {k}",
         ("Square {a}, multiply by {m}, then subtract {k}.", "Return the square of {a} times {m}, minus {k}."),
     ),
-    Family(
+    ProgramFamily(
         "add-then-square",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return ({a} + {k}) ** 2 + {m}",
         ("Add {k} to {a}, square the result, then add {m}.", "Square the sum of {a} and {k}, then add {m}."),
     ),
-    Family(
+    ProgramFamily(
         "remainder-plus",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return {a} % {m} + {k}",
         ("Return the remainder of {a} divided by {m}, plus {k}.", "Divide {a} by {m} and add {k} to the remainder."),
     ),
-    Family(
+    ProgramFamily(
         "divide-then-multiply",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
@@ -95,28 +95,28 @@ FAMILIES = (
             "Return {a} divided by {m} rounded down, times {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "distance-times",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return abs({a} - {k}) * {m}",
         ("Return the distance from {a} to {k}, times {m}.", "Multiply the distance between {a} and {k} by {m}."),
     ),
-    Family(
+    ProgramFamily(
         "limit-then-add",
         "int",
         {"op": LARGER, "k": MEDIUM, "m": MEDIUM},
         "return {op[1]}({a}, {k}) + {m}",
         ("Return the {op[0]} of {a} and {k}, plus {m}.", "Take the {op[0]} of {a} and {k}, then add {m}."),
     ),
-    Family(
+    ProgramFamily(
         "multiple-and-bound",
         "int",
         {"m": SMALL, "op": COMPARE, "k": MEDIUM},
         "return {a} % {m} == 0 and {a} {op[1]} {k}",
         ("Check that {a} is a multiple of {m} and {op[0]} {k}.", "Is {a} divisible by {m} and {op[0]} {k}?"),
     ),
-    Family(
+    ProgramFamily(
         "branch-on-bound",
         "int",
         {"op": COMPARE, "k": MEDIUM, "m": SMALL, "j": SMALL},
@@ -126,7 +126,7 @@ FAMILIES = (
             "Return {m} times {a} if {a} is {op[0]} {k}, else {a} plus {j}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "branch-on-parity",
         "int",
         {"op": PARITY, "k": MEDIUM, "m": MEDIUM},
@@ -136,7 +136,7 @@ FAMILIES = (
             "Return {a} plus {k} if {a} is {op[0]}, else {a} minus {m}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "sum-up-to",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
@@ -146,14 +146,14 @@ FAMILIES = (
             "Return the sum of 0 to {a} times {m}, plus {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "digit-sum",
         "int",
         {"k": MEDIUM, "m": MEDIUM},
         "return sum(int(c) for c in str({a})) * {m} + {k}",
         ("Add the digits of {a}, multiply by {m}, then add {k}.", "Return the digit sum of {a} times {m}, plus {k}."),
     ),
-    Family(
+    ProgramFamily(
         "repeat-step",
         "int",
         {"r": (2, 3, 4), "m": (2, 3, 4, 5), "k": MEDIUM},
@@ -164,14 +164,14 @@ FAMILIES = (
         ),
     ),
     # --- two numbers
-    Family(
+    ProgramFamily(
         "weighted-sum",
         "two ints",
         {"k": MEDIUM, "m": MEDIUM},
         "return {a} * {k} + {b} * {m}",
         ("Return {k} times {a} plus {m} times {b}.", "Add {a} times {k} and {b} times {m}."),
     ),
-    Family(
+    ProgramFamily(
         "product-offset",
         "two ints",
         {"k": MEDIUM, "m": MEDIUM},
@@ -181,7 +181,7 @@ FAMILIES = (
             "Return the product of {a} plus {k} and {b} minus {m}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "pick-then-scale",
         "two ints",
         {"op": LARGER, "k": MEDIUM, "m": MEDIUM},
@@ -191,7 +191,7 @@ FAMILIES = (
             "Return the {op[0]} of {a} and {b} times {m}, plus {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "difference-in-bounds",
         "two ints",
         {"op": COMPARE, "k": MEDIUM, "m": SMALL},
@@ -202,7 +202,7 @@ FAMILIES = (
         ),
     ),
     # --- lists of numbers
-    Family(
+    ProgramFamily(
         "filter-then-multiply",
         "list",
         {"op": COMPARE, "k": MEDIUM, "m": SMALL},
@@ -212,7 +212,7 @@ FAMILIES = (
             "Multiply by {m} every number in {a} {op[0]} {k}, drop the rest.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "filter-then-add",
         "list",
         {"op": PARITY, "k": MEDIUM, "m": SMALL},
@@ -222,14 +222,14 @@ FAMILIES = (
             "Multiply the {op[0]} numbers of {a} by {m} and add {k}, drop the rest.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "map-linear",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
         "return [x * {m} + {k} for x in {a}]",
         ("Multiply each number of {a} by {m} and add {k}.", "Return {m} times x plus {k} for every x in {a}."),
     ),
-    Family(
+    ProgramFamily(
         "sum-of-parity",
         "list",
         {"op": PARITY, "k": MEDIUM, "m": MEDIUM},
@@ -239,14 +239,14 @@ FAMILIES = (
             "Return the sum of the {op[0]} numbers in {a} times {m}, plus {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "sum-of-multiples",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
         "return sum(x for x in {a} if x % {m} == 0) + {k}",
         ("Add the multiples of {m} in {a}, then add {k}.", "Return {k} plus the sum of all multiples of {m} in {a}."),
     ),
-    Family(
+    ProgramFamily(
         "count-in-bounds",
         "list",
         {"op": COMPARE, "k": MEDIUM, "m": SMALL},
@@ -256,7 +256,7 @@ FAMILIES = (
             "Return {m} times how many numbers in {a} are {op[0]} {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "spread",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
@@ -266,14 +266,14 @@ FAMILIES = (
             "Return the spread of {a} times {m}, plus {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "extreme-linear",
         "list",
         {"op": EXTREME, "k": MEDIUM, "m": MEDIUM},
         "return {op[1]}({a}) * {m} - {k}",
         ("Multiply the {op[0]} of {a} by {m}, then subtract {k}.", "Return the {op[0]} of {a} times {m}, minus {k}."),
     ),
-    Family(
+    ProgramFamily(
         "first-sorted",
         "list",
         {"k": SMALL, "m": MEDIUM},
@@ -283,7 +283,7 @@ FAMILIES = (
             "Return the {k} smallest of {a} in order, each plus {m}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "sum-of-first",
         "list",
         {"k": SMALL, "m": MEDIUM},
@@ -293,7 +293,7 @@ FAMILIES = (
             "Return {m} times the sum of the first {k} of {a}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "reverse-then-subtract",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
@@ -303,7 +303,7 @@ FAMILIES = (
             "Return {a} backwards, each number times {m} minus {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "every-nth",
         "list",
         {"r": EVERY, "k": MEDIUM, "m": SMALL},
@@ -313,21 +313,21 @@ FAMILIES = (
             "Keep every {r[0]} number of {a} from the first on, times {m} plus {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "append-then-sort",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
         "return sorted({a} + [{k}, {m}])[::-1]",
         ("Append {k} and {m} to {a}, sort, then reverse.", "Sort {a} together with {k} and {m}, from large to small."),
     ),
-    Family(
+    ProgramFamily(
         "replace-number",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
         "return [{m} if x == {k} else x for x in {a}]",
         ("Replace every {k} in {a} by {m}.", "Return {a} with {m} in place of each {k}."),
     ),
-    Family(
+    ProgramFamily(
         "clip-then-multiply",
         "list",
         {"op": LARGER, "k": MEDIUM, "m": SMALL},
@@ -337,7 +337,7 @@ FAMILIES = (
             "Return {m} times the {op[0]} of x and {k} for every x in {a}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "all-and-length",
         "list",
         {"op": COMPARE, "k": MEDIUM, "m": SMALL},
@@ -347,7 +347,7 @@ FAMILIES = (
             "Is {a} longer than {m} with every number {op[0]} {k}?",
         ),
     ),
-    Family(
+    ProgramFamily(
         "weighted-total",
         "list",
         {"k": MEDIUM, "m": MEDIUM},
@@ -357,7 +357,7 @@ FAMILIES = (
             "Loop over {a}: begin with {k}, add each number times {m}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "count-remainders",
         "list",
         {"m": (3, 4, 5, 6, 7, 8, 9), "r": (0, 1, 2), "k": MEDIUM},
@@ -368,7 +368,7 @@ FAMILIES = (
         ),
     ),
     # --- strings
-    Family(
+    ProgramFamily(
         "count-letter",
         "string",
         {"c": LETTERS, "m": SMALL, "k": SMALL},
@@ -378,14 +378,14 @@ FAMILIES = (
             'Return how often "{c}" is in {a}, times {m}, plus {k}.',
         ),
     ),
-    Family(
+    ProgramFamily(
         "replace-then-case",
         "string",
         {"c": LETTERS, "d": LETTERS, "op": CASE},
         'return {a}.replace("{c}", "{d}").{op[1]}()',
         ('Replace "{c}" by "{d}" in {a}, then make it {op[0]}.', 'Change each "{c}" of {a} to "{d}" and use {op[0]}.'),
     ),
-    Family(
+    ProgramFamily(
         "remove-then-cut",
         "string",
         {"c": LETTERS, "k": SMALL},
@@ -395,7 +395,7 @@ FAMILIES = (
             'Return the first {k} letters of {a} without "{c}".',
         ),
     ),
-    Family(
+    ProgramFamily(
         "remove-then-reverse",
         "string",
         {"c": LETTERS, "d": LETTERS},
@@ -405,21 +405,21 @@ FAMILIES = (
             'Return {a} without "{c}", backwards, plus "{d}".',
         ),
     ),
-    Family(
+    ProgramFamily(
         "append-then-repeat",
         "string",
         {"c": LETTERS, "k": SMALL},
         'return ({a} + "{c}") * {k}',
         ('Append "{c}" to {a}, then repeat it {k} times.', 'Return {a} plus "{c}", {k} times over.'),
     ),
-    Family(
+    ProgramFamily(
         "wrap-reversed",
         "string",
         {"c": LETTERS, "d": LETTERS},
         'return "{c}" + {a}[::-1] + "{d}"',
         ('Reverse {a}, put "{c}" before it and "{d}" after it.', 'Return "{c}", then {a} backwards, then "{d}".'),
     ),
-    Family(
+    ProgramFamily(
         "head-and-tail",
         "string",
         {"k": WIDTH, "m": WIDTH},
@@ -429,7 +429,7 @@ FAMILIES = (
             "Return the first {k} letters of {a}, then the last {m}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "drop-then-append",
         "string",
         {"k": WIDTH, "c": LETTERS},
@@ -439,7 +439,7 @@ FAMILIES = (
             'Skip {k} letters of {a}, reverse the rest, add "{c}".',
         ),
     ),
-    Family(
+    ProgramFamily(
         "end-and-length",
         "string",
         {"e": ENDS, "c": LETTERS, "op": COMPARE, "k": SMALL},
@@ -449,21 +449,21 @@ FAMILIES = (
             'True if {a} {e[0]} with "{c}" and has a length {op[0]} {k}.',
         ),
     ),
-    Family(
+    ProgramFamily(
         "contains-either",
         "string",
         {"c": LETTERS, "d": LETTERS},
         'return "{c}" in {a} or {a}.endswith("{d}")',
         ('Check that {a} has a "{c}" in it or ends with "{d}".', 'True if "{c}" is in {a} or {a} ends with "{d}".'),
     ),
-    Family(
+    ProgramFamily(
         "length-linear",
         "string",
         {"k": MEDIUM, "m": MEDIUM},
         "return len({a}) * {m} + {k}",
         ("Multiply the length of {a} by {m}, then add {k}.", "Return {m} times the length of {a}, plus {k}."),
     ),
-    Family(
+    ProgramFamily(
         "join-with",
         "string",
         {"c": LETTERS, "d": LETTERS},
@@ -473,7 +473,7 @@ FAMILIES = (
             'Join the letters of {a} with "{c}" and add "{d}".',
         ),
     ),
-    Family(
+    ProgramFamily(
         "repeat-letters",
         "string",
         {"c": LETTERS, "k": SMALL},
@@ -483,7 +483,7 @@ FAMILIES = (
             'Drop "{c}" from {a} and write each other letter {k} times.',
         ),
     ),
-    Family(
+    ProgramFamily(
         "pad-then-case",
         "string",
         {"k": SMALL, "c": LETTERS, "op": CASE},
@@ -493,7 +493,7 @@ FAMILIES = (
             'Pad the {op[0]} of {a} with "{c}" on the left to {k} letters.',
         ),
     ),
-    Family(
+    ProgramFamily(
         "find-offset",
         "string",
         {"c": LETTERS, "k": MEDIUM},
@@ -504,7 +504,7 @@ FAMILIES = (
         ),
     ),
     # --- sentences
-    Family(
+    ProgramFamily(
         "long-words",
         "sentence",
         {"op": COMPARE, "k": SMALL, "case": CASE},
@@ -514,7 +514,7 @@ FAMILIES = (
             "Return in {case[0]} the words of {a} whose length is {op[0]} {k}.",
         ),
     ),
-    Family(
+    ProgramFamily(
         "words-by-letter",
         "sentence",
         {"e": ENDS, "c": LETTERS, "m": SMALL},
@@ -524,14 +524,14 @@ FAMILIES = (
             'Return {m} times how many words of {a} have the {e[2]} letter "{c}".',
         ),
     ),
-    Family(
+    ProgramFamily(
         "join-first-words",
         "sentence",
         {"k": SMALL, "c": LETTERS},
         'return "{c}".join({a}.split()[:{k}])',
         ('Join the first {k} words of {a} with "{c}".', 'Put "{c}" between the first {k} words of {a}.'),
     ),
-    Family(
+    ProgramFamily(
         "prefix-words",
         "sentence",
         {"c": LETTERS, "k": SMALL},

@@ -133,8 +133,9 @@ def check(row: dict, text: str) -> bool:
         text: a solution, as a model writes it.
     """
     chain, newline, last = text.partition("\n")
-    equations = [_EQUATION.fullmatch(piece) for piece in chain.split(" ")]
-    if not newline or last != f"#### {row['answer']}" or None in equations:
+    pieces = chain.split(" ")
+    equations = [match for piece in pieces if (match := _EQUATION.fullmatch(piece))]
+    if not newline or last != f"#### {row['answer']}" or len(equations) < len(pieces):
         return False
     steps = [(int(m[1]), m[2], int(m[3]), int(m[4])) for m in equations]
     if any(_apply(left, operator, right) != result for left, operator, right, result in steps):

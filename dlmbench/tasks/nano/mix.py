@@ -42,7 +42,11 @@ def stream(mix: dict[str, float], seed: int) -> Iterator[dict]:
 
 def example(row: dict, source: str) -> dict:
     """Return the training example of a generated problem: prompt, target, source."""
-    return {"prompt": row.get("prompt", row.get("question")) + SEPARATOR, "target": row["target"], "source": source}
+    return {
+        "prompt": (row["prompt"] if "prompt" in row else row["question"]) + SEPARATOR,
+        "target": row["target"],
+        "source": source,
+    }
 
 
 def draw_split(rng: random.Random, source: str, split: str, as_told: float = 0.0) -> dict:

@@ -7,16 +7,16 @@ below zero, operands of + and * either way round (`dlmbench.tasks.nano.gsm`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import accumulate, permutations, product
-from typing import Any
 
+from dlmbench.tasks.base import Doc
 from dlmbench.tasks.nano.gsm import Term, parse_term
 
 Equation = tuple[int, str, int, int]  # left, operator, right, result
 
 
-def chains(row: Mapping[str, Any]) -> list[str]:
+def chains(row: Doc) -> list[str]:
     """All chains of a problem (a row of `dlmbench.tasks.nano.gsm.generate`), each with its last line, sorted."""
     terms = [parse_term(number) for number in row["numbers"]]
     orders = _compare(terms) if row["template"] == "compare" else _sums(terms)

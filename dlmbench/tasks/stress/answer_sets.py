@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import permutations
+from typing import TypeVar
 
 Answer = tuple[str, ...]
+T = TypeVar("T")
 
 LONGEST = 8  # items of a list to be shuffled: 8 have 40,320 orders
 
@@ -20,7 +22,8 @@ def answers(kind: str, items: Sequence[str], index: int | None = None, new: str 
     """Every right answer, without repetition.
 
     `items` are the list, the symbols of a Latin square, or the cells of a Sudoku with "" where nothing is given;
-    `index` counts from 0, `new` is the word to be put in. Raises ValueError for an unknown kind and too many orders.
+    `index` counts from 0, `new` is the word to be put in. Raises ValueError for an unknown kind, too many orders, and
+    an index or word that is missing.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; there are {', '.join(KINDS)}")
@@ -36,17 +39,17 @@ def answers(kind: str, items: Sequence[str], index: int | None = None, new: str 
         case "sort":
             return [tuple(sorted(items))]
         case "insert-index":
-            return [_insert(items, index, new)]
+            return [_insert(items, _given(index), _given(new))]
         case "remove-index":
-            return [_remove(items, index)]
+            return [_remove(items, _given(index))]
         case "replace-index":
-            return [_replace(items, index, new)]
+            return [_replace(items, _given(index), _given(new))]
         case "insert-random":
-            return [_insert(items, i, new) for i in range(n + 1)]
+            return [_insert(items, i, _given(new)) for i in range(n + 1)]
         case "remove-random":
             return [_remove(items, i) for i in range(n)]
         case "replace-random":
-            return [_replace(items, i, new) for i in range(n)]
+            return [_replace(items, i, _given(new)) for i in range(n)]
         case "shuffle":
             return [order for order in permutations(items) if order != items]
         case "latin-square":
@@ -62,6 +65,12 @@ LISTS = (
 GRIDS = ("latin-square", "sudoku")
 KINDS = (*LISTS, *GRIDS)
 ONE_ANSWER = ("copy", "reverse", "sort", "insert-index", "remove-index", "replace-index", "sudoku")
+
+
+def _given(value: T | None) -> T:
+    if value is None:
+        raise ValueError("this kind of question needs an index, a new word, or both")
+    return value
 
 
 def _insert(items: Answer, index: int, new: str) -> Answer:

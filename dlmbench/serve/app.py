@@ -1,0 +1,228 @@
+"""The endpoints: /generate, /v1/completions, /v1/chat/completions, /v1/models, /info, /health.
+
+Errors are ``{"error": {"message", "type"}}``: 400 what was asked wrongly, 404 another model, 413 too large a body, 429
+(with Retry-After) a full queue, 500 what failed, 503 a server that stops, 504 an answer that took too long. Left out:
+streaming, log-probabilities, several answers of one prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from fastapi import Request as Http
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dlmbench.decoders.predict import Sampling
+from dlmbench.engine import Generation, Request
+from dlmbench.engine.prompts import prompt_ids, render_chat
+from dlmbench.errors import DlmbenchError, RequestError
+from dlmbench.forwards import ForwardKey
+from dlmbench.serve import schemas
+from dlmbench.serve.worker import Full, Stopping, Ticket, Worker
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an application serves, beside its engine: the model's name, what /info tells, prices of forwards, the seed
+    of requests that bring none."""
+
+    model: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+    prices: Mapping[ForwardKey, float] = field(default_factory=dict)
+    seed: int = 0
+
+
+def application(worker: Worker, served: Served) -> FastAPI:
+    """The application over a worker that has been started."""
+    app = FastAPI(title="dlmbench", openapi_url=None)  # no page that fetches scripts from elsewhere
+    app.add_middleware(Bounded, most=worker.limits.body_bytes)
+    _say_errors(app)
+    asked = _Asked(worker, served)
+
+    @app.post("/generate", response_model=None)
+    async def generate(http: Http, body: schemas.Generate) -> schemas.Generated:
+        if (body.prompt is None) == (body.prompt_ids is None):
+            raise RequestError("Give exactly one of prompt and prompt_ids.")
+        request = asked.request(body, body.prompt if body.prompt is not None else body.prompt_ids or [])
+        [result] = await asked.decode(http, [request])
+        return schemas.generated(result, len(request.prompt_ids), served.prices)
+
+    @app.post("/v1/completions")
+    async def completions(http: Http, body: schemas.Completion) -> dict[str, Any]:
+        asked.same_model(body)
+        requests = [asked.request(body, prompt) for prompt in body.prompts]
+        return asked.answer(requests, await asked.decode(http, requests), chat=False)
+
+    @app.post("/v1/chat/completions")
+    async def chat(http: Http, body: schemas.Chat) -> dict[str, Any]:
+        asked.same_model(body)
+        request = asked.conversation(body)
+        return asked.answer([request], await asked.decode(http, [request]), chat=True)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": served.model, "object": "model", "owned_by": "dlmbench"}]}
+
+    @app.get("/info")
+    async def info() -> dict[str, Any]:
+        return {**served.info, "limits": asdict(worker.limits)}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
+
+
+class _Asked:
+    """From what was asked to the engine's requests, and back."""
+
+    def __init__(self, worker: Worker, served: Served):
+        self.worker, self.served = worker, served
+        self.tokenizer = worker.engine.tokenizer
+
+    def request(self, body: schemas.Asked, prompt: str | Sequence[int], templated: bool = False) -> Request:
+        """The engine's request. Raises RequestError for sampling that is not the served one."""
+        _check_sampling(body, self.worker.engine.sampling)
+        ids = prompt_ids(self.tokenizer, prompt, templated) if isinstance(prompt, str) else tuple(prompt)
+        seed = self.served.seed if body.seed is None else body.seed
+        return Request("prompt", ids, body.max_tokens or self.worker.limits.max_tokens, body.stops, seed)
+
+    def conversation(self, body: schemas.Chat) -> Request:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RequestError(f"{self.served.model} has no chat template; use /v1/completions.")
+        if body.max_completion_tokens is not None:
+            if body.max_tokens not in (None, body.max_completion_tokens):
+                raise RequestError("max_tokens and max_completion_tokens differ; give one of them.")
+            body = body.model_copy(update={"max_tokens": body.max_completion_tokens})
+        return self.request(body, render_chat(self.tokenizer, [turn.plain for turn in body.messages]), templated=True)
+
+    def same_model(self, body: schemas.OpenAI) -> None:
+        if body.model not in (None, self.served.model):
+            raise HTTPException(404, f"The model {body.model!r} is not here; this server has {self.served.model!r}.")
+
+    def answer(self, requests: Sequence[Request], results: Sequence[Generation], chat: bool) -> dict[str, Any]:
+        return {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": self.served.model,
+            "choices": [schemas.choice(result, index, chat) for index, result in enumerate(results)],
+            "usage": schemas.usage(
+                sum(len(request.prompt_ids) for request in requests), sum(result.tokens for result in results)
+            ),
+        }
+
+    async def decode(self, http: Http, requests: Sequence[Request]) -> list[Generation]:
+        """The generations, in order; a client that leaves, and one that waits too long, gives its rows up."""
+        tickets = self.worker.submit(requests)
+        results = asyncio.ensure_future(_all(tickets))
+        left = asyncio.ensure_future(_left(http))
+        try:
+            await asyncio.wait({results, left}, timeout=self.worker.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            if results.done():
+                return results.result()
+            if left.done():
+                raise HTTPException(499, "The client has left.")
+            raise HTTPException(504, f"No answer within {self.worker.limits.seconds:g} s.")
+        finally:
+            left.cancel()
+            if not results.done() or results.cancelled() or results.exception():
+                results.cancel()
+                self.worker.cancel(tickets)
+
+
+async def _all(tickets: Sequence[Ticket]) -> list[Generation]:
+    return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets)))
+
+
+async def _left(http: Http) -> None:
+    """Returns when the client has gone; the body has been read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_sampling(body: schemas.Asked, served: Sampling) -> None:
+    for name in ("temperature", "top_p", "top_k"):
+        wanted, here = getattr(body, name), getattr(served, name)
+        if wanted not in (None, here):
+            raise RequestError(
+                f"{name} is {wanted}, and this server decodes with {here}; leave it out, or start the server with "
+                f"--{name.replace('_', '-')} {wanted}."
+            )
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _say_errors(app: FastAPI) -> None:
+    """One shape for all of them, with a sentence in it."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Http, error: RequestValidationError) -> JSONResponse:
+        return _error(400, _sentence(error), "invalid_request_error")
+
+    @app.exception_handler(AnyHTTPException)
+    async def known(_: Http, error: AnyHTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail), "invalid_request_error")
+
+    @app.exception_handler(DlmbenchError)
+    async def ours(_: Http, error: DlmbenchError) -> JSONResponse:
+        if isinstance(error, Full):
+            return _error(429, str(error), "overloaded", {"Retry-After": str(error.seconds)})
+        if isinstance(error, Stopping):
+            return _error(503, str(error), "stopping")
+        wrong = isinstance(error, RequestError)
+        return _error(400 if wrong else 500, str(error), "invalid_request_error" if wrong else "server_error")
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Http, error: Exception) -> JSONResponse:
+        return _error(500, f"{type(error).__name__}: {error}", "server_error")
+
+
+def _sentence(error: RequestValidationError) -> str:
+    """The first thing that is wrong with a body, with its place in it."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return "The body is no JSON."
+    place = ".".join(str(part) for part in first["loc"][1:2]) or "The body"
+    return f"{place}: {first['msg']}."
+
+
+def _error(status: int, message: str, kind: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": kind}}, status, dict(headers or {}))
+
+
+class Bounded:
+    """Refuses bodies of more than `most` bytes, told or sent."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        if told.isdigit() and int(told) > self.most:
+            answer = _error(413, f"The body has {int(told)} bytes, and at most {self.most} are read here.", "too_large")
+            return await answer(scope, receive, send)
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.most:
+                raise AnyHTTPException(413, f"The body has more than {self.most} bytes.")
+            return message
+
+        await self.app(scope, counted, send)

@@ -1,0 +1,303 @@
+"""The server: endpoints, refusals, a full queue, clients that leave, a stop. pytest tests/unit/test_serve.py"""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx2")
+
+from dlmbench.backbone.network import Network  # noqa: E402
+from dlmbench.decoders.static import Static  # noqa: E402
+from dlmbench.decoders.testing import EOS, MASK, tiny_model  # noqa: E402
+from dlmbench.engine import Engine, Generation, Request  # noqa: E402
+from dlmbench.engine.request import Arrivals  # noqa: E402
+from dlmbench.errors import RequestError, RunError  # noqa: E402
+from dlmbench.forwards import ForwardKey  # noqa: E402
+from dlmbench.serve.app import Served, application  # noqa: E402
+from dlmbench.serve.server import Server  # noqa: E402
+from dlmbench.serve.worker import Full, Limits, Stopping, Worker  # noqa: E402
+
+LIMITS = Limits(max_tokens=20, max_length=40, queue=4, seconds=30.0, body_bytes=2000)
+PRICES = {ForwardKey("target", "denoise", "4"): 1.0, ForwardKey("target", "denoise", "8"): 1.5,
+          ForwardKey("target", "prefill", "prompt"): 2.0}  # fmt: skip
+
+
+class Letters:
+    """A tokenizer of one letter a token, with chat markup."""
+
+    chat_template = "here"
+    eos_token_id = EOS
+
+    def encode(self, text, add_special_tokens=True):
+        return [4 + ord(letter) % 20 for letter in text]
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(48 + i) for i in ids if i not in (EOS, MASK))
+
+    def apply_chat_template(self, messages, **_):
+        return "".join(f"{turn['role'][0]}:{turn['content']};" for turn in messages)
+
+
+def tiny_engine(batch_size=2):
+    net = Network("target", tiny_model("block_causal"), 4, "fused")
+    return Engine({"target": net}, Static(), Letters(), batch_size=batch_size)
+
+
+@pytest.fixture
+def client():
+    """A client of a server on loopback."""
+    worker = Worker(tiny_engine(), LIMITS)
+    worker.start()
+    with running(worker) as found:
+        yield found
+
+
+class running:
+    """A server around a worker; a client of it."""
+
+    def __init__(self, worker, grace=5.0):
+        app = application(worker, Served("tiny", {"engine": "dlmbench"}, PRICES))
+        self.worker, self.server = worker, Server(app, worker, "127.0.0.1", 0, grace)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.005)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
+        self.client.server = self.server
+        return self.client
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.worker.stop(0.0)
+
+
+def test_generate_answers_with_what_the_engine_counted(client):
+    expected = tiny_engine().generate([Request("x", (10, 11, 12, 13, 14), 9, seed=3)])[0]
+    answer = client.post("/generate", json={"prompt_ids": [10, 11, 12, 13, 14], "max_tokens": 9, "seed": 3}).json()
+    assert (answer["ids"], answer["text"]) == (expected.ids, expected.text)
+    assert answer["counts"] == expected.counts
+    assert answer["nfe"] == expected.counts["target"]["denoise"]["calls"] == answer["steps"]
+    assert answer["cost"] == sum(PRICES[ForwardKey.parse(key)] * calls for key, calls in answer["forwards"].items())
+    assert answer["usage"] == {
+        "prompt_tokens": 5, "completion_tokens": expected.tokens, "total_tokens": 5 + expected.tokens,
+    }  # fmt: skip
+
+
+def test_completions_answer_several_prompts_in_order(client):
+    prompts = ["abcd", "xy"]
+    answer = client.post("/v1/completions", json={"prompt": prompts, "max_tokens": 6, "temperature": 0}).json()
+    alone = tiny_engine().generate([Request("x", tuple(Letters().encode(prompt)), 6) for prompt in prompts])
+    assert [choice["text"] for choice in answer["choices"]] == [one.text for one in alone]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert answer["usage"]["completion_tokens"] == sum(one.tokens for one in alone)
+    ids = [Letters().encode(prompt) for prompt in prompts]
+    assert client.post("/v1/completions", json={"prompt": ids, "max_tokens": 6}).json()["choices"] == answer["choices"]
+
+
+def test_a_conversation_is_rendered_in_the_models_markup(client):
+    turns = [{"role": "user", "content": [{"type": "text", "text": "abc"}]}]
+    answer = client.post("/v1/chat/completions", json={"messages": turns, "max_completion_tokens": 6}).json()
+    alone = tiny_engine().generate([Request("x", tuple(Letters().encode("u:abc;")), 6)])[0]
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": alone.text}
+    assert answer["object"] == "chat.completion"
+
+
+def test_a_server_says_what_it_is(client):
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["tiny"]
+    assert client.get("/info").json()["limits"]["queue"] == 4
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "path, body, status, says",
+    [
+        ("/v1/completions", {"prompt": "abc", "temperature": 1.0}, 400, "start the server with --temperature 1.0"),
+        ("/v1/completions", {"prompt": "abc", "max_tokens": 21}, 400, "at most 20"),
+        ("/v1/completions", {"prompt": "a" * 35}, 400, "40 are kept"),
+        ("/v1/completions", {"prompt": "abc", "n": 2}, 400, "n:"),
+        ("/v1/completions", {"prompt": "abc", "stream": True}, 400, "stream:"),
+        ("/v1/completions", {"prompt": "abc", "logit_bias": {}}, 400, "logit_bias:"),
+        ("/v1/completions", {"prompt": "abc", "model": "other"}, 404, "this server has 'tiny'"),
+        ("/v1/completions", {"prompt": ["abc"] * 5}, 400, "at most 4 wait"),
+        ("/v1/completions", {"prompt": [MASK]}, 400, "mask token"),
+        ("/v1/completions", {"prompt": [100_000]}, 400, "vocabulary"),
+        ("/v1/completions", {"prompt": "a" * 2000}, 413, "2000 are read"),
+        ("/v1/chat/completions", {"messages": []}, 400, "messages:"),
+        ("/generate", {}, 400, "exactly one"),
+        ("/generate", {"prompt": "a", "seed": -1}, 400, "seed:"),
+        ("/nowhere", {}, 404, "Not Found"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_in_a_sentence(client, path, body, status, says):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
+
+
+def test_a_body_that_is_no_json_is_refused(client):
+    answer = client.post("/generate", content=b'{"prompt": "a', headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "The body is no JSON.")
+
+
+def test_a_body_that_does_not_tell_its_size_is_bounded_too(client):
+    answer = client.post(
+        "/generate", content=(b" " * 500 for _ in range(6)), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 413
+
+
+# --- the worker, over an engine that answers when it is told ----------------------------------------------------------
+
+
+class Gate:
+    """An engine that holds its rows until `opened`."""
+
+    batch_size, sampling, tokenizer = 2, SimpleNamespace(temperature=0.0, top_k=0, top_p=1.0), Letters()
+
+    def __init__(self):
+        self.opened, self.given_up, self.fails, self.seen = threading.Event(), [], None, []
+
+    def check(self, request, max_length, max_tokens):
+        if request.max_tokens > max_tokens:
+            raise RequestError("too many")
+
+    def serve(self, source, on_finish, *, max_length, max_tokens):
+        rows: dict[int, Request] = {}
+        while True:
+            arrived = source(self.batch_size - len(rows), not rows)
+            assert isinstance(arrived, Arrivals)
+            rows.update(arrived.requests)
+            self.seen += [number for number, _ in arrived.requests]
+            for number in arrived.unwanted:
+                self.given_up.append(number)
+                rows.pop(number, None)
+            if not rows and not arrived.requests and not arrived.unwanted:
+                return
+            if self.fails:
+                error, self.fails = self.fails, None
+                raise error
+            if self.opened.wait(0.005):
+                for number, request in rows.items():
+                    on_finish(number, Generation(request.key, [5], [5], "5", 1, {}, {}, 0.01, "eos"))
+                rows.clear()
+
+    def release(self):
+        self.released = True
+
+
+def request(tokens=4):
+    return Request("x", (5,), tokens)
+
+
+@pytest.fixture
+def gate():
+    engine = Gate()
+    worker = Worker(engine, LIMITS)
+    worker.start()
+    yield worker
+    engine.opened.set()
+    worker.stop(2.0)
+
+
+def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it did not come to pass")
+
+
+def test_a_full_queue_refuses_and_takes_none_of_several(gate):
+    tickets = gate.submit([request(), request()])
+    until(lambda: len(gate.engine.seen) == 2)
+    tickets += gate.submit([request()] * 3)
+    with pytest.raises(Full, match="queue of 4"):
+        gate.submit([request(), request()])
+    tickets += gate.submit([request()])
+    gate.engine.opened.set()
+    assert [ticket.future.result(5).text for ticket in tickets] == ["5"] * 6
+
+
+def test_who_leaves_frees_the_queue_and_the_row(gate):
+    rows = gate.submit([request(), request()])
+    until(lambda: len(gate.engine.seen) == 2)
+    waiting = gate.submit([request()] * 4)
+    gate.cancel([rows[0], waiting[0]])
+    until(lambda: gate.engine.given_up == [0])
+    gate.engine.opened.set()
+    assert waiting[1].future.result(5).text == "5"
+    assert rows[0].future.cancelled() and waiting[0].future.cancelled() and 2 not in gate.engine.seen
+
+
+def test_what_the_engine_raises_ends_its_rows_and_the_next_ones_are_served(gate):
+    gate.engine.fails = RunError("no numbers")
+    with pytest.raises(RunError, match="no numbers"):
+        gate.submit([request()])[0].future.result(5)
+    gate.engine.opened.set()
+    assert gate.submit([request()])[0].future.result(5).text == "5"
+
+
+def test_a_stop_refuses_what_waits_and_finishes_what_is_under_way(gate):
+    rows = gate.submit([request(), request()])
+    until(lambda: len(gate.engine.seen) == 2)
+    waiting = gate.submit([request()])[0]
+    threading.Timer(0.05, gate.engine.opened.set).start()
+    gate.stop(5.0)
+    assert [row.future.result(0).text for row in rows] == ["5", "5"]
+    with pytest.raises(Stopping):
+        waiting.future.result(0)
+    with pytest.raises(Stopping):
+        gate.submit([request()])
+
+
+def test_a_stop_refuses_rows_that_take_too_long(gate):
+    rows = gate.submit([request(), request()])
+    until(lambda: len(gate.engine.seen) == 2)
+    gate.stop(0.01)
+    with pytest.raises(Stopping):
+        rows[0].future.result(0)
+
+
+def test_over_http_a_full_queue_says_when_to_come_back_and_a_stop_answers_everybody(gate):
+    with running(gate) as http:
+        answers = []
+
+        def ask():
+            answers.append(http.post("/generate", json={"prompt": "a"}))
+
+        askers = [threading.Thread(target=ask) for _ in range(6)]
+        for asker in askers:
+            asker.start()
+        until(lambda: len(gate.engine.seen) == 2 and len(gate._waiting) == 4)
+        busy = http.post("/generate", json={"prompt": "a"})
+        assert busy.status_code == 429 and int(busy.headers["Retry-After"]) >= 1
+        threading.Timer(0.1, gate.engine.opened.set).start()
+        http.server.handle_exit(15, None)
+        for asker in askers:
+            asker.join(10)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503, 503]
+
+
+def test_a_client_that_leaves_gives_its_row_up(gate):
+    with running(gate) as http:
+        with pytest.raises(httpx.TimeoutException):
+            http.post("/generate", json={"prompt": "a"}, timeout=0.1)
+        until(lambda: gate.engine.given_up == [0])
+
+
+def test_an_answer_that_takes_too_long_is_given_up():
+    engine = Gate()
+    worker = Worker(engine, Limits(20, 40, 4, seconds=0.05))
+    worker.start()
+    with running(worker) as http:
+        answer = http.post("/generate", json={"prompt": "a"})
+        assert answer.status_code == 504 and "0.05 s" in answer.json()["error"]["message"]
+        until(lambda: engine.given_up == [0])
