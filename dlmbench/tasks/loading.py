@@ -142,7 +142,7 @@ def _selected(
     rows = dataset[split]
     if asked.shuffled is not None:
         rows = rows.shuffle(seed=asked.shuffled)
-    return {**dataset, split: data.Rows(rows[number] for number in range(min(asked.first, len(rows))))}
+    return {**dataset, split: data.Records(rows[number] for number in range(min(asked.first, len(rows))))}
 
 
 def _metadata(path: Path) -> Config:
