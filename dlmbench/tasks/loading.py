@@ -136,7 +136,7 @@ def _selected(
     dataset: Mapping[str, Any], config: Mapping[str, Any], asked: protocols.Asked | None
 ) -> Mapping[str, Any]:
     """The data with those test items that a protocol takes, in its order."""
-    split = config.get("test_split")
+    split = str(config.get("test_split"))
     if asked is None or asked.first is None or split not in dataset:
         return dataset
     rows = dataset[split]
