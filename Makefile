@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full screenshots test test-all lint house docs bench bench-gpu gpu-proof train-nano
+.PHONY: setup reproduce reproduce-full screenshots test test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano
 
 setup: $(VENV)/.runtime
 
@@ -34,14 +34,23 @@ reproduce-full: $(VENV)/.runtime
 screenshots: reproduce
 	$(BIN)/python tests/e2e/screenshots.py results/reproduce results/screenshots
 
-test: $(VENV)/.dev
+test: lint types $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Types, checked; the first time takes a minute.
+types: $(VENV)/.dev
+	$(BIN)/python -m mypy
+
+# How much of the package the tests reach.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov=dlmbench --cov-report=term
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not cuda'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # What should stay small, counted, with its limits (tests/house.py); -v says where.
 house: $(VENV)/.dev

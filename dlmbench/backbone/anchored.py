@@ -82,5 +82,5 @@ class AnchoredNetwork(Network):
     def _best(self, logits: Tensor) -> Tensor:
         """Argmax of logits [...,V], the mask left out."""
         logits = logits.clone()
-        logits[..., self.config.mask_id] = float("-inf")
+        logits.narrow(-1, self.config.mask, 1).fill_(float("-inf"))  # an assignment would bring the number from the host
         return logits.argmax(-1)

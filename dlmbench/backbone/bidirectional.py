@@ -192,7 +192,7 @@ class Bidirectional(Network):
             logits = unguided + (self.guidance + 1) * (logits - unguided)
         if self.policy.name == "dkv":
             for part in parts:
-                self.known[part.rows] = part.of(self.canvas) != self.config.mask_id
+                self.known[part.rows] = part.of(self.canvas) != self.config.mask
         for name, served in served_by(kind, active):
             self._count_windows(view, name, parts, view.live if served is None else view.live & served)
         return Forward(logits, states, predicted)
@@ -258,7 +258,7 @@ class Bidirectional(Network):
         inside = positions < view.ends[rows].unsqueeze(1)
         due = inside & ~self.known[rows, : len(positions)]
         if self.config.shift:
-            masks = inside & (self.canvas[rows, : len(positions)] == self.config.mask_id)
+            masks = inside & (self.canvas[rows, : len(positions)] == self.config.mask)
             due = due | torch.nn.functional.pad(masks[:, 1:], (0, 1))
         queries = due.sum(1)
         width = max(int(queries.max()), 1)
@@ -270,7 +270,7 @@ class Bidirectional(Network):
         if self.policy.name == "none":
             return [self._everyone(view)]
         known = {row: about for row, about in enumerate(view.host_rows) if about}
-        parts = []
+        parts: list[Part] = []
         for whole in (True, False):
             rows = [row for row, about in known.items() if self.policy._whole(about) is whole]
             if not rows:

@@ -78,7 +78,7 @@ def conformance(decoder: type[Decoder], reference: type[Decoder] | None = None, 
 def _conformance(
     decoder: type[Decoder], reference: type[Decoder] | None, seed: int, attention: str
 ) -> Iterator[Finding]:
-    trials = [
+    trials: list[tuple[str, Callable[[], str | None]]] = [
         ("progress", lambda: _progress(decoder, seed, attention)),
         ("no host reads", lambda: no_host_reads(decoder, attention)),
         ("N = singles", lambda: _batch_equals_singles(decoder, seed, attention)),

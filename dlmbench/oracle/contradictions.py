@@ -7,8 +7,9 @@ right answer even beside what stood before its step is a fault: the model gave i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,10 +66,11 @@ def first_contradiction(item: str, steps: Sequence[TracedStep], right: Tensor, p
     for number, step in enumerate(steps):
         for position in step["remasked"]:
             known.pop(position - prompt, None)
-        replaced = step.get("replaced", {"positions": [], "tokens": []})
+        nothing: dict[str, list[int]] = {"positions": [], "tokens": []}
+        replaced: Mapping[str, Any] = step.get("replaced", nothing)
         given = [
             (position - prompt, token)
-            for part in (step, replaced)
+            for part in (cast(Mapping[str, Any], step), replaced)
             for position, token in zip(part["positions"], part["tokens"], strict=True)
             if position - prompt < right.shape[1]  # a last block may reach beyond the answer
         ]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlmbench.forwards import ForwardKey
 from dlmbench.request import ResolvedRun, canonical
@@ -26,6 +26,9 @@ from dlmbench.runs.preflight import Need, Needs, memory_bytes
 from dlmbench.runs.prices import PriceList
 from dlmbench.runs.record import plain
 from dlmbench.runs.runner import Run, sample_of
+
+if TYPE_CHECKING:
+    from dlmbench.tasks.base import Item
 
 BUDGET = 30.0  # seconds of trials for a whole plan
 _PEEK = 8  # tokens of the first look, which tells how long a forward takes
@@ -181,7 +184,7 @@ def _try(run: Run, local: LocalRunner, allowed: float, loads: dict[str, float]) 
     )
 
 
-def _affordable(run: Run, engine: Any, allowed: float) -> tuple[list[Any], int]:
+def _affordable(run: Run, engine: Any, allowed: float) -> tuple[Sequence[Item], int]:
     """The items to try and the tokens of their answers, after a look at what the first few tokens cost."""
     batch, whole = run.resolved.batch_size, run.task.max_tokens
     least = max(_PEEK, run.resolved.fixed["window"] + 1) if run.resolved.fixed else _PEEK  # the marker must fit in

@@ -353,12 +353,12 @@ def typed(kind: type[T], record: Mapping[str, typing.Any]) -> T:
     does not know is left out."""
     if kind is RunSpec:
         return typing.cast(T, RunSpec.from_portable(record))
-    hints = _hints(kind)
+    hints = _hints(typing.cast(typing.Hashable, kind))
     return kind(**{name: _typed(hint, record[name]) for name, hint in hints.items() if name in record})
 
 
 @functools.cache
-def _hints(kind: object) -> dict[str, typing.Any]:
+def _hints(kind: typing.Hashable) -> dict[str, typing.Any]:
     return typing.get_type_hints(kind)
 
 
