@@ -25,14 +25,14 @@ def compare(method, options, sampled, items):
         method=method, task="nano-gsm", model=model, settings={method: options}, batch_size=1, dtype="float32",
         device="cpu", temperature=1.0 if sampled else 0.0, top_k=20 if sampled else 0,
     )  # fmt: skip
-    engine = build(spec)
+    engine = build(spec.resolve())
     task = load_task("nano-gsm", tokenizer=engine.tokenizer)
     requests = [
         Request(item.key, tuple(engine.tokenizer(item.prompt, add_special_tokens=False)["input_ids"]), 64, seed=i)
         for i, item in enumerate(task.items("test", items))
     ]
-    batched = build(replace(spec, batch_size=16))
-    separate = build(replace(spec, batch_size=16, store="separate"))
+    batched = build(replace(spec, batch_size=16).resolve())
+    separate = build(replace(spec, batch_size=16, store="separate").resolve())
     tau = options.get("tau")
     by_batch, singles, fused = differences(engine, batched, requests, tau)
     by_store, _, stored = differences(batched, separate, requests, tau)

@@ -46,7 +46,9 @@ def requests(engine, method, size):
 @cache
 def reference(block, method, size):
     """Static decoding at batch 16: the engine, the items, what it gave."""
-    static = build(RunSpec("static", "nano-gsm", block_length=block, batch_size=16, device="cpu", dtype="float32"))
+    static = build(
+        RunSpec("static", "nano-gsm", block_length=block, batch_size=16, device="cpu", dtype="float32").resolve()
+    )
     items = requests(static, method, size)
     return static, items, static.generate(items)
 
@@ -54,7 +56,7 @@ def reference(block, method, size):
 def compare(spec, method, size):
     """Static decoding and `spec` on the same items at batch 16 -> (differences, items, target forwards of both)."""
     static, items, known = reference(spec.block_length, method, size)
-    found, ours, theirs = differences(static, build(spec), items, ours=known)
+    found, ours, theirs = differences(static, build(spec.resolve()), items, ours=known)
     forwards = [sum(n["calls"] for g in run for kind, n in g.counts["target"].items() if kind != "prefill") for run in (
         ours, theirs)]  # fmt: skip
     return found, len(items), forwards
