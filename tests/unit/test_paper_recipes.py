@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from synthetic import manifest
 from typer.testing import CliRunner
 
-from dlmbench.report import published
+from dlmbench.analysis import published
+from dlmbench.analysis.row import Row
 from dlmbench.request import SweepSpec
 from dlmbench.request.key import same_request
+from dlmbench.runs.record import Metrics, TaskFacts
 from dlmbench.tasks import catalogue
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "papers").glob("*.yaml"))
@@ -29,20 +33,19 @@ def test_every_option_binds(path):
 
 
 def as_row(cell):
-    """A checked cell as the row of the table that it would make."""
-    spec = cell.spec
-    shared = ("task", "method", "model", "cache", "num_fewshot", "batch_size", "temperature", "top_k", "top_p")
-    made_up = {"tps_decode": 1.0, "nfe": 1.0, "tokens": 1.0, "store_forwards": 0.0, "accuracy": 0.5}
-    circumstances = dict.fromkeys(("split", "weights", "prompt_hash", "dtype", "seed", "device"))
-    return {
-        **{name: getattr(spec, name) for name in shared},
-        **made_up,
-        **circumstances,
-        "parameters": json.dumps(cell.parameters),
-        "block_length": cell.block_length,
-        "gen_length": cell.gen_length,
-        "items": spec.limit,
-    }
+    """A resolved run as the row of the table that it would make."""
+    asked = manifest(
+        label=cell.label,
+        parameters=cell.parameters,
+        spec=cell.settled,
+        task=TaskFacts(cell.spec.task, num_fewshot=cell.spec.num_fewshot, chat_template=cell.chat_template),
+        block_length=cell.block_length,
+        gen_length=cell.gen_length,
+    )
+    metrics = Metrics(
+        items=cell.spec.limit or 1, accuracy=0.5, accuracy_low=0.4, accuracy_high=0.6, nfe=1.0, tokens=1.0
+    )
+    return Row(None, asked, metrics, cell.spec.model, None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
