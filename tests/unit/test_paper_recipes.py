@@ -45,7 +45,7 @@ def as_row(cell):
     metrics = Metrics(
         items=cell.spec.limit or 1, accuracy=0.5, accuracy_low=0.4, accuracy_high=0.6, nfe=1.0, tokens=1.0
     )
-    return Row(None, asked, metrics, cell.spec.model, None)
+    return Row(None, asked, metrics, cell.spec.model, SimpleNamespace(reference=None))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
