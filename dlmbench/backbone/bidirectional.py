@@ -329,7 +329,8 @@ class Bidirectional(Network):
 
 
 def _replace(tokens: Tensor, place: Tensor, inside: Tensor, embeds: Tensor) -> Tensor:
-    """tokens [n,T,D] with `embeds` [n,W,D] at `place` [n,W], where `inside` [n,W] bool says so."""
-    place = torch.where(inside, place, tokens.shape[1]).unsqueeze(-1).expand_as(embeds)
+    """tokens [n,T,D] with `embeds` [n,W,D] at `place` [n,W], where `inside` [n,W] bool says so and the window reaches:
+    a row that has ended may ride on in a step whose windows are those of shorter ones."""
+    place = torch.where(inside & (place < tokens.shape[1]), place, tokens.shape[1]).unsqueeze(-1).expand_as(embeds)
     padded = torch.cat([tokens, tokens.new_zeros(tokens.shape[0], 1, tokens.shape[2])], 1)
     return padded.scatter(1, place, embeds)[:, :-1]

@@ -19,7 +19,7 @@ def test_the_readme_shows_the_example_and_it_is_short():
 
 def test_the_example_keeps_every_promise():
     findings = list(conformance(decoders_of(EXAMPLE)[0]))
-    assert len(findings) == 6 and all(f.holds for f in findings)
+    assert len(findings) == 7 and all(f.holds for f in findings)
 
 
 def test_the_decoder_of_the_page_keeps_every_promise(tmp_path):

@@ -67,7 +67,7 @@ def test_every_verb_explains_itself(call, verb):
         (["sweep", "--method", "static", "--task", "nano-gsm", "--executor", "cloud"], "local"),
         (["plot", "absent"], "does not exist"),
         (["score", "absent"], "No run folder"),
-        (["list", "things"], "methods, models, tasks, recipes"),
+        (["list", "things"], "methods, models, tasks, protocols, recipes"),
         (["show", "threshol"], "did you mean threshold"),
         (["fly"], "fly"),
     ],
@@ -82,7 +82,7 @@ def test_wrong_requests_exit_with_2_and_a_sentence(call, arguments, words):
 def test_debug_shows_the_traceback_anywhere(call):
     for arguments in (["--debug", "list", "things"], ["list", "things", "--debug"]):
         code, _, err = call(*arguments)
-        assert code == 2 and "Traceback" in err and err.rstrip().endswith("tasks, recipes.")
+        assert code == 2 and "Traceback" in err and err.rstrip().endswith("protocols, recipes.")
 
 
 def test_a_failure_of_ours_exits_with_1_and_one_line(call, monkeypatch):
