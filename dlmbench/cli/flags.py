@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlmbench.request.run_spec import OPTIONS, RunSpec
+from dlmbench.request.run_spec import OPTIONS, REMOTE, RunSpec
 from dlmbench.runs.recording import TRACED as TRACED
 
 _OUTPUT = "Output"
@@ -24,12 +24,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", ric
 
 
 def takes_options(
-    *, without: Collection[str] = (), required: Collection[str] = (), many: bool = False, **defaults: str
+    *, without: Collection[str] = (), required: Collection[str] = (), many: Collection[str] = (), **defaults: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the verb takes every option of a run but those in `without`, and gets, as its first argument, those
     that the user gave, with ``set`` as it was written.
 
-    required: options that must be given. many: each may be a list or a range, as a text. defaults: what an option is
+    required: options that must be given. many: those that may be a list or a range, as a text. defaults: what an option is
     in this verb when it is not given, in the place of the field's own. The verb's other parameters stay its own:
     positional arguments before the options of a run, the rest behind them.
     """
@@ -37,7 +37,7 @@ def takes_options(
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
         arguments = [p for p in own if _is_argument(p)]
-        options = [_flag(f, f.name in required, many, defaults) for f in dataclasses.fields(RunSpec)]
+        options = [_flag(f, f.name in required, f.name in many, defaults) for f in dataclasses.fields(RunSpec)]
         options = [p for p in options if p.name not in without]
 
         def command(**values: Any) -> None:
@@ -58,6 +58,10 @@ def flag_of(name: str) -> Any:
     """The annotation of one option of a run, for a verb that takes it alone."""
     field = next(f for f in dataclasses.fields(RunSpec) if f.name == name)
     return _flag(field, required=False, many=False, defaults={}).annotation
+
+
+SERVER = REMOTE
+"""Options of runs on a server, for verbs that decode themselves."""
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:

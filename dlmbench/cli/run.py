@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +12,13 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
+from dlmbench.cli.served import all_served, method_of, sentences, served_runner
 from dlmbench.report.columns import record
-from dlmbench.report.terminal import print_run
+from dlmbench.report.terminal import print_run, print_served
 from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
-from dlmbench.request.values import parse_assignments
+from dlmbench.request.values import parse_assignments, parse_values
 
 if TYPE_CHECKING:
     from dlmbench.request import ResolvedRun, RunSpec
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from dlmbench.runs import RunFolder
 
 
-@flags.takes_options(required=("method", "task"))
+@flags.takes_options(required=("task",), many=("concurrency",))
 def run(
     given: dict[str, Any],
     traces: flags.Traces = flags.TRACED,
@@ -34,7 +36,11 @@ def run(
     """Run one method on one task, with its baselines. The same command resumes it."""
     from dlmbench.runs.local import LocalRunner
 
-    spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
+    concurrency = parse_values(given.pop("concurrency", None))
+    given["method"] = method_of(given)
+    spec = RunSpec(settings=parse_assignments(given.pop("set", ())), concurrency=concurrency[0], **given)
+    if all_served([spec], dry_run=dry_run):
+        return _served(spec, concurrency, json)
     runner = LocalRunner(traces=traces)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
@@ -62,6 +68,21 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
             "no baseline. A sweep shows it beside diffusion models."
         )
     return list(found.values()), notes
+
+
+def _served(spec: RunSpec, many: Sequence[Any], json: bool) -> None:
+    """A row of the server for each concurrency, beside those of the folders in ``--against``."""
+    runs = [replace(spec, concurrency=one).resolve() for one in many]
+    print_notes(note for run in runs for note in run.notes)
+    with Bars(len(runs)) as bars:
+        folders = served_runner(bars).run(runs)
+    results = Results(folders)
+    beside = sentences(results, spec.against)
+    if json:
+        rows = [{**record(row), "beside": beside[row]} for row in results.rows]
+        print_json({"runs": rows, "saved": [str(folder.path) for folder in folders]})
+        return
+    print_served(stdout(), results, beside)
 
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:

@@ -12,6 +12,7 @@ from dlmbench.cli.console import print_notes, stderr
 from dlmbench.errors import RequestError
 from dlmbench.request import RunSpec
 from dlmbench.request.values import parse_assignments
+from dlmbench.runs.environment import environment
 from dlmbench.runs.runner import without_places
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _WARM = "The answer is the sum of the numbers. "
 
 
 @flags.takes_options(
-    without=("task", "against", "limit", "split", "num_fewshot", "data_dir", "out", "chat_template"),
+    without=("task", "against", "limit", "split", "num_fewshot", "data_dir", "out", "chat_template", *flags.SERVER),
     method="threshold",
     gen_length="256",
 )
@@ -94,9 +95,13 @@ def _warm(engine: Engine, max_length: int) -> Measured:
 
 def _info(run: ResolvedRun, engine: Engine) -> dict[str, Any]:
     """What /info tells of the server, places left out."""
+    from dlmbench.engine import network_hashes
+
     return {
         "engine": "dlmbench",
         "version": __version__,
+        "weights": network_hashes(run),
+        "processor": environment(run.device).device,
         "label": run.label,
         "options": run.parameters,
         "cache": run.spec.cache,

@@ -14,12 +14,15 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.errors import RequestError
+from dlmbench.cli.served import all_served, method_of, served_runner
+from dlmbench.cli.served import sentences as beside
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
 from dlmbench.report.summary import paragraphs
 from dlmbench.report.terminal import print_paragraphs, print_sweep
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.resources import recipe_folders
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 Text = str | None
 
 
-@flags.takes_options(many=True)
+@flags.takes_options(many=OPTIONS)
 def sweep(
     given: dict[str, Any],
     recipe: Annotated[
@@ -60,7 +63,12 @@ def sweep(
 
         require_ray()
     given |= {"tune_on": tune_on} if tune_on else {}
+    if "server" in given and not recipe:
+        given["method"] = method_of(given)
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
+    served = all_served(spec.runs, dry_run=dry_run, elsewhere=executor == "ray")
+    if served and spec.tune_on:
+        raise RequestError("--tune-on chooses settings, and those of a server are its own: leave one of them out.")
     runner = LocalRunner(traces=traces)
     here = executor == "local" and not dry_run
     runs, notes = spec.resolve(runner.machine if here else Anywhere())
@@ -69,8 +77,12 @@ def sweep(
     if dry_run:
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
-    with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars, _on(executor, address, runner, bars) as chosen:
-        swept = run_sweep(spec, runs, chosen)
+    with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars:
+        if served:
+            swept = run_sweep(spec, runs, served_runner(bars))
+        else:
+            with _on(executor, address, runner, bars) as chosen:
+                swept = run_sweep(spec, runs, chosen)
     _write(spec, swept, sentences, json)
 
 
@@ -115,7 +127,12 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
 
     results = Results(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *tried]
-    written = write_table(results, spec.out, spec.name, sentences) + plot(results.rows, spec.out)
+    served = any(run.served for run in spec.runs)
+    if served:
+        found = beside(results, spec.runs[0].against)
+        sentences += [f"{row.label}, {row.batch_size} at a time: {one}." for row in found for one in found[row]]
+    written = write_table(results, spec.out, spec.name, sentences)
+    written += plot(results.rows, spec.out, x="tps_end_to_end" if served else "cost")
     written.append(write_report(results, Path(spec.out) / "report.html", spec.name, spec.description, sentences))
     if json:
         print_json(

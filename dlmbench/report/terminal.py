@@ -6,7 +6,7 @@ never the accuracy or its interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from rich.console import Console
@@ -42,6 +42,31 @@ def print_run(console: Console, results: Results, run: RunFolder) -> None:
     again = f"dlmbench sweep --task {ours.task} --method {ours.method} ... | dlmbench plot {run.path.parent}"
     for word, line in (("saved", str(run.path)), ("next", again)):
         console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
+
+
+def print_served(console: Console, results: Results, beside: Mapping[Row, Sequence[str]]) -> None:
+    """The screen of a server's rows, one a number of requests at a time; `beside` says how each compares."""
+    ours = results.rows[0]
+    server = ours.manifest.server
+    told = ", ".join(f"{name} {value}" for name, value in (server.flags if server else {}).items())
+    console.print(f"model   {ours.model}  (as {server and server.model} there, tokenizer {ours.model})", soft_wrap=True)
+    console.print(f"task    {ours.task}  {ours.split}, {ours.metrics.items} items", soft_wrap=True)
+    console.print(f"server  {ours.label}: {told or 'it tells no flags'}", soft_wrap=True, style="dim")
+    console.print(table(results.rows, console.width))
+    for row in results.rows:
+        times = row.metrics.speed.requests if row.metrics.speed else None
+        if times:
+            console.print(
+                f"{row.batch_size:>4} at a time: a request takes {times.p50:.3g} s (p50), {times.p95:.3g} s (p95), "
+                f"{times.p99:.3g} s (p99); prefix cache: {times.prefix_cache}",
+                soft_wrap=True,
+            )
+        for sentence in beside[row]:
+            console.print(f"     {sentence}", soft_wrap=True)
+    label = ours.metrics.speed.label if ours.metrics.speed else None
+    for word, line in (("speed", label), ("saved", ", ".join(str(row.run.path) for row in results.rows))):
+        if line:
+            console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
 
 
 def print_sweep(console: Console, results: Results) -> None:

@@ -29,6 +29,8 @@ from dlmbench.tasks.protocols import DEFAULT, PROTOCOLS
 if TYPE_CHECKING:
     from dlmbench.request.resolved import Machine, ResolvedRun
 
+SERVED = "served"  # the method of a run whose answers a server gives
+APIS = ("dlmbench", "sglang", "vllm", "lmdeploy", "diffulex", "openai")  # interfaces of servers
 HELPERS = ("draft", "guide", "reference", "head")
 BASELINES = ("static", "threshold")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -48,6 +50,7 @@ class Option:
             prompts, parameters), or nothing.
         paired: must two rows share it to be compared item by item?
         place: names a model, a folder or a file.
+        local: how this process decodes; a server decides that itself.
     """
 
     help: str
@@ -58,6 +61,7 @@ class Option:
     key: str = ""
     paired: bool = False
     place: bool = False
+    local: bool = False
 
 
 def option(default: Any, help: str, convert: Converter, **more: Any) -> Any:
@@ -66,10 +70,12 @@ def option(default: Any, help: str, convert: Converter, **more: Any) -> Any:
 
 
 def _helper(help: str) -> Any:
-    return option(None, help, optional(text), panel="Models", place=True)
+    return option(None, help, optional(text), panel="Models", place=True, local=True)
 
 
-_DESCRIBED: dict[str, Any] = {"panel": "Models", "shown": "by model"}  # of a checkpoint that does not say it
+_TOLD: dict[str, Any] = {"panel": "Models", "shown": "by model"}  # of a checkpoint that does not say it
+_DESCRIBED: dict[str, Any] = {**_TOLD, "local": True}
+_SERVER = "Server"  # panel
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,13 @@ class RunSpec:
     like: str | None = option(
         None, "Preset whose settings a folder or hub name takes, or none.", optional(text), panel="Models"
     )
-    threshold: float | None = option(None, "Value of the method's threshold.", optional(number(float)))
+    threshold: float | None = option(None, "Value of the method's threshold.", optional(number(float)), local=True)
     settings: values.Settings = field(
         default_factory=dict,
         metadata={
             "option": Option(
-                "An option of a method; see dlmbench show METHOD. Repeatable.", values.settings, many=False
+                "An option of a method; see dlmbench show METHOD. Repeatable.", values.settings, many=False,
+                local=True,
             )
         },
     )
@@ -113,20 +120,22 @@ class RunSpec:
         None, "1 when its head predicts the next position, else 0.", optional(number(int, 0, 1)), **_DESCRIBED
     )
     grid: str | None = option(None, f"Where its blocks lie: {', '.join(GRIDS)}.", optional(one_of(GRIDS)), **_DESCRIBED)
-    bos: bool | None = option(None, "Begin raw prompts with BOS.", optional(values.flag), **_DESCRIBED)
+    bos: bool | None = option(None, "Begin raw prompts with BOS.", optional(values.flag), **_TOLD)
     end_ids: tuple[int, ...] | None = option(
-        None, "Tokens that end a row, as 1,2.", optional(values.ids), many=False, **_DESCRIBED
+        None, "Tokens that end a row, as 1,2.", optional(values.ids), many=False, **_TOLD
     )
     block_length: int | None = option(
-        None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True
+        None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True,
+        local=True,
     )
     gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task")
     cache: str = option(
-        "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True
+        "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True,
+        local=True,
     )
     store: str | None = option(
         None, "fused, or separate: an extra forward a block.", optional(one_of(("fused", "separate"))),
-        shown="fused where it can be", key="store", paired=True,
+        shown="fused where it can be", key="store", paired=True, local=True,
     )  # fmt: skip
     protocol: str = option(
         DEFAULT, "How the task is asked and read; see dlmbench list protocols.", one_of((DEFAULT, *PROTOCOLS)),
@@ -137,17 +146,37 @@ class RunSpec:
         None, "Put prompts into the model's chat markup.", optional(values.flag), shown="by model"
     )
     temperature: float = option(0.0, "0 is greedy.", number(float, 0), key="sampling.temperature", paired=True)
-    top_k: int = option(0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True)
-    top_p: float = option(1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True)
-    batch_size: int | str = option("auto", "Rows decoded together.", values.batch_size, key="batch_size", paired=True)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True)
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True)
+    top_k: int = option(0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True, local=True)
+    top_p: float = option(1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True, local=True)
+    batch_size: int | str = option(
+        "auto", "Rows decoded together.", values.batch_size, key="batch_size", paired=True, local=True
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True, local=True)
+    dtype: str = option(
+        "auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True, local=True
+    )
     seed: int = option(0, "Seed of every draw.", number(int, 0), key="seed", paired=True)
     data_dir: str | None = option(
         None, "Folder with the task's JSONL files, instead of the hub.", optional(text), many=False
     )
     out: str = option("runs", "Where run folders are kept.", text, panel="Output", many=False)
-    plugin: str | None = option(None, "Python file that registers a decoder.", optional(text), many=False, place=True)
+    plugin: str | None = option(
+        None, "Python file that registers a decoder.", optional(text), many=False, place=True, local=True
+    )
+    server: str | None = option(
+        None, "Ask the server at this URL, which decodes as it was started to.", optional(text), panel=_SERVER,
+        many=False,
+    )  # fmt: skip
+    api: str | None = option(
+        None, f"Its interface: {', '.join(APIS)}.", optional(one_of(APIS)), panel=_SERVER, paired=True, many=False
+    )
+    concurrency: int | None = option(
+        None, "Requests under way at a time.", optional(number(int, 1)), shown="1", panel=_SERVER
+    )
+    server_flags: str | None = option(
+        None, "What it was started with, where it does not tell: part of the row's name and key.", optional(text),
+        panel=_SERVER, many=False,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name, known in OPTIONS.items():
@@ -164,9 +193,14 @@ class RunSpec:
 
         Raises RequestError with the reason and the remedy.
         """
-        from dlmbench.request.resolved import resolved
+        from dlmbench.request import resolved, served
 
-        return resolved(self, machine)
+        return served.resolved(self) if self.served else resolved.resolved(self, machine)
+
+    @property
+    def served(self) -> bool:
+        """Does it speak of a server? Then `dlmbench.request.served` says whether it is a run."""
+        return self.method == SERVED or any(getattr(self, name) is not None for name in REMOTE)
 
     def baseline(self, method: str, threshold: float | None, own: Mapping[str, Any] = MappingProxyType({})) -> RunSpec:
         """This run by another method, with that method's `own` settings, beside which it is judged."""
@@ -204,7 +238,7 @@ class RunSpec:
                 record[name] = _placeless(record[name])
         own = {name: _placeless(value) for name, value in self.settings.get(self.method, {}).items()}
         record["settings"] = {self.method: own, **self.shared_settings}
-        del record["out"], record["data_dir"], record["against"]
+        del record["out"], record["data_dir"], record["against"], record["server"]
         return record
 
     @classmethod
@@ -221,4 +255,5 @@ def _placeless(value: Any) -> Any:
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(RunSpec)}
+REMOTE: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.panel == _SERVER)
 PAIRED: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.paired)

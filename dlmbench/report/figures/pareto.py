@@ -42,6 +42,7 @@ AXES = {  # --x
     "cost": Axis(attrgetter("cost"), "cost of decoding an item, in plain forwards", False),
     "nfe": Axis(attrgetter("metrics.nfe"), "forwards an item (NFE)", False),
     "tps": Axis(attrgetter("tps"), "tokens/s, decode only", True),
+    "tps_end_to_end": Axis(attrgetter("tps_end_to_end"), "tokens/s, prefill included", True),
     "bytes": Axis(attrgetter("bytes_read"), "bytes read an item, decoding, batch 1", False),
     "flops": Axis(attrgetter("flops"), "FLOPs an item, decoding", False),
     "tpf": Axis(attrgetter("metrics.tpf"), "tokens a forward (TPF)", True),
