@@ -27,7 +27,9 @@ class Beside:
         found, theirs = self.against, self.against.baseline
         times = f", {number(self.speed, 2)} times its tokens/s" if self.speed is not None else ""
         difference = signed(found.difference, found.low, found.high)
-        return f"{difference} points against {theirs.label} in process, batch {theirs.batch_size} ({found.verdict}){times}"
+        return (
+            f"{difference} points against {theirs.label} in process, batch {theirs.batch_size} ({found.verdict}){times}"
+        )
 
 
 def beside(ours: Row, others: Iterable[Row]) -> list[Beside]:

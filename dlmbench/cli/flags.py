@@ -29,8 +29,8 @@ def takes_options(
     """A decorator: the verb takes every option of a run but those in `without`, and gets, as its first argument, those
     that the user gave, with ``set`` as it was written.
 
-    required: options that must be given. many: those that may be a list or a range, as a text. defaults: what an option is
-    in this verb when it is not given, in the place of the field's own. The verb's other parameters stay its own:
+    required: options that must be given. many: those that may be a list or a range, as a text. defaults: what an option
+    is in this verb when it is not given, in the place of the field's own. The verb's other parameters stay its own:
     positional arguments before the options of a run, the rest behind them.
     """
 

@@ -17,7 +17,16 @@ from dlmbench.request.values import parse_assignments
 
 @flags.takes_options(
     without=(
-        "task", "against", "limit", "split", "protocol", "num_fewshot", "batch_size", "data_dir", "out", *flags.SERVER,
+        "task",
+        "against",
+        "limit",
+        "split",
+        "protocol",
+        "num_fewshot",
+        "batch_size",
+        "data_dir",
+        "out",
+        *flags.SERVER,
     ),
     method="threshold",
     gen_length="128",

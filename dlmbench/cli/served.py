@@ -1,4 +1,4 @@
-"""What `run` and `sweep` do with ``--server``: the runner of servers, and served rows beside rows that were made here."""
+"""What `run` and `sweep` do with ``--server``: the runner of servers, and its rows beside rows that were made here."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
-from dlmbench.errors import RequestError
 from dlmbench.cli.served import all_served, method_of, served_runner
 from dlmbench.cli.served import sentences as beside
+from dlmbench.errors import RequestError
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
 from dlmbench.report.summary import paragraphs

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, RIVAL, Row
-from dlmbench.analysis.text import percent, signed
+from dlmbench.analysis.text import percent, rate, signed
 from dlmbench.report.columns import TERMINAL, table_columns
 from dlmbench.report.summary import paragraphs
 from dlmbench.runs.folder import RunFolder
@@ -48,17 +48,18 @@ def print_served(console: Console, results: Results, beside: Mapping[Row, Sequen
     """The screen of a server's rows, one a number of requests at a time; `beside` says how each compares."""
     ours = results.rows[0]
     server = ours.manifest.server
-    told = ", ".join(f"{name} {value}" for name, value in (server.flags if server else {}).items())
-    console.print(f"model   {ours.model}  (as {server and server.model} there, tokenizer {ours.model})", soft_wrap=True)
+    flags = (server.flags if server else {}).items()
+    told = ", ".join(f"{name} {value}" for name, value in flags if isinstance(value, str | int) and name != "label")
+    console.print(f"model   {server and server.model}, read by the tokenizer of {ours.model}", soft_wrap=True)
     console.print(f"task    {ours.task}  {ours.split}, {ours.metrics.items} items", soft_wrap=True)
     console.print(f"server  {ours.label}: {told or 'it tells no flags'}", soft_wrap=True, style="dim")
     console.print(table(results.rows, console.width))
     for row in results.rows:
-        times = row.metrics.speed.requests if row.metrics.speed else None
-        if times:
+        speed = row.metrics.speed
+        if speed and (times := speed.requests):
             console.print(
-                f"{row.batch_size:>4} at a time: a request takes {times.p50:.3g} s (p50), {times.p95:.3g} s (p95), "
-                f"{times.p99:.3g} s (p99); prefix cache: {times.prefix_cache}",
+                f"{row.batch_size:>4} at a time: {rate(speed.end_to_end)} tokens/s; a request takes {times.p50:.3g} s "
+                f"(p50), {times.p95:.3g} s (p95), {times.p99:.3g} s (p99); prefix cache: {times.prefix_cache}",
                 soft_wrap=True,
             )
         for sentence in beside[row]:

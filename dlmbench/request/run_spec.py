@@ -96,7 +96,9 @@ class RunSpec:
         default_factory=dict,
         metadata={
             "option": Option(
-                "An option of a method; see dlmbench show METHOD. Repeatable.", values.settings, many=False,
+                "An option of a method; see dlmbench show METHOD. Repeatable.",
+                values.settings,
+                many=False,
                 local=True,
             )
         },
@@ -125,12 +127,20 @@ class RunSpec:
         None, "Tokens that end a row, as 1,2.", optional(values.ids), many=False, **_TOLD
     )
     block_length: int | None = option(
-        None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True,
+        None,
+        "Positions decoded together.",
+        optional(number(int, 1)),
+        shown="by model",
+        paired=True,
         local=True,
     )
     gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task")
     cache: str = option(
-        "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True,
+        "none",
+        f"{', '.join(POLICIES)} (bidirectional).",
+        one_of(tuple(POLICIES)),
+        key="cache",
+        paired=True,
         local=True,
     )
     store: str | None = option(
@@ -174,7 +184,8 @@ class RunSpec:
         None, "Requests under way at a time.", optional(number(int, 1)), shown="1", panel=_SERVER
     )
     server_flags: str | None = option(
-        None, "What it was started with, where it does not tell: part of the row's name and key.", optional(text),
+        None, "What it was started with, where it does not tell: part of the row's name and key.",
+        optional(values.placeless),
         panel=_SERVER, many=False,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """A run whose answers a server gives: `ServedRun`, with what is refused before anybody is asked.
 
-The server decides how it decodes; what it tells of that (`dlmbench.runs.record.ServerFacts`) names the row and stands in
-its key. Left out: whatever needs the server or the tokenizer (`dlmbench.runs.served`).
+The server decides how it decodes; what it tells of that (`dlmbench.runs.record.ServerFacts`) names the row and stands
+in its key. Left out: whatever needs the server or the tokenizer (`dlmbench.runs.served`).
 """
 
 from __future__ import annotations

@@ -205,6 +205,11 @@ def ids(value: Any, name: str) -> tuple[int, ...]:
     return tuple(number(int, 0)(part, name) for part in parts)
 
 
+def placeless(value: Any, name: str) -> str:
+    """A text in which every path has become its last component."""
+    return re.sub(r"(?:(?<=^)|(?<=[\s=:,]))(?:~|\.{1,2})?/\S*/(?=\S)", "", text(value, name))
+
+
 def settings(value: Any, name: str) -> dict[str, dict[str, Any]]:
     """What ``--set`` says: owner -> option -> value."""
     if not isinstance(value, Mapping) or not all(isinstance(inner, Mapping) for inner in value.values()):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,6 @@ from dlmbench.runs.runner import (
     installed,
     run_each,
     with_history,
-    without_places,
 )
 from dlmbench.serve.apis import Ask, BadReply, Reply
 from dlmbench.serve.client import Answer, Client
@@ -80,7 +79,7 @@ class ServedRunner:
         if not isinstance(resolved, ServedRun):
             raise RequestError(f"{resolved.label} runs here and others on a server: make them in two commands.")
         with self.connect(resolved) as client:
-            facts = replace(client.about(), stated=_stated(resolved))
+            facts = replace(client.about(), stated=resolved.spec.server_flags)
             run = self.catalog.run(replace(resolved, server=facts))
             if run.folder.finished:
                 return run.folder
@@ -316,10 +315,3 @@ def _environment(run: Run) -> Environment:
     assert isinstance(run.resolved, ServedRun)
     processor = run.resolved.facts.flags.get("processor")
     return Environment(str(processor or UNTOLD), None, versions(), commit())
-
-
-def _stated(run: ServedRun) -> str | None:
-    """What the user says of the server, without places."""
-    if run.spec.server_flags is None:
-        return None
-    return " ".join(str(without_places(word)["description"]) for word in run.spec.server_flags.split())

@@ -134,7 +134,9 @@ def _dlmbench(record: Record) -> Reply:
         _number(usage, "completion_tokens"), _number(usage, "prompt_tokens"), _number(record, "nfe"),
         cost if isinstance(cost, float) else None,
     )  # fmt: skip
-    return Reply(_text(record), _ended(record.get("stop_reason")), report, tuple(_numbers(record, "ids")), _counted(record))
+    return Reply(
+        _text(record), _ended(record.get("stop_reason")), report, tuple(_numbers(record, "ids")), _counted(record)
+    )
 
 
 def _counted(record: Record) -> Counted:
