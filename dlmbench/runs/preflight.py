@@ -21,6 +21,7 @@ from dlmbench.request.resolved import Machine
 
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
+    from dlmbench.backbone.descriptor import Descriptor
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,7 +42,7 @@ class Needs:
     """Looks each thing up once."""
 
     def __init__(self):
-        self._weights: dict[tuple[Preset, bool], Need] = {}
+        self._weights: dict[tuple[str, Descriptor, bool], Need] = {}
         self._tasks: dict[str, tuple[Any, Need]] = {}
 
     def of(self, run: ResolvedRun) -> list[Need]:
@@ -74,9 +75,10 @@ class Needs:
         return size if run.spec.limit is None else min(run.spec.limit, size)
 
     def _weights_of(self, preset: Preset, head: bool) -> Need:
-        if (preset, head) not in self._weights:
-            self._weights[preset, head] = weights_need(preset, head)
-        return self._weights[preset, head]
+        key = (preset.location, preset.flags, head)
+        if key not in self._weights:
+            self._weights[key] = weights_need(preset, head)
+        return self._weights[key]
 
     def _memory(self, run: ResolvedRun) -> Need:
         task = self.task(run)[0]
