@@ -145,7 +145,8 @@ class Client:
         """Its name there; interfaces without names have none."""
         if self._served is None and "/v1/models" in self.api.about:
             names = [one.get("id") for one in self._list_of_models()]
-            chosen = self._model if self._model in names else names[0] if len(names) == 1 else None
+            named = self._model if self._model in names or not names else None  # some do not list what they were given
+            chosen = named or (names[0] if len(names) == 1 else None)
             if not isinstance(chosen, str):
                 raise RequestError(
                     f"The server has the models {', '.join(map(str, names)) or 'none'}; give one of them as --model."
