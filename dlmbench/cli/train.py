@@ -29,9 +29,8 @@ def train(
     checkpoint = out / "checkpoint.pt"
     if resume and not checkpoint.is_file():
         raise RequestError(f"There is no checkpoint.pt in {str(out)!r} to resume from; leave out --resume to start.")
-    from dlmbench.training.loop import finished
-    from dlmbench.training.loop import train as run
+    from dlmbench.training import loop
 
-    if not finished(plan, out):
-        run(plan, out, checkpoint.is_file(), minutes)
+    if not loop.finished(plan, out):
+        loop.train(plan, out, checkpoint.is_file(), minutes)
     typer.echo(out / "weights")
