@@ -27,6 +27,8 @@ from dlmbench.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dlmbench.backbone.tokenizer import PlainTokenizer
+
 MODELS = {
     "ideal": OracleOptions(),
     "ideal, unequal": OracleOptions(weights="zipf"),
@@ -68,7 +70,7 @@ def limit(
     config: Any,
     task: Task,
     items: Sequence[Item],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
     *,
     model: str = "ideal",
     options: OracleOptions | None = None,
