@@ -333,6 +333,10 @@ COLUMNS: tuple[Column, ...] = (
             timed=True, sampled=True, circumstances=_priced_on,
             formula="sum over forwards of every role and kind but prefill of their price",
             axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    _percent("outside", "outside", "outside", "share of the seconds of decoding that pass outside forwards (choosing, "
+             "revealing, refilling), in percent, of the passes that measure tok/s; cost leaves it out, and on a GPU, "
+             "which the host runs ahead of, no clock tells", where=(MARKDOWN, HTML), timed=True,
+             formula="1 - seconds in the layers and heads of all networks / seconds of decoding; median of the passes"),
     _number("prefill", "prefill", "prefill", "what an item's prompt costs, in the same unit", where=(MARKDOWN,),
             timed=True, sampled=True, formula="sum over forwards of kind prefill, of every role, of their price"),
     _relative("bytes", attrgetter("bytes_read"), "bytes", "weights, keys and values that decoding an item reads with "

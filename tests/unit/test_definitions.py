@@ -67,7 +67,7 @@ def make(root, method, right, passes, speed):
     return folder
 
 
-STEADY = Speed(6, 3, 6, Rate(100, 90, 110), Rate(80, 75, 85))
+STEADY = Speed(6, 3, 6, Rate(100, 90, 110), Rate(80, 75, 85), outside=0.125)
 UNSTEADY = Speed(6, 3, 6, Rate(100, 80, 120), Rate(80, 75, 85))  # 120 / 80 is more than 1.3
 
 
@@ -133,6 +133,11 @@ def test_cost_is_of_decoding_and_prefill_stands_beside_it(rows):
     assert rows["simsd"].group.share(rows["simsd"]) == pytest.approx(5.5 / 8.5), "no prompt in a ratio"
     (cost,) = [one for one in columns.table_columns(columns.MARKDOWN, list(rows.values())) if one.name == "cost"]
     assert cost.heading(list(rows.values())) == "cost (a CPU, batch 4)"
+
+
+def test_what_passes_outside_forwards_stands_beside_the_cost(rows):
+    """An eighth of the seconds of decoding; nothing where no clock told."""
+    assert [table(rows)[name]["outside"] for name in rows] == ["12.5", "-", "12.5", "12.5"]
 
 
 def test_bytes_and_flops_decide_together(rows):
