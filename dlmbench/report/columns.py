@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dlmbench.analysis import needs, text
-from dlmbench.analysis.projection import projected_cost
+from dlmbench.analysis.projection import H100, projected_cost
 from dlmbench.analysis.row import ORDER, REFERENCE, RIVAL, Against, Row, compact
 from dlmbench.runs.aggregate import HELPER_ROLES
 from dlmbench.runs.record import Rate
@@ -227,6 +227,11 @@ def _speed_items(row: Row) -> str:
     return f"{speed.items} ({speed.same_ids})" if speed else text.DASH
 
 
+def _projected(row: Row) -> float | None:
+    """`8B cost`, on the device that `projected_on` names."""
+    return projected_cost(row.samples.values(), row.method, row.manifest.block_length, H100, row.batch_size)
+
+
 def _number_or_none(value: float) -> float | None:
     return None if value != value else value
 
@@ -350,7 +355,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("pays", lambda row: row.group.pays(row), "pays?", "pays where both bytes and FLOPs are below static's, does "
            "not pay where neither is, else depends on the batch", where=(MARKDOWN, HTML), sampled=True,
            formula="bytes and FLOPs, both as shares of static's, against 1"),
-    Column("projected_cost", lambda row: projected_cost(row.method, row.metrics.nfe, row.metrics.helpers)),
+    Column("projected_cost", _projected, sampled=True,
+           axis=Axis("8b", _projected, f"8B cost ({H100.name}, roofline), in forwards")),
+    Column("projected_on", lambda row: f"{H100.name}, batch {row.batch_size}"),
     _plain("unit_seconds", "unit_seconds", timed=True),
     _plain("flops", "metrics.flops"),
     _plain("query_tokens", "metrics.query_tokens"),

@@ -54,7 +54,7 @@ def plot(
         wrong, known = (x, AXES) if x not in AXES else (y, SCORES)
         raise RequestError(f"Axis {wrong!r} is unknown; choose one of {', '.join(known)}.")
     if not placed(rows, x, y):
-        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops") else ""
+        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops", "8b") else ""
         raise RequestError(f"No row has a value for {x}{why}; choose another --x or finish the runs first.")
     return save(lambda: draw(rows, x, y, published, column), folder, name)
 
