@@ -227,6 +227,7 @@ class Decoder:
     method is, whatever its options and networks."""
 
     name: str
+    group: str = "others"  # of `registry.GROUPS`
     version: int = 1
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
