@@ -128,6 +128,7 @@ BACKBONES: Registry[Family] = Registry("backbone family", "dlmbench.backbones")
 TASKS: Registry[Path] = Registry("task", "dlmbench.tasks")
 
 _DECODERS = {  # method -> class, in the module of the method's name
+    "adablock": "AdaBlock",
     "adjust": "Adjust",
     "ar": "AR",
     "credit": "Credit",

@@ -69,7 +69,7 @@ class CachePolicy:
             return max(self._thawed(row, block_length) - shift, 0), row.end
         if self.name == "prompt":
             return row.prompt, row.end
-        return row.start, min(row.start + block_length, row.end) if self.name == "dual" else row.end
+        return row.start, min(row.stop, row.end) if self.name == "dual" else row.end
 
     def _whole(self, row) -> bool:
         if self.name == "none":
