@@ -38,6 +38,7 @@ from dlmbench.backbone.network import Forward, Kinds, Network, bucket, served_by
 
 POLICIES = ("none", "prefix", "dual", "freecache", "prompt", "dkv")
 WIDTH_BUCKET = 8  # whole rows are padded to multiples of this
+SURVEYED = 1024  # positions whose logits are made at a time where one number of each is wanted
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,31 @@ class Bidirectional(Network):
         rows = states.view(view.ends.shape[0], -1, states.shape[-1])
         shift = self.config.shift
         return logits, torch.cat([rows[:, :shift], rows[:, : rows.shape[1] - shift]], 1)
+
+    def surveyed(self, view, token: int, kind: Kinds = "") -> tuple[Forward, Tensor]:
+        """A forward over whole rows, and [R,T] how probable `token` is at every position behind the prompt, 0 where it is
+        not the best one. T is ``view.span``. No cache policy applies.
+
+        Logits of so many positions are made some at a time and not kept.
+        """
+        everyone = self._everyone(view)
+        states = self._states(view, self.canvas, [everyone])
+        shown, predicted = self._at_view(view, states, [everyone])
+        rows = states.view(view.ends.shape[0], -1, states.shape[-1])
+        at = view.prompt_length.unsqueeze(1) + torch.arange(view.span, device=self.device)
+        place = (at - self.config.shift).clamp(0, rows.shape[1] - 1).unsqueeze(-1)
+        answer = rows.gather(1, place.expand(-1, -1, rows.shape[2])).flatten(0, 1)
+        shares = torch.cat([self._share(part, token) for part in answer.split(SURVEYED)]).view_as(at)
+        projected = view.ends - view.prompt_length + view.valid.sum(1)
+        for name, served in served_by(kind, None):
+            active = view.live if served is None else view.live & served
+            self._count(name or "refresh", "row:all", active, view.ends, view.ends, projected)
+        return Forward(self.model.project(shown), shown, predicted), shares * (at < view.ends.unsqueeze(1))
+
+    def _share(self, states: Tensor, token: int) -> Tensor:
+        """Probability of `token` where it is the best one, else 0. states [n,D] -> [n]"""
+        logits = self.model.project(states).float()
+        return logits.softmax(-1)[:, token] * (logits.argmax(-1) == token)
 
     def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
         """One forward over whole rows and, beside each, extra tokens that the row does not see.

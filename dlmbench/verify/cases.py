@@ -75,6 +75,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "sched": "dlmbench.verify.sched",
     "pcsampler": "dlmbench.verify.selectors",
     "adablock": "dlmbench.verify.adablock",
+    "daedal": "dlmbench.verify.daedal",
 }
 Fixture = dict[str, Any]  # JSON of a golden case; every area has its own fields
 Numbers = torch.Tensor | float | Sequence
