@@ -211,8 +211,8 @@ class Bidirectional(Network):
         return logits, torch.cat([rows[:, :shift], rows[:, : rows.shape[1] - shift]], 1)
 
     def surveyed(self, view, token: int, kind: Kinds = "") -> tuple[Forward, Tensor]:
-        """A forward over whole rows, and [R,T] how probable `token` is at every position behind the prompt, 0 where it is
-        not the best one. T is ``view.span``. No cache policy applies.
+        """A forward over whole rows, and how probable `token` is at every position behind the prompt, 0 where it is not
+        the best one: [R,T], T being ``view.span``. No cache policy applies.
 
         Logits of so many positions are made some at a time and not kept.
         """

@@ -1,10 +1,10 @@
 """`daedal`: the model decides how long its answer is (DAEDAL, arXiv 2508.00819; docs/methods/daedal.md).
 
-    e       certainty that the answer ends: probabilities of EOS where it is the best token, the last `checked` of them in
-            the answer, summed and divided by `checked`
-    size    before anything is revealed: `expansion` more masks a forward until e >= `enough`; then checked / 2 EOS behind
-    fill    in the active block what exceeds `tau`, and always something
-    insert  where e < `ending`, `expansion` masks for the block's least certain mask below `low`
+e       certainty that the answer ends: probabilities of EOS where it is the best token, the last `checked` of them
+        in the answer, summed and divided by `checked`
+size    before anything is revealed: `expansion` more masks a forward until e >= `enough`, then checked / 2 EOS
+fill    in the active block what exceeds `tau`, and always something
+insert  where e < `ending`, `expansion` masks for the block's least certain mask below `low`
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from dlmbench.errors import RequestError
 
 @dataclass(frozen=True)
 class DaedalConfig:
-    tau: float = option(
-        0.9, "confidence that a mask must exceed to be filled (0.9)", threshold=True, unit="confidence"
-    )
+    tau: float = option(0.9, "confidence that a mask must exceed to be filled (0.9)", threshold=True, unit="confidence")
     low: float = option(0.1, "confidence below which a mask may be where something is missing (0.1)")
     initial: int = option(64, "masks that an answer begins with (64)")
     expansion: int = option(8, "masks that are added at a time (8)")
@@ -77,7 +75,7 @@ class Daedal(RoundDecoder):
         return Decision(
             best.tokens, fill, fallback=sized & ~passed.any(1), planned_empty=~sized, insert=(place, count),
             ends=view.ends + torch.where(sized, count, torch.where(ready, tail, config.expansion)), tail=tail,
-            extra=self._shown(view, gap, place, end) if view.tracing else None,
+            extra=self._shown(view, fill, gap, end) if view.tracing else None,
         )  # fmt: skip
 
     def _certainty(self, eos: Tensor) -> Tensor:
@@ -85,6 +83,7 @@ class Daedal(RoundDecoder):
         seen = (eos > 0).flip(1).cumsum(1).flip(1)  # of these positions, from here to the end
         return torch.where(seen <= self.config.checked, eos, 0.0).sum(1) / self.config.checked
 
-    def _shown(self, view: View, gap: Tensor, place: Tensor, end: Tensor) -> dict[str, Tensor]:
-        inserted = torch.where(gap.any(1), place, -1)
-        return {"inserted": inserted, "length": view.ends - view.prompt_length, "certainty": end}
+    def _shown(self, view: View, fill: Tensor, gap: Tensor, end: Tensor) -> dict[str, Tensor]:
+        """For traces: where was filled [R,W] and inserted [R,W], before anything moves (-1 elsewhere); lengths [R]."""
+        filled, inserted = (torch.where(chosen, view.positions, -1) for chosen in (fill, gap))
+        return {"filled": filled, "inserted": inserted, "length": view.ends - view.prompt_length, "certainty": end}

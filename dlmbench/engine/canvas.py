@@ -51,6 +51,7 @@ class Canvas:
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
         self.grid, self.fill_after_eos = grid, fill_after_eos
         self.filled: Tensor | None = None
+        self.shifted: Tensor | None = None
         self.from_prompt = attention == "full" or grid == "prompt"  # blocks are counted from the prompt's end
         self.exact = self.from_prompt or grid == "cut"  # the answer ends with its budget
         self.fixed = fixed or self.exact  # may blocks begin with fewer masks than positions?

@@ -122,6 +122,7 @@ class Growing(OwnEnds):
         if decision.tail is not None:
             tail = (at >= (self.ends - decision.tail).unsqueeze(1)) & (at < self.ends.unsqueeze(1))
             tokens = torch.where(mine & tail, self.eos[0], tokens)
+        self.shifted = torch.where(tokens == self.tokens, -1, tokens)
         self.tokens.copy_(tokens)
 
     def _done(self, view: View, decision: Decision, tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,7 +196,7 @@ class Step:
         flags = self.canvas.apply(view, decision)
         self._store_finished(view, flags)
         if self.recorder is not None and log is not None:
-            self.recorder.step(view, decision, log, self.canvas.filled)
+            self.recorder.step(view, decision, log, self.canvas.filled, self.canvas.shifted)
         return flags, decision.host_hint is not None
 
     def _forced(self, view: View, decision: Decision) -> Decision:

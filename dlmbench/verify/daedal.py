@@ -1,8 +1,8 @@
 """Golden cases of DAEDAL on LLaDA.
 
-Compared, row by row: ids (tail of EOS included), the answer's lengths while it is sized, every fill, where something was
-inserted, the length after every call, and calls; of a batch also the calls that official code makes, whose rows wait
-for each other before they are filled.
+Compared, row by row: ids (tail of EOS included), the answer's lengths while it is sized, every fill, where something
+was inserted, the length after every call, and calls; of a batch also the calls that official code makes, whose rows
+wait for each other before they are filled.
 """
 
 from __future__ import annotations
@@ -59,12 +59,10 @@ def _estimates(step: TracedStep) -> bool:
 def _filled(steps: list[TracedStep], row: Generation) -> list[dict]:
     """Steps as the case writes them, the length being that after the call."""
     lengths = [step["extra"]["length"] for step in steps[1:]] + [len(row.raw_ids)]
-    return [
-        {
-            "positions": step["positions"],
-            "tokens": step["tokens"],
-            "inserted": [place] if (place := step["extra"]["inserted"]) >= 0 else [],
-            "length": length,
-        }
-        for step, length in zip(steps, lengths)
-    ]
+    found = []
+    for step, length in zip(steps, lengths):
+        proposed = dict(zip(step["scores"]["positions"], step["scores"]["tokens"]))
+        filled, inserted = ([at for at in step["extra"][name] if at >= 0] for name in ("filled", "inserted"))
+        tokens = [proposed[at] for at in filled]
+        found.append({"positions": filled, "tokens": tokens, "inserted": inserted, "length": length})
+    return found
