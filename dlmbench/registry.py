@@ -132,6 +132,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "adjust": "Adjust",
     "ar": "AR",
     "credit": "Credit",
+    "d2f": "D2F",
     "daedal": "Daedal",
     "edit": "Edit",
     "entropy": "Entropy",

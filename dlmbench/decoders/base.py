@@ -68,7 +68,7 @@ class NoOptions:
 class Traits:
     """What a configured decoder is beside its networks; asked once, before buffers, lag and recordings are chosen."""
 
-    scope: str = "block"  # "block" | "answer": what the view covers
+    scope: str = "block"  # "block" | "answer" | "ahead" (to the end of a row that grows): what the view covers
     lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
     cached: bool = True  # False: every forward brings its whole row, nothing is prefilled or stored
     ends_rows: bool = False  # True: an EOS stops nothing by itself, the decoder ends rows by `Decision.finish`
@@ -83,8 +83,8 @@ class HostRow(NamedTuple):
     """What the host knows of a busy row without asking the device.
 
     `hint` of the row's last decision, None before its first one and from decoders that leave none; the prompt's length,
-    the start of the active block, the end of the canvas, the steps spent on this block and on the row, and the end of
-    the active block.
+    the start of the active block, the end of the canvas, the steps spent on this block and on the row, the end of the
+    active block, and where a row with ends of its own had its active block a step ago.
     """
 
     hint: int | None = None
@@ -94,6 +94,7 @@ class HostRow(NamedTuple):
     step: int = 0
     total_steps: int = 0
     stop: int = 0
+    before: int = 0
 
 
 @dataclass

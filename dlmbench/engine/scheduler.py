@@ -41,6 +41,7 @@ class Slot:
     stop: int  # of its active block
     end: int  # of its canvas
     limit: int  # that its canvas may grow to
+    before: int = 0  # `start`, a step ago
     first_step: int | None = None  # number of the first step that was launched with its prompt encoded
     hint: int | None = None  # the last decision's, as far as it has been read
     step: int = 0  # steps read so far, on this block and on the row
@@ -50,7 +51,9 @@ class Slot:
 
     @property
     def row(self) -> HostRow:
-        return HostRow(self.hint, self.prompt, self.start, self.end, self.step, self.total_steps, self.stop)
+        return HostRow(
+            self.hint, self.prompt, self.start, self.end, self.step, self.total_steps, self.stop, self.before
+        )
 
     @property
     def prompt(self) -> int:
@@ -226,8 +229,9 @@ class Scheduler:
             flag, *ends = flag if self.step.own_ends else (flag,)
             if step.hinted:
                 slot.hint, flag = flag >> HINT, flag & ((1 << HINT) - 1)
-            last_block = self._advance(row, slot, flag)
+            begun, last_block = slot.start, self._advance(row, slot, flag)
             if ends:
+                slot.before = begun
                 slot.start, slot.stop, slot.end = ends
             if last_block is not None:
                 finished.append((slot.index, self._finish(row, slot, last_block, step)))

@@ -7,6 +7,7 @@ import torch
 
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.decoders.adablock import AdaBlock, AdaBlockConfig
+from dlmbench.decoders.d2f import D2F, D2FConfig
 from dlmbench.decoders.daedal import Daedal, DaedalConfig
 from dlmbench.decoders.testing import MASK, random_requests, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
@@ -158,3 +159,53 @@ def test_sizes_follow_the_bounds(config, sizing, length):
 def test_nothing_is_fixed_in_an_answer_that_grows():
     with pytest.raises(RequestError, match="leave sampling.constraint out"):
         Daedal.on_task(DaedalConfig(), "full", {"window": 3}, True)
+
+
+# --- d2f --------------------------------------------------------------------------------------------------------------
+
+
+def forced_by_hand(model, item, config):
+    """D2F's rule in lists, without a cache: ids of the answer and how many blocks were open in each forward."""
+    prompt, shift = list(item.prompt_ids), model.config.shift
+    answer, opened, ended = [MASK] * min(BLOCK, item.max_tokens), [], False
+    while MASK in answer:
+        opened.append(-(-len(answer) // BLOCK))
+        ids = torch.tensor([prompt + answer])
+        block = torch.tensor([0] * len(prompt) + [1 + i // BLOCK for i in range(len(answer))])
+        hidden = model.hidden(ids, mask=(block.unsqueeze(0) <= block.unsqueeze(1)).view(1, 1, len(block), -1))
+        share = model.project(hidden).float().softmax(-1)[0, len(prompt) - shift : ids.shape[1] - shift]
+        share[:, MASK] = -1.0
+        confidence, tokens = share.max(-1)
+        parts = [answer[i : i + BLOCK] for i in range(0, len(answer), BLOCK)]
+        filled = [1.0] + [1 - part.count(MASK) / len(part) for part in parts]
+        for number, part in enumerate(parts):
+            masks = [number * BLOCK + i for i, token in enumerate(part) if token == MASK]
+            fill = [i for i in masks if confidence[i] > config.tau]
+            if masks and not fill and filled[number] >= config.full:
+                fill = [max(masks, key=lambda i: confidence[i])]
+            for i in fill:
+                answer[i] = int(tokens[i])
+        ended = EOS in answer
+        last = answer[(len(answer) - 1) // BLOCK * BLOCK :]
+        if not ended and 1 - last.count(MASK) / len(last) >= config.gate:
+            answer = (answer + [MASK] * BLOCK)[: item.max_tokens]
+    return answer, opened
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("config", [D2FConfig(0.4, 0.2, 0.7), D2FConfig(0.9, 0.0, 0.0), D2FConfig(0.6, 1.0, 1.0)])
+def test_stored_blocks_are_exact(config, shift, late):
+    model = tiny_model("full", shift=shift)
+    model.config = replace(model.config, eos_ids=(EOS,))
+    engine = Engine({"target": Bidirectional("target", model, BLOCK)}, D2F(config), batch_size=3, lag=late)
+    generations = engine.generate(LONGER, trace=True)
+    ours = [(g.raw_ids, [step["extra"]["open_blocks"] for step in g.trace]) for g in generations]
+    assert ours == [forced_by_hand(model, item, config) for item in LONGER]
+    for item, generation, (_, opened) in zip(LONGER, generations, ours):
+        queries = [step["forwards"][0]["query_tokens"] for step in generation.trace]
+        assert queries[0] == len(item.prompt_ids) + BLOCK
+        assert all(tokens <= number * BLOCK + shift for tokens, number in zip(queries[1:], opened[1:]))
+        if config.gate == 1.0:
+            assert max(queries[1:]) <= 2 * BLOCK + shift
