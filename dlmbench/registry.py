@@ -138,9 +138,12 @@ GROUPS = {  # what decoders are listed under; each names one in `Decoder.group`
     "others": "decoders from outside that name no group",
 }
 _DECODERS = {  # method -> class, in the module of the method's name
+    "adablock": "AdaBlock",
     "adjust": "Adjust",
     "ar": "AR",
     "credit": "Credit",
+    "d2f": "D2F",
+    "daedal": "Daedal",
     "edit": "Edit",
     "entropy": "Entropy",
     "fastdllm2": "FastDLLM2",
