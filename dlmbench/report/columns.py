@@ -190,6 +190,13 @@ def _priced_on(rows: Sequence[Row]) -> str:
     return f" ({next(iter(machines))})" if len(machines) == 1 else ""
 
 
+def _cost(row: Row) -> str:
+    """``8.5 [8.4, 8.7]``."""
+    if row.cost is None or row.cost_interval is None:
+        return text.number(row.cost)
+    return f"{text.number(row.cost)} [{', '.join(map(text.number, row.cost_interval))}]"
+
+
 def _passes(role: str) -> Callable[[Row], Value]:
     return lambda row: row.metrics.helpers.get(role, 0.0)
 
@@ -333,11 +340,16 @@ COLUMNS: tuple[Column, ...] = (
     Column("helpers", helpers, "helpers", "passes of other networks, an item", helpers, where=PAGE, shown=some,
            width=68, in_csv=False, formula="calls of a role that is not the target, of every kind but prefill"),
     *(Column(role, _passes(role)) for role in HELPER_ROLES),
-    _number("cost", "cost", "cost", "forwards and passes of decoding, an item, at the price that was measured on the "
-            "named machine at the named batch; 1 is one denoise forward of the target there", where=ALL, shown=always,
-            timed=True, sampled=True, circumstances=_priced_on,
-            formula="sum over forwards of every role and kind but prefill of their price",
-            axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    Column("cost", attrgetter("cost"), "cost", "forwards and passes of decoding, an item, at the price that was "
+           "measured on the named machine at the named batch, with a 95 % interval over items and over repeats of the "
+           "prices; 1 is one denoise forward of the target there", _cost, lambda row: text.number(row.cost), where=ALL,
+           shown=always,
+           timed=True, sampled=True, circumstances=_priced_on,
+           formula="sum over forwards of every role and kind but prefill of their price, each the median of up to 20 "
+           "ratios to the plain forward, timed in turns",
+           axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    Column("cost_low", lambda row: row.cost_interval[0] if row.cost_interval else None, timed=True, sampled=True),
+    Column("cost_high", lambda row: row.cost_interval[1] if row.cost_interval else None, timed=True, sampled=True),
     _percent("outside", "outside", "outside", "share of the seconds of decoding that pass outside forwards (choosing, "
              "revealing, refilling), in percent, of the passes that measure tok/s; cost leaves it out, and on a GPU, "
              "which the host runs ahead of, no clock tells", where=(MARKDOWN, HTML), timed=True,

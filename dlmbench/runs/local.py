@@ -207,7 +207,7 @@ class LocalRunner:
         if new := needed - self.prices.of(circumstances).keys():
             self._meet(run, engine, samples, new)
             measured = engine.calibrate()
-            self.prices.add(circumstances, measured.prices, measured.seconds_per_denoise)
+            self.prices.add(circumstances, measured.prices, measured.seconds_per_denoise, measured.spreads)
         return self.prices.calibration(circumstances, needed)
 
     def _meet(self, run: Run, engine: Engine, samples: Sequence[Sample], needed: set[ForwardKey]) -> None:

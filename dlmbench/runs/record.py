@@ -22,6 +22,7 @@ FORMAT = 2
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target
+Spreads: TypeAlias = dict[ForwardKey, tuple[float, float]]  # the 95 % interval of a price
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,9 @@ class Calibration:
     """Each measured forward."""
     interpolated: list[ForwardKey] = field(default_factory=list)
     """Forwards of the run that were not measured; their price lies between their neighbours'."""
+    spreads: Spreads = field(default_factory=dict)
+    """95 % interval of each price, from repeats in turns with the plain forward; empty where an earlier version
+    measured."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,11 @@ class Manifest:
     def prices(self) -> Prices:
         """Empty before the run is measured."""
         return self.calibration.prices if self.calibration else {}
+
+    @property
+    def spreads(self) -> Spreads:
+        """Of the prices; empty where none was kept."""
+        return self.calibration.spreads if self.calibration else {}
 
     @property
     def helper_weights(self) -> dict[str, str]:
@@ -378,6 +387,8 @@ def _typed(hint: typing.Any, value: typing.Any) -> typing.Any:
         return _typed(classes[0], value) if classes else value
     if origin is dict:
         return {_typed(inner[0], name): _typed(inner[1], one) for name, one in value.items()}
+    if origin is tuple:
+        return tuple(value)
     if origin is list:
         return [_typed(inner[0], one) for one in value]
     return value

@@ -10,7 +10,7 @@ from dlmbench.files import files_hash
 from dlmbench.request import RunSpec
 from dlmbench.runs.local import LocalRunner
 from dlmbench.runs.prices import PriceList
-from dlmbench.runs.record import Circumstances, Environment
+from dlmbench.runs.record import Calibration, Circumstances, Environment, plain, typed
 from dlmbench.runs.runner import with_history
 
 PLAIN = forwards(target_denoise_8=1.0)
@@ -71,8 +71,9 @@ def test_a_forward_of_the_target_has_one_price_whatever_stands_beside_it():
     alone, first, second = circumstances(), circumstances(draft="a"), circumstances(draft="b")
     ours = forwards(target_denoise_8=1.0, target_verify_40=2.0)
     (draft,) = forwards(draft_denoise_8=0)
+    (verify,) = forwards(target_verify_40=0)
     prices.add(first, {**ours, draft: 0.3}, 0.1)
-    prices.add(second, {**forwards(target_verify_40=3.0), draft: 0.6}, 0.2)
+    prices.add(second, {verify: 3.0, draft: 0.6}, 0.2, {verify: (2.9, 3.1), draft: (0.5, 0.7)})
     assert prices.of(alone) == ours
     assert prices.of(second) == {**ours, draft: 0.6}
     assert prices.of(first)[draft] == 0.3
@@ -81,6 +82,8 @@ def test_a_forward_of_the_target_has_one_price_whatever_stands_beside_it():
     copy, told = PriceList(), prices.calibration(second, wider)
     copy.learn(told)
     assert copy.of(second) == prices.of(second)
+    assert told.spreads == {draft: (0.5, 0.7)}, "of the price that was not known yet"
+    assert copy.calibration(second, wider) == told == typed(Calibration, plain(told))
     assert told.interpolated == list(wider) and told.seconds_per_denoise == 0.1
 
 
