@@ -19,6 +19,7 @@ from dlmbench.forwards import ForwardKey
 from dlmbench.request.run_spec import RunSpec
 
 FORMAT = 2
+UNSTEADY = 1.3  # the fastest of repeated passes over the slowest; above it their speed is not shown
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target
@@ -247,6 +248,11 @@ class Rate:
     median: float
     low: float
     high: float
+
+    @property
+    def unsteady(self) -> bool:
+        """Do the passes lie too far apart for a number?"""
+        return self.high > UNSTEADY * self.low
 
 
 @dataclass(frozen=True)

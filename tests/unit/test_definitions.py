@@ -184,7 +184,11 @@ def test_the_8b_cost_is_the_roofline_of_an_h100_at_the_batch_of_the_row(rows):
 def test_speeds_have_their_range_or_are_not_shown(rows):
     shown = table(rows)
     assert shown["static"]["tok/s"] == "100 (90 - 110)" and shown["static"]["tok/s all"] == "80 (75 - 85)"
-    assert shown["simsd"]["tok/s"] == "- (80 - 120)" and table(rows, columns.TERMINAL)["simsd"]["tok/s"] == "-"
+    assert (
+        shown["simsd"]["tok/s"] == "- (80 - 120, unsteady)" and table(rows, columns.TERMINAL)["simsd"]["tok/s"] == "-"
+    )
+    (speed,) = [one for one in columns.table_columns(columns.MARKDOWN, list(rows.values())) if one.name == "tps_decode"]
+    assert speed.heading(list(rows.values())) == "tok/s (3 repeats, first 6 items)"
     assert shown["static"]["first items (same ids)"] == "6 (6)"
 
 
