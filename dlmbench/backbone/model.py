@@ -77,6 +77,14 @@ class Prepared(nn.Module):
         """Positions below this will come; for networks that keep a table of them."""
 
 
+class Embedding(nn.Embedding):
+    """Drawn only where there is memory for it: to draw on torch's meta device imports its whole compiler."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Layer(Prepared):
     """Pre-norm attention and SwiGLU, one or as many as `experts` says; residuals folded into the output products."""
 
@@ -151,7 +159,7 @@ class Transformer(Prepared):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
         dense = config.num_layers - config.sparse_layers
         mlps = [None] * dense + [config.experts] * config.sparse_layers
         self.layers = nn.ModuleList(Layer(config, experts) for experts in mlps)

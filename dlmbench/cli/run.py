@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def run(
     given: dict[str, Any],
     traces: flags.Traces = flags.TRACED,
+    record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def run(
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), concurrency=concurrency[0], **given)
     if all_served([spec], dry_run=dry_run):
         return _served(spec, concurrency, json)
-    runner = LocalRunner(traces=traces)
+    runner = LocalRunner(traces=traces, logits=record_logits)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
     if dry_run:

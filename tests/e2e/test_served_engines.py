@@ -1,4 +1,4 @@
-"""Servers that others wrote, other people's clients, and many clients at once. pytest -m slow tests/e2e/test_served_engines.py"""
+"""Servers that others wrote, clients that others wrote, and many clients at once: slow. pytest -m slow FILE"""
 
 import os
 import shutil
@@ -21,8 +21,8 @@ from dlmbench.engine.prompts import prompt_ids  # noqa: E402
 from dlmbench.models.presets import resolve  # noqa: E402
 from dlmbench.request import RunSpec  # noqa: E402
 from dlmbench.runs import served  # noqa: E402
-from dlmbench.runs.local import run_all  # noqa: E402
 from dlmbench.runs.folder import RunFolder  # noqa: E402
+from dlmbench.runs.local import run_all  # noqa: E402
 from dlmbench.tasks import load_task  # noqa: E402
 
 pytestmark = pytest.mark.slow
