@@ -34,7 +34,7 @@ class Beside:
 
 def beside(ours: Row, others: Iterable[Row]) -> list[Beside]:
     """`ours` against every row of the same prompts that was made here, p values corrected for their number."""
-    rows = [row for row in others if _same_prompts(ours, row) and row.manifest.server is None]
+    rows = [row for row in others if _alike(ours, row) and row.manifest.server is None]
     items = [sorted(ours.samples.keys() & row.samples.keys()) for row in rows]
     pairs = [(row, keys) for row, keys in zip(rows, items) if keys]
     values = [[[one.samples[key].accuracy for key in keys] for one in (ours, row)] for row, keys in pairs]
@@ -54,7 +54,7 @@ def _differences(rows: Sequence[Row], values: Sequence[Sequence[Sequence[float]]
     ]
 
 
-def _same_prompts(ours: Row, row: Row) -> bool:
+def _alike(ours: Row, row: Row) -> bool:
     return (ours.task, ours.split, ours.manifest.prompts) == (row.task, row.split, row.manifest.prompts)
 
 

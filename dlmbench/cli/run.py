@@ -13,6 +13,7 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.cli.served import all_served, method_of, sentences, served_runner
+from dlmbench.errors import RequestError
 from dlmbench.report.columns import record
 from dlmbench.report.terminal import print_run, print_served
 from dlmbench.request import RunSpec
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
     from dlmbench.runs import RunFolder
 
 
-@flags.takes_options(required=("task",), many=("concurrency",))
+@flags.takes_options(required=("task",), many=("concurrency", "slo"))
 def run(
     given: dict[str, Any],
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
+    gpu_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="What an hour of it costs: prices of tokens and answers.", rich_help_panel="Server"),
+    ] = None,
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
@@ -41,7 +46,9 @@ def run(
     given["method"] = method_of(given)
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), concurrency=concurrency[0], **given)
     if all_served([spec], dry_run=dry_run):
-        return _served(spec, concurrency, json)
+        return _served(spec, concurrency, gpu_hour, json)
+    if gpu_hour is not None:
+        raise RequestError("--gpu-hour prices a server: give --server, or leave it out.")
     runner = LocalRunner(traces=traces, logits=record_logits)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
@@ -71,7 +78,7 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
     return list(found.values()), notes
 
 
-def _served(spec: RunSpec, many: Sequence[Any], json: bool) -> None:
+def _served(spec: RunSpec, many: Sequence[Any], hour: float | None, json: bool) -> None:
     """A row of the server for each concurrency, beside those of the folders in ``--against``."""
     runs = [replace(spec, concurrency=one).resolve() for one in many]
     print_notes(note for run in runs for note in run.notes)
@@ -83,7 +90,7 @@ def _served(spec: RunSpec, many: Sequence[Any], json: bool) -> None:
         rows = [{**record(row), "beside": beside[row]} for row in results.rows]
         print_json({"runs": rows, "saved": [str(folder.path) for folder in folders]})
         return
-    print_served(stdout(), results, beside)
+    print_served(stdout(), results, beside, hour)
 
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:

@@ -183,6 +183,13 @@ class RunSpec:
     concurrency: int | None = option(
         None, "Requests under way at a time.", optional(number(int, 1)), shown="1", panel=_SERVER
     )
+    rate: float | None = option(
+        None, "Requests a second that arrive at random in timed passes, instead of one after another.",
+        optional(number(float, 1e-6)), panel=_SERVER,
+    )  # fmt: skip
+    slo: float | None = option(
+        None, "Seconds that a request may take: how many a second do?", optional(values.seconds), panel=_SERVER
+    )
     server_flags: str | None = option(
         None, "What it was started with, where it does not tell: part of the row's name and key.",
         optional(values.placeless),

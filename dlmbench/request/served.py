@@ -16,7 +16,7 @@ from dlmbench.models.descriptors import with_flags
 from dlmbench.models.presets import resolve
 from dlmbench.request.resolved import ResolvedRun
 from dlmbench.request.rules import check_protocol, protocol_notes
-from dlmbench.request.run_spec import BASELINES, OPTIONS, SERVED, RunSpec
+from dlmbench.request.run_spec import BASELINES, OPTIONS, REMOTE, SERVED, RunSpec
 from dlmbench.request.shared import SharedOptions
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class ServedRun(ResolvedRun):
             "temperature": spec.temperature,
             "seed": spec.seed,
             "concurrency": self.batch_size,
+            **{name: value for name, value in {"rate": spec.rate, "slo": spec.slo}.items() if value is not None},
         }
 
     @property
@@ -96,8 +97,9 @@ def resolved(spec: RunSpec) -> ServedRun:
     from dlmbench.decoders.base import Decoder, NoOptions  # nobody's, and torch with them
 
     if spec.server is None:
-        lonely = "--method served" if spec.method == SERVED else "--api, --concurrency and --server-flags"
-        raise RequestError(f"{lonely} asks a server, and none is named: give --server URL and --api.")
+        lonely = [f"--{name.replace('_', '-')}" for name in REMOTE if getattr(spec, name) is not None]
+        flag = (lonely or ["--method served"])[0]
+        raise RequestError(f"{flag} asks a server, and none is named: give --server URL and --api.")
     if spec.api is None:
         raise RequestError("--server needs --api, the interface by which it is asked; for example --api sglang.")
     if spec.method != SERVED:

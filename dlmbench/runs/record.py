@@ -318,6 +318,12 @@ class RequestTimes:
     """Before each pass: ``flushed``, ``off``, or ``not known``."""
     first_token: float | None = field(default=None, metadata=SPARSE)
     """Median until the first text came, where answers are streamed."""
+    rate: float | None = field(default=None, metadata=SPARSE)
+    """Requests a second that were sent, at random times; None in a closed loop."""
+    slo: float | None = field(default=None, metadata=SPARSE)
+    """What a request may take ..."""
+    goodput: float | None = field(default=None, metadata=SPARSE)
+    """... and how many a second took no longer."""
 
 
 @dataclass(frozen=True)

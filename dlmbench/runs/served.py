@@ -14,8 +14,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,7 +43,7 @@ from dlmbench.runs.runner import (
     with_history,
 )
 from dlmbench.serve.apis import Ask, BadReply, Reply
-from dlmbench.serve.client import Answer, Client
+from dlmbench.serve.client import Client, Timed
 from dlmbench.stats import spread
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.lm import item_seed
@@ -136,7 +137,7 @@ class ServedRunner:
         asks = [reader.ask(item) for item in items]
         writing = threading.Lock()
 
-        def keep(number: int, answer: Answer) -> None:
+        def keep(number: int, answer: Timed) -> None:
             item, read = items[number], self._read(client, reader, asks[number], answer.reply)
             scores = run.task.score(item, read.text)
             with writing:
@@ -155,37 +156,56 @@ class ServedRunner:
 
     def _speed(self, run: Run, client: Client, reader: Reader) -> Speed:
         """Passes over the first items in random order, each after a warm-up on the last ones; nothing is stored."""
-        concurrency = run.resolved.batch_size
+        concurrency, rate = run.resolved.batch_size, run.resolved.spec.rate
         subset = list(run.items[: max(SPEED_LEAST, ROUNDS * concurrency)])
         asks = [reader.ask(item) for item in subset]
         warm = [reader.ask(item) for item in run.items[-WARM * concurrency :]]
         stored = {sample.key: sample.ids for sample in run.folder.samples}
-        rates: list[float] = []
-        seconds: list[float] = []
+        passes: list[Pass] = []
         cache, same = UNTOLD, 0
         for repeat in range(SPEED_REPEATS):
             cache = prefix_cache(run, client)
-            client.ask_all(warm, concurrency)
-            order = random.Random(repeat).sample(range(len(asks)), len(asks))
+            client.ask_all(warm, concurrency, stream=True)
+            chance = random.Random(repeat)
+            order = chance.sample(range(len(asks)), len(asks))
+            after = list(accumulate(chance.expovariate(rate) for _ in order)) if rate else None
             began = time.perf_counter()
-            answers = client.ask_all([asks[number] for number in order], concurrency)
-            passed = time.perf_counter() - began
+            answers = client.ask_all(
+                [asks[number] for number in order], len(asks) if rate else concurrency, stream=True, after=after
+            )
+            seconds = time.perf_counter() - began
             reads = [self._read(client, reader, asks[n], one.reply) for n, one in zip(order, answers)]
-            rates.append(sum(read.tokens for read in reads) / passed)
-            seconds += [answer.seconds for answer in answers]
+            passes.append(Pass(seconds, answers, sum(read.tokens for read in reads)))
             same = sum(read.ids == stored[subset[n].key] for n, read in zip(order, reads))
         nano = run.resolved.preset.source.startswith("nano/")
         labels = [*saturation(run), *([MECHANISM_ONLY] if nano else [])]
-        p50, p95, p99 = map(float, np.quantile(seconds, (0.5, 0.95, 0.99)))
         return Speed(
             items=len(subset),
             repeats=SPEED_REPEATS,
             same_ids=same,
             decode=None,
-            end_to_end=Rate(*spread(rates)),
+            end_to_end=Rate(*spread([one.tokens / one.seconds for one in passes])),
             label="; ".join(labels) or None,
-            requests=RequestTimes(p50, p95, p99, cache),
+            requests=request_times(passes, cache, rate, run.resolved.spec.slo),
         )
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A timed pass: its seconds, its answers and their useful tokens."""
+
+    seconds: float
+    answers: Sequence[Timed]
+    tokens: int
+
+
+def request_times(passes: Sequence[Pass], cache: str, rate: float | None, slo: float | None) -> RequestTimes:
+    """Of all passes together."""
+    answers = [answer for one in passes for answer in one.answers]
+    p50, p95, p99 = map(float, np.quantile([answer.seconds for answer in answers], (0.5, 0.95, 0.99)))
+    first = [answer.first - answer.began for answer in answers if answer.first is not None]
+    good = sum(answer.seconds <= slo for answer in answers) / sum(one.seconds for one in passes) if slo else None
+    return RequestTimes(p50, p95, p99, cache, float(np.median(first)) if first else None, rate, slo, good)
 
 
 # --- an answer ------------------------------------------------------------------------------------------------------
@@ -248,7 +268,7 @@ class Reader:
         return Read(ids, text, len(ids) + ended, "stop" if ended else "length")
 
 
-def sample_of(item: Item, answer: Answer, read: Read, scores: dict[str, float | bool | str]) -> Sample:
+def sample_of(item: Item, answer: Timed, read: Read, scores: dict[str, float | bool | str]) -> Sample:
     """What is kept of an item; counts are empty where the server tells none."""
     counted = answer.reply.counted
     return Sample(

@@ -72,7 +72,8 @@ class Reply:
 @dataclass(frozen=True)
 class Api:
     """An interface: where to post, what, and how to read the answer. `about` are the paths that tell of the server,
-    `told` the names that are kept of it; a POST to `flush` empties its prefix cache."""
+    `told` the names that are kept of it; a POST to `flush` empties its prefix cache. `streams`: are answers known to
+    come as OpenAI's events, with a last one that counts tokens?"""
 
     path: str
     body: Callable[[Ask, str | None], Body]
@@ -80,6 +81,7 @@ class Api:
     about: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     flush: str | None = None
+    streams: bool = False
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -185,9 +187,9 @@ def _openai(record: Record) -> Reply:
     choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     if not isinstance(choice, Mapping):
         raise BadReply("choices is no list of one answer")
-    usage = _part(record, "usage")
+    ended, usage = _ended(choice.get("finish_reason")), _part(record, "usage")
     report = EngineReport(_number(usage, "completion_tokens"), _number(usage, "prompt_tokens"))
-    return Reply(_text(choice), _ended(choice.get("finish_reason")), report)
+    return Reply(_text(choice), ended, report)
 
 
 def _sglang_body(ask: Ask, model: str | None) -> Body:
@@ -243,10 +245,21 @@ INTERFACES: dict[str, Api] = {  # by the names of `dlmbench.request.run_spec.API
     "dlmbench": Api("/generate", _dlmbench_body, _dlmbench, ("/info",), _OWN_FLAGS),
     "sglang": Api("/generate", _sglang_body, _sglang, ("/get_server_info",), _SGLANG_FLAGS, "/flush_cache"),
     "diffulex": Api("/generate", _diffulex_body, _diffulex, ("/v1/models",)),
-    "vllm": Api("/v1/completions", _vllm_body, _openai, ("/version", "/v1/models"), ("version",)),
-    "lmdeploy": Api("/v1/completions", _openai_body, _openai, ("/v1/models",)),
+    "vllm": Api("/v1/completions", _vllm_body, _openai, ("/version", "/v1/models"), ("version",), streams=True),
+    "lmdeploy": Api("/v1/completions", _openai_body, _openai, ("/v1/models",), streams=True),
     "openai": Api("/v1/completions", _openai_body, _openai, ("/v1/models",)),
 }
+
+
+def whole(events: Sequence[Record]) -> Record:
+    """A streamed completion as if it had come at once. Raises BadReply for a stream that says no text at all."""
+    choices = [one[0] for event in events if isinstance(one := event.get("choices"), list) and one]
+    parts = [one for one in choices if isinstance(one, Mapping)]
+    if not parts:
+        raise BadReply("the stream has no choices")
+    text = "".join(_text(one) for one in parts)
+    usage = next((event["usage"] for event in reversed(events) if event.get("usage")), None)
+    return {"choices": [{"text": text, "finish_reason": parts[-1].get("finish_reason")}], "usage": usage}
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

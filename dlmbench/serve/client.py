@@ -18,7 +18,7 @@ import httpx2 as httpx
 from dlmbench.errors import RequestError, RunError
 from dlmbench.request.run_spec import APIS
 from dlmbench.runs.record import Json, ServerFacts
-from dlmbench.serve.apis import INTERFACES, Ask, BadReply, Body, Record, Reply, cut
+from dlmbench.serve.apis import INTERFACES, Ask, BadReply, Body, Record, Reply, cut, whole
 
 BUSY = (429, 502, 503)  # worth asking again
 TRIES = 4
@@ -35,12 +35,14 @@ class Refused(RunError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A reply, and when it came: seconds on the clock of `time.perf_counter`."""
+class Timed:
+    """A reply, and when it came: seconds on the clock of `time.perf_counter`. `first` is when its first text did, where
+    it was streamed."""
 
     reply: Reply
     began: float
     ended: float
+    first: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -84,9 +86,11 @@ class Client:
     def ask(self, ask: Ask) -> Reply:
         """One answer, its text cut at the first stop string, which not every engine does. Raises RunError, with what
         the server said."""
-        record = self._record("POST", self.api.path, self._body(ask))
+        return self._reply(ask, lambda: self._record("POST", self.api.path, self._body(ask)))
+
+    def _reply(self, ask: Ask, record: Callable[[], Record]) -> Reply:
         try:
-            reply = self.api.parse(record)
+            reply = self.api.parse(record())
             _check(reply, ask)
         except BadReply as error:
             raise self.useless(str(error)) from error
@@ -116,21 +120,54 @@ class Client:
                     raise
                 self.withheld += (wrong[0],)
 
-    def ask_all(
-        self, asks: Sequence[Ask], concurrency: int, on_answer: Callable[[int, Answer], None] | None = None
-    ) -> list[Answer]:
-        """All answers in order, so many at a time. `on_answer` hears of each, with its number, on the thread that got
-        it. The first error ends it; answers that had come by then were told."""
+    def timed(self, ask: Ask, stream: bool = False) -> Timed:
+        """One answer and its times, streamed where that is wanted and known to work. A stream that breaks off is not
+        asked for again."""
+        began = time.perf_counter()
+        if not (stream and self.api.streams):
+            return Timed(self.ask(ask), began, time.perf_counter())
+        arrived: list[float] = []
+        reply = self._reply(ask, lambda: whole(list(self._events(self._body(ask), arrived))))
+        return Timed(reply, began, time.perf_counter(), arrived[0] if arrived else None)
 
-        def one(number: int, ask: Ask) -> Answer:
-            began = time.perf_counter()
-            answer = Answer(self.ask(ask), began, time.perf_counter())
+    def _events(self, body: Body, arrived: list[float]) -> Iterator[Record]:
+        """The events of a stream; `arrived` gets the time of each that has a text."""
+        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        try:
+            with self._http.stream("POST", self.api.path, json=asked) as response:
+                if not response.is_success:
+                    response.read()
+                    raise RunError(f"The {self.name} server did not stream ({_said(response)}).")
+                for line in response.iter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if not line.startswith("data:") or data == "[DONE]":
+                        continue
+                    event = self._object(data, self.api.path)
+                    if any(isinstance(one, Mapping) and one.get("text") for one in _choices(event)):
+                        arrived.append(time.perf_counter())
+                    yield event
+        except httpx.TransportError as error:
+            raise RunError(f"The {self.name} server broke off ({type(error).__name__}: {error}).") from error
+
+    def ask_all(
+        self, asks: Sequence[Ask], concurrency: int, on_answer: Callable[[int, Timed], None] | None = None, *,
+        stream: bool = False, after: Sequence[float] | None = None,
+    ) -> list[Timed]:  # fmt: skip
+        """All answers in order, so many at a time. `on_answer` hears of each, with its number, on the thread that got
+        it. `after`: seconds from now on when each is sent, whatever else is under way (then `concurrency` must let it).
+        The first error ends it; answers that had come by then were told."""
+        start = time.perf_counter()
+
+        def one(number: int, ask: Ask) -> Timed:
+            if after:
+                time.sleep(max(0.0, start + after[number] - time.perf_counter()))
+            answer = self.timed(ask, stream)
             if on_answer:
                 on_answer(number, answer)
             return answer
 
         with ThreadPoolExecutor(concurrency) as pool:
-            futures: list[Future[Answer]] = [pool.submit(one, number, ask) for number, ask in enumerate(asks)]
+            futures: list[Future[Timed]] = [pool.submit(one, number, ask) for number, ask in enumerate(asks)]
             wait(futures, return_when=FIRST_EXCEPTION)
             pool.shutdown(wait=True, cancel_futures=True)
         for future in futures:
@@ -205,18 +242,18 @@ class Client:
                 if response.is_success:
                     if away and body is not None:
                         self.check_same()
-                    return self._object(response, path)
+                    return self._object(response.content, path)
                 said = _sentence(response)
-                last, pause = f"HTTP {response.status_code}: {said}", _pause(attempt, response)
+                last, pause = _said(response), _pause(attempt, response)
                 if response.status_code not in BUSY:
                     raise Refused(f"The {self.name} server did not answer {path} ({last}).", response.status_code, said)
             if attempt + 1 < self.tries:
                 self._sleep(pause)
         raise RunError(f"The {self.name} server did not answer {path} ({last}).")
 
-    def _object(self, response: httpx.Response, path: str) -> Record:
+    def _object(self, text: str | bytes, path: str) -> Record:
         try:
-            record = json.loads(response.content)
+            record = json.loads(text)
         except ValueError as error:
             raise RunError(f"The {self.name} server answered {path} with what is no JSON ({error}).") from error
         if not isinstance(record, dict):
@@ -256,6 +293,15 @@ def _sentence(response: httpx.Response) -> str:
     except ValueError:
         pass
     return " ".join(text.split())[:SAID] or "no reason given"
+
+
+def _said(response: httpx.Response) -> str:
+    return f"HTTP {response.status_code}: {_sentence(response)}"
+
+
+def _choices(event: Record) -> list[Json]:
+    found = event.get("choices")
+    return found if isinstance(found, list) else []
 
 
 def _messages(record: object) -> Iterator[str]:

@@ -15,13 +15,15 @@ class StubServer:
         self.tokenizer, self.answers, self.wrong = tokenizer, answers, None
         self.asked, self.told = [], {"/version": {"version": "0.30"}, "/v1/models": {"data": [{"id": "m"}]}}
         self.told["/get_server_info"] = dict(SGLANG)
-        self.flushed, self._lock = 0, threading.Lock()
+        self.flushed, self.broken_off, self._lock = 0, False, threading.Lock()
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
                 status, record = stub.post(self.path, body)
+                if body.get("stream") and status == 200 and isinstance(record, dict):
+                    record = stub.streamed(record)
                 self.send(record, status)
 
             def do_GET(self):
@@ -57,6 +59,14 @@ class StubServer:
         if self.wrong:
             record = self.wrong(record, number)
         return record if isinstance(record, tuple) else (200, record)
+
+    def streamed(self, record):
+        """The same completion as events; `broken_off` leaves the last ones out."""
+        [choice] = record["choices"]
+        parts = [{"text": choice["text"][:2]}, {"text": choice["text"][2:], "finish_reason": choice["finish_reason"]}]
+        events = [{"choices": [part]} for part in parts] + [{"choices": [], "usage": record["usage"]}]
+        lines = [f"data: {json.dumps(event)}\n\n" for event in (events[:1] if self.broken_off else events)]
+        return "".join([*lines, "data: [DONE]\n\n"]).encode()
 
     def reply(self, path, body):
         """As the interface that such a body belongs to defines it."""

@@ -21,8 +21,9 @@ from dlmbench.request import RunSpec  # noqa: E402
 from dlmbench.request.run_spec import APIS  # noqa: E402
 from dlmbench.runs.folder import RunFolder  # noqa: E402
 from dlmbench.runs.record import Manifest, Sample, plain, typed  # noqa: E402
-from dlmbench.runs.served import Client, ServedRunner  # noqa: E402
+from dlmbench.runs.served import Client, Pass, ServedRunner, request_times  # noqa: E402
 from dlmbench.serve.apis import INTERFACES  # noqa: E402
+from dlmbench.serve.client import Timed  # noqa: E402
 from dlmbench.tasks import load_task  # noqa: E402
 
 ITEMS = 10
@@ -72,6 +73,7 @@ def test_the_replies_of_every_engine_make_a_row(stub, tmp_path, api, nfe):
     assert speed.decode is None and speed.end_to_end.median > 0 and speed.same_ids == ITEMS
     assert 0 < speed.requests.p50 <= speed.requests.p95 <= speed.requests.p99
     assert speed.requests.prefix_cache == ("flushed" if api == "sglang" else "not told by the server")
+    assert (speed.requests.first_token is not None) == (api in ("vllm", "lmdeploy"))
     shown = {column.name: column.text(row) for column in table_columns("markdown", [row])}
     assert shown.get("nfe", "-") == ("-" if nfe is None else shown["nfe"])
     assert record(row)["nfe"] == row.metrics.nfe
@@ -156,6 +158,30 @@ def test_texts_and_counts_that_do_not_fit_end_the_run(stub, tmp_path, wrong, say
     stub.wrong = lambda record, number: wrong(record)
     with pytest.raises(RunError, match=says):
         made(stub, tmp_path, "vllm")
+
+
+def test_a_stream_that_breaks_off_leaves_the_run_unfinished(stub, tmp_path):
+    stub.broken_off = True
+    with pytest.raises(RunError, match="ended by None, so it is not whole"):
+        made(stub, tmp_path, "vllm")
+    stub.broken_off, before = False, len(stub.asked)
+    assert made(stub, tmp_path, "vllm").finished and len(stub.asked) - before == 1 + 3 * (8 + 2)
+
+
+def test_requests_that_arrive_at_random_are_timed_against_a_limit(stub, tmp_path):
+    run = made(stub, tmp_path, rate=200.0, slo="2s")
+    times = run.metrics.speed.requests
+    assert (times.rate, times.slo) == (200, 2) and times.goodput > 1
+    assert made(stub, tmp_path, rate=200.0, slo="1s").key != run.key != made(stub, tmp_path).key
+
+
+def test_quantiles_and_goodput_are_those_of_all_passes_together():
+    def answers(*seconds):
+        return [Timed(None, 10.0, 10.0 + one, 10.0 + one / 2) for one in seconds]
+
+    passes = [Pass(2.0, answers(1, 2, 3), 30), Pass(2.0, answers(4, 5), 20)]
+    found = request_times(passes, "off", None, 3.0)
+    assert (found.p50, found.first_token, found.goodput) == (3.0, 1.5, 3 / 4) and found.p99 == pytest.approx(4.96)
 
 
 def test_an_unfinished_run_is_not_finished_by_another_server(stub, tmp_path):
@@ -244,8 +270,8 @@ def test_options_that_a_server_decides_are_refused(options, says):
 
 
 def test_options_of_servers_belong_to_servers():
-    for options in ({"concurrency": 4}, {"api": "vllm"}, {"server_flags": "x"}):
-        with pytest.raises(RequestError, match="asks a server, and none is named"):
+    for options in ({"concurrency": 4}, {"api": "vllm"}, {"server_flags": "x"}, {"rate": 2}, {"slo": "2s"}):
+        with pytest.raises(RequestError, match="--[a-z-]+ asks a server, and none is named"):
             RunSpec("static", "nano-gsm", **options).resolve()
     with pytest.raises(RequestError, match="api is 'tgi'"):
         RunSpec(**{**SERVED, "api": "tgi"})
