@@ -98,9 +98,11 @@ def test_many_clients_lose_nothing_and_a_stop_in_the_middle_answers_everybody():
         clients = [threading.Thread(target=ask, args=(client,)) for client in range(CLIENTS)]
         for client in clients:
             client.start()
-        time.sleep(SECONDS / 2)
+        while len(answers) < CLIENTS:  # all buffers have been made by then
+            assert any(client.is_alive() for client in clients)
+            time.sleep(0.1)
         before = _resident(server.pid)
-        time.sleep(SECONDS / 2)
+        time.sleep(SECONDS)
         after = _resident(server.pid)
         stopped.append(time.monotonic())
         server.send_signal(signal.SIGTERM)
@@ -118,8 +120,7 @@ def test_many_clients_lose_nothing_and_a_stop_in_the_middle_answers_everybody():
             assert began[name] > stopped[0] - 0.2, record  # refused at the door
         else:
             assert status in (429, 503) and record["error"]["message"].endswith("."), (status, record)
-    good = sum(status == 200 for _, _, status, _ in answers)
-    assert good >= CLIENTS and all(began[name] > stopped[0] - 60 for name, _, status, _ in answers if status == 503)
+    assert sum(status == 200 for _, _, status, _ in answers) >= CLIENTS
 
 
 def _resident(pid):
