@@ -25,12 +25,13 @@ from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
+from dlmbench.bench.networks import random_model
 from dlmbench.bench.plain import PlainLoop, qwen_of
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
 from dlmbench.engine.graphs import first_line, on_device
-from dlmbench.models.shapes import SHAPES, random_model
+from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
 from dlmbench.threads import THREADS
 

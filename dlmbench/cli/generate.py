@@ -82,14 +82,12 @@ def _summary(result) -> str:
 
 
 def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
-
     if (prompt is None) == (prompt_ids is None):
         raise RequestError('Give exactly one of --prompt and --prompt-ids; for example --prompt "2+3=".')
 
 
 def _ids(tokenizer: Any, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
-    from dlmbench.engine.prompts import prompt_ids as encode
-    from dlmbench.engine.prompts import render_chat
+    from dlmbench.engine import prompts
 
     if prompt_ids is not None:
         try:
@@ -100,5 +98,5 @@ def _ids(tokenizer: Any, prompt: str | None, prompt_ids: str | None, chat_templa
     if chat_template:
         if not getattr(tokenizer, "chat_template", None):
             raise RequestError("This model's tokenizer has no chat template; leave out --chat-template.")
-        text = render_chat(tokenizer, [{"role": "user", "content": text}])
-    return list(encode(tokenizer, text, chat_template))
+        text = prompts.render_chat(tokenizer, [{"role": "user", "content": text}])
+    return list(prompts.prompt_ids(tokenizer, text, chat_template))

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from dlmbench.backbone import load_tokenizer
 from dlmbench.cli import flags
 from dlmbench.errors import RequestError
-from dlmbench.models.presets import ASSETS
-from dlmbench.oracle.options import OracleOptions
+from dlmbench.oracle.options import MODELS, OracleOptions
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import options
 from dlmbench.request.values import parse_assignments
@@ -39,8 +37,6 @@ def limits(
     from rich.console import Console
     from rich.table import Table
 
-    from dlmbench.decoders.predict import Sampling
-    from dlmbench.oracle.limits import MODELS
     from dlmbench.oracle.limits import limit as limit_of
 
     if attention not in ("full", "block_causal"):
@@ -62,11 +58,11 @@ def limits(
         raise RequestError(f"--set {next(iter(settings))}.* is of no use here; take {method}.OPTION or oracle.OPTION.")
     config = options.bind(decoder.Config, own, method)
     loaded = load_task(task)
-    items, tokenizer = loaded.items("test", limit), load_tokenizer(ASSETS / "nano" / "tokenizer")
+    items = loaded.items("test", limit)
     found = [
         limit_of(
-            decoder, config, loaded, items, tokenizer, model=name, options=chosen, attention=attention,
-            block_length=block_length, sampling=Sampling(temperature=temperature), seed=seed,
+            decoder, config, loaded, items, model=name, options=chosen, attention=attention, block_length=block_length,
+            temperature=temperature, seed=seed,
         )
         for name, chosen in models.items()
     ]  # fmt: skip

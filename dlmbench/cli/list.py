@@ -28,7 +28,6 @@ def list(  # noqa: A001  (the verb's name)
     json: flags.Json = False,
 ) -> None:
     """List methods, models, tasks, protocols or recipes."""
-
     if kind not in KINDS:
         raise RequestError(f"Cannot list {kind!r}; there are {', '.join(KINDS)}.")
     if plugin:
@@ -55,7 +54,6 @@ def list(  # noqa: A001  (the verb's name)
 
 
 def _methods() -> Any:
-
     rows = []
     for name in DECODERS.names():
         decoder = DECODERS.get(name)
@@ -84,7 +82,6 @@ def first_sentence(decoder: Any) -> str:
 
 
 def _models() -> Any:
-
     return [
         {
             "model": preset.name,
@@ -99,7 +96,6 @@ def _models() -> Any:
 
 
 def _tasks() -> Any:
-
     return [
         {"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
         for row in catalogue()
@@ -107,7 +103,6 @@ def _tasks() -> Any:
 
 
 def _protocols() -> Any:
-
     return [
         {
             "protocol": protocol.name,
@@ -124,7 +119,6 @@ def _protocols() -> Any:
 
 
 def _recipes() -> Any:
-
     rows = []
     for path in recipe_files():
         record = read_recipe(path)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.cli.console import print_json, stderr, stdout
+from dlmbench.runs.estimate import estimate, plan
 from dlmbench.runs.preflight import Needs, disk, needed_by
+from dlmbench.stats import ALPHA, least_difference
 
 if TYPE_CHECKING:
     from dlmbench.request import ResolvedRun
@@ -20,8 +22,6 @@ def print_plan(
     name: str, runs: Sequence[ResolvedRun], runner: LocalRunner, json: bool, tune_on: str | None = None
 ) -> None:
     """Plan `runs`, try them on a few items, print. Leaves no file."""
-    from dlmbench.runs.estimate import estimate, plan
-
     needs = Needs()
     with stderr().status("trying a few items of every run ..."):
         planned = plan(runs, runner, needs)
@@ -55,8 +55,6 @@ DISCORDANCE = 0.1  # taken for what is not known before: the share of items that
 
 def least_differences(planned: Sequence[Any]) -> list[tuple[str, int, int, float | None]]:
     """(task, items, comparisons with static, least true difference that they show) of every task and split."""
-    from dlmbench.stats import ALPHA, least_difference
-
     tasks: dict[tuple[str, str], list[Any]] = {}
     for one in planned:
         if one.items:

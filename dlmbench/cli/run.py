@@ -17,9 +17,10 @@ from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
 from dlmbench.request.values import parse_assignments
+from dlmbench.runs.local import LocalRunner
 
 if TYPE_CHECKING:
-    from dlmbench.request import ResolvedRun, RunSpec
+    from dlmbench.request import ResolvedRun
     from dlmbench.request.resolved import Machine
     from dlmbench.runs import RunFolder
 
@@ -32,8 +33,6 @@ def run(
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    from dlmbench.runs.local import LocalRunner
-
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
     runner = LocalRunner(traces=traces)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
@@ -49,7 +48,6 @@ def run(
 
 def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRun], list[str]]:
     """The run of `spec`, then its baselines that are other runs; and the notes for the user."""
-
     ours = spec.resolve(machine)
     found = {same_request(ours): ours}
     for baseline in with_baselines([spec])[:-1]:
@@ -66,7 +64,6 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:
     """The table of the runs; the first is the one that was asked for."""
-
     results = Results(folders)
     if json:
         ours = results.row(folders[0])

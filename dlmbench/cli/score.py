@@ -30,7 +30,6 @@ def score(
     json: flags.Json = False,
 ) -> None:
     """Score stored generations again and renew their metrics; generated code runs in the sandbox only."""
-
     runs = find_runs(*folders)
     if not runs:
         raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
@@ -58,7 +57,6 @@ def _rescore(
     run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model: str | None, workers: int
 ) -> dict[str, Any]:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
-
     manifest = run.manifest
     before = run.metrics if run.finished else None
     task = _task(manifest, tasks, data_dir, model)
@@ -78,7 +76,6 @@ def _rescore(
 
 def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, model: str | None) -> Task:
     """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
-
     facts = manifest.task
     asked = (manifest.spec.protocol, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
     name = " ".join(map(str, (facts.name, *asked)))

@@ -27,7 +27,6 @@ def show(
     json: flags.Json = False,
 ) -> None:
     """Show a method's options, a model's settings, a task, or a recipe's plan."""
-
     if plugin:
         load_plugin(plugin)
     for look in (_method, _model, _task, _recipe, _cache):
@@ -49,7 +48,6 @@ def _near(name: str) -> str:
 
 
 def _method(name: str) -> dict[str, Any] | None:
-
     if name not in DECODERS:
         return None
     decoder = DECODERS.get(name)
@@ -76,7 +74,6 @@ def _method(name: str) -> dict[str, Any] | None:
 
 
 def _cache(name: str) -> dict[str, Any] | None:
-
     if name not in POLICIES:
         return None
     recomputed, approximated = POLICIES[name]
@@ -136,7 +133,6 @@ def _model(name: str) -> dict[str, Any] | None:
 
 def _descriptor(preset: Any) -> list[dict[str, Any]]:
     """How the model is used, each value with who says it, and what is asked for."""
-
     settled = described(preset)
     known = [(name, value, settled.sources[name]) for name, value in settled.descriptor.said().items()]
     asked = [(name, "not known", f"asked for: {place}") for name, place in asked_for(preset).items()]
@@ -153,13 +149,11 @@ def _blocks(preset: Any) -> str:
 
 
 def _task(name: str) -> dict[str, Any] | None:
-
     row = next((row for row in catalogue() if row.name == name), None)
     return row and {"task": row.name, "what it asks": row.description, "items": row.items, "needs": row.needs}
 
 
 def _recipe(name: str) -> dict[str, Any] | None:
-
     path = find_recipe(name)
     if not path.is_file():
         return None

@@ -21,12 +21,13 @@ from dlmbench.report.terminal import print_paragraphs, print_sweep
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
 from dlmbench.resources import recipe_folders
+from dlmbench.runs.local import LocalRunner
+from dlmbench.runs.pool import Pool, require_ray
+from dlmbench.runs.ray import RayRunner
+from dlmbench.runs.sweep import Swept, planned_runs, run_sweep, tries
 
 if TYPE_CHECKING:
-    from dlmbench.request import SweepSpec
-    from dlmbench.runs.local import LocalRunner
     from dlmbench.runs.runner import Runner
-    from dlmbench.runs.sweep import Swept
 
 Text = str | None
 
@@ -48,16 +49,11 @@ def sweep(
 
     Options take lists a,b and ranges 0.3:0.95:0.05; with a recipe, --method and --task choose among those it names.
     """
-    from dlmbench.runs.local import LocalRunner
-    from dlmbench.runs.sweep import planned_runs, run_sweep, tries
-
     if executor not in ("local", "ray"):
         raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
     if address and executor != "ray":
         raise RequestError("--address belongs to --executor ray.")
     if executor == "ray":
-        from dlmbench.runs.pool import require_ray
-
         require_ray()
     given |= {"tune_on": tune_on} if tune_on else {}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
@@ -98,9 +94,6 @@ def _on(executor: str, address: str | None, local: LocalRunner, bars: Bars) -> I
         local.progress = bars
         yield local
         return
-    from dlmbench.runs.pool import Pool
-    from dlmbench.runs.ray import RayRunner
-
     with Pool(address) as pool:
         cluster = RayRunner(pool, bars, local.traces)
         yield cluster

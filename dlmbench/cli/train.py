@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dlmbench.errors import RequestError
+from dlmbench.training.recipe import read_recipe
 
 
 def train(
@@ -19,8 +20,6 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this many minutes.")] = None,
 ) -> None:
     """Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one."""
-    from dlmbench.training.recipe import read_recipe
-
     plan = read_recipe(recipe)
     out = out or Path("training-runs") / plan.name
     checkpoint = out / "checkpoint.pt"

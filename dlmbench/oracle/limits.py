@@ -10,29 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
 
-from dlmbench.decoders.base import Decoder
+from dlmbench.backbone import load_tokenizer
+from dlmbench.decoders.base import Decoder, Options
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine
+from dlmbench.engine.text import Tokenizer
 from dlmbench.errors import RequestError
+from dlmbench.models.presets import ASSETS
 from dlmbench.oracle.family import oracle_config
 from dlmbench.oracle.network import Oracle
-from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
+from dlmbench.oracle.options import MODELS, OracleOptions
 from dlmbench.stats import wilson
 from dlmbench.tasks.base import Item
-from dlmbench.tasks.lm import evaluate
+from dlmbench.tasks.evaluate import evaluate
 from dlmbench.tasks.task import Task
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-MODELS = {
-    "ideal": OracleOptions(),
-    "ideal, unequal": OracleOptions(weights="zipf"),
-    "overconfident": OVERCONFIDENT,
-}
 BATCH = 64
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    return load_tokenizer(ASSETS / "nano" / "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,15 @@ class Limit:
 
 def limit(
     decoder: type[Decoder],
-    config: Any,
+    config: Options,
     task: Task,
     items: Sequence[Item],
-    tokenizer: PreTrainedTokenizerBase,
     *,
     model: str = "ideal",
     options: OracleOptions | None = None,
     attention: str = "full",
     block_length: int | None = None,
-    sampling: Sampling | None = None,
+    temperature: float = 0.0,
     seed: int = 0,
 ) -> Limit:
     """A decoder on a task that lists its right answers.
@@ -98,8 +97,10 @@ def limit(
             f"Method {decoder.name} works with {' or '.join(decoder.attention)} attention, not {attention}: give "
             f"--attention {decoder.attention[0]}."
         )
+    tokenizer = _tokenizer()
     shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, (tokenizer.eos_token_id,), attention)
     network = Oracle(shape, block_length or task.max_tokens, MODELS[model] if options is None else options)
+    sampling = Sampling(temperature=temperature)
     engine = Engine({"target": network}, decoder(config), tokenizer, batch_size=BATCH, sampling=sampling)
     done = evaluate(task, engine, items, seed=seed)
     return Limit(

@@ -10,7 +10,7 @@ from dlmbench.errors import RequestError
 from dlmbench.models.compatibility import attention_type
 from dlmbench.models.presets import PRESETS, Preset, config_of, resolve
 from dlmbench.request.shared import SharedOptions
-from dlmbench.tasks import protocols
+from dlmbench.tasks import protocols, task_files
 
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
@@ -80,8 +80,6 @@ def gen_length_of(spec: RunSpec, preset: Preset) -> int | None:
 
 def answer_of(task: str) -> Mapping[str, Any] | None:
     """A task's answer marker: {"text", "position", "window"}, positions counted from the prompt's end."""
-    from dlmbench.tasks import task_files
-
     file = task_files.find(task)
     return file.metadata.get("answer") if file else None
 
@@ -131,8 +129,6 @@ def _check_oracle(spec: RunSpec, preset: Preset, shared: SharedOptions) -> None:
         )
     if shared.sampling.guidance:
         raise RequestError(f"Guidance needs a model that reads its prompt, and {spec.model} is none: leave it out.")
-    from dlmbench.tasks import task_files
-
     file = task_files.find(spec.task)
     if file and "answers" not in file.metadata:
         raise RequestError(

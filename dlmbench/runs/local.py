@@ -31,7 +31,6 @@ from dlmbench.runs.runner import (
     NoProgress,
     Progress,
     Run,
-    installed,
     sample_of,
     with_history,
 )
@@ -41,7 +40,7 @@ from dlmbench.threads import THREADS
 if TYPE_CHECKING:
     from dlmbench.engine import Engine, Generation
     from dlmbench.tasks.base import Item
-    from dlmbench.tasks.lm import Scores
+    from dlmbench.tasks.evaluate import Scores
 
 SPEED_REPEATS = 3
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
@@ -67,8 +66,7 @@ class LocalRunner:
     """
 
     def __init__(self, loaders: Loaders | None = None, progress: Progress | None = None, traces: int = TRACED):
-        self.loaders = loaders or installed()
-        self.catalog = Catalog(self.loaders)
+        self.catalog = Catalog(loaders)
         self.machine = FittingMachine(self.catalog)
         self.progress = progress or NoProgress()
         self.traces = traces
@@ -109,7 +107,7 @@ class LocalRunner:
             if not run.folder.finished:  # another process may have finished it meanwhile
                 self._work(run, writer)
             elif not self.traced(run):
-                self._trace(run, self.loaders.build(run.resolved), writer)
+                self._trace(run, self.catalog.loaders.build(run.resolved), writer)
         return run.folder
 
     # --- one run ----------------------------------------------------------------------------------------------------
@@ -121,7 +119,7 @@ class LocalRunner:
         manifest = with_history(run.manifest(run.environment()), before, done)
         writer.manifest(manifest)
         self.progress.begin(run.label, done, len(run.items))
-        engine = self.loaders.build(run.resolved)
+        engine = self.catalog.loaders.build(run.resolved)
         if run.missing:
             self._generate(run, engine, writer)
         samples = run.folder.samples
@@ -141,9 +139,7 @@ class LocalRunner:
             writer.sample(sample_of(item, generation, scores))
             self.progress.advance()
 
-        from dlmbench.tasks.lm import evaluate
-
-        evaluate(run.task, engine, run.missing, on_item=keep, seed=run.resolved.spec.seed)
+        run.task.evaluate(engine, run.missing, keep, run.resolved.spec.seed)
 
     def speed(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> Speed:
         """Natural-stop speed over the first items: a warm-up, then repeats; nothing is scored or stored."""

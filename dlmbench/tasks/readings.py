@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dlmbench.scoring import Problem
 from dlmbench.tasks import answers
 from dlmbench.tasks.code import completed, pass_at_1, whole_program
 from dlmbench.tasks.gsm8k.functions import process_results
@@ -60,8 +61,6 @@ _NUMBERS: dict[str, Callable[[str], str]] = {
 
 
 def _entry_point(doc: Doc) -> str:
-    from dlmbench.scoring import Problem
-
     return doc["entry_point"] if "entry_point" in doc else Problem.from_mbpp(doc).entry_point
 
 
