@@ -22,6 +22,7 @@ from pathlib import Path
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.resources import recipe_folders
 from dlmbench.tasks.protocols import PROTOCOLS, data_set, facts, published_as
 
@@ -41,7 +42,7 @@ COLUMNS = (
 )
 STORES = ("none", "excluded", "included", "")  # of the published NFE; none: the family has no store forwards
 UNITS = ("tok/s", "tokens/forward", "x static", "x fewer steps", "x target alone", "s/item", "")
-CIRCUMSTANCES = ("block_length", "gen_length", "num_fewshot", "batch_size", "cache", "temperature", "top_k", "top_p")
+CIRCUMSTANCES = tuple(name for name, known in OPTIONS.items() if known.told)
 
 
 @dataclass(frozen=True)

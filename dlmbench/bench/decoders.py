@@ -16,13 +16,15 @@ import torch
 
 from dlmbench.bench.clock import Clock
 from dlmbench.engine import Engine, Request, build, tokenizer_of
+from dlmbench.files import Json
 from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
+from dlmbench.request.values import Settings
 from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items
 
 TASK = "nano-gsm"
-CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
+CASES: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("nano", "static", {}),
     ("nano", "sequential", {}),
     ("nano", "threshold", {}),
@@ -79,7 +81,8 @@ def _cases(batch: int) -> Iterator[_Case]:
         head = PRESETS[model].companions.get(f"head/{method}")
         if head and PRESETS[head].absent:
             continue
-        settings = {method: setting} | ({"sampling": {"constraint": True}} if method == "prophet" else {})
+        shared: Settings = {"sampling": {"constraint": True}} if method == "prophet" else {}
+        settings = {method: setting, **shared}
         spec = RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
         engine, tokenizer = build(spec.resolve()), tokenizer_of(model)
         prompts = tokenizer([item["prompt"] for item in items], add_special_tokens=False)["input_ids"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +11,12 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
+from dlmbench.files import Json
 from dlmbench.report.columns import record
 from dlmbench.report.terminal import print_run
 from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
-from dlmbench.request.values import parse_assignments
 from dlmbench.runs.local import LocalRunner
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @flags.takes_options(required=("method", "task"))
 def run(
-    given: dict[str, Any],
+    given: dict[str, Json],
     traces: flags.Traces = flags.TRACED,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
+    spec = RunSpec.from_flags(given)
     runner = LocalRunner(traces=traces)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
 from dlmbench.report.summary import paragraphs
@@ -34,7 +35,7 @@ Text = str | None
 
 @flags.takes_options(many=True)
 def sweep(
-    given: dict[str, Any],
+    given: dict[str, Json],
     recipe: Annotated[
         Text, typer.Argument(help="Recipe file or name; flags override what it says.", show_default=False)
     ] = None,

@@ -21,7 +21,8 @@ from dlmbench.errors import RequestError
 from dlmbench.models.presets import ASSETS
 from dlmbench.oracle.family import oracle_config
 from dlmbench.oracle.network import Oracle
-from dlmbench.oracle.options import MODELS, OracleOptions
+from dlmbench.oracle.options import OracleOptions
+from dlmbench.request import RunSpec
 from dlmbench.stats import wilson
 from dlmbench.tasks.base import Item
 from dlmbench.tasks.evaluate import evaluate
@@ -64,28 +65,22 @@ class Limit:
 
 
 def limit(
+    spec: RunSpec,
     decoder: type[Decoder],
     config: Options,
     task: Task,
     items: Sequence[Item],
-    *,
-    model: str = "ideal",
-    options: OracleOptions | None = None,
-    attention: str = "full",
-    block_length: int | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
+    model: str,
+    options: OracleOptions,
 ) -> Limit:
-    """A decoder on a task that lists its right answers.
-
-    Args:
-        model: one of MODELS, or any name for `options`.
-        attention: "full" or "block_causal".
-        block_length: default the whole answer.
+    """A decoder with its options on the ideal model `options`, called `model`, and on items of a task that lists its
+    right answers. Of `spec`: attention ("full" or "block_causal"), block length (default the whole answer), sampling
+    and seed.
 
     Raises:
         RequestError: the task lists no answers, or the decoder needs what an oracle does not have.
     """
+    attention = spec.attention or "full"
     needed = [role for role in decoder.needs(config, attention) if role != "target"]
     if needed:
         raise RequestError(
@@ -99,10 +94,10 @@ def limit(
         )
     tokenizer = _tokenizer()
     shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, (tokenizer.eos_token_id,), attention)
-    network = Oracle(shape, block_length or task.max_tokens, MODELS[model] if options is None else options)
-    sampling = Sampling(temperature=temperature)
+    network = Oracle(shape, spec.block_length or task.max_tokens, options)
+    sampling = Sampling(spec.temperature, spec.top_k, spec.top_p)
     engine = Engine({"target": network}, decoder(config), tokenizer, batch_size=BATCH, sampling=sampling)
-    done = evaluate(task, engine, items, seed=seed)
+    done = evaluate(task, engine, items, seed=spec.seed)
     return Limit(
         model,
         right=sum(1 for _, _, scores in done if scores["accuracy"] == 1),

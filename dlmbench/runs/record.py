@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
+from dlmbench.files import Json as Json
 from dlmbench.forwards import ForwardKey
 from dlmbench.request.run_spec import RunSpec
 
 FORMAT = 2
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target
 
 

@@ -245,8 +245,8 @@ class Catalog:
         """Loads the task and hashes the weights; loads no model."""
         spec, task = resolved.spec, self.task(resolved)
         prompts = task.prompt_hash(spec.split, spec.limit)
-        limits = {"gen_length": task.max_tokens, "stop": list(task.stop)}
-        content = {
+        limits: dict[str, Json] = {"gen_length": task.max_tokens, "stop": list(task.stop)}
+        content: dict[str, Json] = {
             "task_version": task.version,
             "content_hash": task.content_hash,
             "tokenizer": self.loaders.tokenizer(resolved),
