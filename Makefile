@@ -34,8 +34,11 @@ reproduce-full: $(VENV)/.runtime
 screenshots: reproduce
 	$(BIN)/python tests/e2e/screenshots.py results/reproduce results/screenshots
 
+# A process a core, as its tests are mostly small networks that gain little from threads.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: lint types $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Types, checked; the first time takes a minute.
 types: $(VENV)/.dev
@@ -43,10 +46,10 @@ types: $(VENV)/.dev
 
 # How much of the package the tests reach.
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov=dlmbench --cov-report=term
+	$(PYTEST) --cov=dlmbench --cov-report=term
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'not cuda'
+	$(PYTEST) -m 'not cuda'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -179,6 +179,11 @@ class Row:
         return self.metrics.speed.decode.median if self.metrics.speed else None
 
     @property
+    def outside(self) -> float | None:
+        """Share of the seconds of decoding that pass outside forwards."""
+        return self.metrics.speed.outside if self.metrics.speed else None
+
+    @property
     def unit_seconds(self) -> float | None:
         """Seconds of the forward that costs 1."""
         return self.manifest.calibration.seconds_per_denoise if self.manifest.calibration else None

@@ -23,13 +23,13 @@ from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
-from dlmbench.backbone.ops import linear, matrix_of
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.networks import random_model
 from dlmbench.bench.plain import PlainLoop, qwen_of
+from dlmbench.bench.rates import bandwidth, device_rates
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
-from dlmbench.engine.calibrate import forward_seconds, median_seconds
+from dlmbench.engine.calibrate import forward_seconds
 from dlmbench.engine.graphs import first_line, on_device
 from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
@@ -57,21 +57,6 @@ class Settings:
     lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
 
 
-@torch.inference_mode()
-def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Copy bandwidth in GB/s (read and write both counted) and matrix rate in GFLOP/s, with the products that layers
-    use, as measured now."""
-    size = (64 if device.type == "cpu" else 1024) << 20
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy = median_seconds(lambda: target.copy_(source), device, 5)
-    n = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    matrix = matrix_of(b)
-    product = median_seconds(lambda: linear(a, matrix), device, 5)
-    return {"copy_gb_per_s": 2 * size / copy / 1e9, "matmul_gflop_per_s": 2 * n**3 / product / 1e9}
-
-
 def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dict]:
     """Milliseconds of one block forward (head included) for each batch size and context, its share of the roofline,
     and what the growth law (`fit_growth`) makes of it."""
@@ -86,7 +71,7 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
             ms = [1e3 * forward_seconds(net, batch, block, context, block, 1) for _ in range(settings.repeats)]
             weight_bytes = config.parameters_read(batch * block) * width
             floor = max(
-                (weight_bytes + key_bytes * context * batch) / rates["copy_gb_per_s"] / 1e6,
+                (weight_bytes + key_bytes * context * batch) / bandwidth(rates) / 1e6,
                 config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6,
             )
             row = {"batch": batch, "context": context, **_spread("ms", ms)}

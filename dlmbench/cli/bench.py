@@ -107,7 +107,8 @@ def _show(record: dict) -> None:
     console.print(
         f"{record['shape']}: {record['parameters'] / 1e6:.1f} M parameters, {record['dtype']} on {record['device']}, "
         f"{record['threads']} threads, torch {record['torch']}\n"
-        f"measured copy {record['copy_gb_per_s']:.1f} GB/s, matrix products {record['matmul_gflop_per_s']:.0f} GFLOP/s"
+        f"measured read {record['read_gb_per_s']:.1f} GB/s, copy {record['copy_gb_per_s']:.1f} GB/s, matrix products "
+        f"{record['matmul_gflop_per_s']:.0f} GFLOP/s"
     )
     if "experts" in record:
         here, whole = record["experts"], record["experts_of_shape"]

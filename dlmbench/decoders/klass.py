@@ -44,6 +44,7 @@ class KlassConfig:
 
 class Klass(StepDecoder):
     name = "klass"
+    group = "selectors"
     Config = KlassConfig
     attention = ("full", "block_causal")
     caches = ("none", "prefix", "freecache")

@@ -41,6 +41,7 @@ class ProphetConfig(StaticConfig):
 
 class Prophet(EarlyCommit):
     name = "prophet"
+    group = "early commit"
     Config = ProphetConfig
     equalities = (
         "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",

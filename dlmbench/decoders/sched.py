@@ -51,6 +51,7 @@ class SchedConfig(StaticConfig):
 
 class Sched(EarlyCommit):
     name = "sched"
+    group = "early commit"
     Config = SchedConfig
     equalities = (
         "high=1e9,low=1e9 == static:k=1",

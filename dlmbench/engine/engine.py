@@ -21,6 +21,7 @@ from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import calibrate as pricing
 from dlmbench.engine.calibrate import Measured
+from dlmbench.engine.clock import ForwardClock
 from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import (
@@ -108,6 +109,7 @@ class Engine:
         self.step = Step(nets, decoder, self.traits, self.sampling, lag, self.graphs, fill_after_eos)
         self.scheduler: Scheduler | None = None  # of the last call
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
+        self.clock = ForwardClock(nets.values() if self.device.type == "cpu" and self.target.priced else ())
         self.timing = Timing()
         self.shapes: dict[ForwardKey, ForwardSum] = {}
         self._description = dict(description or {})
@@ -148,7 +150,7 @@ class Engine:
             return []
         validate(requests, self.step.mask_id, self.target.config.vocab_size)
         began = now(self.device)
-        self.timing = Timing()
+        self.timing, self.clock.seconds = Timing(), 0.0
         results: dict[int, Generation] = {}
 
         def done(index: int, generation: Generation) -> None:
@@ -163,10 +165,12 @@ class Engine:
                 scheduler = self._prepare(self._sizes(waiting, longest), longest)
                 if trace or on_step is not None:
                     self.step.recorder = Recorder(self.step.canvas.rows, on_step)
-                scheduler.serve(deque(left), done)
+                with self.clock.running():
+                    scheduler.serve(deque(left), done)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
         self.timing.total = now(self.device) - began - (self.watch.spent if self.watch else 0.0)
+        self.timing.forwards = self.clock.seconds if self.clock.nets else None
         return [results[i] for i in range(len(requests))]
 
     @_at_work
@@ -229,8 +233,9 @@ class Engine:
             tokens = min(sizes.rows * (block if self.target.config.attention != "full" else longest), WATCHED)
             self.watch.begin(self.target.sample(tokens), (sizes.rows, tokens))
         self.scheduler = Scheduler(
-            self.step, sizes.rows, self.text, self.timing, self.shapes, self.fixed, self.stall_limit, self.watch
-        )
+            self.step, sizes.rows, self.text, self.timing, self.clock, self.shapes, self.fixed, self.stall_limit,
+            self.watch,
+        )  # fmt: skip
         return self.scheduler
 
     def _sizes(self, requests: list[Request], longest: int) -> Sizes:
@@ -238,14 +243,20 @@ class Engine:
         if self.traits.scope == "answer":
             answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
         fixed = bool(self.fixed) or any(r.fixed for r in requests)
-        return Sizes(min(self.batch_size, len(requests)), self._capacity(longest), answer, fixed)
+        reach = self._reach(max(r.max_tokens for r in requests))
+        return Sizes(min(self.batch_size, len(requests)), self._capacity(longest), answer, fixed, reach)
 
     def _sizes_of_service(self, max_length: int, max_tokens: int) -> Sizes:
         """For any requests up to these lengths."""
         answer = 0
         if self.traits.scope == "answer":
             answer = max_tokens + (0 if self.target.config.attention == "full" else self.target.block_length - 1)
-        return Sizes(self.batch_size, self._capacity(max_length), answer, bool(self.fixed))
+        reach = self._reach(max_tokens)
+        return Sizes(self.batch_size, self._capacity(max_length), answer, bool(self.fixed), reach)
+
+    def _reach(self, max_tokens: int) -> int:
+        """Width of a view in which decisions end blocks; 0 where none does."""
+        return max(int(max_tokens * self.traits.reach), self.target.block_length) if self.traits.reach else 0
 
     def _capacity(self, longest: int) -> int:
         return bucket(self.step.padded(longest) + self.target.block_length + 1 + self.traits.extra_slots)

@@ -114,10 +114,17 @@ class Timing:
 
     total: float = 0.0
     prefill: float = 0.0
+    forwards: float | None = None
+    """Of decoding, inside networks' layers and heads; None where nothing tells (`dlmbench.engine.clock`)."""
 
     @property
     def decode(self) -> float:
         return self.total - self.prefill
+
+    @property
+    def outside(self) -> float | None:
+        """Share of decoding that passes outside forwards."""
+        return None if self.forwards is None or not self.decode else 1 - self.forwards / self.decode
 
 
 def validate(requests: Sequence[Request], mask_id: int, vocabulary: int) -> None:

@@ -95,7 +95,11 @@ _DREAM = partial(
     shape="dream-7b",
     block_length=32,
     whole_answer=True,
-    settings={"static": _DREAM_ORDER, "prophet": _DREAM_ORDER, "sched": _DREAM_ORDER, "sampling": {"filtered": True}},
+    settings={
+        **dict.fromkeys(("static", "prophet", "sched"), _DREAM_ORDER),
+        "adablock": {"delimiters": [198, 271], "delimiter_tau": 0.5},  # a newline, two newlines
+        "sampling": {"filtered": True},
+    },
 )
 
 _LING_CHAT = (  # of Ling's descendants; LLaDA2's turns stand behind the sentence that turns thinking off

@@ -33,7 +33,7 @@ BATCH = 64
 
 @cache
 def _tokenizer() -> Tokenizer:
-    return load_tokenizer(ASSETS / "nano" / "tokenizer")
+    return load_tokenizer(ASSETS / "nano" / "tokenizer", plain=True)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def limit(
             f"--attention {decoder.attention[0]}."
         )
     tokenizer = _tokenizer()
-    shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, (tokenizer.eos_token_id,), attention)
+    ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, ends, attention)
     network = Oracle(shape, spec.block_length or task.max_tokens, options)
     sampling = Sampling(spec.temperature, spec.top_k, spec.top_p)
     engine = Engine({"target": network}, decoder(config), tokenizer, batch_size=BATCH, sampling=sampling)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dlmbench.analysis import needs, text
-from dlmbench.analysis.projection import projected_cost
+from dlmbench.analysis.projection import H100, projected_cost
 from dlmbench.analysis.row import ORDER, REFERENCE, RIVAL, Against, Row, compact
 from dlmbench.runs.aggregate import HELPER_ROLES
 from dlmbench.runs.record import Rate
@@ -49,6 +49,17 @@ def several(values: Sequence[Value]) -> bool:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A column as an axis of the figures: the name that ``plot --x`` takes, and the title."""
+
+    name: str
+    value: Callable[[Row], float | None]
+    title: str
+    larger: bool = False
+    """Is more of it better?"""
+
+
+@dataclass(frozen=True)
 class Column:
     """One column.
 
@@ -66,6 +77,7 @@ class Column:
         circumstances: what is said behind the title about the rows of a table, where there is room.
         timed: comes from a clock, so it may differ when a run is made again.
         sampled: needs the samples.
+        axis: figures may have it from left to right.
     """
 
     name: str
@@ -82,6 +94,7 @@ class Column:
     circumstances: Callable[[Sequence[Row]], str] | None = None
     timed: bool = False
     sampled: bool = False
+    axis: Axis | None = None
 
     def text(self, row: Row, brief: bool = False) -> str:
         """What a table shows of a row."""
@@ -160,13 +173,15 @@ def _forwards_briefly(row: Row) -> str:
     return _forwards(row) if row.metrics.store_forwards else text.number(row.metrics.nfe)
 
 
-def _relative(name: str, measure: Callable[[Row], float | None], title: str, help: str, formula: str) -> Column:
+def _relative(
+    name: str, measure: Callable[[Row], float | None], title: str, help: str, formula: str, axis: Axis
+) -> Column:
     """A measure of an item's work, shown as a share of the reference's."""
 
     def form(row: Row) -> str:
         return text.number(row.group.relative(row, measure), 2)
 
-    return Column(name, measure, title, help, form, where=(MARKDOWN, HTML), sampled=True, formula=formula)
+    return Column(name, measure, title, help, form, where=(MARKDOWN, HTML), sampled=True, formula=formula, axis=axis)
 
 
 def _priced_on(rows: Sequence[Row]) -> str:
@@ -210,6 +225,11 @@ def _of_speed(name: str) -> Callable[[Row], Value]:
 def _speed_items(row: Row) -> str:
     speed = row.metrics.speed
     return f"{speed.items} ({speed.same_ids})" if speed else text.DASH
+
+
+def _projected(row: Row) -> float | None:
+    """`8B cost`, on the device that `projected_on` names."""
+    return projected_cost(row.samples.values(), row.method, row.manifest.block_length, H100, row.batch_size)
 
 
 def _number_or_none(value: float) -> float | None:
@@ -301,7 +321,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("verdicts", lambda row: compact(row.metrics.verdicts) if row.metrics.verdicts else None),
     Column("nfe", attrgetter("metrics.nfe"), "NFE", "forwards of the target after prefill, an item: those that decide "
            "something + those that only write keys and values", _forwards, _forwards_briefly, where=ALL,
-           formula="calls of the target of every kind but prefill; behind the +, those of kind store"),
+           formula="calls of the target of every kind but prefill; behind the +, those of kind store",
+           axis=Axis("nfe", attrgetter("metrics.nfe"), "forwards an item (NFE)")),
     _plain("store_forwards", "metrics.store_forwards"),
     Column("reveals", lambda row: row.group.reveals(row), "reveals a forward", "tokens a forward that decides "
            "something, as a multiple of static's (1.00); a ratio of sums over all items, in which places filled behind "
@@ -315,19 +336,28 @@ COLUMNS: tuple[Column, ...] = (
     _number("cost", "cost", "cost", "forwards and passes of decoding, an item, at the price that was measured on the "
             "named machine at the named batch; 1 is one denoise forward of the target there", where=ALL, shown=always,
             timed=True, sampled=True, circumstances=_priced_on,
-            formula="sum over forwards of every role and kind but prefill of their price"),
+            formula="sum over forwards of every role and kind but prefill of their price",
+            axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    _percent("outside", "outside", "outside", "share of the seconds of decoding that pass outside forwards (choosing, "
+             "revealing, refilling), in percent, of the passes that measure tok/s; cost leaves it out, and on a GPU, "
+             "which the host runs ahead of, no clock tells", where=(MARKDOWN, HTML), timed=True,
+             formula="1 - seconds in the layers and heads of all networks / seconds of decoding; median of the passes"),
     _number("prefill", "prefill", "prefill", "what an item's prompt costs, in the same unit", where=(MARKDOWN,),
             timed=True, sampled=True, formula="sum over forwards of kind prefill, of every role, of their price"),
     _relative("bytes", attrgetter("bytes_read"), "bytes", "weights, keys and values that decoding an item reads with "
               "the device for itself, as a share of static's: what counts at batch 1",
-              "sum over forwards but prefill of the weights of their role and of each key they see, once a forward"),
+              "sum over forwards but prefill of the weights of their role and of each key they see, once a forward",
+              Axis("bytes", attrgetter("bytes_read"), "bytes read an item, decoding, batch 1")),
     _relative("decode_flops", attrgetter("flops"), "FLOPs", "multiplications and additions of decoding an item, as a "
               "share of static's: what counts at large batch",
-              "sum over forwards but prefill of 2 a weight and token, 4 a pair of a query and a key and a width"),
+              "sum over forwards but prefill of 2 a weight and token, 4 a pair of a query and a key and a width",
+              Axis("flops", attrgetter("flops"), "FLOPs an item, decoding")),
     Column("pays", lambda row: row.group.pays(row), "pays?", "pays where both bytes and FLOPs are below static's, does "
            "not pay where neither is, else depends on the batch", where=(MARKDOWN, HTML), sampled=True,
            formula="bytes and FLOPs, both as shares of static's, against 1"),
-    Column("projected_cost", lambda row: projected_cost(row.method, row.metrics.nfe, row.metrics.helpers)),
+    Column("projected_cost", _projected, sampled=True,
+           axis=Axis("8b", _projected, f"8B cost ({H100.name}, roofline), in forwards")),
+    Column("projected_on", lambda row: f"{H100.name}, batch {row.batch_size}"),
     _plain("unit_seconds", "unit_seconds", timed=True),
     _plain("flops", "metrics.flops"),
     _plain("query_tokens", "metrics.query_tokens"),
@@ -335,14 +365,16 @@ COLUMNS: tuple[Column, ...] = (
             where=(MARKDOWN,)),
     _number("tpf", "metrics.tpf", "TPF", "tokens a forward: the tokens of all items, up to and including the end of "
             "each answer, over the NFE of all items, which fills whole blocks and so reaches behind that end", 2,
-            where=ALL, width=68, formula="sum of tokens / sum of NFE"),
+            where=ALL, width=68, formula="sum of tokens / sum of NFE",
+            axis=Axis("tpf", attrgetter("metrics.tpf"), "tokens a forward (TPF)", larger=True)),
     _percent("acceptance", "metrics.acceptance", "drafts kept", "accepted share of the draft tokens, in percent",
              where=(HTML,), formula="sum of accepted lengths / tokens proposed"),
     *_speed("tps_decode", "decode", "tok/s", "tokens a second of decoding alone, at natural stop: median "
             "(slowest - fastest) of repeated passes over the first items; a dash where the fastest is more than "
             f"{text.UNSTEADY:g} times the slowest; ~ where other work on the machine made the number of threads "
             "change, and again in a second try", where=ALL, width=68,
-            formula="tokens of a pass / its synchronised seconds without prefill"),
+            formula="tokens of a pass / its synchronised seconds without prefill",
+            axis=Axis("tps", attrgetter("tps"), "tokens/s, decode only", larger=True)),
     *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92),
     Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),

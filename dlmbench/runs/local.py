@@ -10,6 +10,7 @@ Left out: runs side by side, which would disturb each other's clocks.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,7 @@ class LocalRunner:
         stored = {sample.key: sample.ids for sample in samples}
         decode: list[float] = []
         end_to_end: list[float] = []
+        outside: list[float] = []
         same, steady = 0, True
         for _ in range(SPEED_REPEATS):
             generations, kept = _steadily(lambda: engine.generate(requests), engine)
@@ -157,6 +159,8 @@ class LocalRunner:
             tokens = sum(generation.tokens for generation in generations)
             decode.append(tokens / engine.timing.decode)
             end_to_end.append(tokens / engine.timing.total)
+            if engine.timing.outside is not None:
+                outside.append(engine.timing.outside)
             same = sum(list(generation.ids) == stored[generation.key] for generation in generations)
         return Speed(
             items=len(subset),
@@ -167,6 +171,7 @@ class LocalRunner:
             threads=THREADS.number if run.resolved.device == "cpu" else None,
             steady=steady,
             label=MECHANISM_ONLY if run.resolved.preset.source.startswith("nano/") else None,
+            outside=statistics.median(outside) if outside else None,
         )
 
     def traced(self, run: Run) -> bool:

@@ -260,6 +260,9 @@ class Speed:
     """False: the number of threads changed in every pass, because other work ran on the machine."""
     label: str | None = None
     """What these numbers do not say."""
+    outside: float | None = None
+    """Share of the seconds of decoding that passed outside networks' forwards, the median pass's; None where no clock
+    of the host can tell."""
 
 
 @dataclass(frozen=True)

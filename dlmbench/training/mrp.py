@@ -94,7 +94,7 @@ class MRPWorker(TrainingWorker[MRPModule]):
     def _held_out(self) -> list[Batch]:
         noise = np.random.default_rng(HELD_OUT_SEED)
         examples = []
-        for items in dev_items(self.recipe.evaluate_items).values():
+        for items in dev_items(self.recipe.evaluate_items, self.recipe.mixture).values():
             for item in items:
                 prompt, target = self.tokenizer([item["prompt"], item["target"]], add_special_tokens=False)["input_ids"]
                 examples.append(Example(tuple(prompt), tuple(target)))

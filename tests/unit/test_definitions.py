@@ -14,6 +14,7 @@ from synthetic import forwards, manifest
 
 from dlmbench import stats
 from dlmbench.analysis.load import Results
+from dlmbench.analysis.projection import H100, projected_cost
 from dlmbench.report import columns
 from dlmbench.report.definitions import definitions
 from dlmbench.request import RunSpec
@@ -67,7 +68,7 @@ def make(root, method, right, passes, speed):
     return folder
 
 
-STEADY = Speed(6, 3, 6, Rate(100, 90, 110), Rate(80, 75, 85))
+STEADY = Speed(6, 3, 6, Rate(100, 90, 110), Rate(80, 75, 85), outside=0.125)
 UNSTEADY = Speed(6, 3, 6, Rate(100, 80, 120), Rate(80, 75, 85))  # 120 / 80 is more than 1.3
 
 
@@ -135,6 +136,11 @@ def test_cost_is_of_decoding_and_prefill_stands_beside_it(rows):
     assert cost.heading(list(rows.values())) == "cost (a CPU, batch 4)"
 
 
+def test_what_passes_outside_forwards_stands_beside_the_cost(rows):
+    """An eighth of the seconds of decoding; nothing where no clock told."""
+    assert [table(rows)[name]["outside"] for name in rows] == ["12.5", "-", "12.5", "12.5"]
+
+
 def test_bytes_and_flops_decide_together(rows):
     """Bytes: static 9 x 1000 + 9 x 24 x 10 = 11160. simsd 4 x 1240 + 6 x (400 + 24 x 5) = 8080. mrp 4 x 1240 + 4 x 300
     = 6160. threshold 11 x 1240 = 13640. FLOPs: 900; 400 + 240 = 640; 400 + 600 = 1000; 1100."""
@@ -144,6 +150,22 @@ def test_bytes_and_flops_decide_together(rows):
     assert [shown[name]["bytes"] for name in rows] == ["0.55", "0.72", "1.00", "1.22"]
     assert [shown[name]["FLOPs"] for name in rows] == ["1.11", "0.71", "1.00", "1.22"]
     assert [shown[name]["pays?"] for name in rows] == ["depends on the batch", "pays", "-", "does not pay"]
+
+
+def test_the_8b_cost_is_the_roofline_of_an_h100_at_the_batch_of_the_row(rows):
+    """Batch 4, bytes decide. A unit reads 2 x 7.568e9. A forward of static sees 24 keys in each of 4 rows: 2 x 4 x 24 x
+    73728 more, 1.000935 units, nine of them. A pass of the draft: 2 x (1.720e9 + 4 x 24 x 57344). Other heads: none."""
+    found = {name: columns.record(row) for name, row in rows.items()}
+    one = 1 + 4 * 24 * 73728 / 7.568e9
+    draft = (1.720e9 + 4 * 24 * 57344) / 7.568e9
+    head = (1.235e9 + 4 * 24 * 6144) / 7.568e9
+    assert found["static"]["projected_cost"] == pytest.approx(9 * one)
+    assert found["simsd"]["projected_cost"] == pytest.approx(4 * one + 6 * draft)
+    assert found["mrp"]["projected_cost"] == pytest.approx(4 * one + 4 * head)
+    assert {one["projected_on"] for one in found.values()} == {"H100, batch 4"}
+    other = rows["mrp"].run.samples
+    assert projected_cost(other, "adjust", 8, H100, 4) is None, "its head has no large pair"
+    assert projected_cost([], "static", 8, H100, 4) is None
 
 
 def test_speeds_have_their_range_or_are_not_shown(rows):

@@ -94,7 +94,7 @@ def test_eos_control_can_still_be_asked_for():
 def test_the_size_of_every_preset_is_known_before_a_download(preset):
     shape = SHAPES[preset.shape]
     assert shape.family == preset.family and shape.parameters > 4e8
-    assert "about" in preflight.weights_need(preset.name).detail
+    assert "about" in preflight.weights_need(preset).detail
 
 
 # --- folders --------------------------------------------------------------------------------------------------------

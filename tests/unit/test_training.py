@@ -11,6 +11,7 @@ import torch
 from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
+from dlmbench.tasks.nano.mix import SOURCES
 from dlmbench.training import autoregressive, block_diffusion, full_diffusion, loop
 from dlmbench.training.data import ColumnBatches, Example, collate
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, decode_full, dev_items
@@ -303,8 +304,8 @@ def test_answers_agree_on_the_last_line_or_the_whole_program():
 
 
 def test_dev_items_cover_every_source():
-    items = dev_items(3)
-    assert {group: len(rows) for group, rows in items.items()} == dict.fromkeys(("full", "easy", "symbolic", "code"), 3)
+    items = dev_items(3, SOURCES)
+    assert {source: len(rows) for source, rows in items.items()} == dict.fromkeys(SOURCES, 3)
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
