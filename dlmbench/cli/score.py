@@ -79,7 +79,12 @@ def _rescore(run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model
         metrics = aggregate(samples, manifest.prices, before.speed) if before else None
         if metrics:
             writer.metrics(metrics)
-    return {"run": run.name, "items": len(samples), "accuracy": metrics.accuracy if metrics else None, "changed": changed}
+    return {
+        "run": run.name,
+        "items": len(samples),
+        "accuracy": metrics.accuracy if metrics else None,
+        "changed": changed,
+    }
 
 
 def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, model: str | None) -> Task:

@@ -11,6 +11,7 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import print_notes, stderr
 from dlmbench.errors import RequestError
 from dlmbench.request import RunSpec
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.request.values import parse_assignments
 from dlmbench.runs.runner import without_places
 
@@ -96,6 +97,6 @@ def _info(run: ResolvedRun, engine: Engine) -> dict[str, Any]:
         "label": run.label,
         "options": run.parameters,
         "cache": run.spec.cache,
-        "sampling": {name: getattr(run.spec, name) for name in ("temperature", "top_k", "top_p")},
+        "sampling": {name: getattr(run.spec, name) for name, one in OPTIONS.items() if one.key.startswith("sampling.")},
         **without_places(engine.describe()),
     }

@@ -52,6 +52,8 @@ class Option:
         place: names a model, a folder or a file.
         about: "items" for what is asked of a task and where rows are kept, which verbs that decode other prompts do
             not take; "rule" for the decoder's own rule, whatever the network; else empty.
+        word: for it before its value, where that tells two rows apart; empty where the value says all, None for its
+            name.
         told: published with a paper's figures, and named where ours is another (`dlmbench.analysis.published`).
     """
 
@@ -65,14 +67,16 @@ class Option:
     place: bool = False
     about: str = ""
     told: bool = False
+    word: str | None = None
 
 
 def option(
     default: T, help: str, convert: Converter[T], *, shown: str | None = None, panel: str | None = None,
     many: bool = True, key: str = "", paired: bool = False, place: bool = False, about: str = "", told: bool = False,
+    word: str | None = None,
 ) -> T:  # fmt: skip
     """A field of `RunSpec`; the rest as in `Option`."""
-    known = Option(help, convert, shown, panel, many, key, paired, place, about, told)
+    known = Option(help, convert, shown, panel, many, key, paired, place, about, told, word)
     return field(default=default, metadata={"option": known})
 
 
@@ -93,11 +97,13 @@ class RunSpec:
         metadata={"option": Option("Decoding method; see dlmbench list methods.", text, key="method", about="rule")}
     )
     task: str = field(
-        metadata={"option": Option("Task; see dlmbench list tasks.", text, key="task", paired=True, about="items")}
+        metadata={
+            "option": Option("Task; see dlmbench list tasks.", text, key="task", paired=True, about="items", word="")
+        }
     )
     model: str = field(
         default_factory=default_model,
-        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano", place=True)},
+        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano", place=True, word="")},
     )
     like: str | None = option(
         None, "Preset whose settings a folder or hub name takes, or none.", optional(text), panel="Models"
@@ -121,7 +127,7 @@ class RunSpec:
     limit: int | None = option(None, "First N items only.", optional(number(int, 1)), about="items")
     split: str = option(
         "test", "test reports, dev chooses settings.", one_of(("test", "dev")), key="split", paired=True,
-        about="items",
+        about="items", word="",
     )  # fmt: skip
     draft: str | None = _helper("Draft model.")
     guide: str | None = _helper("Guide model.")
@@ -135,7 +141,7 @@ class RunSpec:
     end_ids: tuple[int, ...] | None = _described("Tokens that end a row, as 1,2.", values.ids, many=False)
     block_length: int | None = option(
         None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True, about="rule",
-        told=True,
+        told=True, word="block",
     )  # fmt: skip
     gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task", told=True)
     cache: str = option(
@@ -166,11 +172,15 @@ class RunSpec:
     batch_size: int | str = field(
         default="auto",
         metadata={
-            "option": Option("Rows decoded together.", values.batch_size, key="batch_size", paired=True, told=True)
+            "option": Option(
+                "Rows decoded together.", values.batch_size, key="batch_size", paired=True, told=True, word="batch"
+            )
         },
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True)
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True, word="")
+    dtype: str = option(
+        "auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True, word=""
+    )
     seed: int = option(0, "Seed of every draw.", number(int, 0), key="seed", paired=True, about="rule")
     data_dir: str | None = option(
         None, "Folder with the task's JSONL files, instead of the hub.", optional(text), many=False, about="items"

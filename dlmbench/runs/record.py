@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -127,23 +127,19 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class Environment:
-    """Who made it: nothing here names a host or a path."""
+    """Who made it: nothing here names a host or a path. Parts of a run whose environments are equal were made under
+    the same circumstances."""
 
     device: str
     """Model of the GPU or the processor."""
-    threads: int | None = None
-    """Of torch on the CPU; those of the speed pass."""
+    threads: int | None = field(default=None, compare=False)
+    """Of torch on the CPU; those of the speed pass, which alone they concern."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     commit: str | None = None
     """Of the checkout, None for an installed package."""
-    samples_before: int | None = None
+    samples_before: int | None = field(default=None, compare=False)
     """In a run that several processes made: samples that stood there when this one began."""
-
-    def same_machine(self, other: Environment) -> bool:
-        """Were both parts of a run made under the same circumstances? Threads concern speed alone."""
-        plain = [dataclasses.replace(one, samples_before=None, threads=None) for one in (self, other)]
-        return plain[0] == plain[1]
 
 
 @dataclass(frozen=True)
@@ -225,6 +221,19 @@ class Manifest:
     def prices(self) -> Prices:
         """Empty before the run is measured."""
         return self.calibration.prices if self.calibration else {}
+
+    def settled(self, option: str) -> Hashable:
+        """An option of the run as it came out, where more is known of it than what was asked."""
+        match option:
+            case "task":
+                return self.task.name
+            case "num_fewshot":
+                return self.task.num_fewshot
+            case "device":
+                return self.environment.device
+            case "block_length" | "gen_length":
+                return getattr(self, option)
+        return getattr(self.spec, option)
 
     @property
     def helper_weights(self) -> dict[str, str]:

@@ -157,7 +157,7 @@ def with_history(manifest: Manifest, before: Manifest | None, done: int) -> Mani
     if before is None:
         return manifest
     known = before.environments or [replace(before.environment, samples_before=0)]
-    if not manifest.environment.same_machine(known[-1]):
+    if manifest.environment != known[-1]:
         known = [*known, replace(manifest.environment, samples_before=done)]
     return replace(manifest, environments=known) if len(known) > 1 else manifest
 
