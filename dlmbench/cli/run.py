@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 def run(
     given: dict[str, Json],
     traces: flags.Traces = flags.TRACED,
+    record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
     spec = RunSpec.from_flags(given)
-    runner = LocalRunner(traces=traces)
+    runner = LocalRunner(traces=traces, logits=record_logits)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
     if dry_run:

@@ -265,6 +265,12 @@ class Decoder:
     def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What decisions depend on beside the likely tokens of masks, for who replays recorded logits: ``filled``, what
+        a forward says of positions that hold a token; ``tail``, unlikely tokens one by one."""
+        return ()
+
     @cached_property
     def threshold(self) -> float:
         """Value of the option that ``--threshold`` sets, whatever its paper calls it. Raises TypeError for a decoder

@@ -35,6 +35,7 @@ from dlmbench.engine.request import (
     validate,
 )
 from dlmbench.engine.scheduler import Scheduler
+from dlmbench.engine.states import StateRecorder
 from dlmbench.engine.step import Sizes, Step
 from dlmbench.engine.text import Text, Tokenizer
 from dlmbench.errors import RequestError, RunError
@@ -134,11 +135,13 @@ class Engine:
         *,
         trace: bool = False,
         on_step: Callable[[TracedStep], None] | None = None,
+        states: bool = False,
     ) -> list[Generation]:
         """Decode all requests and return their generations in the order given.
 
         `on_finish` is called as each one finishes. With `trace` every generation carries its steps; `on_step` is
-        called with each recorded step (batch 1 is what one watches).
+        called with each recorded step (batch 1 is what one watches). With `states` they carry what every forward said
+        of their masks as well (`dlmbench.engine.states`).
 
         Raises:
             RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
@@ -163,7 +166,9 @@ class Engine:
                 waiting = [request for _, request in left]
                 longest = max(len(request.prompt_ids) + request.max_tokens for request in waiting)
                 scheduler = self._prepare(self._sizes(waiting, longest), longest)
-                if trace or on_step is not None:
+                if states:
+                    self.step.recorder = StateRecorder(self.step.canvas.rows, on_step, self.target)
+                elif trace or on_step is not None:
                     self.step.recorder = Recorder(self.step.canvas.rows, on_step)
                 with self.clock.running():
                     scheduler.serve(deque(left), done)
@@ -309,7 +314,7 @@ class Engine:
         return pricing.median_seconds(recording.replay, self.device, repeats)
 
     @_at_work
-    def calibrate(self, repeats: int = 5) -> Measured:
+    def calibrate(self, repeats: int = pricing.REPEATS) -> Measured:
         """Price of every forward met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median
