@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dlmbench.runs.record import Trace
 
 if TYPE_CHECKING:
@@ -38,6 +36,8 @@ def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Seq
 
 def recorded(folder: Path) -> int:
     """How many items of a run have their states recorded; 0 where the file is not there or cannot be read."""
+    import numpy as np
+
     try:
         with np.load(folder / LOGITS, allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))

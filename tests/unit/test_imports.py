@@ -50,3 +50,14 @@ def test_a_wrong_option_is_refused_before_anything_heavy_is_imported(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_verb_needs_torch_to_explain_itself():
+    code = (
+        "import sys\nfrom importlib import import_module\nfrom dlmbench.cli.app import VERBS\n"
+        "for verb in VERBS:\n    import_module(f'dlmbench.cli.{verb}')\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
