@@ -22,7 +22,7 @@ import numpy as np
 from dlmbench import stats
 from dlmbench.analysis import fronts
 from dlmbench.request.run_spec import PAIRED
-from dlmbench.runs.aggregate import item_costs
+from dlmbench.runs.aggregate import cost_interval, item_costs
 from dlmbench.runs.folder import RunFolder
 from dlmbench.runs.record import Json, Manifest, Metrics, Sample, Work, typed
 
@@ -138,6 +138,11 @@ class Row:
     def cost(self) -> float | None:
         """Of an item's decoding alone, in plain forwards, so that ratios of costs have no prompt in them."""
         return None if self.metrics.cost is None or self.prefill is None else self.metrics.cost - self.prefill
+
+    @cached_property
+    def cost_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `cost`, over items and over the repeats of prices; None without samples or prices."""
+        return cost_interval(self.run.samples, self.manifest.prices, self.manifest.spreads)
 
     @cached_property
     def flops(self) -> float | None:

@@ -314,7 +314,7 @@ class Engine:
         return pricing.median_seconds(recording.replay, self.device, repeats)
 
     @_at_work
-    def calibrate(self, repeats: int = 5) -> Measured:
+    def calibrate(self, repeats: int = pricing.REPEATS) -> Measured:
         """Price of every forward met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median

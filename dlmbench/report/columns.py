@@ -17,7 +17,7 @@ from dlmbench.analysis import needs, text
 from dlmbench.analysis.projection import H100, projected_cost
 from dlmbench.analysis.row import ORDER, REFERENCE, RIVAL, Against, Row, compact
 from dlmbench.runs.aggregate import HELPER_ROLES
-from dlmbench.runs.record import Rate
+from dlmbench.runs.record import UNSTEADY, Rate
 from dlmbench.stats import MARGIN
 
 Value: TypeAlias = str | float | int | bool | None
@@ -190,6 +190,13 @@ def _priced_on(rows: Sequence[Row]) -> str:
     return f" ({next(iter(machines))})" if len(machines) == 1 else ""
 
 
+def _cost(row: Row) -> str:
+    """``8.5 [8.4, 8.7]``."""
+    if row.cost is None or row.cost_interval is None:
+        return text.number(row.cost)
+    return f"{text.number(row.cost)} [{', '.join(map(text.number, row.cost_interval))}]"
+
+
 def _passes(role: str) -> Callable[[Row], Value]:
     return lambda row: row.metrics.helpers.get(role, 0.0)
 
@@ -212,7 +219,7 @@ def _speed(name: str, which: str, title: str, help: str, **more) -> list[Column]
 
     def brief(row: Row) -> str:
         found = rate(row)
-        return text.number(None if found is None or text.unsteady(found) else found.median, 0)
+        return text.number(None if found is None or found.unsteady else found.median, 0)
 
     ends = [Column(f"{name}_{end}", part(end), timed=True) for end in ("low", "high")]
     return [Column(name, part("median"), title, help, form, brief, timed=True, **more), *ends]
@@ -220,6 +227,15 @@ def _speed(name: str, which: str, title: str, help: str, **more) -> list[Column]
 
 def _of_speed(name: str) -> Callable[[Row], Value]:
     return lambda row: getattr(row.metrics.speed, name, None)
+
+
+def _repeats(rows: Sequence[Row]) -> str:
+    """``(3 repeats, first 32 items)``: what a speed was measured over."""
+    found = {(speed.repeats, speed.items) for row in rows if (speed := row.metrics.speed)}
+    if len({repeats for repeats, _ in found}) != 1:
+        return ""
+    items = sorted({items for _, items in found})
+    return f" ({min(found)[0]} repeats, first {' or '.join(map(str, items))} items)"
 
 
 def _speed_items(row: Row) -> str:
@@ -333,11 +349,16 @@ COLUMNS: tuple[Column, ...] = (
     Column("helpers", helpers, "helpers", "passes of other networks, an item", helpers, where=PAGE, shown=some,
            width=68, in_csv=False, formula="calls of a role that is not the target, of every kind but prefill"),
     *(Column(role, _passes(role)) for role in HELPER_ROLES),
-    _number("cost", "cost", "cost", "forwards and passes of decoding, an item, at the price that was measured on the "
-            "named machine at the named batch; 1 is one denoise forward of the target there", where=ALL, shown=always,
-            timed=True, sampled=True, circumstances=_priced_on,
-            formula="sum over forwards of every role and kind but prefill of their price",
-            axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    Column("cost", attrgetter("cost"), "cost", "forwards and passes of decoding, an item, at the price that was "
+           "measured on the named machine at the named batch, with a 95 % interval over items and over repeats of the "
+           "prices; 1 is one denoise forward of the target there", _cost, lambda row: text.number(row.cost), where=ALL,
+           shown=always,
+           timed=True, sampled=True, circumstances=_priced_on,
+           formula="sum over forwards of every role and kind but prefill of their price, each the median of up to 20 "
+           "ratios to the plain forward, timed in turns",
+           axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    Column("cost_low", lambda row: row.cost_interval[0] if row.cost_interval else None, timed=True, sampled=True),
+    Column("cost_high", lambda row: row.cost_interval[1] if row.cost_interval else None, timed=True, sampled=True),
     _percent("outside", "outside", "outside", "share of the seconds of decoding that pass outside forwards (choosing, "
              "revealing, refilling), in percent, of the passes that measure tok/s; cost leaves it out, and on a GPU, "
              "which the host runs ahead of, no clock tells", where=(MARKDOWN, HTML), timed=True,
@@ -370,12 +391,13 @@ COLUMNS: tuple[Column, ...] = (
     _percent("acceptance", "metrics.acceptance", "drafts kept", "accepted share of the draft tokens, in percent",
              where=(HTML,), formula="sum of accepted lengths / tokens proposed"),
     *_speed("tps_decode", "decode", "tok/s", "tokens a second of decoding alone, at natural stop: median "
-            "(slowest - fastest) of repeated passes over the first items; a dash where the fastest is more than "
-            f"{text.UNSTEADY:g} times the slowest; ~ where other work on the machine made the number of threads "
-            "change, and again in a second try", where=ALL, width=68,
+            "(slowest - fastest) of repeated passes over the first items; a dash, unsteady, where the fastest was more "
+            f"than {UNSTEADY:g} times the slowest, and again in a second try; ~ where other work on the machine made "
+            "the number of threads change, and again in a second try", where=ALL, width=68,
             formula="tokens of a pass / its synchronised seconds without prefill",
-            axis=Axis("tps", attrgetter("tps"), "tokens/s, decode only", larger=True)),
-    *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92),
+            circumstances=_repeats, axis=Axis("tps", attrgetter("tps"), "tokens/s, decode only", larger=True)),
+    *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92,
+            circumstances=_repeats),
     Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),
     Column("speed_repeats", _of_speed("repeats")),

@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dlmbench.errors import RunError
 from dlmbench.files import tell
@@ -41,11 +41,12 @@ from dlmbench.stats import spread
 from dlmbench.threads import THREADS
 
 if TYPE_CHECKING:
-    from dlmbench.engine import Engine, Generation
+    from dlmbench.engine import Engine, Generation, Request
     from dlmbench.tasks.base import Item
     from dlmbench.tasks.lm import Scores
 
 SPEED_REPEATS = 3
+SPEED_TRIES = 2  # of all repeats
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
@@ -153,33 +154,27 @@ class LocalRunner:
         evaluate(run.task, engine, run.missing, on_item=keep, seed=run.resolved.spec.seed)
 
     def speed(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> Speed:
-        """Natural-stop speed over the first items: a warm-up, then repeats; nothing is scored or stored."""
+        """Natural-stop speed over the first items: a warm-up, then repeats, and these once more where they lie too far
+        apart for a number; nothing is scored or stored."""
         batch = run.resolved.batch_size
         subset = run.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
         requests = run.requests(engine, subset)
         engine.generate(requests[:batch])
         stored = {sample.key: sample.ids for sample in samples}
-        decode: list[float] = []
-        end_to_end: list[float] = []
-        outside: list[float] = []
-        same, steady = 0, True
-        for _ in range(SPEED_REPEATS):
-            generations, kept = _steadily(lambda: engine.generate(requests), engine)
-            steady = steady and kept
-            tokens = sum(generation.tokens for generation in generations)
-            decode.append(tokens / engine.timing.decode)
-            end_to_end.append(tokens / engine.timing.total)
-            if engine.timing.outside is not None:
-                outside.append(engine.timing.outside)
-            same = sum(list(generation.ids) == stored[generation.key] for generation in generations)
+        for _ in range(SPEED_TRIES):
+            passes = [_pass(engine, requests) for _ in range(SPEED_REPEATS)]
+            decode, end_to_end = (Rate(*spread(rates)) for rates in zip(*(one.rates for one in passes)))
+            if not (decode.unsteady or end_to_end.unsteady):
+                break
+        outside = [one.outside for one in passes if one.outside is not None]
         return Speed(
             items=len(subset),
             repeats=SPEED_REPEATS,
-            same_ids=same,
-            decode=Rate(*spread(decode)),
-            end_to_end=Rate(*spread(end_to_end)),
+            same_ids=sum(ids == stored[key] for key, ids in passes[-1].ids.items()),
+            decode=decode,
+            end_to_end=end_to_end,
             threads=THREADS.number if run.resolved.device == "cpu" else None,
-            steady=steady,
+            steady=all(one.steady for one in passes),
             label=MECHANISM_ONLY if run.resolved.preset.source.startswith("nano/") else None,
             outside=statistics.median(outside) if outside else None,
         )
@@ -221,7 +216,7 @@ class LocalRunner:
         if new := needed - self.prices.of(circumstances).keys():
             self._meet(run, engine, samples, new)
             measured = engine.calibrate()
-            self.prices.add(circumstances, measured.prices, measured.seconds_per_denoise)
+            self.prices.add(circumstances, measured.prices, measured.seconds_per_denoise, measured.spreads)
         return self.prices.calibration(circumstances, needed)
 
     def _meet(self, run: Run, engine: Engine, samples: Sequence[Sample], needed: set[ForwardKey]) -> None:
@@ -239,6 +234,23 @@ def check_whole(run: Run) -> None:
     """Raises RunError unless the store holds exactly the run's items."""
     if {sample.key for sample in run.folder.samples} != {item.key for item in run.items}:
         raise RunError(f"{run.folder.name} does not hold the items it should; remove the folder and run again.")
+
+
+class _Pass(NamedTuple):
+    """One pass over the items of a speed: tokens a second of decoding and of everything, the share of decoding outside
+    forwards, ids by item, and whether the number of threads was kept."""
+
+    rates: tuple[float, float]
+    outside: float | None
+    ids: dict[str, list[int]]
+    steady: bool
+
+
+def _pass(engine: Engine, requests: Sequence[Request]) -> _Pass:
+    generations, kept = _steadily(lambda: engine.generate(requests), engine)
+    tokens, timing = sum(generation.tokens for generation in generations), engine.timing
+    ids = {generation.key: list(generation.ids) for generation in generations}
+    return _Pass((tokens / timing.decode, tokens / timing.total), timing.outside, ids, kept)
 
 
 def _steadily(measure: Callable[[], T], engine: Engine) -> tuple[T, bool]:

@@ -205,6 +205,28 @@ def test_calibration_prices_every_forward_that_was_met():
     assert prices[ForwardKey("target", "denoise", "4")] == 1.0 and all(price > 0 for price in prices.values())
 
 
+def test_prices_are_timed_in_turns_with_the_plain_forward(monkeypatch):
+    """A machine that becomes slower with every call: each ratio is of neighbours, so prices hardly move."""
+    clock = count(100)
+
+    class Drifting(calibrate.Timer):
+        def __init__(self, once, device, least):
+            once()
+
+        def seconds(self):
+            return float(next(clock))
+
+    machine = engine(Threshold(), batch_size=2)
+    machine.generate(requests(4, budget=16))
+    monkeypatch.setattr(calibrate, "Timer", Drifting)
+    measured = machine.calibrate()
+    wide = ForwardKey("target", "denoise", "8")
+    ratios = sorted((101 + 2 * n) / (100 + 2 * n) for n in range(20))
+    assert measured.prices[wide] == pytest.approx((ratios[9] + ratios[10]) / 2, abs=1e-4)
+    assert measured.spreads[wide] == pytest.approx((ratios[5], ratios[14]), abs=1e-4)
+    assert measured.spreads.keys() == measured.prices.keys() - {ForwardKey("target", "denoise", "4")}
+
+
 @pytest.mark.parametrize("decoder", [Static(), AR()], ids=["block-causal", "causal"])
 def test_long_prompts_in_chunks_give_the_same_text(decoder, monkeypatch):
     items = [Request(str(n), tuple(10 + i % 70 for i in range(n)), 6) for n in (3, 40, 97)]
