@@ -1,7 +1,7 @@
 """A published rule as a plug-in: Fast-dLLM++'s Frechet bound (arXiv 2606.02955), the same as `--method frechet`.
 
-    dlmbench check examples/frechet.py
-    dlmbench run --plugin examples/frechet.py --method my-frechet --task nano-gsm --limit 50
+dlmbench check examples/frechet.py
+dlmbench run --plugin examples/frechet.py --method my-frechet --task nano-gsm --limit 50
 """
 
 from dataclasses import dataclass
