@@ -42,7 +42,7 @@ def report(
     results = Results.load(*folders, split=split)
     title, description = _named(folders[0])
     found = answer(results, max_drop / 100)
-    path = write_report(results, out or folders[0] / "report.html", title, description, found=found)
+    path = write_report(results, out or folders[0] / "report.html", title, description, head=found)
     tex = _latex(results, folders, path) if latex else None
     if json:
         print_json({"file": str(path), "latex": tex and str(tex), "rows": len(results.rows), "answer": found.record})

@@ -238,7 +238,7 @@ def _standing(group: Group, row: Row, max_drop: float) -> str:
 def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence[str], stress: bool) -> list[Heading]:
     found = [Heading("decoder", "best first", "at the setting that speaks for it")]
     found += [
-        Heading(task, _items(ranked, task), "accuracy in percent, 95 % interval", 2 * (task != tasks[0]))
+        Heading(task, _items(ranked, task), "accuracy in percent, 95 % interval", 3 if task != tasks[0] else 1)
         for task in tasks
     ]
     found += [
@@ -249,13 +249,13 @@ def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence
     ]  # fmt: skip
     if stress:
         found += [
-            Heading("worst stress task", "points", "the stress task on which the same setting loses most", 1),
-            Heading("stress", "mean", "mean difference over the stress tasks in which settings differ, in points", 3),
+            Heading("worst stress task", "points", "the stress task on which the same setting loses most", 2),
+            Heading("stress", "mean", "mean difference over the stress tasks in which settings differ, in points", 4),
         ]
     return [
         *found,
-        Heading("tok/s", "ratio", "tokens a second of decoding alone, as a multiple of one token a step's", 4),
-        Heading("helpers", "of cost", "share of the cost that is other networks'", 5),
+        Heading("tok/s", "ratio", "tokens a second of decoding alone, as a multiple of one token a step's", 5),
+        Heading("helpers", "of cost", "share of the cost that is other networks'", 6),
     ]
 
 
@@ -329,7 +329,7 @@ def _sentences(ranked: Sequence[tuple[_Section, list[_Decoder]]], max_drop: floa
     return [one for one in found if one]
 
 
-_ALONE = "Nothing says what a decoder costs in accuracy: no row of one token a step stands beside it, or samples are missing."
+_ALONE = "Nothing says what accuracy a decoder costs: no row of one token a step is beside it, or samples are missing."
 
 
 def _best(compared: Sequence[tuple[_Section, list[_Decoder]]], max_drop: float) -> str:
@@ -361,10 +361,10 @@ def _waste(compared: Sequence[tuple[_Section, list[_Decoder]]]) -> str:
     dear.sort(key=lambda pair: -pair[1].share)
     lost.sort(key=lambda pair: pair[1].row.against[REFERENCE].difference)
     parts = [
-        ("saves nothing", [f"{_name(compared, *pair)} ({pair[1].share:.2f} of the cost)" for pair in dear]),
-        ("loses whatever the setting", [f"{_name(compared, *pair)} ({_loss(pair[1])})" for pair in lost]),
+        _few([f"{_name(compared, *pair)} ({pair[1].share:.2f} of the cost for no more)" for pair in dear]),
+        _few([f"{_name(compared, *pair)} ({_loss(pair[1])} at its best setting)" for pair in lost]),
     ]
-    told = "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
+    told = "; ".join(part for part in parts if part)
     return f"What does not pay: {told}." if told else ""
 
 
@@ -405,6 +405,8 @@ def _loss(one: _Decoder) -> str:
 def _few(names: Sequence[str]) -> str:
     """The first names, and how many there are beside."""
     more = len(names) - _NAMED
+    if not names:
+        return ""
     return text.listed([*names[:_NAMED], f"{more} more"] if more > 0 else list(names))
 
 

@@ -145,12 +145,12 @@ def chosen(rows: Sequence[Row], model: str | None) -> Shown:
     tasks: dict[tuple[str, str], list[Row]] = {}
     for row in rest:
         tasks.setdefault((row.task, row.split), []).append(row)
-    panels = [part for group in tasks.values() for part in _by_weights(group)]
+    panels = [part for group in tasks.values() for part in by_weights(group)]
     if model is None:
-        told = Counter(_main_model(part) for part in panels for _ in part if _telling(part))
-        model = _most(list(told.elements()) or [_main_model(part) for part in panels for _ in part])
+        told = Counter(main_model(part) for part in panels for _ in part if _telling(part))
+        model = _most(list(told.elements()) or [main_model(part) for part in panels for _ in part])
     if model != ALL:
-        panels = [part for part in panels if _main_model(part) == model]
+        panels = [part for part in panels if main_model(part) == model]
     telling = [part for part in panels if _telling(part)]
     if not telling:
         return Shown(panels, ideal, [])
@@ -158,7 +158,7 @@ def chosen(rows: Sequence[Row], model: str | None) -> Shown:
     return Shown(telling, ideal, [undecided(group, model == ALL) for group in silent if len(group.rows) > 1])
 
 
-def _main_model(part: Sequence[Row]) -> str:
+def main_model(part: Sequence[Row]) -> str:
     """The model that most rows of a panel have."""
     return _most([row.model for row in part])
 
@@ -191,7 +191,18 @@ def _most(values: Sequence[str]) -> str:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def _by_weights(group: list[Row]) -> list[list[Row]]:
+def _series(group: Sequence[Row]) -> list[str]:
+    """Rows of one series share weights and hardware."""
+    return [f"{row.weights} {row.device}" for row in group]
+
+
+def own_series(group: Sequence[Row]) -> np.ndarray:
+    """[rows]: is it of the panel's main series?"""
+    series = _series(group)
+    return np.array(series) == _most(series)
+
+
+def by_weights(group: list[Row]) -> list[list[Row]]:
     """Weights with several settings get a panel of their own, the others ride along with those that have most."""
     counts = Counter(row.weights for row in group)  # of equally frequent ones the first
     main = counts.most_common(1)[0][0]
@@ -226,12 +237,11 @@ def _panel(
 ) -> _Panel:
     """Draw one panel."""
     larger = AXES[x].larger
-    series = [f"{row.weights} {row.device}" for row in group]
-    own = np.array(series) == _most(series)
+    series, own = _series(group), own_series(group)
     xs, ys = (np.array([axis.value(row) for row in group], float) for axis in (AXES[x], SCORES[y]))
     ys = 100 * ys
     if x == "cost":
-        xs = xs * _exchange(group, own)
+        xs = xs * exchange(group, own)
     front = np.zeros(len(group), dtype=bool)
     for one in set(series):
         chosen = np.array(series) == one
@@ -333,7 +343,7 @@ def _overlay(
     return found
 
 
-def _exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
+def exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
     """Factors [N] that turn cost in forwards of other weights into forwards of the panel's own, at the same batch."""
     factors = np.ones(len(group))
     seconds = np.array([row.unit_seconds for row in group], float)  # None is nan
