@@ -38,6 +38,7 @@ from dlmbench.backbone.network import Forward, Kinds, Network, bucket, served_by
 
 POLICIES = ("none", "prefix", "dual", "freecache", "prompt", "dkv")
 WIDTH_BUCKET = 8  # whole rows are padded to multiples of this
+SURVEYED = 1024  # positions whose logits are made at a time where one number of each is wanted
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class CachePolicy:
             return max(self._thawed(row, block_length) - shift, 0), row.end
         if self.name == "prompt":
             return row.prompt, row.end
-        return row.start, min(row.start + block_length, row.end) if self.name == "dual" else row.end
+        return row.start, min(row.stop, row.end) if self.name == "dual" else row.end
 
     def _whole(self, row) -> bool:
         if self.name == "none":
@@ -209,6 +210,72 @@ class Bidirectional(Network):
         shift = self.config.shift
         return logits, torch.cat([rows[:, :shift], rows[:, : rows.shape[1] - shift]], 1)
 
+    def surveyed(self, view, token: int, kind: Kinds = "") -> tuple[Forward, Tensor]:
+        """A forward over whole rows, and how probable `token` is at every position behind the prompt, 0 where it is not
+        the best one: [R,T], T being ``view.span``. No cache policy applies.
+
+        Logits of so many positions are made some at a time and not kept.
+        """
+        everyone = self._everyone(view)
+        states = self._states(view, self.canvas, [everyone])
+        shown, predicted = self._at_view(view, states, [everyone])
+        rows = states.view(view.ends.shape[0], -1, states.shape[-1])
+        at = view.prompt_length.unsqueeze(1) + torch.arange(view.span, device=self.device)
+        place = (at - self.config.shift).clamp(0, rows.shape[1] - 1).unsqueeze(-1)
+        answer = rows.gather(1, place.expand(-1, -1, rows.shape[2])).flatten(0, 1)
+        shares = torch.cat([self._share(part, token) for part in answer.split(SURVEYED)]).view_as(at)
+        projected = view.ends - view.prompt_length + view.valid.sum(1)
+        for name, served in served_by(kind, None):
+            active = view.live if served is None else view.live & served
+            self._count(name or "refresh", "row:all", active, view.ends, view.ends, projected)
+        return Forward(self.model.project(shown), shown, predicted), shares * (at < view.ends.unsqueeze(1))
+
+    def _share(self, states: Tensor, token: int) -> Tensor:
+        """Probability of `token` where it is the best one, else 0. states [n,D] -> [n]"""
+        logits = self.model.project(states).float()
+        return logits.softmax(-1)[:, token] * (logits.argmax(-1) == token)
+
+    def forcing(self, view, stored: Tensor) -> Forward:
+        """A forward under the attention of diffusion forcing: the prompt sees itself, a block of the answer what lies
+        up to its own end. Logits are those at the view; no cache policy applies.
+
+        Keys and values before `stored` [R] are final and kept, 0: there are none yet.
+        """
+        parts = self._unstored(view)
+        states, predicted = self._at_view(view, self._states(view, self.canvas, parts, by_block=True), parts)
+        queries, begins = view.ends - self._before(stored), view.total_steps == 0
+        self._count("refresh", "row:ahead", view.live & begins, view.ends, queries, view.valid.sum(1))
+        self._count("denoise", "blocks:ahead", view.live & ~begins, view.ends, queries, view.valid.sum(1))
+        return Forward(self.model.project(states), states, predicted)
+
+    def _before(self, stored: Tensor) -> Tensor:
+        """First position that is computed: a shifted head predicts the first one behind `stored` [R] there."""
+        return (stored - self.config.shift).clamp_min(0)
+
+    def _unstored(self, view) -> list[Part]:
+        """Whole rows at their first step, then what was not final a step ago. Where the host does not know what that
+        is, everything is computed again, which changes nothing."""
+        if view.host_rows is None:
+            return [self._everyone(view)]
+        parts = []
+        for whole in (True, False):
+            known = {i: row for i, row in enumerate(view.host_rows) if row and (row.total_steps == 0) is whole}
+            if not known:
+                continue
+            first = [0 if whole else max(row.before - self.config.shift, 0) for row in known.values()]
+            width = max(max(row.end - at for row, at in zip(known.values(), first)), 1)
+            rows, begin = torch.tensor([list(known), first], device=self.device)
+            parts.append(self._window(rows, begin, view.ends[rows], width, whole))
+        return parts
+
+    def _by_block(self, view, part: Part, seen: int) -> Tensor:
+        """The prompt sees itself, a block all up to its end -> bias [n,1,T,seen]."""
+        prompt, ends = part.of(view.prompt_length).unsqueeze(1), part.of(view.ends).unsqueeze(1)
+        block = (part.positions - prompt) // self.block_length + 1
+        sight = torch.minimum(torch.where(block > 0, prompt + block * self.block_length, prompt), ends)
+        slots = torch.arange(seen, device=self.device)
+        return visible(slots < sight.unsqueeze(2), self.dtype).unsqueeze(1)
+
     def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
         """One forward over whole rows and, beside each, extra tokens that the row does not see.
 
@@ -284,8 +351,10 @@ class Bidirectional(Network):
             parts.append(self._window(chosen, first, end, max(end - first for first, end in windows), whole))
         return parts
 
-    def _states(self, view, canvas: Tensor, parts: list[Part], embeds: Tensor | None = None) -> Tensor:
-        """Final hidden states of all parts, one after another [n*T,D]."""
+    def _states(
+        self, view, canvas: Tensor, parts: list[Part], embeds: Tensor | None = None, by_block: bool = False
+    ) -> Tensor:
+        """Final hidden states of all parts, one after another [n*T,D]; `by_block`: not all of a row sees all of it."""
         seen = min(bucket(view.max_row), self.kv.capacity)
         x, slot_mapping, groups = [], [], []
         for part in parts:
@@ -296,7 +365,8 @@ class Bidirectional(Network):
             x.append(tokens.flatten(0, 1))
             slots = self.kv.slot_mapping(part.rows, part.positions, own & part.of(view.live).unsqueeze(1))
             slot_mapping.append(slots)
-            groups.append(QueryGroup(part.positions, self.kv.prefix_bias(part.of(view.ends), seen), part.rows))
+            bias = self._by_block(view, part, seen) if by_block else self.kv.prefix_bias(part.of(view.ends), seen)
+            groups.append(QueryGroup(part.positions, bias, part.rows))
         return self._forward(torch.cat(x), torch.cat(slot_mapping), groups)
 
     def _at_view(self, view, states: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:

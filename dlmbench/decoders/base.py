@@ -68,19 +68,23 @@ class NoOptions:
 class Traits:
     """What a configured decoder is beside its networks; asked once, before buffers, lag and recordings are chosen."""
 
-    scope: str = "block"  # "block" | "answer": what the view covers
+    scope: str = "block"  # "block" | "answer" | "ahead" (to the end of a row that grows): what the view covers
     lag: int | None = None  # most steps the host may read flags late; 0 for decoders whose launches need them
     cached: bool = True  # False: every forward brings its whole row, nothing is prefilled or stored
     ends_rows: bool = False  # True: an EOS stops nothing by itself, the decoder ends rows by `Decision.finish`
     cuts_at_eos: bool = True  # False: a generation keeps what was decoded behind its first EOS
     extra_slots: int = 0  # cache slots that packed forwards need beyond a block
+    reach: float = 0.0  # share of the answer that the view of a block covers at least; above 0 decisions end blocks
+    initial: int = 0  # positions that an answer begins with and grows from; 0: all of its budget at once
+    growth: int = 0  # most positions that a step adds to a row
 
 
 class HostRow(NamedTuple):
     """What the host knows of a busy row without asking the device.
 
     `hint` of the row's last decision, None before its first one and from decoders that leave none; the prompt's length,
-    the start of the active block, the end of the canvas, and the steps spent on this block and on the row.
+    the start of the active block, the end of the canvas, the steps spent on this block and on the row, the end of the
+    active block, and where a row with ends of its own had its active block a step ago.
     """
 
     hint: int | None = None
@@ -89,6 +93,8 @@ class HostRow(NamedTuple):
     end: int = 0
     step: int = 0
     total_steps: int = 0
+    stop: int = 0
+    before: int = 0
 
 
 @dataclass
@@ -115,10 +121,13 @@ class View:
 
     `stop` [R] is the end of the active block, `valid` [R,W] marks what belongs to the row, `own` [R,W] those of it that
     began as masks: what may be taken back or rewritten. `overhangs` says that a view may reach past the end of a short
-    row at all, `given` [R,L] are the tokens of the row that stood there before the first step.
+    row at all, `given` [R,L] are the tokens of the row that stood there before the first step. `limit` [R] is where a
+    row that grows ends at the latest.
 
-    For the runtime: `max_keys` and `max_row` bound the number of keys in sight and the length of rows, `host_rows` is
-    the host's knowledge of each row (None while flags are read late), `asked` what the decoder has asked for.
+    For the runtime: `max_keys` and `max_row` bound the number of keys in sight and the length of rows, `span` what
+    rows that grow have behind their prompts, `host_rows` is the host's knowledge of each row (None while flags are read
+    late), `own_stop` [R] the end of blocks that are not all of one length, `edge` [R] how far each may reach, `asked`
+    what the decoder has asked for.
     """
 
     tokens: Tensor
@@ -142,6 +151,10 @@ class View:
     host_rows: list[HostRow | None] | None = None
     tracing: bool = False
     overhangs: bool = True
+    own_stop: Tensor | None = None
+    edge: Tensor | None = None
+    limit: Tensor | None = None
+    span: int = 0
     asked: Asked = field(default_factory=Asked)
 
     @cached_property
@@ -151,7 +164,7 @@ class View:
 
     @cached_property
     def eligible(self) -> Tensor:
-        if self.tokens.shape[1] == self.block_length:
+        if self.own_stop is None and self.tokens.shape[1] == self.block_length:
             return self.masked
         return self.masked & (self.positions < self.stop.unsqueeze(1))
 
@@ -161,11 +174,11 @@ class View:
 
     @cached_property
     def valid(self) -> Tensor:
-        return self.positions < self.ends.unsqueeze(1)
+        return self.positions < (self.ends if self.edge is None else self.edge).unsqueeze(1)
 
     @cached_property
     def stop(self) -> Tensor:
-        return self.start + self.block_length
+        return self.start + self.block_length if self.own_stop is None else self.own_stop
 
     @property
     def fresh(self) -> Tensor:
@@ -206,6 +219,11 @@ class Decision:
     the host is to know at the row's next step, in ``view.host_rows``: which forward the row needs then, so that none is
     launched for nobody. For traces: `order` [R,W] ranks the reveals of decoders that make them one after another,
     `extra` is whatever else they should show.
+
+    With ``Traits.reach``, `stop` [R] is the end of the active block, which counts at its first step. With
+    ``Traits.initial``, and after what is revealed: `insert`, ([R], [R]), puts so many masks before that position, what
+    stands from there on moves right and beyond the row's limit it is lost; `ends` [R] is the row's new end, and the
+    last `tail` [R] positions before it become EOS.
     """
 
     tokens: Tensor
@@ -220,6 +238,10 @@ class Decision:
     skipped: Tensor | None = None
     host_hint: Tensor | None = None
     extra: dict[str, Tensor] | None = None
+    stop: Tensor | None = None
+    insert: tuple[Tensor, Tensor] | None = None
+    ends: Tensor | None = None
+    tail: Tensor | None = None
 
 
 class Decoder:
@@ -227,6 +249,7 @@ class Decoder:
     method is, whatever its options and networks."""
 
     name: str
+    group: str = "others"  # of `registry.GROUPS`
     version: int = 1
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
@@ -241,6 +264,12 @@ class Decoder:
 
     def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What decisions depend on beside the likely tokens of masks, for who replays recorded logits: ``filled``, what
+        a forward says of positions that hold a token; ``tail``, unlikely tokens one by one."""
+        return ()
 
     @cached_property
     def threshold(self) -> float:

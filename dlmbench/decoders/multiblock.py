@@ -8,8 +8,7 @@ without a cache, after D2F, arXiv 2508.09192; docs/methods/multiblock.md).
 ``best=first`` is d3LLM's rule for Dream: entropy < tau, and nothing but the first block is forced.
 
 The release has a second gate, by which a block counts as fully active; only the first such block with masks is forced.
-That is always the first block with masks (all before it are full), so the gate decides nothing and is left out. D2F's
-own rule, where closed blocks do not exist yet, is left out too.
+That is always the first block with masks (all before it are full), so the gate decides nothing and is left out.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ class MultiblockConfig:
 
 class Multiblock(StepDecoder):
     name = "multiblock"
+    group = "selectors"
     Config = MultiblockConfig
     attention = ("full",)
     caches = ("none", "freecache", "dkv")

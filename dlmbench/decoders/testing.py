@@ -28,7 +28,8 @@ from dlmbench.backbone.network import Network
 from dlmbench.decoders.base import Decision, Decoder, HostRow, Networks, Options, Traits, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Generation, Request
-from dlmbench.engine.canvas import Canvas, replacements
+from dlmbench.engine.canvas import replacements
+from dlmbench.engine.lengths import canvas_kind
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.oracle.contradictions import ITEMS, contradictions
 from dlmbench.registry import DECODERS, load_plugin
@@ -180,11 +181,14 @@ def _round_without_data(decoder: type[Decoder], attention: str, host_rows: list[
     traits = instance.bind(nets, block)
     capacity = 32 + block + 1 + traits.extra_slots
     answer = 16 if traits.scope == "answer" else 0
-    canvas = Canvas(2, capacity, block, MASK, (EOS,), attention, answer, device)
+    reach = max(int(16 * traits.reach), block)
+    canvas = canvas_kind(traits)(
+        2, capacity, block, MASK, (EOS,), attention, answer, device, traits=traits, reach=reach
+    )  # fmt: skip
     for net in nets.values():
         net.allocate(2, capacity, canvas.tokens, counter)
-    state = instance.init_state(2, capacity, answer or block, device)
-    view = canvas.view(state, Sampling(), 32, 32, host_rows, False)
+    state = instance.init_state(2, capacity, answer or reach, device)
+    view = canvas.view(state, Sampling(), 32, 32, host_rows, False, span=16)
     try:
         decision = instance.round(view, nets)
     except (RuntimeError, NotImplementedError) as error:

@@ -20,10 +20,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, HostRow, View
+from dlmbench.decoders.base import Decision, HostRow, Traits, View
 from dlmbench.decoders.predict import Sampling
 
 BLOCK_DONE, ROW_DONE, IDLE, SKIPPED = 1, 2, 4, 8  # bits of a row's flag
+USUAL = Traits()
 HINT = 4  # a decision's hint to the host stands in the bits from here on
 _PER_ROW = (
     "tokens", "given", "prompt_length", "start", "ends", "step", "total_steps", "block_masks", "seed", "fallbacks",
@@ -36,18 +37,21 @@ class Canvas:
 
     `given` [R,L] marks what stood in a row before its first step: the prompt, and tokens fixed in advance (`fixed`:
     there may be such). `answer` is the width of a view that covers the whole answer, 0 when the view is the active
-    block. `health` [R] is finite for as long as the logits that a row was decoded from were numbers.
+    block, `reach` that of a view in which decisions end blocks. `health` [R] is finite for as long as the logits that a
+    row was decoded from were numbers.
     """
 
-    carried = _PER_ROW  # what lives from step to step
+    carried: tuple[str, ...] = _PER_ROW  # what lives from step to step
 
     def __init__(
         self, rows: int, capacity: int, block_length: int, mask_id: int, eos_ids: tuple[int, ...], attention: str,
         answer: int, device: torch.device, fill_after_eos: bool = False, grid: str = "origin", fixed: bool = False,
+        traits: Traits = USUAL, reach: int = 0,
     ):  # fmt: skip
         self.block_length, self.mask_id, self.attention, self.answer = block_length, mask_id, attention, answer
         self.grid, self.fill_after_eos = grid, fill_after_eos
         self.filled: Tensor | None = None
+        self.shifted: Tensor | None = None
         self.from_prompt = attention == "full" or grid == "prompt"  # blocks are counted from the prompt's end
         self.exact = self.from_prompt or grid == "cut"  # the answer ends with its budget
         self.fixed = fixed or self.exact  # may blocks begin with fewer masks than positions?
@@ -65,6 +69,11 @@ class Canvas:
         self.eos = torch.tensor(eos_ids or (-1,), device=device)
         self.block = torch.arange(block_length, device=device)
         self.window = torch.arange(answer or block_length, device=device)
+        self.wide = answer > 0  # may a view hold more than the active block?
+        self._set_up(traits, reach)
+
+    def _set_up(self, traits: Traits, reach: int) -> None:
+        """What rows with ends of their own need beside (`dlmbench.engine.lengths`)."""
 
     @property
     def _overhangs(self) -> bool:
@@ -114,7 +123,7 @@ class Canvas:
 
     def view(
         self, state: dict[str, Tensor], sampling: Sampling, max_keys: int, max_row: int,
-        host_rows: list[HostRow | None] | None, tracing: bool,
+        host_rows: list[HostRow | None] | None, tracing: bool, span: int = 0,
     ) -> View:  # fmt: skip
         origin = self.prompt_length if self.answer else self.start
         positions = origin.unsqueeze(1) + self.window
@@ -150,6 +159,7 @@ class Canvas:
             tokens = torch.where(replaced, decision.tokens, tokens)
             progress = progress | replaced.any(1)
         self._write(view, tokens)
+        self._resize(decision)
         idle = _but_not(self.live, progress)
         if decision.planned_empty is not None:
             idle = _but_not(idle, decision.planned_empty)
@@ -162,7 +172,7 @@ class Canvas:
         stepped = self.live if decision.skipped is None else _but_not(self.live, decision.skipped)
         self.step = torch.where(block_done, 0, self.step + stepped)
         self.total_steps = self.total_steps + stepped
-        self.start = torch.add(self.start, self.moved, alpha=self.block_length)
+        self._move()
         if self.fixed:
             self.block_masks = torch.where(self.moved, self._masks_in_block(), self.block_masks)
         else:
@@ -191,15 +201,26 @@ class Canvas:
         place = torch.where(view.valid, view.positions, spare)
         self.tokens.scatter_(1, place, torch.where(view.valid, tokens, self.mask_id))
 
+    def _resize(self, decision: Decision) -> None:
+        """Rows keep their length here."""
+
+    def _stop(self, view: View, decision: Decision) -> Tensor:
+        """End [R] of the block that the step has worked on."""
+        return view.stop
+
+    def _move(self) -> None:
+        """Bring the rows in `moved` to their next block."""
+        self.start = torch.add(self.start, self.moved, alpha=self.block_length)
+
     def _done(self, view: View, decision: Decision, tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Rows whose block is complete, and rows that are finished, both [R]."""
-        inside = masked
-        if self.answer:
-            inside = masked & (view.positions < view.stop.unsqueeze(1))
+        inside, stop = masked, self._stop(view, decision)
+        if self.wide:
+            inside = masked & (view.positions < stop.unsqueeze(1))
         block_done = _but_not(self.live, inside.any(1))
         if decision.keep_block_open is not None:
             block_done = _but_not(block_done, decision.keep_block_open)
-        goes_on = self.ends > view.stop
+        goes_on = self.ends > stop
         if self.attention != "full":
             prompt = self.prompt_length.unsqueeze(1) > view.positions
             goes_on = _but_not(goes_on, _but_not(self._is_eos(tokens), prompt).any(1))
@@ -230,7 +251,7 @@ class Canvas:
         return ((tokens == self.mask_id) & inside).sum(1)
 
     def keep_rows(self, rows: Tensor) -> None:
-        for name in _PER_ROW:
+        for name in self.carried:
             setattr(self, name, getattr(self, name).index_select(0, rows))
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dlmbench.backbone.counter import LogEntry
-from dlmbench.decoders.base import Decision, View
+from dlmbench.decoders.base import Decision, Networks, View
 from dlmbench.engine.canvas import replacements
-from dlmbench.engine.request import TracedStep
+from dlmbench.engine.request import State, TracedStep
 
 
 class Recorder:
@@ -29,13 +29,21 @@ class Recorder:
         self.steps: list[list[TracedStep]] = [[] for _ in range(rows)]
         self.on_step = on_step
 
+    def networks(self, nets: Networks) -> Networks:
+        """The networks as the decoder is to see them."""
+        return nets
+
     def begin(self, row: int) -> None:
         self.steps[row] = []
 
-    def step(self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None) -> None:
+    def step(
+        self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None,
+        moved: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Note what a decision did to every live row; prefill forwards are in the counts, not in a trace.
 
-        `filled` [R, capacity] holds the EOS that filled a position after this step, -1 elsewhere.
+        `filled` [R, capacity] holds the EOS that filled a position after this step, `moved` [R, capacity] what stands
+        where the row has grown or shifted, as if it had been rewritten; -1 elsewhere.
         """
         reveal, replaced = decision.reveal & view.masked, replacements(view, decision)
         for row, live in enumerate(view.live.tolist()):
@@ -70,6 +78,8 @@ class Recorder:
                 entry["replaced"] = {
                     "positions": view.positions[row, at].tolist(), "tokens": decision.tokens[row, at].tolist(),
                 }  # fmt: skip
+            if moved is not None:
+                _note_moves(entry, moved[row].tolist(), view.mask_id)
             self.steps[row].append(entry)
             if self.on_step:
                 self.on_step({"row": row, **entry})
@@ -77,8 +87,23 @@ class Recorder:
     def finish(self, row: int) -> list[TracedStep]:
         return self.steps[row]
 
+    def states_of(self, row: int) -> list[State] | None:
+        """Those of a recorder that keeps them (`dlmbench.engine.states`)."""
+        return None
+
     def keep_rows(self, rows: list[int]) -> None:
         self.steps = [self.steps[row] for row in rows]
+
+
+def _note_moves(entry: TracedStep, moved: list[int], mask_id: int) -> None:
+    """What a step revealed and moved away is a mask again, and rewritten where it came to lie."""
+    emptied = [position for position, token in enumerate(moved) if token == mask_id]
+    shown = [(p, t) for p, t in zip(entry["positions"], entry["tokens"]) if moved[p] < 0]
+    entry["remasked"] = sorted({*entry["remasked"], *emptied} - set(entry["positions"]))
+    entry["positions"], entry["tokens"] = [p for p, _ in shown], [t for _, t in shown]
+    written = [(position, token) for position, token in enumerate(moved) if token not in (-1, mask_id)]
+    if written:
+        entry["replaced"] = {"positions": [p for p, _ in written], "tokens": [t for _, t in written]}
 
 
 def _scores(view: View, row: int) -> dict[str, list]:

@@ -20,8 +20,9 @@ from dlmbench.backbone.counter import ForwardSum
 from dlmbench.backbone.network import prefill_rows
 from dlmbench.decoders.base import HostRow
 from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED
+from dlmbench.engine.clock import ForwardClock
 from dlmbench.engine.request import Generation, Request, Source, Timing, now
-from dlmbench.engine.step import Launched, Step
+from dlmbench.engine.step import Bounds, Launched, Step
 from dlmbench.engine.text import Text
 from dlmbench.errors import RunError
 from dlmbench.forwards import ForwardKey
@@ -38,7 +39,10 @@ class Slot:
     index: int
     admitted: float
     start: int
+    stop: int  # of its active block
     end: int  # of its canvas
+    limit: int  # that its canvas may grow to
+    before: int = 0  # `start`, a step ago
     first_step: int | None = None  # number of the first step that was launched with its prompt encoded
     hint: int | None = None  # the last decision's, as far as it has been read
     step: int = 0  # steps read so far, on this block and on the row
@@ -48,22 +52,27 @@ class Slot:
 
     @property
     def row(self) -> HostRow:
-        prompt = len(self.request.prompt_ids)
-        return HostRow(self.hint, prompt, self.start, self.end, self.step, self.total_steps)
+        return HostRow(
+            self.hint, self.prompt, self.start, self.end, self.step, self.total_steps, self.stop, self.before
+        )
+
+    @property
+    def prompt(self) -> int:
+        return len(self.request.prompt_ids)
 
 
 class Scheduler:
     """Serves one queue of requests on the buffers of `step`.
 
-    `timing` and `shapes` (work of the rows that have finished) are added to; `fixed` are (offset, token) pairs of every
-    answer whose request names none.
+    `timing` and `shapes` (work of the rows that have finished) are added to, `clock` knows the time in forwards, and
+    `fixed` are (offset, token) pairs of every answer whose request names none.
     """
 
     def __init__(
-        self, step: Step, rows: int, text: Text, timing: Timing, shapes: dict[ForwardKey, ForwardSum],
-        fixed: tuple[tuple[int, int], ...], stall_limit: int, watch: Watch | None,
+        self, step: Step, rows: int, text: Text, timing: Timing, clock: ForwardClock,
+        shapes: dict[ForwardKey, ForwardSum], fixed: tuple[tuple[int, int], ...], stall_limit: int, watch: Watch | None,
     ):  # fmt: skip
-        self.step, self.text, self.timing, self.shapes = step, text, timing, shapes
+        self.step, self.text, self.timing, self.clock, self.shapes = step, text, timing, clock, shapes
         self.fixed, self.stall_limit, self.watch = fixed, stall_limit, watch
         self.slots: list[Slot | None] = [None] * rows
         self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
@@ -128,7 +137,7 @@ class Scheduler:
             self.encoding = self._encode(queue)
         if self.encoding is None:
             return
-        began = now(self.step.device)
+        began, inside = now(self.step.device), self.clock.seconds
         under_way = any(slot and slot.first_step is not None for slot in self.slots)
         for _ in self.encoding:
             if under_way:
@@ -136,6 +145,7 @@ class Scheduler:
         else:
             self.encoding = None
         self.timing.prefill += now(self.step.device) - began
+        self.clock.seconds = inside  # what prompts take is no part of decoding
 
     def _encode(self, queue: Queue) -> Iterator[None]:
         """Admit what fits into the free slots; yields between chunks of the prompts.
@@ -149,7 +159,9 @@ class Scheduler:
             start = self.step.canvas.admit(row, prompt, request.max_tokens, request.seed, fixed)
             for net in self.step.nets.values():
                 net.admit(row, request)
-            self.slots[row] = Slot(request, index, admitted, start, len(prompt) + request.max_tokens)
+            limit = len(prompt) + request.max_tokens
+            stop, end = start + self.step.block_length, min(len(prompt) + (self.step.traits.initial or limit), limit)
+            self.slots[row] = Slot(request, index, admitted, start, stop, end, limit)
             rows.append(row)
             lengths.append(len(prompt))
         nets, cached = self.step.nets.values(), self.step.traits.cached
@@ -196,7 +208,16 @@ class Scheduler:
         host_rows = None
         if not self.step.lag:
             host_rows = [slot.row if slot and slot.first_step is not None else None for slot in self.slots]
-        return self.step.launch(max(slot.start for slot in busy), max(slot.end for slot in busy), host_rows)
+        return self.step.launch(self._bounds(busy), host_rows)
+
+    def _bounds(self, busy: list[Slot]) -> Bounds:
+        furthest, traits = max(slot.start for slot in busy), self.step.traits
+        if not traits.initial:
+            return Bounds(furthest, max(slot.end for slot in busy))
+        growth = self.step.lag * traits.growth  # steps that are not read yet may have made a row longer
+        ends = [min(slot.end + growth, slot.limit) for slot in busy]
+        begins = [slot.start if traits.scope == "ahead" else slot.prompt for slot in busy]
+        return Bounds(furthest, max(ends), max(end - begin for begin, end in zip(begins, ends)))
 
     def _read(self, number: int, step: Launched) -> list[tuple[int, Generation]]:
         """Act on the flags of one step: finish rows, look for stop strings, notice stalls."""
@@ -207,9 +228,13 @@ class Scheduler:
             slot = self.slots[row]
             if slot is None or slot.first_step is None or number < slot.first_step:
                 continue  # nobody's, or of who was here before
+            flag, *ends = flag if self.step.own_ends else (flag,)
             if step.hinted:
                 slot.hint, flag = flag >> HINT, flag & ((1 << HINT) - 1)
-            last_block = self._advance(row, slot, flag)
+            begun, last_block = slot.start, self._advance(row, slot, flag)
+            if ends:
+                slot.before = begun
+                slot.start, slot.stop, slot.end = ends
             if last_block is not None:
                 finished.append((slot.index, self._finish(row, slot, last_block, step)))
         return finished
@@ -224,6 +249,7 @@ class Scheduler:
             return slot.start
         if flag & BLOCK_DONE:
             last_block, slot.start, slot.step = slot.start, slot.start + self.step.block_length, 0
+            slot.stop = slot.start + self.step.block_length
             if not self.step.lag:
                 for net in self.step.nets.values():
                     net.waiting.add(row)
@@ -270,6 +296,7 @@ class Scheduler:
             proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
             steps=slot.total_steps,
             trace=step.recorder.finish(row) if step.recorder else None,
+            states=step.recorder.states_of(row) if step.recorder else None,
         )  # fmt: skip
         self._free(row)
         return generation

@@ -21,6 +21,7 @@ from dlmbench.decoders.base import Decision, Decoder, HostRow, Traits, View
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.canvas import BLOCK_DONE, Canvas
 from dlmbench.engine.graphs import Binding, StepGraphs
+from dlmbench.engine.lengths import OwnEnds, canvas_kind
 from dlmbench.engine.recorder import Recorder
 
 GRAPH_BUCKET = 128  # keys in sight are padded to multiples of this where steps are recorded, so that they are few
@@ -29,16 +30,28 @@ REPORTED = ("proposed", "accepted")  # state of a decoder that is read when a ro
 
 class Sizes(NamedTuple):
     """What buffers are made for. `answer` is the width of a view that covers the whole answer, 0 for the block;
-    `fixed`: rows may have tokens that are given in advance."""
+    `fixed`: rows may have tokens that are given in advance; `reach` is the width of a view in which decisions end
+    blocks."""
 
     rows: int
     capacity: int
     answer: int
     fixed: bool
+    reach: int = 0
 
     def serve(self, other: Sizes) -> bool:
         """Do buffers of this size do for a run of that one?"""
         return self.capacity >= other.capacity and self._replace(capacity=other.capacity) == other
+
+
+class Bounds(NamedTuple):
+    """What the host knows of all rows before a step: the largest start of an active block and the largest end of a row;
+    where answers grow also the most positions that a row has behind its prompt (scope "ahead": its active block's
+    start)."""
+
+    furthest: int
+    longest: int
+    span: int = 0
 
 
 @dataclass
@@ -76,6 +89,11 @@ class Step:
         self._fresh_state: dict[str, Tensor] = {}
 
     @property
+    def own_ends(self) -> bool:
+        """Do a step's flags say where rows are?"""
+        return isinstance(self.canvas, OwnEnds)
+
+    @property
     def mask_id(self) -> int:
         mask = self.target.config.mask_id
         return self.target.config.vocab_size if mask is None else mask  # an id that no head can produce
@@ -90,16 +108,16 @@ class Step:
         if self.graphs:
             self.graphs.clear()
         self.state = {}  # before what replaces it is made
-        rows, capacity, answer, fixed = sizes
+        rows, capacity, answer, fixed, reach = sizes
         config = self.target.config
-        self.canvas = Canvas(
+        self.canvas = canvas_kind(self.traits)(
             rows, capacity, self.block_length, self.mask_id, () if self.traits.ends_rows else config.eos_ids,
-            config.attention, answer, self.device, self.fill_after_eos, config.grid, fixed,
+            config.attention, answer, self.device, self.fill_after_eos, config.grid, fixed, self.traits, reach,
         )  # fmt: skip
         self.counter = Counter(rows, self.device)
         for net in self.nets.values():
             net.allocate(rows, capacity, self.canvas.tokens, self.counter)
-        width = answer or self.block_length
+        width = reach or answer or self.block_length
         self.state = self.decoder.init_state(rows, capacity, width, self.device)
         fresh = self.decoder.init_state(1, capacity, width, self.device)
         self._fresh_state = {name: tensor.clone() for name, tensor in fresh.items()}
@@ -145,40 +163,41 @@ class Step:
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def launch(self, furthest: int, longest: int, host_rows: list[HostRow | None] | None) -> Launched:
-        """Launch one round for all rows; its flags stay on the device until they are read.
-
-        `furthest` is the largest start of an active block as far as the host knows, `longest` the largest end of a row.
-        """
+    def launch(self, bounds: Bounds, host_rows: list[HostRow | None] | None) -> Launched:
+        """Launch one round for all rows; its flags stay on the device until they are read."""
+        furthest, longest, span = bounds
         ahead = self.lag * self.block_length  # rows may be one block further than the host knows
         capacity = self.canvas.tokens.shape[1]
         max_keys, max_row = min(bucket(furthest + self.block_length + ahead), capacity), min(longest, capacity)
         if self.graphs and self.recorder is None:
             max_keys, max_row = min(bucket(max_keys, GRAPH_BUCKET), capacity), self.padded(max_row)
-            shape = max_keys, max_row
-            flags, hinted = self.graphs.run(shape, lambda: self.round(max_keys, max_row, None), self.carried)
+            shape = max_keys, max_row, bucket(span, GRAPH_BUCKET)
+            flags, hinted = self.graphs.run(shape, lambda: self.round(*shape, None), self.carried)
         else:
-            flags, hinted = self.round(max_keys, max_row, host_rows)
+            flags, hinted = self.round(max_keys, max_row, bucket(span), host_rows)
         flags, copied = self._to_host(flags)
         if not self.lag:
             return Launched(flags, hinted, copied=copied)
         report = {name: self.state[name].clone() for name in REPORTED if name in self.state}
         return Launched(flags, hinted, self.counter.totals.clone(), report, copied)
 
-    def round(self, max_keys: int, max_row: int, host_rows: list[HostRow | None] | None) -> tuple[Tensor, bool]:
+    def round(
+        self, max_keys: int, max_row: int, span: int, host_rows: list[HostRow | None] | None
+    ) -> tuple[Tensor, bool]:
         """One round of the decoder for all rows and its consequences -> flags [R], and whether they carry hints.
 
         Without `host_rows` nothing in here depends on a tensor's value, so it can be recorded.
         """
         tracing = self.recorder is not None
-        view = self.canvas.view(self.state, self.sampling, max_keys, max_row, host_rows, tracing)
+        view = self.canvas.view(self.state, self.sampling, max_keys, max_row, host_rows, tracing, span)
         log: list[LogEntry] | None = [] if tracing else None
         self.counter.log = log
-        decision = self._forced(view, self.decoder.round(view, self.nets))
+        nets = self.nets if self.recorder is None else self.recorder.networks(self.nets)
+        decision = self._forced(view, self.decoder.round(view, nets))
         flags = self.canvas.apply(view, decision)
         self._store_finished(view, flags)
         if self.recorder is not None and log is not None:
-            self.recorder.step(view, decision, log, self.canvas.filled)
+            self.recorder.step(view, decision, log, self.canvas.filled, self.canvas.shifted)
         return flags, decision.host_hint is not None
 
     def _forced(self, view: View, decision: Decision) -> Decision:

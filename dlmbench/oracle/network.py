@@ -198,6 +198,12 @@ class Oracle(Network):
     def whole(self, view) -> tuple[Tensor, Tensor]:
         raise self._refusal("reads hidden states")
 
+    def forcing(self, view, stored: Tensor) -> Forward:
+        raise self._refusal("reads under an attention of its own")
+
+    def surveyed(self, view, token: int, kind: Kinds = "") -> tuple[Forward, Tensor]:
+        raise self._refusal("lets answers grow, and the oracle's have one length")
+
     def logits(self, view) -> Tensor:
         """[R,W,V], the mask id impossible and no logit infinite."""
         length, prompt = self.answers.shape[1], view.prompt_length.unsqueeze(1)

@@ -65,6 +65,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "oracle": "dlmbench.verify.oracle",
     "dkv": "dlmbench.verify.dkv",
     "multiblock": "dlmbench.verify.multiblock",
+    "multiblock_d2f": "dlmbench.verify.multiblock",
     "remdm_loop": "dlmbench.verify.remasking",
     "rcr": "dlmbench.verify.remasking",
     "saber": "dlmbench.verify.remasking",
@@ -74,6 +75,8 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "entropy_gate": "dlmbench.verify.selectors",
     "sched": "dlmbench.verify.sched",
     "pcsampler": "dlmbench.verify.selectors",
+    "adablock": "dlmbench.verify.adablock",
+    "daedal": "dlmbench.verify.daedal",
 }
 Fixture = dict[str, Any]  # JSON of a golden case; every area has its own fields
 Numbers = torch.Tensor | float | Sequence

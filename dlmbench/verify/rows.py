@@ -98,9 +98,10 @@ def run(
     fixed: tuple[tuple[int, int], ...] = (),
     eos_id: int | None = None,
     fill_after_eos: bool = False,
+    gen_length: int | None = None,
     device: str = "cpu",
 ) -> CaseRun:
-    """Decode all rows of a case together."""
+    """Decode all rows of a case together; `gen_length` tokens each, where the case does not name them so."""
     params = case.params
     model = load_checkpoint(case.weights(), device, told=case.told("full"))
     if eos_id is not None:
@@ -108,7 +109,8 @@ def run(
     network = Bidirectional("target", model, block_length, policy, guidance)
     ids, pads = prompts(case)
     engine = Engine({"target": network}, decoder, sampling=sampling, batch_size=len(ids), fill_after_eos=fill_after_eos)
-    requests = [Request(str(i), tuple(row), params["gen_length"], fixed=fixed) for i, row in enumerate(ids)]
+    budget = gen_length or params["gen_length"]
+    requests = [Request(str(i), tuple(row), budget, fixed=fixed) for i, row in enumerate(ids)]
     return CaseRun(engine.generate(requests, trace=True), pads, [len(row) for row in ids])
 
 

@@ -44,6 +44,8 @@ SWEEP = [  # settings whose steps take other ways than the defaults: decoder, at
     ("entropy", "full", "rule=gate,budget=2", {}),
     ("multiblock", "full", "best=first,gate=0.5", {"fill_after_eos": True}),
     ("rcr", "full", "schedule=cosine,remask=false", {}),
+    ("adablock", "full", "tau=0.5,delimiters=5+6+7+8+9+10+11+12,delimiter_tau=0", {}),
+    ("daedal", "full", "tau=0.5,low=0.3,initial=4,expansion=3,enough=0.1,checked=4", {}),
     ("saber", "full", "rule=token", {}),
     ("adjust", "full", "schedule=dream", {}),
     ("adjust", "full", "K=3", {}),

@@ -84,6 +84,7 @@ def page(
         "words": words.list,
         "references": [_references(section.rows) for section in sections],
         "panels": figure.panels([(section.name, section.rows, section.labels) for section in sections]),
+        "axes": figure.axes(),
         "marks": figure.marks([row.method for row in results.rows]),
     }
     assets = files("dlmbench.report.html") / "assets"

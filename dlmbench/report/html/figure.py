@@ -12,11 +12,11 @@ from typing import TypedDict
 
 from dlmbench.analysis import needs, text
 from dlmbench.analysis.row import REFERENCE, Row
+from dlmbench.report.columns import COLUMNS
 from dlmbench.report.figures import pareto
 from dlmbench.report.figures.style import COLOURS, styles
 from dlmbench.stats import pareto_front
 
-AXES = ("cost", "nfe", "tps", "tpf")
 DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of the figure's colours
 _CONTRAST = 4.5
 _SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "wye", "hexagon")  # Plot's names
@@ -31,7 +31,7 @@ class Point(TypedDict):
     method: str
     thread: str  # settings of one thread are joined by a line
     told: str  # its difference and verdict
-    x: dict[str, float]
+    x: dict[str, float]  # by the name of an axis
     y: list[float]  # accuracy and the ends of its interval, in percent
     front: list[str]  # the axes on which no other setting of its weights and hardware beats it
 
@@ -65,8 +65,8 @@ def panels(sections: Sequence[tuple[str, list[Row], list[str]]]) -> list[Panel]:
 def _points(rows: list[Row], called: dict[Row, tuple[int, str]]) -> list[Point]:
     own = pareto.own_series(rows)
     places: dict[str, list[float | None]] = {}
-    for name in AXES:
-        places[name] = [pareto.AXES[name].value(row) for row in rows]
+    for name, axis in pareto.AXES.items():
+        places[name] = [axis.value(row) for row in rows]
     factors = pareto.exchange(rows, own)
     places["cost"] = [None if cost is None else cost * factor for cost, factor in zip(places["cost"], factors)]
     series = [f"{row.weights} {row.device}" for row in rows]
@@ -101,6 +101,12 @@ def _told(row: Row) -> str:
         return "other weights" if len(row.group.rows) == 1 else ""
     shown = f"{text.signed(gap.difference, gap.low, gap.high)} points against {gap.baseline.label}"
     return f"{shown}, {needs.verdict(row)}"
+
+
+def axes() -> dict[str, tuple[str, str, bool]]:
+    """What each axis is called, in short too, and whether more of it is better."""
+    shown = [(column.title or column.axis.name, column.axis) for column in COLUMNS if column.axis]
+    return {axis.name: (axis.title, short, axis.larger) for short, axis in shown}
 
 
 def marks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -1,13 +1,7 @@
 "use strict";
 // Accuracy against cost, as SVG by Observable Plot: one tab stop, arrow keys from point to point, Enter opens the items.
-function chart(panels, palette, element, open) {
+function chart({ panels, axes, marks }, element, open) {
   const byId = (id) => document.getElementById(id);
-  const AXES = {
-    cost: "cost of decoding an item, plain forwards", nfe: "forwards an item (NFE)", tps: "tokens/s, decoding alone",
-    tpf: "tokens a forward (TPF)",
-  };
-  const SHORT = { cost: "cost", nfe: "NFE", tps: "tokens/s", tpf: "TPF" };
-  const LARGER = ["tps", "tpf"];
   const choice = byId("figure-panel"), axis = byId("figure-axis"), legend = byId("figure-legend");
   const place = byId("figure-place"), tip = byId("figure-tip");
   const hidden = new Set();
@@ -15,12 +9,12 @@ function chart(panels, palette, element, open) {
 
   function show() {
     const panel = panels[choice.value], methods = [...new Set(panel.points.map((point) => point.method))];
-    const axes = Object.keys(AXES).filter((name) => panel.points.some((point) => point.x[name] != null));
-    const chosen = axes.includes(axis.value) ? axis.value : axes[0];
-    axis.replaceChildren(...axes.map((name) => element("option", { value: name }, AXES[name])));
+    const names = Object.keys(axes).filter((name) => panel.points.some((point) => point.x[name] != null));
+    const chosen = names.includes(axis.value) ? axis.value : names[0];
+    axis.replaceChildren(...names.map((name) => element("option", { value: name }, axes[name][0])));
     axis.value = chosen;
     legend.replaceChildren(...methods.map((name) => {
-      const [colour, symbol] = palette[name];
+      const [colour, symbol] = marks[name];
       return element("button", {
         type: "button", "aria-pressed": String(!hidden.has(name)),
         onclick: () => { hidden.delete(name) || hidden.add(name); show(); focusLegend(name); },
@@ -36,15 +30,15 @@ function chart(panels, palette, element, open) {
   function draw(panel, x) {
     const points = panel.points.filter((point) => point.x[x] != null && !hidden.has(point.method))
       .sort((a, b) => a.x[x] - b.x[x]);
-    const at = (point) => point.x[x], colour = (point) => palette[point.method][0];
-    const larger = LARGER.includes(x), ends = [Math.min(...points.map(at)), Math.max(...points.map(at))];
+    const at = (point) => point.x[x], colour = (point) => marks[point.method][0];
+    const [long, short, larger] = axes[x], ends = [Math.min(...points.map(at)), Math.max(...points.map(at))];
     const log = ends[0] > 0 && ends[1] / ends[0] > 8;
     const own = points.filter((point) => point.front.includes(x));
     const width = Math.max(300, Math.min(place.clientWidth, 1100));
     const made = Plot.plot({
       width, height: Math.round(Math.max(300, Math.min(520, width * 0.55))), marginLeft: 46, marginBottom: 42, inset: 14,
       style: { background: "transparent", fontSize: "13px", overflow: "visible" },
-      x: { type: log ? "log" : "linear", label: `${(width < 500 ? SHORT : AXES)[x]} (${larger ? "right" : "left"} is better)`, labelAnchor: "center", labelArrow: "none", ticks: width < 500 ? 4 : 8, tickFormat: log ? "~s" : undefined },
+      x: { type: log ? "log" : "linear", label: `${width < 500 ? short : long} (${larger ? "right" : "left"} is better)`, labelAnchor: "center", labelArrow: "none", ticks: width < 500 ? 4 : 8, tickFormat: log ? "~s" : undefined },
       y: { label: "accuracy, % (95 % interval)", nice: true, labelArrow: "none" },
       color: { type: "identity" }, symbol: { type: "identity" },
       marks: [
@@ -55,14 +49,14 @@ function chart(panels, palette, element, open) {
         Plot.dot(points, {
           x: at, y: (point) => point.y[0], r: (point) => (point.front.includes(x) ? 7 : 5), fill: colour,
           fillOpacity: (point) => (point.front.includes(x) ? 1 : 0.55), stroke: "var(--card)", strokeWidth: 1.5,
-          symbol: (point) => palette[point.method][1], ariaLabel: (point) => words(point, x), className: "dots", sort: null,
+          symbol: (point) => marks[point.method][1], ariaLabel: (point) => words(point, x), className: "dots", sort: null,
         }),
       ],
       r: { type: "identity" },
     });
     const svg = made.matches?.("svg") ? made : made.querySelector("svg");
     svg.setAttribute("role", "group");
-    svg.setAttribute("aria-label", `Accuracy against ${AXES[x]} of ${points.length} settings on ${panel.title}. Arrow keys move from point to point.`);
+    svg.setAttribute("aria-label", `Accuracy against ${long} of ${points.length} settings on ${panel.title}. Arrow keys move from point to point.`);
     for (const part of svg.querySelectorAll(":scope > g:not(.dots), :scope > style")) part.setAttribute("aria-hidden", "true");
     place.replaceChildren(made);
     tip.hidden = true;
@@ -98,7 +92,7 @@ function chart(panels, palette, element, open) {
   function words(point, x) {
     const [value, low, high] = point.y.map((number) => number.toFixed(1));
     const paid = point.x[x].toLocaleString("en", { maximumFractionDigits: 1 });
-    return `${point.name}: ${value} % [${low}, ${high}], ${SHORT[x]} ${paid}${point.told ? `; ${point.told}` : ""}`;
+    return `${point.name}: ${value} % [${low}, ${high}], ${axes[x][1]} ${paid}${point.told ? `; ${point.told}` : ""}`;
   }
 
   function tell(dot, point, x) {

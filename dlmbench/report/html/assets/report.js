@@ -401,6 +401,6 @@
   if (data.panels.length) {
     byId("figure").hidden = false;
     fill(byId("figure-panel"), data.panels.map((panel, i) => [i, panel.title]));
-    chart(data.panels, data.marks, element, openItems);
+    chart(data, element, openItems);
   }
 })();
