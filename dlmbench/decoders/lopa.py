@@ -5,7 +5,7 @@ The ground is D2F's decoding (`dlmbench.decoders.d2f`). A round has branches: ex
 and the base. All are computed together, each with open blocks of its own.
 
     score    alpha * creation + (1 - alpha) * mean confidence of a branch's masks, of the least sure share `lowest` of
-             them; creation is the confidence of the extra's token when it was made, 1 for the base; no mask: 1
+             them, 1 without a mask; creation is the confidence of the extra's token when it was made, 1 for the base
     commit   the branch of highest score, with what D2F reveals by its logits, is the next base
     extras   of the next round: the `branches` surest masks that were not revealed, one in each
 
@@ -98,7 +98,7 @@ class LoPA(D2F):
         masks = masked.sum(2)
         counted = (masks.double() * self.config.lowest).long().clamp_min(1)
         least = confidence.sort(2).values.cumsum(2).gather(2, counted.unsqueeze(2) - 1).squeeze(2) / counted
-        score = torch.where(masks > 0, alpha * creation + (1 - alpha) * least, 1.0)
+        score = alpha * creation + (1 - alpha) * torch.where(masks > 0, least, 1.0)
         there = place >= 0
         there[:, -1] = True  # the base
         return score.masked_fill(~there, float("-inf"))

@@ -236,7 +236,7 @@ def branched_by_hand(model, item, config):
     def score(answer, confidence, creation):
         masks = sorted(confidence[i] for i, token in enumerate(answer) if token == MASK)
         least = masks[: max(1, int(len(masks) * config.lowest))]
-        return config.alpha * creation + (1 - config.alpha) * sum(least) / len(least) if masks else 1.0
+        return config.alpha * creation + (1 - config.alpha) * (sum(least) / len(least) if masks else 1.0)
 
     base, extras, rounds = [MASK] * min(BLOCK, item.max_tokens), [], []
     canvas = base
