@@ -127,6 +127,16 @@ DECODERS: Registry[type[Decoder]] = Registry("method", "dlmbench.decoders")
 BACKBONES: Registry[Family] = Registry("backbone family", "dlmbench.backbones")
 TASKS: Registry[Path] = Registry("task", "dlmbench.tasks")
 
+GROUPS = {  # what decoders are listed under; each names one in `Decoder.group`
+    "selectors": "which masks a forward reveals, from its distributions",
+    "early commit": "when to fill all that is left at once",
+    "remasking": "what was filled is taken back or rewritten",
+    "speculation": "a second network drafts or checks",
+    "trained": "a module, or weights, trained for the method",
+    "caches": "which keys and values are computed again",
+    "length": "how long blocks and answers are",
+    "others": "decoders from outside that name no group",
+}
 _DECODERS = {  # method -> class, in the module of the method's name
     "adablock": "AdaBlock",
     "adjust": "Adjust",

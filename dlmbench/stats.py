@@ -56,6 +56,13 @@ def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarra
     return drawn @ distinct / len(values)
 
 
+def normal_half(values: Sequence[float], level: float = LEVEL) -> float:
+    """Half the width of the normal interval of a mean; 0 of a single value."""
+    if len(values) < 2:
+        return 0.0
+    return NormalDist().inv_cdf(0.5 + level / 2) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Wilson for values that are all 0 or 1, bootstrap for graded ones."""
     array = np.asarray(values, dtype=float)
@@ -336,6 +343,19 @@ def pareto_front(x: Sequence[float], y: Sequence[float], larger_x: bool = False)
         as_good = known & (cost <= cost[i]) & (gain >= gain[i])
         front[i] = not (as_good & ((cost < cost[i]) | (gain > gain[i]))).any()
     return front
+
+
+def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Interval of a median by its order statistics, whatever the distribution; smallest and largest of fewer than six
+    values, which hold it less often. Of 20 values the 6th and the 15th."""
+    ordered, tail, rank = sorted(values), 0.0, 0
+    while rank < (len(ordered) - 1) // 2:
+        tail += math.comb(len(ordered), rank) / 2 ** len(ordered)
+        if tail > (1 - level) / 2:
+            break
+        rank += 1
+    least = max(rank - 1, 0)
+    return ordered[least], ordered[-1 - least]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

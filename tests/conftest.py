@@ -1,5 +1,7 @@
 """What is collected where, and with how many threads."""
 
+import os
+
 import pytest
 
 
@@ -12,7 +14,9 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture(autouse=True, scope="module")
 def threads():
-    """As many threads as pay beside whatever else this machine does now."""
-    from dlmbench.threads import settle
+    """As many threads as pay beside whatever else this machine does now; this process's share where there are more."""
+    from dlmbench.threads import THREADS, settle
 
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        THREADS.at_most(max((os.cpu_count() or 1) // int(workers), 1))
     settle()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tokenize
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,20 +80,20 @@ def modules(root: Path, folder: str) -> list[Module]:
 # --- listings ---------------------------------------------------------------------------------------------------------
 
 
-def listings(tree: ast.AST) -> Iterator[tuple[int, list[str]]]:
-    """(line, names) of every place that lists names: displays, parameters, keywords of a call, fields of a class."""
+def listings(tree: ast.AST) -> Iterator[tuple[ast.AST, list[str]]]:
+    """(node, names) of every place that lists names: displays, parameters, keywords of a call, fields of a class."""
     for node in ast.walk(tree):
         match node:
             case ast.Tuple() | ast.List() | ast.Set():
-                yield node.lineno, [_word(item) for item in node.elts]
+                yield node, [_word(item) for item in node.elts]
             case ast.Dict():
-                yield node.lineno, [_word(key) for key in node.keys if key is not None]
+                yield node, [_word(key) for key in node.keys if key is not None]
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                yield node.lineno, [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
+                yield node, [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
             case ast.Call():
-                yield node.lineno, [keyword.arg or "" for keyword in node.keywords]
+                yield node, [keyword.arg or "" for keyword in node.keywords]
             case ast.ClassDef():
-                yield node.lineno, _fields(node)
+                yield node, _fields(node)
 
 
 def _word(node: ast.AST) -> str:
@@ -119,13 +119,24 @@ def run_options(package: list[Module]) -> Figure:
 
 
 def row_columns(package: list[Module]) -> Figure:
-    figure = Figure("row columns", f"modules with one listing of 4 or more of {len(COLUMNS)} columns of a table", 1)
-    figure.places = [module.name for module in package if _lists(module, COLUMNS, 4)]
+    """A typed record is left out, its fields and the call that fills it: they are data under their own names, which the
+    type checker holds together, and say nothing of what tables show."""
+    rule = f"modules with one listing of 4 or more of {len(COLUMNS)} columns of a table, typed records aside"
+    figure = Figure("row columns", rule, 1)
+    nodes = [node for module in package for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
+    records = {node.name for node in nodes if _fields(node)}
+    figure.places = [module.name for module in package if _lists(module, COLUMNS, 4, records)]
     return figure
 
 
-def _lists(module: Module, names: set[str], least: int) -> bool:
-    return any(len(names & set(found)) >= least for _, found in listings(module.tree))
+def _lists(module: Module, names: set[str], least: int, records: Collection[str] = ()) -> bool:
+    """Does one listing have so many of these names? `records`: classes whose fields and whose calls are none."""
+
+    def counts(node: ast.AST) -> bool:
+        called = _word(node.func) if isinstance(node, ast.Call) else getattr(node, "name", "")
+        return not (isinstance(node, ast.Call | ast.ClassDef) and called in records)
+
+    return any(len(names & set(found)) >= least for node, found in listings(module.tree) if counts(node))
 
 
 def sameness(package: list[Module]) -> Figure:

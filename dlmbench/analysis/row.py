@@ -22,7 +22,7 @@ import numpy as np
 from dlmbench import stats
 from dlmbench.analysis import fronts
 from dlmbench.request.run_spec import PAIRED
-from dlmbench.runs.aggregate import item_costs
+from dlmbench.runs.aggregate import cost_interval, item_costs
 from dlmbench.runs.folder import RunFolder
 from dlmbench.runs.record import Json, Manifest, Metrics, Sample, Work, typed
 
@@ -140,6 +140,11 @@ class Row:
         return None if self.metrics.cost is None or self.prefill is None else self.metrics.cost - self.prefill
 
     @cached_property
+    def cost_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `cost`, over items and over the repeats of prices; None without samples or prices."""
+        return cost_interval(self.run.samples, self.manifest.prices, self.manifest.spreads)
+
+    @cached_property
     def flops(self) -> float | None:
         """Multiplications and additions of an item's decoding, of all networks: the limit at large batch. None
         without samples."""
@@ -177,6 +182,11 @@ class Row:
     def tps(self) -> float | None:
         """Median tokens/s of decoding alone."""
         return self.metrics.speed.decode.median if self.metrics.speed else None
+
+    @property
+    def outside(self) -> float | None:
+        """Share of the seconds of decoding that pass outside forwards."""
+        return self.metrics.speed.outside if self.metrics.speed else None
 
     @property
     def unit_seconds(self) -> float | None:

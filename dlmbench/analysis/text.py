@@ -35,21 +35,13 @@ def ratio(value: float, low: float, high: float) -> str:
     return number(value, 2) + ("" if low != low else f" [{number(low, 2)}, {number(high, 2)}]")
 
 
-UNSTEADY = 1.3  # the fastest repeat over the slowest; above it a speed is not shown
-
-
 def rate(found: Rate | None, steady: bool = True) -> str:
     """``1,492 (1,430 - 1,503)``: median, and the range of the repeats; marked where the number of threads had to be
-    changed meanwhile. A dash with the range where the repeats lie too far apart for a number."""
+    changed meanwhile. A dash with the range and the reason where the repeats lie too far apart for a number."""
     if found is None:
         return DASH
-    middle = DASH if unsteady(found) else f"{found.median:,.0f}"
-    return f"{middle} ({found.low:,.0f} - {found.high:,.0f}){'' if steady else ' ~'}"
-
-
-def unsteady(found: Rate) -> bool:
-    """Do the repeats lie too far apart for a number?"""
-    return found.high > UNSTEADY * found.low
+    middle, why = (DASH, ", unsteady") if found.unsteady else (f"{found.median:,.0f}", "")
+    return f"{middle} ({found.low:,.0f} - {found.high:,.0f}{why}){'' if steady else ' ~'}"
 
 
 def listed(parts: list[str]) -> str:

@@ -43,6 +43,7 @@ class QueryGroup:
     bias: Tensor
     rows: Tensor | None = None
     _flat: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _stacked: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -57,6 +58,13 @@ class QueryGroup:
             for group in (self, other)
         ]  # fmt: skip
         return QueryGroup(torch.cat([self.positions, other.positions], 1), torch.cat(biases, 2), self.rows)
+
+    def stacked_bias(self, share: int) -> Tensor:
+        """The bias where query heads that share keys are stacked as queries: [n,1,1 or share*T,S]; made once a
+        forward."""
+        if self._stacked is None:
+            self._stacked = self.bias if self.bias.shape[2] == 1 else self.bias.repeat(1, 1, share, 1)
+        return self._stacked
 
     def flat_bias(self, kv_heads: int, share: int) -> Tensor:
         """The bias for products batched over (row, key/value head): [n*G, 1 or share*T, S]; made once a forward."""
@@ -103,8 +111,8 @@ def sdpa_attention(group: QueryGroup, q: Tensor, keys: Tensor, values: Tensor) -
     """
     n, queries = group.positions.shape
     kv_heads, share = keys.shape[1], q.shape[1] // keys.shape[1]
-    bias = group.bias if group.bias.shape[2] == 1 else group.bias.repeat(1, 1, share, 1)
-    out = F.scaled_dot_product_attention(_stacked(q, n, queries, kv_heads, 2), keys, values, attn_mask=bias)
+    bias, q = group.stacked_bias(share), _stacked(q, n, queries, kv_heads, 2)
+    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
     return out.view(n, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 
 

@@ -37,6 +37,7 @@ class KVCache:
         heads = torch.arange(2 * rows * self.kv_heads, device=device) * (capacity + 1)
         heads = heads.view(2, rows, self.kv_heads)  # the first slot of every head
         self._first, self._heads = heads[0, :, :1], heads[:, 0].reshape(-1)
+        self._used = 0
         self._narrow(rows)
 
     def fits(self, rows: int, capacity: int) -> bool:
@@ -63,6 +64,8 @@ class KVCache:
 
     def _narrow(self, rows: int) -> None:
         """Use the first `rows` rows."""
+        if rows == self._used:
+            return
         self._used, self._rows = rows, self._first[:rows]
         self._views: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
 

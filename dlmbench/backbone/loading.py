@@ -22,6 +22,7 @@ from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.sparse_families import stacked, usual_fields
 from dlmbench.backbone.tensors import HARMLESS, Tensors, tensor_names
+from dlmbench.backbone.tokenizer import PlainTokenizer, plain_tokenizer
 from dlmbench.errors import RequestError
 from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
 from dlmbench.files import weights_hash as weights_hash  # belongs to what is saved and loaded here
@@ -239,8 +240,11 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
     return family.layout.spell(raw | usual_fields(config))
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer by transformers, without running code from the checkpoint.
+def load_tokenizer(
+    name: str | Path, revision: str | None = None, plain: bool = False
+) -> PreTrainedTokenizerBase | PlainTokenizer:
+    """The checkpoint's tokenizer by transformers, without running code from the checkpoint; with `plain` without
+    transformers where its files say all (`plain_tokenizer`).
 
     Released checkpoints may name a class of their own (``auto_map``), which is neither needed nor loaded: where
     transformers does not know it, tokenizer.json says all, else the family's class reads the same files. Raises
@@ -248,7 +252,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     """
     folder = checkpoint_folder(str(name), revision)
     check_vocabulary(folder)
-    tokenizer = _from_files(folder)
+    tokenizer = (plain_tokenizer(folder) if plain else None) or _from_files(folder)
     ids = tokenizer.encode("word", add_special_tokens=False)
     if not set(ids) - set(tokenizer.added_tokens_decoder):
         raise RequestError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.experts import SparseMLP, SparseWeights
-from dlmbench.backbone.ops import Matrix, Norm, add_linear, frozen, linear, matrix_of, norm_of, rms_norm
+from dlmbench.backbone.ops import Matrix, Norm, add_linear, frozen, linear, matrix_of, norm_of, rms_norm, rms_norm_heads
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,d], keys then values -> [N,H*d]
 
@@ -77,6 +77,14 @@ class Prepared(nn.Module):
         """Positions below this will come; for networks that keep a table of them."""
 
 
+class Embedding(nn.Embedding):
+    """Drawn only where there is memory for it: to draw on torch's meta device imports its whole compiler."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Layer(Prepared):
     """Pre-norm attention and SwiGLU, one or as many as `experts` says; residuals folded into the output products."""
 
@@ -102,18 +110,16 @@ class Layer(Prepared):
         weights, heads = self._weights(), self.heads + self.kv_heads
         y = rms_norm(x, weights.attention_norm)
         qkv = linear(y, weights.qkv, weights.bias).view(x.shape[0], -1, self.head_dim)
-        qk = qkv[:, :heads]
-        if weights.qk_norm is not None:
-            qk = rms_norm(qk, weights.qk_norm)
+        qk = qkv[:, :heads] if weights.qk_norm is None else rms_norm_heads(qkv, heads, weights.qk_norm)
         qkv = self._rotate(qkv, qk, cos, sin, weights.in_place)
         mixed = attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
-        x = add_linear(x, mixed, weights.out)
+        x = add_linear(x, mixed, weights.out, weights.in_place and index > 0)  # the embeddings are the caller's
         y = rms_norm(x, weights.mlp_norm)
         if self.experts is not None and isinstance(weights.mlp, SparseWeights):
             return self.experts(x, y, weights.mlp)
         gate_up, down = weights.mlp
         gate, up = linear(y, gate_up).chunk(2, -1)
-        return add_linear(x, F.silu(gate) * up, down)
+        return add_linear(x, F.silu(gate) * up, down, weights.in_place)
 
     def _rotate(self, qkv: Tensor, qk: Tensor, cos: Tensor, sin: Tensor, in_place: bool) -> Tensor:
         """qkv [N,H+2G,d] with its queries and keys replaced by qk [N,H+G,d], rotated; the same memory if `in_place`."""
@@ -153,7 +159,7 @@ class Transformer(Prepared):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
         dense = config.num_layers - config.sparse_layers
         mlps = [None] * dense + [config.experts] * config.sparse_layers
         self.layers = nn.ModuleList(Layer(config, experts) for experts in mlps)

@@ -60,12 +60,15 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
-def add_linear(residual: Tensor, x: Tensor, matrix: Matrix) -> Tensor:
-    """residual [N,M] plus x [N,K] times the matrix [K,M] -> [N,M]."""
+def add_linear(residual: Tensor, x: Tensor, matrix: Matrix, in_place: bool = False) -> Tensor:
+    """residual [N,M] plus x [N,K] times the matrix [K,M] -> [N,M], in the residual's memory where `in_place` allows it.
+
+    A new result costs a copy of the residual on CUDA.
+    """
     weight, onednn, least = matrix
     if onednn is not None and x.numel() * weight.shape[1] >= least:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, onednn, None, "add")
-    return torch.addmm(residual, x, weight)
+    return torch.addmm(residual, x, weight, out=residual) if in_place else torch.addmm(residual, x, weight)
 
 
 class Norm(NamedTuple):
@@ -90,6 +93,12 @@ def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     if norm.scaled is not None and norm.least is not None:
         length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), norm.least)
         return x.div(length).mul_(norm.scaled)
-    if norm.weight.dim() == 1:
-        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
-    return F.rms_norm(x, x.shape[-1:], None, norm.eps) * norm.weight
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
+
+
+def rms_norm_heads(x: Tensor, heads: int, norm: Norm) -> Tensor:
+    """x [N,K,d] -> its first `heads` vectors, each over its root mean square, times its row of the weight [heads,d]."""
+    if norm.scaled is not None:
+        return rms_norm(x[:, :heads], norm)
+    # of all K, since torch's kernel copies what does not lie in one piece
+    return F.rms_norm(x, x.shape[-1:], None, norm.eps)[:, :heads] * norm.weight

@@ -22,10 +22,10 @@ from dlmbench.backbone import attention
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.model import Transformer
-from dlmbench.backbone.network import Network
-from dlmbench.backbone.ops import linear, matrix_of
+from dlmbench.backbone.network import Network, bucket
 from dlmbench.bench.clock import Clock
-from dlmbench.bench.plain import PlainLoop, qwen_of
+from dlmbench.bench.plain import PlainLoop, block_forward, qwen_of
+from dlmbench.bench.rates import bandwidth, device_rates
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
@@ -56,24 +56,14 @@ class Settings:
     lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
 
 
-@torch.inference_mode()
-def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Copy bandwidth in GB/s (read and write both counted) and matrix rate in GFLOP/s, with the products that layers
-    use, as measured now."""
-    size = (64 if device.type == "cpu" else 1024) << 20
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy = median_seconds(lambda: target.copy_(source), device, 5)
-    n = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    matrix = matrix_of(b)
-    product = median_seconds(lambda: linear(a, matrix), device, 5)
-    return {"copy_gb_per_s": 2 * size / copy / 1e9, "matmul_gflop_per_s": 2 * n**3 / product / 1e9}
+def forward_rows(
+    model, settings: Settings, rates: dict[str, float], qwen: Callable | None = None
+) -> list[dict]:  # fmt: skip
+    """Milliseconds of one block forward (head included) for each batch size and context, its share of the roofline and
+    of the bandwidth of reading, and what the growth law (`fit_growth`) makes of it.
 
-
-def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dict]:
-    """Milliseconds of one block forward (head included) for each batch size and context, its share of the roofline,
-    and what the growth law (`fit_growth`) makes of it."""
+    `qwen` gives transformers' network on the same weights, whose forward of the same block is timed in turn with ours.
+    """
     rows, config, block = [], model.config, settings.block_length
     net = Network("target", model, block)
     width = model.norm.element_size()
@@ -82,14 +72,18 @@ def forward_rows(model, settings: Settings, rates: dict[str, float]) -> list[dic
         for batch in settings.batch_sizes:
             if net.device.type == "cpu":
                 THREADS.choose(net.sample(batch * block))
-            ms = [1e3 * forward_seconds(net, batch, block, context, block, 1) for _ in range(settings.repeats)]
-            weight_bytes = config.parameters_read(batch * block) * width
-            floor = max(
-                (weight_bytes + key_bytes * context * batch) / rates["copy_gb_per_s"] / 1e6,
-                config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6,
-            )
+            theirs = block_forward(qwen(), batch, block, bucket(max(context, block))) if qwen else None
+            ms, theirs_ms = list[float](), list[float]()
+            for _ in range(settings.repeats):
+                ms.append(1e3 * forward_seconds(net, batch, block, context, block, 1))
+                if theirs:
+                    theirs_ms.append(1e3 * median_seconds(theirs, net.device, 1))
+            read = config.parameters_read(batch * block) * width + key_bytes * context * batch
+            products = config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6
             row = {"batch": batch, "context": context, **_spread("ms", ms)}
-            rows.append({**row, "roofline_share": floor / row["ms"]})
+            row["roofline_share"] = max(read / bandwidth(rates) / 1e6, products) / row["ms"]
+            row["bandwidth_share"] = read / rates["read_gb_per_s"] / 1e6 / row["ms"]
+            rows.append(row | (_spread("transformers_ms", theirs_ms) if theirs else {}))
     return rows
 
 
@@ -265,10 +259,12 @@ def _full_attention(model, settings: Settings) -> dict:
 
 def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
     most, on_cpu = max(settings.batch_sizes), settings.device == "cpu"
-    forwards = forward_rows(model, settings, rates)
+    qwen = cache(lambda: qwen_of(model))  # made when the first of the plain loops is
+    known = settings.plain and not model.config.experts  # transformers' Qwen3 is a dense network
+    forwards = forward_rows(model, settings, rates, qwen if known and on_cpu else None)
     ours = [partial(_Ours, model, settings, batch) for batch in settings.batch_sizes]
     variants = [partial(_Ours, model, settings, most, **other) for other in ({"store": "separate"}, {"steps": 2})]
-    plain = _plain_makers(model, settings)
+    plain = _plain_makers(model, settings, qwen) if known else []
     rows = decode_rows([*ours, *variants, *(plain if on_cpu else ())], settings.repeats, together=on_cpu)
     failed = {}
     for make in () if on_cpu else plain:  # last, and what fails there leaves the rest as it is
@@ -298,12 +294,9 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
     }
 
 
-def _plain_makers(model: Transformer, settings: Settings) -> list[partial[_Plain]]:
-    """The plain loops that are asked for, on one set of weights; they know dense networks alone."""
-    if not settings.plain or model.config.experts:
-        return []
+def _plain_makers(model: Transformer, settings: Settings, qwen: Callable) -> list[partial[_Plain]]:
+    """The plain loops that are asked for, on one set of weights."""
     kinds = {PLAIN: False} if settings.device == "cpu" else {PLAIN: False, COMPILED: True}
-    qwen = cache(lambda: qwen_of(model))  # made when the first of them is
     return [partial(_Plain, model, settings, qwen, loop=loop, static=static) for loop, static in kinds.items()]
 
 

@@ -73,7 +73,7 @@ class _Case:
 
 
 def _cases(batch: int) -> Iterator[_Case]:
-    items, file = dev_items(4 * batch)["full"], task_files.find(TASK)
+    items, file = dev_items(4 * batch, ["gsm-full"])["gsm-full"], task_files.find(TASK)
     assert file is not None
     for model, method, setting in CASES:
         head = PRESETS[model].companions.get(f"head/{method}")

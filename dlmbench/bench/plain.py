@@ -10,7 +10,7 @@ the cache is a StaticCache as long as the row, kept for the next row of that len
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,30 @@ class PlainLoop:
             use_cache=True, logits_to_keep=keep,
         )  # fmt: skip
         return out.logits[0].float()
+
+
+def block_forward(qwen, rows: int, width: int, keys: int) -> Callable[[], None]:
+    """A forward of `width` positions of `rows` rows that see `keys` keys, their own included, head included, by
+    transformers' Qwen3 and its cache."""
+    from transformers import DynamicCache
+
+    config, weight = qwen.config, qwen.model.norm.weight
+    shape = (rows, config.num_key_value_heads, keys - width, config.head_dim)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        cache.update(*torch.randn(2, *shape, device=weight.device, dtype=weight.dtype), layer)
+    ids = torch.zeros(rows, width, dtype=torch.long, device=weight.device)
+    positions = torch.arange(keys - width, keys, device=weight.device).expand(rows, width)
+    everything = torch.zeros(rows, 1, width, keys, device=weight.device, dtype=weight.dtype)
+
+    @torch.inference_mode()
+    def once() -> None:
+        qwen(
+            input_ids=ids, position_ids=positions, attention_mask=everything, past_key_values=cache, use_cache=True
+        )  # fmt: skip
+        cache.crop(-width)
+
+    return once
 
 
 @contextmanager

@@ -107,7 +107,8 @@ def _show(record: dict) -> None:
     console.print(
         f"{record['shape']}: {record['parameters'] / 1e6:.1f} M parameters, {record['dtype']} on {record['device']}, "
         f"{record['threads']} threads, torch {record['torch']}\n"
-        f"measured copy {record['copy_gb_per_s']:.1f} GB/s, matrix products {record['matmul_gflop_per_s']:.0f} GFLOP/s"
+        f"measured read {record['read_gb_per_s']:.1f} GB/s, copy {record['copy_gb_per_s']:.1f} GB/s, matrix products "
+        f"{record['matmul_gflop_per_s']:.0f} GFLOP/s"
     )
     if "experts" in record:
         here, whole = record["experts"], record["experts_of_shape"]
@@ -146,13 +147,14 @@ def _show_busy(record: dict) -> None:
 
 def _show_forwards(record: dict, table_class):
     table = table_class(title=f"one forward of a block of {record['block_length']}, head included")
-    for name in ("batch", "keys", "ms", "range", "of the roofline", "growth law"):
+    for name in ("batch", "keys", "ms", "range", "of the roofline", "of reading", "transformers", "growth law"):
         table.add_column(name, justify="right")
     for row in record["forwards"]:
         law = f"{row['fitted_ms']:.2f}" if "fitted_ms" in row else "-"
         spread = f"{row['ms_min']:.2f}-{row['ms_max']:.2f}"
-        share = f"{row['roofline_share']:.0%}"
-        table.add_row(str(row["batch"]), str(row["context"]), f"{row['ms']:.2f}", spread, share, law)
+        shares = (f"{row[name]:.0%}" for name in ("roofline_share", "bandwidth_share"))
+        theirs = f"{row['transformers_ms']:.2f}" if "transformers_ms" in row else "-"
+        table.add_row(str(row["batch"]), str(row["context"]), f"{row['ms']:.2f}", spread, *shares, theirs, law)
     return table
 
 

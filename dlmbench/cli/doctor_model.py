@@ -38,7 +38,7 @@ def examine(name: str) -> list[Line]:
     like = name if name in PRESETS else preset.like
     lines = [
         Line(f"settings of {preset.name}", "ok", f"preset {like}" if like else "no preset is known: --like"),
-        Line(*weights_need(name)),
+        Line(*weights_need(preset)),
     ]
     try:
         lines += _descriptor(preset)

@@ -62,7 +62,7 @@ def limits(
         raise RequestError(f"--set {next(iter(settings))}.* is of no use here; take {method}.OPTION or oracle.OPTION.")
     config = options.bind(decoder.Config, own, method)
     loaded = load_task(task)
-    items, tokenizer = loaded.items("test", limit), load_tokenizer(ASSETS / "nano" / "tokenizer")
+    items, tokenizer = loaded.items("test", limit), load_tokenizer(ASSETS / "nano" / "tokenizer", plain=True)
     found = [
         limit_of(
             decoder, config, loaded, items, tokenizer, model=name, options=chosen, attention=attention,

@@ -11,14 +11,14 @@ from dlmbench.cli.console import print_json, stdout
 from dlmbench.cli.sweep import recipe_files
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
-from dlmbench.registry import DECODERS, load_plugin
+from dlmbench.registry import DECODERS, GROUPS, load_plugin
 from dlmbench.request import read_recipe
 from dlmbench.request.options import threshold_field
 from dlmbench.tasks import catalogue
 from dlmbench.tasks.protocols import PROTOCOLS
 
 KINDS = ("methods", "models", "tasks", "protocols", "recipes")
-_NAMES = ("method", "model", "task", "protocol", "read", "file", "family", "where", "verb")
+_NAMES = ("group", "method", "model", "task", "protocol", "read", "file", "family", "where", "verb")
 _ONLY_JSON = ("recipe", "source", "evaluation")  # the file, the preset's `show` and the protocol's name say as much
 
 
@@ -56,12 +56,13 @@ def list(  # noqa: A001  (the verb's name)
 
 def _methods() -> Any:
 
-    rows = []
-    for name in DECODERS.names():
-        decoder = DECODERS.get(name)
+    rows, places = [], {group: place for place, group in enumerate(GROUPS)}
+    found = [(name, DECODERS.get(name)) for name in DECODERS.names()]
+    for name, decoder in sorted(found, key=lambda one: places.get(one[1].group, len(places))):
         rows.append(
             {
                 "method": name,
+                "group": decoder.group,
                 "threshold": threshold_field(decoder.Config),
                 "attention": ", ".join(decoder.attention),
                 "networks": ", ".join(decoder.roles),

@@ -24,7 +24,7 @@ def plot(
     kind: Annotated[
         str, typer.Option(help="pareto; threshold (curves); acceptance (of drafts); batch (speed by batch size).")
     ] = "pareto",
-    x: Annotated[str, typer.Option("--x", help="pareto: cost, bytes, flops, nfe, tps or tpf.")] = "cost",
+    x: Annotated[str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf.")] = "cost",
     y: Annotated[str, typer.Option("--y", help="pareto: accuracy, strict or flexible.")] = "accuracy",
     published: Annotated[
         bool, typer.Option("--published", help="pareto: published accuracies of the same settings, as grey diamonds.")

@@ -38,6 +38,7 @@ def sweep(
         Text, typer.Argument(help="Recipe file or name; flags override what it says.", show_default=False)
     ] = None,
     traces: flags.Traces = flags.TRACED,
+    record_logits: flags.RecordLogits = 0,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
     executor: Annotated[str, typer.Option(help="local: here, one by one; ray: many at once on a cluster.")] = "local",
     address: Annotated[Text, typer.Option(help="Ray cluster (host:port, auto); default: one started here.")] = None,
@@ -55,13 +56,15 @@ def sweep(
         raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
     if address and executor != "ray":
         raise RequestError("--address belongs to --executor ray.")
+    if record_logits and executor == "ray":
+        raise RequestError("--record-logits is not built for --executor ray: record with the local one.")
     if executor == "ray":
         from dlmbench.runs.pool import require_ray
 
         require_ray()
     given |= {"tune_on": tune_on} if tune_on else {}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
-    runner = LocalRunner(traces=traces)
+    runner = LocalRunner(traces=traces, logits=record_logits)
     here = executor == "local" and not dry_run
     runs, notes = spec.resolve(runner.machine if here else Anywhere())
     sentences = tries(runs) if spec.tune_on else []

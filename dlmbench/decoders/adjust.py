@@ -72,6 +72,7 @@ def most(length: int, K: int, steps: int, eps: float) -> tuple[int, ...]:
 
 class Adjust(RoundDecoder):
     name = "adjust"
+    group = "trained"
     Config = AdjustConfig
     roles = ("target", "head")
     attention = ("full",)

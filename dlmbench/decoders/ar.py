@@ -14,6 +14,7 @@ from dlmbench.decoders.base import Decision, StepDecoder, View
 
 class AR(StepDecoder):
     name = "ar"
+    group = "selectors"
     attention = ("causal",)
 
     def decide(self, view: View, forward: Forward) -> Decision:

@@ -250,6 +250,7 @@ class Decoder:
     method is, whatever its options and networks."""
 
     name: str
+    group: str = "others"  # of `registry.GROUPS`
     version: int = 1
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
@@ -264,6 +265,12 @@ class Decoder:
 
     def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What decisions depend on beside the likely tokens of masks, for who replays recorded logits: ``filled``, what
+        a forward says of positions that hold a token; ``tail``, unlikely tokens one by one."""
+        return ()
 
     @cached_property
     def threshold(self) -> float:

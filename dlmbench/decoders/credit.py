@@ -39,6 +39,7 @@ class CreditConfig:
 
 class Credit(StepDecoder):
     name = "credit"
+    group = "selectors"
     Config = CreditConfig
     attention = ("full", "block_causal")
     equalities = (

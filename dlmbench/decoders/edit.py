@@ -59,6 +59,7 @@ class EditConfig:
 
 class Edit(StepDecoder):
     name = "edit"
+    group = "remasking"
     Config = EditConfig
     needs_training = True
     equalities = (

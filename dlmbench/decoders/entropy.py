@@ -44,6 +44,7 @@ class EntropyConfig:
 
 class Entropy(StepDecoder):
     name = "entropy"
+    group = "selectors"
     Config = EntropyConfig
     attention = ("block_causal", "full")
     grids = GRIDS

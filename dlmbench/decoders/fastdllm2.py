@@ -48,6 +48,7 @@ class FastDLLM2Config:
 
 class FastDLLM2(RoundDecoder):
     name = "fastdllm2"
+    group = "caches"
     Config = FastDLLM2Config
     anchored = True
     caches = ("none",)

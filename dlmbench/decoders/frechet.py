@@ -27,6 +27,7 @@ class FrechetConfig:
 
 class Frechet(StepDecoder):
     name = "frechet"
+    group = "selectors"
     Config = FrechetConfig
     attention = ("full", "block_causal")
     equalities = ("margin=1 == static:k=1", "margin=-1e9 == threshold:tau=0")

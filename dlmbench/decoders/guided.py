@@ -73,6 +73,7 @@ def agrees(config: GuidedConfig, tokens: Tensor, logits: Tensor, sure: Tensor) -
 
 class Guided(RoundDecoder):
     name = "guided"
+    group = "speculation"
     Config = GuidedConfig
     roles = ("target", "guide")
     attention = ("full",)

@@ -32,6 +32,7 @@ class HierarchyConfig:
 
 class Hierarchy(StepDecoder):
     name = "hierarchy"
+    group = "selectors"
     Config = HierarchyConfig
     attention = ("full", "block_causal")
     equalities = (

@@ -44,6 +44,7 @@ class LearnedPolicyConfig:
 
 class LearnedPolicy(RoundDecoder):
     name = "learned_policy"
+    group = "trained"
     Config = LearnedPolicyConfig
     roles = ("target", "head")
     attention = ("full",)

@@ -99,6 +99,7 @@ class MRPConfig:
 
 class MRP(RoundDecoder):
     name = "mrp"
+    group = "trained"
     Config = MRPConfig
     roles = ("target", "head")
     equalities = (

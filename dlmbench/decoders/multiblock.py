@@ -42,6 +42,7 @@ class MultiblockConfig:
 
 class Multiblock(StepDecoder):
     name = "multiblock"
+    group = "selectors"
     Config = MultiblockConfig
     attention = ("full",)
     caches = ("none", "freecache", "dkv")

@@ -42,6 +42,7 @@ class PCSamplerConfig:
 
 class PCSampler(Static):
     name = "pcsampler"
+    group = "selectors"
     Config = PCSamplerConfig  # type: ignore[assignment]  # its options are not those of static
     attention = ("full", "block_causal")
     fixed_schedule = False  # EOS comes late by its frequency, and not by LLaDA's control of it

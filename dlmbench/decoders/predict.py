@@ -63,10 +63,16 @@ class Candidates:
         self.seed, self.step, self.positions = seed, step, positions
         if tokens is not None:
             self.tokens = tokens
-        logits = logits.float()
         if self.sampling.banned:
             logits = without(logits, self.sampling.banned)
-        self.logits = logits if self.sampling.scale == 1.0 else logits / self.sampling.scale
+        # bfloat16 as it came where that says the same: a copy in float32 costs more than the argmax
+        as_they_came = self.sampling.scale == 1.0 and logits.dtype != torch.float64
+        self._logits = logits if as_they_came else logits.float() / self.sampling.scale
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits over the temperature in float32. [R,W,V]"""
+        return self._logits.float()
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -74,12 +80,12 @@ class Candidates:
         if not self.sampling.greedy:
             return self._draw
         mask_id = self.mask_id
-        if mask_id >= self.logits.shape[-1]:  # a causal network without a mask token
-            return self.logits.argmax(-1)
-        column = self.logits.select(-1, mask_id)  # in place and back again: a copy would cost more than the argmax
+        if mask_id >= self._logits.shape[-1]:  # a causal network without a mask token
+            return self._logits.argmax(-1)
+        column = self._logits.select(-1, mask_id)  # in place and back again: a copy would cost more than the argmax
         kept = column.clone()
         column.sub_(float("inf"))
-        tokens = self.logits.argmax(-1)
+        tokens = self._logits.argmax(-1)
         column.copy_(kept)
         return tokens
 
@@ -103,13 +109,13 @@ class Candidates:
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy of the scored distribution in nats; what is impossible adds nothing (no 0 log 0)."""
-        logs = self._scored.log_softmax(-1)
+        logs = self._scored.log_softmax(-1, dtype=torch.float32)
         return -(logs.exp() * logs.clamp_min(-1e30)).sum(-1)
 
     @cached_property
     def margin(self) -> Tensor:
         """Largest minus second largest probability."""
-        top = self._scored.softmax(-1).topk(2, -1).values
+        top = self._scored.softmax(-1, dtype=torch.float32).topk(2, -1).values
         return top[..., 0] - top[..., 1]
 
     @cached_property
@@ -122,23 +128,23 @@ class Candidates:
         """Finite where the logits are numbers: a score that is known already."""
         if "_mass" in vars(self):
             return self._mass[0]
-        scores = self.logits if self.sampling.greedy else self._truncated
+        scores = self._logits if self.sampling.greedy else self._truncated
         return scores.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
 
     @property
     def _scored(self) -> Tensor:
-        """Logits of the distribution that gives the scores. [R,W,V]"""
-        logits = self.logits
+        """Logits of the distribution that gives the scores, in float32 or as they came. [R,W,V]"""
+        logits = self._logits
         if self.sampling.confidence == "clean" and self.sampling.scale != 1.0:
             logits = logits * self.sampling.scale
         elif self.sampling.confidence == "filtered":
-            logits = _top_k(_top_p(logits, self.sampling.top_p), self.sampling.top_k)
+            logits = _top_k(_top_p(self.logits, self.sampling.top_p), self.sampling.top_k)
         return without(logits, self.sampling.last) if self.sampling.last else logits
 
     @cached_property
     def _mass(self) -> tuple[Tensor, Tensor]:
         """Probability of the proposed token, and of all others together, without cancellation."""
-        index, probability = self.tokens.unsqueeze(-1), self._scored.softmax(-1)
+        index, probability = self.tokens.unsqueeze(-1), self._scored.softmax(-1, dtype=torch.float32)
         chosen = probability.gather(-1, index).squeeze(-1)
         return chosen, probability.scatter_(-1, index, 0.0).sum(-1)
 

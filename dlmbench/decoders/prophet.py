@@ -41,11 +41,14 @@ class ProphetConfig(StaticConfig):
 
 class Prophet(EarlyCommit):
     name = "prophet"
+    group = "early commit"
     Config = ProphetConfig
     equalities = (
         "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",
         "early=1e9,mid=1e9,late=1e9,answer_start=2,steps=3,schedule=quota == static:steps=3,schedule=quota",
     )
+
+    reads = ("filled",)  # gaps of the whole window
 
     @classmethod
     def on_task(

@@ -123,6 +123,7 @@ def mix(mask: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:
 
 class RCD(RoundDecoder):
     name = "rcd"
+    group = "trained"
     Config = RCDConfig
     roles = ("target", "reference")
     attention = ("block_causal", "full")

@@ -59,6 +59,7 @@ class RCRConfig:
 
 class RCR(StepDecoder):
     name = "rcr"
+    group = "remasking"
     Config = RCRConfig
     attention = ("full",)
     caches = ("none",)

@@ -37,6 +37,7 @@ class RemdmLoopConfig:
 
 class RemdmLoop(StepDecoder):
     name = "remdm_loop"
+    group = "remasking"
     Config = RemdmLoopConfig
     attention = ("full",)
     caches = ("none",)

@@ -44,6 +44,7 @@ class SaberConfig:
 
 class Saber(StepDecoder):
     name = "saber"
+    group = "remasking"
     Config = SaberConfig
     attention = ("full",)
     caches = ("none",)

@@ -51,11 +51,16 @@ class SchedConfig(StaticConfig):
 
 class Sched(EarlyCommit):
     name = "sched"
+    group = "early commit"
     Config = SchedConfig
     equalities = (
         "high=1e9,low=1e9 == static:k=1",
         "high=1e9,low=1e9,steps=3,schedule=quota == static:steps=3,schedule=quota",
     )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("filled",) if self.config.average == "answer" else ()
 
     def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         return {

@@ -22,6 +22,7 @@ class SequentialConfig:
 
 class Sequential(StepDecoder):
     name = "sequential"
+    group = "selectors"
     Config = SequentialConfig
     attention = ("block_causal", "full")
     grids = GRIDS

@@ -122,6 +122,7 @@ class Verification:
 
 class SimSD(RoundDecoder):
     name = "simsd"
+    group = "speculation"
     Config = SimSDConfig
     roles = ("target", "draft")
     equalities = ("verify=replicated == static:k=1", "verify=replicated,draft_steps=2 == static:k=1")

@@ -97,6 +97,7 @@ def scores(best: Candidates, order: str) -> Tensor:
 
 class Static(StepDecoder):
     name = "static"
+    group = "selectors"
     Config = StaticConfig
     attention = ("block_causal", "full")
     grids = GRIDS

@@ -71,6 +71,7 @@ class ThresholdConfig:
 
 class Threshold(StepDecoder):
     name = "threshold"
+    group = "selectors"
     Config = ThresholdConfig
     attention = ("block_causal", "full")
     grids = GRIDS

@@ -35,6 +35,7 @@ class WinoConfig:
 
 class Wino(RoundDecoder):
     name = "wino"
+    group = "remasking"
     Config = WinoConfig
     attention = ("full", "block_causal")
     caches = ("none",)

@@ -82,8 +82,9 @@ def _make_room(needed: Iterable[_Place], device: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(folder: Path, files: tuple) -> Tokenizer:
-    return load_tokenizer(folder)
+def _tokenizer(folder: Path, files: tuple, as_it_is: bool) -> Tokenizer:
+    """`as_it_is`: nothing will be told to it, so that a plain one does."""
+    return load_tokenizer(folder, plain=as_it_is)
 
 
 def network_hashes(run: ResolvedRun) -> dict[str, str]:
@@ -128,8 +129,8 @@ def tokenizer_of(model: str | Preset) -> Tokenizer:
     folder = _folder(preset)
     read_config(folder, preset.told)
     place = checkpoint_folder(preset.tokenizer_location, preset.revision)
-    tokenizer = _tokenizer(place, stamps(tokenizer_files(place)))
     begins = describe(folder, preset.told).descriptor.bos_on_raw_prompts
+    tokenizer = _tokenizer(place, stamps(tokenizer_files(place)), begins is None and not preset.chat)
     if begins is not None:
         tokenizer.add_bos_token = begins
     if preset.chat and not tokenizer.chat_template:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,88 +20,123 @@ from dlmbench.backbone.attention import CachedAttention, QueryGroup
 from dlmbench.backbone.cache import KVCache
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.engine.graphs import CUDARecording, on_device, on_side_stream
+from dlmbench.engine.request import now
 from dlmbench.errors import RunError
 from dlmbench.forwards import ForwardKey
+from dlmbench.stats import median_interval
 
 if TYPE_CHECKING:
     from dlmbench.engine import Engine
 
+REPEATS = 20  # of a price
+FEWEST = 5  # of them, where they would take longer than ...
+MOST_SECONDS = 2.0
+LEAST_SECONDS = 0.002  # shorter forwards are timed in runs
+
 
 class Measured(NamedTuple):
-    """What forwards were measured to cost: each in plain denoise forwards, and one of these in seconds."""
+    """What forwards were measured to cost: each in plain denoise forwards, and one of these in seconds. `spreads`: the
+    95 % interval of each price that was measured against another forward."""
 
     seconds_per_denoise: float
     prices: dict[ForwardKey, float]
+    spreads: Mapping[ForwardKey, tuple[float, float]] = MappingProxyType({})
+
+
+class Trial(NamedTuple):
+    """A forward to be timed (`forward_of`)."""
+
+    role: str
+    rows: int
+    width: int
+    keys: int
+    projected: int
 
 
 def prices(engine: Engine, repeats: int) -> Measured:
     """Price of each forward in ``engine.shapes`` (what its runs have met); 1.0 for a plain denoise.
 
-    Raises RunError when the engine has not generated anything yet.
+    Each is timed in turns with the plain one, so that a machine that drifts or is busy treats both alike; a price is
+    the median of the ratios. Raises RunError when the engine has not generated anything yet.
     """
     if not engine.shapes:
         raise RunError("Nothing to calibrate: generate some items first, so that the forwards to price are known.")
     if not engine.target.priced:
         return Measured(0.0, dict.fromkeys(sorted(engine.shapes), 1.0))
-    batch = engine.batch_size
-    plain, base = _plain(engine, repeats)
-    found = {
-        key: 1.0 if key == plain else round(_seconds(engine, key, batch, repeats) / base, 4)
-        for key in sorted(engine.shapes)
-    }
-    return Measured(base, found)
+    key, plain = _plain(engine)
+    seconds: list[float] = []
+    found = {key: 1.0} if key else {}
+    spreads = {}
+    for other in sorted(engine.shapes.keys() - found.keys()):
+        pairs = _in_turns(engine, (plain, _trial(engine, other)), repeats)
+        seconds += [first for first, _ in pairs]
+        ratios = [second / first for first, second in pairs]
+        low, high = median_interval(ratios)
+        found[other], spreads[other] = round(statistics.median(ratios), 4), (round(low, 4), round(high, 4))
+    seconds = seconds or [one for (one,) in _in_turns(engine, (plain,), repeats)]
+    return Measured(statistics.median(seconds), dict(sorted(found.items())), spreads)
 
 
-def _plain(engine: Engine, repeats: int) -> tuple[ForwardKey | None, float]:
-    """The forward that costs 1, and its seconds: a denoise (or, without a cache, a refresh) of the target that does
-    nothing else; one of the same size where the method never asks for one (speculative methods verify instead)."""
+def _plain(engine: Engine) -> tuple[ForwardKey | None, Trial]:
+    """The forward that costs 1: a denoise (or, without a cache, a refresh) of the target that does nothing else; one of
+    the same size where the method never asks for one (speculative methods verify instead)."""
     block = engine.target.block_length
     if engine.target.config.attention == "full":
-        return _whole_row(engine, repeats)
+        return _whole_row(engine)
     ours = [key for key in sorted(engine.shapes) if key.role == "target" and key.kind != "prefill"]
     plainest = ForwardKey("target", "denoise", str(block))
     candidates = [plainest, *(key for key in ours if key.kind in ("refresh", "denoise"))]
     plain = next((key for key in candidates if key in engine.shapes), None)
     if plain is not None:
-        return plain, _seconds(engine, plain, engine.batch_size, repeats)
+        return plain, _trial(engine, plain)
     one = engine.shapes[ours[0]]
-    keys = round(one.pairs / one.query_tokens)
-    return None, _timed(engine, "target", engine.batch_size, block, keys, block, repeats)
+    return None, Trial("target", engine.batch_size, block, round(one.pairs / one.query_tokens), block)
 
 
-def _whole_row(engine: Engine, repeats: int) -> tuple[ForwardKey | None, float]:
+def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Trial]:
     """The unit of full attention: a forward of the whole row without a cache, the block through the head."""
     block = engine.target.block_length
     plain = ForwardKey("target", "refresh", f"row:{block}")
     if plain in engine.shapes:
-        return plain, _seconds(engine, plain, engine.batch_size, repeats)
+        return plain, _trial(engine, plain)
     rows = [work for key, work in engine.shapes.items() if key[:2] == plain[:2] and key.shape.startswith("row")]
     keys = round(rows[0].pairs / rows[0].query_tokens)
-    return None, _timed(engine, "target", engine.batch_size, keys, keys, block, repeats)
+    return None, Trial("target", engine.batch_size, keys, keys, block)
 
 
-def _seconds(engine: Engine, key: ForwardKey, rows: int, repeats: int) -> float:
-    """Seconds of a forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
+def _trial(engine: Engine, key: ForwardKey) -> Trial:
+    """A forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
     calls, queries, pairs, projected = engine.shapes[key]
     halves = 2 if key.shape.endswith("x2") else 1  # guidance: twice the rows, each of half the tokens
     width = int(key.shape) if key.shape.isdigit() else max(round(queries / halves / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
-    through_head = round(width * projected / max(queries, 1))
-    return _timed(engine, key.role, halves * rows, width, keys, through_head, repeats)
+    return Trial(key.role, halves * engine.batch_size, width, keys, round(width * projected / max(queries, 1)))
 
 
-def _timed(engine: Engine, role: str, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
-    net = engine.nets[role]
-    if net.cache is not None and not net.cache.holds(rows, bucket(max(keys, width))):
-        engine.release()  # scratch buffers beside its own might not fit
-    return forward_seconds(net, rows, width, keys, projected, repeats)
+def _in_turns(engine: Engine, trials: Sequence[Trial], repeats: int) -> list[tuple[float, ...]]:
+    """Seconds of each of these forwards in every round, synchronised; fewer rounds than `repeats` where they take long.
+
+    On a GPU they are replayed graphs, as steps are.
+    """
+    nets = [engine.nets[one.role] for one in trials]
+    for net, one in zip(nets, trials):
+        if net.cache is not None and not net.cache.holds(one.rows, bucket(max(one.keys, one.width))):
+            engine.release()  # scratch buffers beside its own might not fit
+    with torch.inference_mode(), ExitStack() as stack:
+        calls = [stack.enter_context(forward_of(net, *one[1:])) for net, one in zip(nets, trials)]
+        timers = [Timer(_ready(once, net.device), net.device, LEAST_SECONDS) for once, net in zip(calls, nets)]
+        rounds: list[tuple[float, ...]] = []
+        began = time.perf_counter()
+        while len(rounds) < repeats and (len(rounds) < FEWEST or time.perf_counter() - began < MOST_SECONDS):
+            rounds.append(tuple(timer.seconds() for timer in timers))
+    return rounds
 
 
 @torch.inference_mode()
 def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
     """Median seconds of one forward (`forward_of`), as a replayed graph on a GPU."""
     with forward_of(net, rows, width, keys, projected) as once:
-        return median_seconds(_recorded(once) if net.device.type == "cuda" else once, net.device, repeats)
+        return median_seconds(_ready(once, net.device), net.device, repeats)
 
 
 @contextmanager
@@ -118,7 +154,9 @@ def forward_of(net: Network, rows: int, width: int, keys: int, projected: int) -
         forward = net.trial(rows * width)
 
         def once() -> None:
-            states = forward(positions.reshape(-1), CachedAttention(cache, slot_mapping, [QueryGroup(positions, bias)]))
+            with cache.narrowed(rows):  # another forward may be timed in turns with this one
+                attend = CachedAttention(cache, slot_mapping, [QueryGroup(positions, bias)])
+                states = forward(positions.reshape(-1), attend)
             if projected:
                 net.model.project(states[: rows * projected])
 
@@ -135,8 +173,10 @@ def _cache(net: Network, rows: int, slots: int) -> Iterator[KVCache]:
         yield cache
 
 
-def _recorded(once: Callable[[], object]) -> Callable[[], object]:
-    """The same as a replayed CUDA graph, as steps are run; as it is where that cannot be recorded."""
+def _ready(once: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same as a replayed CUDA graph, as steps are run; as it is on a CPU and where that cannot be recorded."""
+    if device.type != "cuda":
+        return once
     on_side_stream(once)
     recording = CUDARecording()
     try:
@@ -148,24 +188,24 @@ def _recorded(once: Callable[[], object]) -> Callable[[], object]:
     return recording.replay
 
 
+class Timer:
+    """Wall seconds of calling `once`, synchronised, after a warm-up; calls that are shorter than `least` seconds are
+    timed in runs of so many."""
+
+    def __init__(self, once: Callable[[], object], device: torch.device, least: float):
+        self.once, self.device, self.calls = once, device, 1
+        self.seconds()
+        self.calls = max(1, int(least / max(self.seconds(), 1e-6)))
+
+    def seconds(self) -> float:
+        """Of one call, measured now."""
+        began = now(self.device)
+        for _ in range(self.calls):
+            self.once()
+        return (now(self.device) - began) / self.calls
+
+
 def median_seconds(once: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Median wall seconds of calling `once`, synchronised, after one warm-up call; short calls are timed in runs."""
-
-    def synchronise() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    once()
-    synchronise()
-    began = time.perf_counter()
-    once()
-    synchronise()
-    inner = max(1, int(0.005 / max(time.perf_counter() - began, 1e-6)))
-    samples = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        for _ in range(inner):
-            once()
-        synchronise()
-        samples.append((time.perf_counter() - began) / inner)
-    return statistics.median(samples)
+    timer = Timer(once, device, 0.005)
+    return statistics.median(timer.seconds() for _ in range(repeats))

@@ -21,6 +21,7 @@ from dlmbench.decoders.base import Decoder
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import calibrate as pricing
 from dlmbench.engine.calibrate import Measured
+from dlmbench.engine.clock import ForwardClock
 from dlmbench.engine.graphs import CUDARecording, Recording, StepGraphs, first_line, on_device
 from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import (
@@ -34,6 +35,7 @@ from dlmbench.engine.request import (
     validate,
 )
 from dlmbench.engine.scheduler import Scheduler
+from dlmbench.engine.states import StateRecorder
 from dlmbench.engine.step import Sizes, Step
 from dlmbench.engine.text import Text, Tokenizer
 from dlmbench.errors import RequestError, RunError
@@ -108,6 +110,7 @@ class Engine:
         self.step = Step(nets, decoder, self.traits, self.sampling, lag, self.graphs, fill_after_eos)
         self.scheduler: Scheduler | None = None  # of the last call
         self.watch = Watch() if self.device.type == "cpu" else None  # of the number of threads
+        self.clock = ForwardClock(nets.values() if self.device.type == "cpu" and self.target.priced else ())
         self.timing = Timing()
         self.shapes: dict[ForwardKey, ForwardSum] = {}
         self._description = dict(description or {})
@@ -132,11 +135,13 @@ class Engine:
         *,
         trace: bool = False,
         on_step: Callable[[TracedStep], None] | None = None,
+        states: bool = False,
     ) -> list[Generation]:
         """Decode all requests and return their generations in the order given.
 
         `on_finish` is called as each one finishes. With `trace` every generation carries its steps; `on_step` is
-        called with each recorded step (batch 1 is what one watches).
+        called with each recorded step (batch 1 is what one watches). With `states` they carry what every forward said
+        of their masks as well (`dlmbench.engine.states`).
 
         Raises:
             RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
@@ -148,7 +153,7 @@ class Engine:
             return []
         validate(requests, self.step.mask_id, self.target.config.vocab_size)
         began = now(self.device)
-        self.timing = Timing()
+        self.timing, self.clock.seconds = Timing(), 0.0
         results: dict[int, Generation] = {}
 
         def done(index: int, generation: Generation) -> None:
@@ -161,12 +166,16 @@ class Engine:
                 waiting = [request for _, request in left]
                 longest = max(len(request.prompt_ids) + request.max_tokens for request in waiting)
                 scheduler = self._prepare(self._sizes(waiting, longest), longest)
-                if trace or on_step is not None:
+                if states:
+                    self.step.recorder = StateRecorder(self.step.canvas.rows, on_step, self.target)
+                elif trace or on_step is not None:
                     self.step.recorder = Recorder(self.step.canvas.rows, on_step)
-                scheduler.serve(deque(left), done)
+                with self.clock.running():
+                    scheduler.serve(deque(left), done)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
         self.timing.total = now(self.device) - began - (self.watch.spent if self.watch else 0.0)
+        self.timing.forwards = self.clock.seconds if self.clock.nets else None
         return [results[i] for i in range(len(requests))]
 
     @_at_work
@@ -229,8 +238,9 @@ class Engine:
             tokens = min(sizes.rows * (block if self.target.config.attention != "full" else longest), WATCHED)
             self.watch.begin(self.target.sample(tokens), (sizes.rows, tokens))
         self.scheduler = Scheduler(
-            self.step, sizes.rows, self.text, self.timing, self.shapes, self.fixed, self.stall_limit, self.watch
-        )
+            self.step, sizes.rows, self.text, self.timing, self.clock, self.shapes, self.fixed, self.stall_limit,
+            self.watch,
+        )  # fmt: skip
         return self.scheduler
 
     def _sizes(self, requests: list[Request], longest: int) -> Sizes:
@@ -307,7 +317,7 @@ class Engine:
         return pricing.median_seconds(recording.replay, self.device, repeats)
 
     @_at_work
-    def calibrate(self, repeats: int = 5) -> Measured:
+    def calibrate(self, repeats: int = pricing.REPEATS) -> Measured:
         """Price of every forward met so far: its time over that of one plain denoise of the target.
 
         Measured at this engine's batch size, prefill included, and at the mean numbers of queries and keys seen, median

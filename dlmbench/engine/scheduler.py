@@ -20,6 +20,7 @@ from dlmbench.backbone.counter import ForwardSum
 from dlmbench.backbone.network import prefill_rows
 from dlmbench.decoders.base import HostRow
 from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED
+from dlmbench.engine.clock import ForwardClock
 from dlmbench.engine.request import Generation, Request, Source, Timing, now
 from dlmbench.engine.step import Bounds, Launched, Step
 from dlmbench.engine.text import Text
@@ -63,15 +64,15 @@ class Slot:
 class Scheduler:
     """Serves one queue of requests on the buffers of `step`.
 
-    `timing` and `shapes` (work of the rows that have finished) are added to; `fixed` are (offset, token) pairs of every
-    answer whose request names none.
+    `timing` and `shapes` (work of the rows that have finished) are added to, `clock` knows the time in forwards, and
+    `fixed` are (offset, token) pairs of every answer whose request names none.
     """
 
     def __init__(
-        self, step: Step, rows: int, text: Text, timing: Timing, shapes: dict[ForwardKey, ForwardSum],
-        fixed: tuple[tuple[int, int], ...], stall_limit: int, watch: Watch | None,
+        self, step: Step, rows: int, text: Text, timing: Timing, clock: ForwardClock,
+        shapes: dict[ForwardKey, ForwardSum], fixed: tuple[tuple[int, int], ...], stall_limit: int, watch: Watch | None,
     ):  # fmt: skip
-        self.step, self.text, self.timing, self.shapes = step, text, timing, shapes
+        self.step, self.text, self.timing, self.clock, self.shapes = step, text, timing, clock, shapes
         self.fixed, self.stall_limit, self.watch = fixed, stall_limit, watch
         self.slots: list[Slot | None] = [None] * rows
         self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
@@ -136,7 +137,7 @@ class Scheduler:
             self.encoding = self._encode(queue)
         if self.encoding is None:
             return
-        began = now(self.step.device)
+        began, inside = now(self.step.device), self.clock.seconds
         under_way = any(slot and slot.first_step is not None for slot in self.slots)
         for _ in self.encoding:
             if under_way:
@@ -144,6 +145,7 @@ class Scheduler:
         else:
             self.encoding = None
         self.timing.prefill += now(self.step.device) - began
+        self.clock.seconds = inside  # what prompts take is no part of decoding
 
     def _encode(self, queue: Queue) -> Iterator[None]:
         """Admit what fits into the free slots; yields between chunks of the prompts.
@@ -294,6 +296,7 @@ class Scheduler:
             proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
             steps=slot.total_steps,
             trace=step.recorder.finish(row) if step.recorder else None,
+            states=step.recorder.states_of(row) if step.recorder else None,
         )  # fmt: skip
         self._free(row)
         return generation

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dlmbench.backbone.model import Attend
+from dlmbench.backbone.model import Attend, Embedding
 from dlmbench.backbone.tensors import Tensors
 from dlmbench.errors import RequestError
 from dlmbench.files import model_name, read_json
@@ -105,7 +105,7 @@ class PolicyNetwork(nn.Module):
         self.config = config
         width = config.hidden_size
         self.confidence_proj = nn.Linear(1, width)
-        self.mask_embedding = nn.Embedding(2, width)
+        self.mask_embedding = Embedding(2, width)
         self.time_mlp = nn.Sequential(nn.Linear(config.time_size, width), nn.SiLU(), nn.Linear(width, width))
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(width)

@@ -19,7 +19,7 @@ _CAUSAL = partial(BackboneConfig, attention="causal", shift=1)
 _LING = partial(BackboneConfig, vocab_size=157_184, head_dim=128, mask_id=156_895, eos_ids=(156_892,), pad_id=156_892)
 _LLADA2 = partial(_LING, block_length=32, num_kv_heads=4, rope_theta=600_000.0, rotary_dim=64, max_positions=16_384)
 _SIGMOID = partial(Experts, dense_layers=1, score="sigmoid", bias=True, groups=8, active_groups=4, scaling=2.5)
-CPU_EXPERTS = 32  # of a layer, at most, on a CPU: all of them are for the memory of a GPU
+CPU_EXPERTS = 16  # of a layer, at most, on a CPU: all of them are for the memory of a GPU
 
 SHAPES: dict[str, BackboneConfig] = {
     "nano": BackboneConfig("sdar", 1024, 128, 12, 4, 4, 32, 384, tie_embeddings=True, mask_id=2, max_positions=2048),

@@ -13,6 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dlmbench.backbone.tokenizer import PlainTokenizer
     from dlmbench.tasks.base import Item
     from dlmbench.tasks.task import Task
 
@@ -21,7 +22,7 @@ KEPT = 2**26  # ids that are kept in all, 128 MiB of them
 _known: dict[tuple[str, str], Tensor] = {}
 
 
-def answers_of(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def answers_of(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase | PlainTokenizer) -> Tensor:
     """All right answers of an item as ids, in the form of `encode`. RequestError for a task that does not list them."""
     record = json.dumps([task.name, task.version, item.doc], sort_keys=True, default=str)
     key = hashlib.sha256(record.encode()).hexdigest(), str(tokenizer.name_or_path)
@@ -32,7 +33,7 @@ def answers_of(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> Te
     return _known[key]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+def encode(tokenizer: PreTrainedTokenizerBase | PlainTokenizer, texts: Sequence[str]) -> Tensor:
     """Ids of all texts without special tokens, int16 or int32, -1 behind the end of each. [A,L]"""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is not None:  # without the wrapper's records it takes a third of the time

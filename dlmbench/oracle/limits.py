@@ -27,6 +27,8 @@ from dlmbench.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dlmbench.backbone.tokenizer import PlainTokenizer
+
 MODELS = {
     "ideal": OracleOptions(),
     "ideal, unequal": OracleOptions(weights="zipf"),
@@ -68,7 +70,7 @@ def limit(
     config: Any,
     task: Task,
     items: Sequence[Item],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
     *,
     model: str = "ideal",
     options: OracleOptions | None = None,
@@ -98,7 +100,8 @@ def limit(
             f"Method {decoder.name} works with {' or '.join(decoder.attention)} attention, not {attention}: give "
             f"--attention {decoder.attention[0]}."
         )
-    shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, (tokenizer.eos_token_id,), attention)
+    ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, ends, attention)
     network = Oracle(shape, block_length or task.max_tokens, MODELS[model] if options is None else options)
     engine = Engine({"target": network}, decoder(config), tokenizer, batch_size=BATCH, sampling=sampling)
     done = evaluate(task, engine, items, seed=seed)

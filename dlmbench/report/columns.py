@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dlmbench.analysis import needs, text
-from dlmbench.analysis.projection import projected_cost
+from dlmbench.analysis.projection import H100, projected_cost
 from dlmbench.analysis.row import ORDER, REFERENCE, RIVAL, Against, Row, compact
 from dlmbench.runs.aggregate import HELPER_ROLES
-from dlmbench.runs.record import Rate
+from dlmbench.runs.record import UNSTEADY, Rate
 from dlmbench.stats import MARGIN
 
 Value: TypeAlias = str | float | int | bool | None
@@ -49,6 +49,17 @@ def several(values: Sequence[Value]) -> bool:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A column as an axis of the figures: the name that ``plot --x`` takes, and the title."""
+
+    name: str
+    value: Callable[[Row], float | None]
+    title: str
+    larger: bool = False
+    """Is more of it better?"""
+
+
+@dataclass(frozen=True)
 class Column:
     """One column.
 
@@ -66,6 +77,7 @@ class Column:
         circumstances: what is said behind the title about the rows of a table, where there is room.
         timed: comes from a clock, so it may differ when a run is made again.
         sampled: needs the samples.
+        axis: figures may have it from left to right.
     """
 
     name: str
@@ -82,6 +94,7 @@ class Column:
     circumstances: Callable[[Sequence[Row]], str] | None = None
     timed: bool = False
     sampled: bool = False
+    axis: Axis | None = None
 
     def text(self, row: Row, brief: bool = False) -> str:
         """What a table shows of a row."""
@@ -160,19 +173,28 @@ def _forwards_briefly(row: Row) -> str:
     return _forwards(row) if row.metrics.store_forwards else text.number(row.metrics.nfe)
 
 
-def _relative(name: str, measure: Callable[[Row], float | None], title: str, help: str, formula: str) -> Column:
+def _relative(
+    name: str, measure: Callable[[Row], float | None], title: str, help: str, formula: str, axis: Axis
+) -> Column:
     """A measure of an item's work, shown as a share of the reference's."""
 
     def form(row: Row) -> str:
         return text.number(row.group.relative(row, measure), 2)
 
-    return Column(name, measure, title, help, form, where=(MARKDOWN, HTML), sampled=True, formula=formula)
+    return Column(name, measure, title, help, form, where=(MARKDOWN, HTML), sampled=True, formula=formula, axis=axis)
 
 
 def _priced_on(rows: Sequence[Row]) -> str:
     """``(AMD EPYC, batch 16)``: where a price was measured."""
     machines = dict.fromkeys(f"{row.device}, batch {row.batch_size}" for row in rows)
     return f" ({next(iter(machines))})" if len(machines) == 1 else ""
+
+
+def _cost(row: Row) -> str:
+    """``8.5 [8.4, 8.7]``."""
+    if row.cost is None or row.cost_interval is None:
+        return text.number(row.cost)
+    return f"{text.number(row.cost)} [{', '.join(map(text.number, row.cost_interval))}]"
 
 
 def _passes(role: str) -> Callable[[Row], Value]:
@@ -197,7 +219,7 @@ def _speed(name: str, which: str, title: str, help: str, **more) -> list[Column]
 
     def brief(row: Row) -> str:
         found = rate(row)
-        return text.number(None if found is None or text.unsteady(found) else found.median, 0)
+        return text.number(None if found is None or found.unsteady else found.median, 0)
 
     ends = [Column(f"{name}_{end}", part(end), timed=True) for end in ("low", "high")]
     return [Column(name, part("median"), title, help, form, brief, timed=True, **more), *ends]
@@ -207,9 +229,23 @@ def _of_speed(name: str) -> Callable[[Row], Value]:
     return lambda row: getattr(row.metrics.speed, name, None)
 
 
+def _repeats(rows: Sequence[Row]) -> str:
+    """``(3 repeats, first 32 items)``: what a speed was measured over."""
+    found = {(speed.repeats, speed.items) for row in rows if (speed := row.metrics.speed)}
+    if len({repeats for repeats, _ in found}) != 1:
+        return ""
+    items = sorted({items for _, items in found})
+    return f" ({min(found)[0]} repeats, first {' or '.join(map(str, items))} items)"
+
+
 def _speed_items(row: Row) -> str:
     speed = row.metrics.speed
     return f"{speed.items} ({speed.same_ids})" if speed else text.DASH
+
+
+def _projected(row: Row) -> float | None:
+    """`8B cost`, on the device that `projected_on` names."""
+    return projected_cost(row.samples.values(), row.method, row.manifest.block_length, H100, row.batch_size)
 
 
 def _number_or_none(value: float) -> float | None:
@@ -301,7 +337,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("verdicts", lambda row: compact(row.metrics.verdicts) if row.metrics.verdicts else None),
     Column("nfe", attrgetter("metrics.nfe"), "NFE", "forwards of the target after prefill, an item: those that decide "
            "something + those that only write keys and values", _forwards, _forwards_briefly, where=ALL,
-           formula="calls of the target of every kind but prefill; behind the +, those of kind store"),
+           formula="calls of the target of every kind but prefill; behind the +, those of kind store",
+           axis=Axis("nfe", attrgetter("metrics.nfe"), "forwards an item (NFE)")),
     _plain("store_forwards", "metrics.store_forwards"),
     Column("reveals", lambda row: row.group.reveals(row), "reveals a forward", "tokens a forward that decides "
            "something, as a multiple of static's (1.00); a ratio of sums over all items, in which places filled behind "
@@ -312,22 +349,36 @@ COLUMNS: tuple[Column, ...] = (
     Column("helpers", helpers, "helpers", "passes of other networks, an item", helpers, where=PAGE, shown=some,
            width=68, in_csv=False, formula="calls of a role that is not the target, of every kind but prefill"),
     *(Column(role, _passes(role)) for role in HELPER_ROLES),
-    _number("cost", "cost", "cost", "forwards and passes of decoding, an item, at the price that was measured on the "
-            "named machine at the named batch; 1 is one denoise forward of the target there", where=ALL, shown=always,
-            timed=True, sampled=True, circumstances=_priced_on,
-            formula="sum over forwards of every role and kind but prefill of their price"),
+    Column("cost", attrgetter("cost"), "cost", "forwards and passes of decoding, an item, at the price that was "
+           "measured on the named machine at the named batch, with a 95 % interval over items and over repeats of the "
+           "prices; 1 is one denoise forward of the target there", _cost, lambda row: text.number(row.cost), where=ALL,
+           shown=always,
+           timed=True, sampled=True, circumstances=_priced_on,
+           formula="sum over forwards of every role and kind but prefill of their price, each the median of up to 20 "
+           "ratios to the plain forward, timed in turns",
+           axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
+    Column("cost_low", lambda row: row.cost_interval[0] if row.cost_interval else None, timed=True, sampled=True),
+    Column("cost_high", lambda row: row.cost_interval[1] if row.cost_interval else None, timed=True, sampled=True),
+    _percent("outside", "outside", "outside", "share of the seconds of decoding that pass outside forwards (choosing, "
+             "revealing, refilling), in percent, of the passes that measure tok/s; cost leaves it out, and on a GPU, "
+             "which the host runs ahead of, no clock tells", where=(MARKDOWN, HTML), timed=True,
+             formula="1 - seconds in the layers and heads of all networks / seconds of decoding; median of the passes"),
     _number("prefill", "prefill", "prefill", "what an item's prompt costs, in the same unit", where=(MARKDOWN,),
             timed=True, sampled=True, formula="sum over forwards of kind prefill, of every role, of their price"),
     _relative("bytes", attrgetter("bytes_read"), "bytes", "weights, keys and values that decoding an item reads with "
               "the device for itself, as a share of static's: what counts at batch 1",
-              "sum over forwards but prefill of the weights of their role and of each key they see, once a forward"),
+              "sum over forwards but prefill of the weights of their role and of each key they see, once a forward",
+              Axis("bytes", attrgetter("bytes_read"), "bytes read an item, decoding, batch 1")),
     _relative("decode_flops", attrgetter("flops"), "FLOPs", "multiplications and additions of decoding an item, as a "
               "share of static's: what counts at large batch",
-              "sum over forwards but prefill of 2 a weight and token, 4 a pair of a query and a key and a width"),
+              "sum over forwards but prefill of 2 a weight and token, 4 a pair of a query and a key and a width",
+              Axis("flops", attrgetter("flops"), "FLOPs an item, decoding")),
     Column("pays", lambda row: row.group.pays(row), "pays?", "pays where both bytes and FLOPs are below static's, does "
            "not pay where neither is, else depends on the batch", where=(MARKDOWN, HTML), sampled=True,
            formula="bytes and FLOPs, both as shares of static's, against 1"),
-    Column("projected_cost", lambda row: projected_cost(row.method, row.metrics.nfe, row.metrics.helpers)),
+    Column("projected_cost", _projected, sampled=True,
+           axis=Axis("8b", _projected, f"8B cost ({H100.name}, roofline), in forwards")),
+    Column("projected_on", lambda row: f"{H100.name}, batch {row.batch_size}"),
     _plain("unit_seconds", "unit_seconds", timed=True),
     _plain("flops", "metrics.flops"),
     _plain("query_tokens", "metrics.query_tokens"),
@@ -335,15 +386,18 @@ COLUMNS: tuple[Column, ...] = (
             where=(MARKDOWN,)),
     _number("tpf", "metrics.tpf", "TPF", "tokens a forward: the tokens of all items, up to and including the end of "
             "each answer, over the NFE of all items, which fills whole blocks and so reaches behind that end", 2,
-            where=ALL, width=68, formula="sum of tokens / sum of NFE"),
+            where=ALL, width=68, formula="sum of tokens / sum of NFE",
+            axis=Axis("tpf", attrgetter("metrics.tpf"), "tokens a forward (TPF)", larger=True)),
     _percent("acceptance", "metrics.acceptance", "drafts kept", "accepted share of the draft tokens, in percent",
              where=(HTML,), formula="sum of accepted lengths / tokens proposed"),
     *_speed("tps_decode", "decode", "tok/s", "tokens a second of decoding alone, at natural stop: median "
-            "(slowest - fastest) of repeated passes over the first items; a dash where the fastest is more than "
-            f"{text.UNSTEADY:g} times the slowest; ~ where other work on the machine made the number of threads "
-            "change, and again in a second try", where=ALL, width=68,
-            formula="tokens of a pass / its synchronised seconds without prefill"),
-    *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92),
+            "(slowest - fastest) of repeated passes over the first items; a dash, unsteady, where the fastest was more "
+            f"than {UNSTEADY:g} times the slowest, and again in a second try; ~ where other work on the machine made "
+            "the number of threads change, and again in a second try", where=ALL, width=68,
+            formula="tokens of a pass / its synchronised seconds without prefill",
+            circumstances=_repeats, axis=Axis("tps", attrgetter("tps"), "tokens/s, decode only", larger=True)),
+    *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92,
+            circumstances=_repeats),
     Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),
     Column("speed_repeats", _of_speed("repeats")),

@@ -6,13 +6,14 @@ Speed is not computed here: it comes from its own pass and is added by the runne
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
 from dlmbench import stats
 from dlmbench.forwards import ForwardKey
-from dlmbench.runs.record import Metrics, Prices, Sample, Speed
+from dlmbench.runs.record import Metrics, Prices, Sample, Speed, Spreads
 
 HELPER_ROLES = ("draft", "guide", "reference", "head")
 
@@ -92,6 +93,22 @@ def item_costs(samples: Sequence[Sample], prices: Prices, decoding_alone: bool =
             return None
         priced[forward] = found
     return [sum(n * priced[forward] for forward, n in sorted(sample.forwards.items())) for sample in samples]
+
+
+def cost_interval(samples: Sequence[Sample], prices: Prices, spreads: Spreads) -> tuple[float, float] | None:
+    """95 % interval of the mean cost of decoding: the items might have been others, and prices were measured.
+
+    Normal for the items; prices count as all at their lower, or all at their upper ends; the two are independent of
+    each other. None when a forward has no price.
+    """
+    ends = [{forward: spreads.get(forward, (one, one))[end] for forward, one in prices.items()} for end in (0, 1)]
+    costs = item_costs(samples, prices, decoding_alone=True)
+    low, high = (item_costs(samples, end, decoding_alone=True) for end in ends)
+    if not costs or not low or not high:
+        return None
+    centre, lowest, highest = (sum(each) / len(each) for each in (costs, low, high))
+    half = stats.normal_half(costs)
+    return centre - math.hypot(half, centre - lowest), centre + math.hypot(half, highest - centre)
 
 
 def _verdicts(samples: Sequence[Sample]) -> dict[str, int]:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 BUDGET = 30.0  # seconds of trials for a whole plan
 _PEEK = 8  # tokens of the first look, which tells how long a forward takes
 _FAIR = 4  # no trial takes more than this share of the time that is left
-_PRICE_CALLS = 8  # forwards that the price of one shape takes
-_PRICE_LEAST = 0.04  # seconds that it takes at least
+_PRICE_CALLS = 44  # forwards that the price of one shape takes, in turns with plain ones ...
+_PRICE_LEAST, _PRICE_MOST = 0.1, 2.0  # ... and the seconds that it takes at least, and at most ...
+_PRICE_FEWEST = 14  # ... but for so many forwards
 
 
 @dataclass(frozen=True)
@@ -228,5 +229,10 @@ def _add_up(runs: Sequence[Planned], local: LocalRunner, loads: dict[str, float]
         one.seconds = (
             loads.pop(canonical(run.identity["weights"]), 0.0)
             + (one.todo + timed + recorded) * trial.seconds
-            + len(new) * max(_PRICE_CALLS * trial.forward, _PRICE_LEAST)
+            + len(new) * _price_seconds(trial.forward)
         )
+
+
+def _price_seconds(forward: float) -> float:
+    """What the price of one shape takes, where a forward takes so long."""
+    return max(min(_PRICE_CALLS * forward, _PRICE_MOST), _PRICE_FEWEST * forward, _PRICE_LEAST)

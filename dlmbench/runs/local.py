@@ -10,10 +10,11 @@ Left out: runs side by side, which would disturb each other's clocks.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dlmbench.errors import RunError
 from dlmbench.files import tell
@@ -35,15 +36,17 @@ from dlmbench.runs.runner import (
     sample_of,
     with_history,
 )
+from dlmbench.runs.states import check_recordable, record_states, recorded, write_states
 from dlmbench.stats import spread
 from dlmbench.threads import THREADS
 
 if TYPE_CHECKING:
-    from dlmbench.engine import Engine, Generation
+    from dlmbench.engine import Engine, Generation, Request
     from dlmbench.tasks.base import Item
     from dlmbench.tasks.lm import Scores
 
 SPEED_REPEATS = 3
+SPEED_TRIES = 2  # of all repeats
 SPEED_ROUNDS = 2  # the speed pass takes so many items for each slot of the batch ...
 SPEED_LEAST = 8  # ... and at least this many
 MECHANISM_ONLY = "mechanism only: the ranking of nano models by tokens/s is no advice for large ones"
@@ -64,14 +67,17 @@ class LocalRunner:
 
     Args:
         traces: items of each run whose steps are recorded; a finished run that has fewer gets the others.
+        logits: the same for what every forward says of its masks, which only some methods' steps are made of.
     """
 
-    def __init__(self, loaders: Loaders | None = None, progress: Progress | None = None, traces: int = TRACED):
+    def __init__(
+        self, loaders: Loaders | None = None, progress: Progress | None = None, traces: int = TRACED, logits: int = 0
+    ):
         self.loaders = loaders or installed()
         self.catalog = Catalog(self.loaders)
         self.machine = FittingMachine(self.catalog)
         self.progress = progress or NoProgress()
-        self.traces = traces
+        self.traces, self.logits = traces, logits
         self.prices = PriceList()
         self._priced: set[Path] = set()  # the roots whose runs' prices are known
 
@@ -82,6 +88,8 @@ class LocalRunner:
         RunError at the end names all that failed.
         """
         runs = list(runs)
+        for run in runs if self.logits else ():
+            check_recordable(run)
         if len(runs) == 1:
             return [self.run_one(runs[0])]
         folders: list[RunFolder] = []
@@ -103,13 +111,13 @@ class LocalRunner:
     def run_one(self, resolved: ResolvedRun) -> RunFolder:
         """Make or resume one run; nothing happens when it is finished."""
         run = self.catalog.run(resolved)
-        if run.folder.finished and self.traced(run):
+        if run.folder.finished and self.recorded(run):
             return run.folder
         with run.folder.writing() as writer:
             if not run.folder.finished:  # another process may have finished it meanwhile
                 self._work(run, writer)
-            elif not self.traced(run):
-                self._trace(run, self.loaders.build(run.resolved), writer)
+            elif not self.recorded(run):
+                self._record(run, self.loaders.build(run.resolved), writer)
         return run.folder
 
     # --- one run ----------------------------------------------------------------------------------------------------
@@ -132,7 +140,7 @@ class LocalRunner:
         if speed.threads:  # pricing may have changed them since
             manifest = replace(manifest, environment=replace(manifest.environment, threads=speed.threads))
         writer.manifest(replace(manifest, model=run.described(engine), calibration=calibration))
-        self._trace(run, engine, writer)
+        self._record(run, engine, writer)
         writer.metrics(aggregate(samples, calibration.prices, speed))
         self.progress.end()
 
@@ -146,43 +154,49 @@ class LocalRunner:
         evaluate(run.task, engine, run.missing, on_item=keep, seed=run.resolved.spec.seed)
 
     def speed(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> Speed:
-        """Natural-stop speed over the first items: a warm-up, then repeats; nothing is scored or stored."""
+        """Natural-stop speed over the first items: a warm-up, then repeats, and these once more where they lie too far
+        apart for a number; nothing is scored or stored."""
         batch = run.resolved.batch_size
         subset = run.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
         requests = run.requests(engine, subset)
         engine.generate(requests[:batch])
         stored = {sample.key: sample.ids for sample in samples}
-        decode: list[float] = []
-        end_to_end: list[float] = []
-        same, steady = 0, True
-        for _ in range(SPEED_REPEATS):
-            generations, kept = _steadily(lambda: engine.generate(requests), engine)
-            steady = steady and kept
-            tokens = sum(generation.tokens for generation in generations)
-            decode.append(tokens / engine.timing.decode)
-            end_to_end.append(tokens / engine.timing.total)
-            same = sum(list(generation.ids) == stored[generation.key] for generation in generations)
+        for _ in range(SPEED_TRIES):
+            passes = [_pass(engine, requests) for _ in range(SPEED_REPEATS)]
+            decode, end_to_end = (Rate(*spread(rates)) for rates in zip(*(one.rates for one in passes)))
+            if not (decode.unsteady or end_to_end.unsteady):
+                break
+        outside = [one.outside for one in passes if one.outside is not None]
         return Speed(
             items=len(subset),
             repeats=SPEED_REPEATS,
-            same_ids=same,
-            decode=Rate(*spread(decode)),
-            end_to_end=Rate(*spread(end_to_end)),
+            same_ids=sum(ids == stored[key] for key, ids in passes[-1].ids.items()),
+            decode=decode,
+            end_to_end=end_to_end,
             threads=THREADS.number if run.resolved.device == "cpu" else None,
-            steady=steady,
+            steady=all(one.steady for one in passes),
             label=MECHANISM_ONLY if run.resolved.preset.source.startswith("nano/") else None,
+            outside=statistics.median(outside) if outside else None,
         )
 
     def traced(self, run: Run) -> bool:
         """Are as many items recorded as are wanted?"""
         return len(run.folder.traces) >= min(self.traces, len(run.items))
 
-    def _trace(self, run: Run, engine: Engine, writer: Writer) -> None:
+    def recorded(self, run: Run) -> bool:
+        """The same, and as many items' logits?"""
+        return self.traced(run) and recorded(run.folder.path) >= min(self.logits, len(run.items))
+
+    def _record(self, run: Run, engine: Engine, writer: Writer) -> None:
         """What readers of a report ask for beyond scores: the prompts, and the steps of the first items."""
         self.progress.stage("recording")
         run.keep_prompts()
         if not self.traced(run):
             writer.traces(self.record(run, engine, run.folder.samples))
+        if not self.recorded(run):
+            stored = {sample.key: sample.ids for sample in run.folder.samples}
+            requests = run.requests(engine, run.items[: self.logits])
+            write_states(run.folder.path, record_states(engine, requests, stored))
 
     def record(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> list[Trace]:
         """The steps of the first items."""
@@ -202,7 +216,7 @@ class LocalRunner:
         if new := needed - self.prices.of(circumstances).keys():
             self._meet(run, engine, samples, new)
             measured = engine.calibrate()
-            self.prices.add(circumstances, measured.prices, measured.seconds_per_denoise)
+            self.prices.add(circumstances, measured.prices, measured.seconds_per_denoise, measured.spreads)
         return self.prices.calibration(circumstances, needed)
 
     def _meet(self, run: Run, engine: Engine, samples: Sequence[Sample], needed: set[ForwardKey]) -> None:
@@ -220,6 +234,23 @@ def check_whole(run: Run) -> None:
     """Raises RunError unless the store holds exactly the run's items."""
     if {sample.key for sample in run.folder.samples} != {item.key for item in run.items}:
         raise RunError(f"{run.folder.name} does not hold the items it should; remove the folder and run again.")
+
+
+class _Pass(NamedTuple):
+    """One pass over the items of a speed: tokens a second of decoding and of everything, the share of decoding outside
+    forwards, ids by item, and whether the number of threads was kept."""
+
+    rates: tuple[float, float]
+    outside: float | None
+    ids: dict[str, list[int]]
+    steady: bool
+
+
+def _pass(engine: Engine, requests: Sequence[Request]) -> _Pass:
+    generations, kept = _steadily(lambda: engine.generate(requests), engine)
+    tokens, timing = sum(generation.tokens for generation in generations), engine.timing
+    ids = {generation.key: list(generation.ids) for generation in generations}
+    return _Pass((tokens / timing.decode, tokens / timing.total), timing.outside, ids, kept)
 
 
 def _steadily(measure: Callable[[], T], engine: Engine) -> tuple[T, bool]:

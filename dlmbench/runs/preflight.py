@@ -21,6 +21,7 @@ from dlmbench.request.resolved import Machine
 
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
+    from dlmbench.backbone.descriptor import Descriptor
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,13 +42,12 @@ class Needs:
     """Looks each thing up once."""
 
     def __init__(self):
-        self._weights: dict[tuple[str, bool], Need] = {}
+        self._weights: dict[tuple[str, Descriptor, bool], Need] = {}
         self._tasks: dict[str, tuple[Any, Need]] = {}
 
     def of(self, run: ResolvedRun) -> list[Need]:
         """Everything that this run needs, in the order in which one would get it."""
-        roles = {"target": run.spec.model, **run.companions}
-        needs = list(dict.fromkeys(self._weights_of(name, role == "head") for role, name in roles.items()))
+        needs = list(dict.fromkeys(self._weights_of(preset, role == "head") for role, preset in networks(run).items()))
         needs.append(self.task(run)[1])
         needs.append(_device(run))
         if needs[-1].state == "ok":
@@ -74,10 +74,11 @@ class Needs:
         size = task.size(run.spec.split)
         return size if run.spec.limit is None else min(run.spec.limit, size)
 
-    def _weights_of(self, name: str, head: bool) -> Need:
-        if (name, head) not in self._weights:
-            self._weights[name, head] = weights_need(name, head)
-        return self._weights[name, head]
+    def _weights_of(self, preset: Preset, head: bool) -> Need:
+        key = (preset.location, preset.flags, head)
+        if key not in self._weights:
+            self._weights[key] = weights_need(preset, head)
+        return self._weights[key]
 
     def _memory(self, run: ResolvedRun) -> Need:
         task = self.task(run)[0]
@@ -125,6 +126,11 @@ def checkpoint_here(preset: Preset) -> Path | None:
     return folder
 
 
+def networks(run: ResolvedRun) -> dict[str, Preset]:
+    """Role -> the model in it, the target as the run's flags use it."""
+    return {"target": run.preset, **{role: resolve(name) for role, name in run.companions.items()}}
+
+
 def memory_bytes(run: ResolvedRun, task: Any) -> int | None:
     """Weights, keys and values and logits of all networks of a run, None when a configuration is not here."""
     spec = run.spec
@@ -134,8 +140,8 @@ def memory_bytes(run: ResolvedRun, task: Any) -> int | None:
         few = task.items(spec.split, min(spec.limit or 16, 16))
         prompt = max(len(item.prompt) for item in few) // _LETTERS_A_TOKEN
     total = 0
-    for role, name in {"target": spec.model, **run.companions}.items():
-        config = config_of_checkpoint(resolve(spec.model if role == "head" else name))
+    for role, preset in networks(run).items():
+        config = config_of_checkpoint(run.preset if role == "head" else preset)
         if config is None:
             return None
         if role == "head":  # a few layers of its target's shape, without an embedding of its own
@@ -198,17 +204,16 @@ def _fetched_config(preset: Preset) -> Path | None:
         return None
 
 
-def weights_need(name: str, head: bool = False) -> Need:
+def weights_need(preset: Preset, head: bool = False) -> Need:
     """The weights of a model, and where they are to be had."""
     from dlmbench.backbone.loading import check_checkpoint
 
     try:
-        preset = resolve(name)
         folder = checkpoint_here(preset)
         if folder and not head:
             check_checkpoint(folder, preset.told)
     except RequestError as error:
-        return Need(f"weights of {name}", "missing", str(error))
+        return Need(f"weights of {preset.name}", "missing", str(error))
     what = f"weights of {preset.name}"
     if folder:
         found = sum(file.stat().st_size for file in weight_files(folder))

@@ -7,13 +7,14 @@ different moments of a busy machine would otherwise make equal work look unequal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from dlmbench.forwards import ForwardKey
 from dlmbench.request.key import canonical
 from dlmbench.runs.folder import RunFolder
-from dlmbench.runs.record import Calibration, Circumstances, Prices, plain
+from dlmbench.runs.record import Calibration, Circumstances, Prices, Spreads, plain
 
 
 class PriceList:
@@ -21,6 +22,7 @@ class PriceList:
 
     def __init__(self) -> None:
         self._known: dict[str, Prices] = {}
+        self._spreads: dict[str, Spreads] = {}
         self._seconds: dict[str, float] = {}  # circumstances of a target -> what a price of 1 was in seconds
 
     def read(self, runs: Iterable[RunFolder]) -> None:
@@ -32,30 +34,46 @@ class PriceList:
     def learn(self, found: Calibration | None) -> None:
         """The same from what a manifest keeps."""
         if found:
-            self.add(found.circumstances, found.prices, found.seconds_per_denoise)
+            self.add(found.circumstances, found.prices, found.seconds_per_denoise, found.spreads)
 
-    def add(self, circumstances: Circumstances, prices: Prices, seconds: float | None) -> None:
+    def add(
+        self,
+        circumstances: Circumstances,
+        prices: Prices,
+        seconds: float | None,
+        spreads: Mapping[ForwardKey, tuple[float, float]] = MappingProxyType({}),
+    ) -> None:
         """New measurements; those that are known stay."""
         for forward, price in prices.items():
-            self._known.setdefault(_place(circumstances, forward.role), {}).setdefault(forward, price)
+            place = _place(circumstances, forward.role)
+            known = self._known.setdefault(place, {})
+            if forward not in known:
+                known[forward] = price
+                if forward in spreads:
+                    self._spreads.setdefault(place, {})[forward] = spreads[forward]
         if seconds is not None:
             self._seconds.setdefault(_place(circumstances, "target"), seconds)
 
     def of(self, circumstances: Circumstances) -> Prices:
         """All that is known there: the target's prices, and those of the helpers that stand beside it."""
-        roles = {"target", *circumstances.weights}
-        places = [self._known.get(_place(circumstances, role), {}) for role in sorted(roles)]
+        places = [self._known.get(place, {}) for place in _places(circumstances)]
         return {forward: price for known in places for forward, price in known.items()}
 
     def calibration(self, circumstances: Circumstances, needed: set[ForwardKey]) -> Calibration:
         """What the manifest says about the prices of a run that needs those of the forwards `needed`."""
         known = self.of(circumstances)
+        spreads = [self._spreads.get(place, {}) for place in _places(circumstances)]
         return Calibration(
             circumstances,
             self._seconds.get(_place(circumstances, "target")),
             dict(sorted(known.items())),
             sorted(needed - known.keys()),  # met once, by no item that was made again
+            dict(sorted((forward, ends) for spread in spreads for forward, ends in spread.items())),
         )
+
+
+def _places(circumstances: Circumstances) -> list[str]:
+    return [_place(circumstances, role) for role in sorted({"target", *circumstances.weights})]
 
 
 def _place(circumstances: Circumstances, role: str) -> str:

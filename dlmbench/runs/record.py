@@ -19,9 +19,11 @@ from dlmbench.forwards import ForwardKey
 from dlmbench.request.run_spec import RunSpec
 
 FORMAT = 2
+UNSTEADY = 1.3  # the fastest of repeated passes over the slowest; above it their speed is not shown
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target
+Spreads: TypeAlias = dict[ForwardKey, tuple[float, float]]  # the 95 % interval of a price
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,9 @@ class Calibration:
     """Each measured forward."""
     interpolated: list[ForwardKey] = field(default_factory=list)
     """Forwards of the run that were not measured; their price lies between their neighbours'."""
+    spreads: Spreads = field(default_factory=dict)
+    """95 % interval of each price, from repeats in turns with the plain forward; empty where an earlier version
+    measured."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,11 @@ class Manifest:
         return self.calibration.prices if self.calibration else {}
 
     @property
+    def spreads(self) -> Spreads:
+        """Of the prices; empty where none was kept."""
+        return self.calibration.spreads if self.calibration else {}
+
+    @property
     def helper_weights(self) -> dict[str, str]:
         return {role: weights for role, weights in self.weights.items() if role != "target"}
 
@@ -238,6 +248,11 @@ class Rate:
     median: float
     low: float
     high: float
+
+    @property
+    def unsteady(self) -> bool:
+        """Do the passes lie too far apart for a number?"""
+        return self.high > UNSTEADY * self.low
 
 
 @dataclass(frozen=True)
@@ -260,6 +275,9 @@ class Speed:
     """False: the number of threads changed in every pass, because other work ran on the machine."""
     label: str | None = None
     """What these numbers do not say."""
+    outside: float | None = None
+    """Share of the seconds of decoding that passed outside networks' forwards, the median pass's; None where no clock
+    of the host can tell."""
 
 
 @dataclass(frozen=True)
@@ -375,6 +393,8 @@ def _typed(hint: typing.Any, value: typing.Any) -> typing.Any:
         return _typed(classes[0], value) if classes else value
     if origin is dict:
         return {_typed(inner[0], name): _typed(inner[1], one) for name, one in value.items()}
+    if origin is tuple:
+        return tuple(value)
     if origin is list:
         return [_typed(inner[0], one) for one in value]
     return value

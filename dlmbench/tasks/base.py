@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SEPARATOR = "<|sep|>"  # ends every prompt of the nano models
 Doc = Mapping[str, Any]  # a record of a data set; only the task's own functions know its fields
 
 

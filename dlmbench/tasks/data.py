@@ -6,6 +6,7 @@ network should read the remedy at once.
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import urllib.error
@@ -83,12 +84,20 @@ class Records(list[Row]):
 
 
 def shipped(name: str, change: Callable[[Row], Row | None] = lambda row: row) -> dict[str, Records]:
-    """The shipped sets ``<name>-dev.jsonl`` and ``<name>-test.jsonl`` as splits dev and test.
+    """The shipped sets ``<name>-dev.jsonl`` and ``<name>-test.jsonl`` as splits dev and test, or their ``.jsonl.gz``.
 
     `change` may rewrite a row, or leave it out by returning None.
     """
-    rows = {split: map(change, read_jsonl(SHIPPED / f"{name}-{split}.jsonl")) for split in ("dev", "test")}
+    rows = {split: map(change, shipped_rows(f"{name}-{split}")) for split in ("dev", "test")}
     return as_dataset({split: [row for row in rows[split] if row is not None] for split in rows})
+
+
+def shipped_rows(name: str) -> Iterator[Row]:
+    """The rows of a shipped file, whole or compressed."""
+    path = SHIPPED / f"{name}.jsonl"
+    if path.is_file():
+        return read_jsonl(path)
+    return map(json.loads, gzip.decompress((SHIPPED / f"{name}.jsonl.gz").read_bytes()).decode().splitlines())
 
 
 def local(task: str, folder: str, splits: Iterable[str], fields: Sequence[str]) -> dict[str, Records]:

@@ -291,7 +291,7 @@ class AdjustWorker(TrainingWorker[AdjustModule]):
     def data(self, draw: Draw) -> Windows:
         recipe = self.recipe
         self.backbone, self.backbone_weights = load_backbone(recipe, self.device, self.dtype)
-        layout = prompt_layout(self.tokenizer, self.backbone.config.mask)
+        layout = prompt_layout(self.tokenizer, self.backbone.config.mask, self.recipe.mixture)
         prompts = Prompts(
             draw, layout, recipe.block_lengths, recipe.columns, recipe.seed, self.rank, recipe.adjust.trajectories
         )
@@ -333,8 +333,8 @@ class AdjustWorker(TrainingWorker[AdjustModule]):
         """Even windows of dev trajectories by number of calls, always the same."""
         if "windows" not in self.seen:
             recipe, mask = self.recipe, self.backbone.config.mask
-            layout, noise = prompt_layout(self.tokenizer, mask), np.random.default_rng(HELD_OUT_SEED)
-            examples = dev_examples(self.tokenizer, recipe.evaluate_items)
+            layout, noise = prompt_layout(self.tokenizer, mask, recipe.mixture), np.random.default_rng(HELD_OUT_SEED)
+            examples = dev_examples(self.tokenizer, recipe.evaluate_items, recipe.mixture)
             prompts = [layout(example, recipe.block_lengths[0], noise) for example in examples]
             generator = torch.Generator().manual_seed(HELD_OUT_SEED)
             found: dict[int, list[StepWindow]] = {calls: [] for calls in range(1, recipe.adjust.unrolled + 1)}

@@ -1,21 +1,45 @@
 """Held-out accuracy while training: the plainest correct decoder, no cache, whole canvases.
 
 The engine is the real thing; this one exists so that training needs only the network. Settings are chosen on dev items,
-so these are the dev sets; a text counts when its answer line (word problems) or the whole program (code, a lower
-bound) equals the reference.
+so these are the dev sets. Backbones are scored by their tasks; heads, whose answers come by the thousand, by comparing
+texts: one counts when its answer line (word problems) or the whole text (a lower bound) equals the reference.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from dlmbench.backbone.model import Transformer
-from dlmbench.tasks import nano
+from dlmbench.tasks import load_task
+from dlmbench.tasks.base import SEPARATOR
+from dlmbench.tasks.data import shipped_rows
+from dlmbench.tasks.stress import items as stress
+from dlmbench.tasks.stress.answer_sets import GRIDS
+
+TASKS = {  # source of the training stream -> task whose answers it has; the stress tasks' are called like them
+    "gsm-full": "nano-gsm",
+    "gsm-easy": "nano-gsm/easy",
+    "gsm-symbolic": "nano-gsm/symbolic",
+    "code": "nano-code",
+    "code-long": "nano-code/long",
+}
+FIRST = ("gsm-full", "gsm-easy", "gsm-symbolic", "code")  # sources of the first models
+FILES = {  # source -> shipped file and, where it has several, the tier
+    "gsm-full": ("nano-gsm", "full"),
+    "gsm-easy": ("nano-gsm", "easy"),
+    "gsm-symbolic": ("nano-gsm", "symbolic"),
+    "code": ("nano-code", None),
+    "code-long": ("nano-code-long", None),
+}
+
+
+def task_of(source: str) -> str:
+    """The task that a source of the training stream is for."""
+    return TASKS.get(source, source)
 
 
 @torch.inference_mode()
@@ -133,12 +157,27 @@ def answers_agree(text: str, target: str) -> bool:
     return text.rpartition("####")[2].strip() == target.rpartition("####")[2].strip() and "####" in text
 
 
-def dev_items(count: int) -> dict[str, list[dict]]:
-    """The first `count` dev items of each source (full, easy, symbolic, code): dictionaries with prompt and target."""
-    groups: dict[str, list[dict]] = {}
-    for task in ("nano-gsm", "nano-code"):
-        for line in (Path(nano.__file__).parent / "data" / f"{task}-dev.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            prompt = row.get("prompt", row.get("question")) + nano.SEPARATOR
-            groups.setdefault(row.get("tier", "code"), []).append({"prompt": prompt, "target": row["target"]})
-    return {group: items[:count] for group, items in groups.items()}
+def dev_items(count: int, sources: Iterable[str] = FIRST) -> dict[str, list[dict[str, str]]]:
+    """The first `count` dev items of each source: dictionaries with prompt and target."""
+    return {source: list(islice(_dev_items(source), count)) for source in sources}
+
+
+def _dev_items(source: str) -> Iterator[dict[str, str]]:
+    if source.startswith("stress-"):
+        kind = source.removeprefix("stress-")
+        for question in stress.questions(kind, 4 if kind in GRIDS else 6, "dev", stress.SIZES["dev"]):
+            yield {"prompt": stress.short_prompt(question), "target": stress.short_answer(stress.pick(question))}
+        return
+    file, tier = FILES[source]
+    for row in shipped_rows(f"{file}-dev"):
+        if row.get("tier") == tier:
+            yield {"prompt": row.get("prompt", row.get("question", "")) + SEPARATOR, "target": row["target"]}
+
+
+def dev_accuracy(source: str, count: int, answer: Callable[[list[str]], list[str]]) -> float:
+    """Share of a source's first `count` dev items that `answer`, from prompts to texts, gets right: the task's own."""
+    task = load_task(task_of(source))
+    items = task.items("dev", count)
+    texts = answer([item.prompt for item in items])
+    scores = task.score_many(zip(items, texts, strict=True))
+    return sum(float(score["accuracy"]) for score in scores) / len(scores)

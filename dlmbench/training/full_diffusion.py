@@ -15,57 +15,55 @@ breaks between the chain and it, which is how rows look under ``sampling.constra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dlmbench.tasks import task_files
 from dlmbench.training.block_diffusion import LARGEST_FACTOR, LOWEST_RATE
 from dlmbench.training.data import LENGTH_STEP, Example, LaidExample, Layout
-from dlmbench.training.evaluate import decode_full
+from dlmbench.training.evaluate import FIRST, decode_full, task_of
 from dlmbench.training.loop import END, MASK, PlainWorker
 
 MARKED = 0.33  # share of the rows with the marker at its fixed place, where the task has one
-SHORT = 0.2  # share of the rows whose region is shorter than the task's
+SHORT = 0.2  # share of the rows whose region is shorter than the task's, or longer where answers fill theirs
 PADDING = 0.15  # loss weight of padding relative to text
 AHEAD = 0.3  # loss weight of the text right of the block relative to the text of the block
-TASKS = {  # source of the training stream -> task whose answers it has
-    "gsm-full": "nano-gsm",
-    "gsm-easy": "nano-gsm/easy",
-    "gsm-symbolic": "nano-gsm/symbolic",
-    "code": "nano-code",
-}
-DEV_SOURCES = {"full": "gsm-full", "easy": "gsm-easy", "symbolic": "gsm-symbolic", "code": "code"}
 
 
 @dataclass(frozen=True)
 class Region:
     """The answer region of a task: positions, and where the answer marker may be fixed in it.
 
-    `marker` holds its token ids, empty without one; `start` is its place; `filler` is the token before it.
+    `marker` holds its token ids, empty without one; `start` is its place; `filler` is the token before it. `filled`
+    says that an answer fills its region, whatever its length, and needs no end token.
     """
 
     length: int
     marker: tuple[int, ...] = ()
     start: int = 0
     filler: int = END
+    filled: bool = False
 
 
-def regions(tokenizer) -> dict[str, Region]:
-    """The regions of all sources of the training stream, as their task files say."""
+def regions(tokenizer, sources: Iterable[str] = FIRST) -> dict[str, Region]:
+    """The regions of sources of the training stream, as their task files say."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     found = {}
-    for source, task in TASKS.items():
-        file = task_files.find(task)
-        assert file is not None, task
+    for source in sources:
+        file = task_files.find(task_of(source))
+        assert file is not None, source
         about = file.metadata
         answer = about.get("answer")
-        fixed = (ids(answer["text"]), answer["position"], ids("\n")[0]) if answer else ()
-        found[source] = Region(about["gen_length"], *fixed)
+        region = Region(about["gen_length"], filled=source.startswith("stress-"))
+        if answer:
+            marker = ids(answer["text"])
+            region = replace(region, marker=marker, start=answer["position"], filler=ids("\n")[0])
+        found[source] = region
     return found
 
 
@@ -73,13 +71,13 @@ class FullDiffusionWorker(PlainWorker):
     """One process of a run."""
 
     def layout(self) -> Layout[LaidExample]:
-        self.regions = regions(self.tokenizer) if self.tokenizer else {}
+        self.regions = regions(self.tokenizer, self.recipe.mixture) if self.tokenizer else {}
         return lambda example, block_length, noise: layout(
             example, block_length, noise, MASK, END, self.regions.get(example.source)
         )
 
-    def decode(self, network, group: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        return decode_full(network, prompts, 8, self.regions[DEV_SOURCES[group]].length, threshold=0.9)
+    def decode(self, network, source: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return decode_full(network, prompts, 8, self.regions[source].length, threshold=0.9)
 
 
 def layout(
@@ -106,6 +104,8 @@ def answer_region(
     """Ids, loss weights (1 for text, `PADDING` for padding) and what is given in advance, each [L]."""
     needed = -(-(len(target) + 1) // LENGTH_STEP)  # in steps
     length, draw = max(region.length, needed * LENGTH_STEP), noise.random()
+    if region.filled and draw >= SHORT:
+        return np.array(target), np.ones(len(target)), np.zeros(len(target), dtype=bool)
     chain = _before(target, region.marker)
     given = np.zeros(length, dtype=bool)
     if chain is not None and len(chain) <= region.start and draw < MARKED:

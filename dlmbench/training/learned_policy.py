@@ -201,7 +201,7 @@ class PolicyWorker(TrainingWorker[PolicyNetwork]):
     def data(self, draw: Draw) -> Prompts:
         recipe, plan = self.recipe, self.recipe.learned_policy
         self.backbone, self.backbone_weights = load_backbone(recipe, self.device, self.dtype)
-        layout = prompt_layout(self.tokenizer, self.backbone.config.mask)
+        layout = prompt_layout(self.tokenizer, self.backbone.config.mask, self.recipe.mixture)
         columns = max(1, recipe.columns // plan.rollouts)  # of the prompts; every one is answered that many times
         return Prompts(draw, layout, recipe.block_lengths, columns, recipe.seed, self.rank)
 

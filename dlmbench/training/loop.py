@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -29,13 +30,13 @@ from torch import Tensor, nn
 
 from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
 from dlmbench.models.presets import PRESETS, resolve
-from dlmbench.tasks.nano import stream
+from dlmbench.tasks.nano.mix import stream
 from dlmbench.training import autoregressive, block_diffusion
 from dlmbench.training.data import Batch, ColumnBatches, Draw, Example, LaidExample, Layout, map_tensors
-from dlmbench.training.evaluate import answers_agree, decode, decode_causal, dev_items
+from dlmbench.training.evaluate import decode, decode_causal, dev_accuracy
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import Optimizer
-from dlmbench.training.recipe import Recipe
+from dlmbench.training.recipe import Recipe, beside
 from dlmbench.training.step import batch_loss
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -56,7 +57,11 @@ ALLOCATOR = ":".join(
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None = None) -> None:
-    """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`."""
+    """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`.
+
+    Models that the recipe names and no preset has are looked for among the runs beside `out`.
+    """
+    recipe = beside(recipe, out.parent)
     _worker(recipe.objective).check(recipe)
     out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():  # one process feeds the device
@@ -64,6 +69,12 @@ def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # read by the workers when they start
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_enter, (recipe, out, resume, minutes, f"file://{folder}/meeting"), nprocs=recipe.workers)
+
+
+def finished(recipe: Recipe, out: Path) -> bool:
+    """Has the run in `out` reached the recipe's last step?"""
+    checkpoint = out / "checkpoint.pt"
+    return checkpoint.is_file() and torch.load(checkpoint, mmap=True)["step"] >= recipe.steps
 
 
 def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: str) -> None:
@@ -271,24 +282,25 @@ class PlainWorker(TrainingWorker[Transformer]):
     def export(self) -> None:
         save_checkpoint(self.master, self.out / "weights")
 
-    def decode(self, network: Transformer, group: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Ids after each prompt of a group of dev items."""
+    def decode(self, network: Transformer, source: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Ids after each prompt of dev items of a source."""
         if self.recipe.objective == "autoregressive":
             return decode_causal(network, prompts, 96)
         return decode(network, prompts, 8, 96, threshold=0.9)
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Accuracy on the first dev items of each task; the other workers wait at their next gradient sum."""
+        """Accuracy on the first dev items of each source's task; the other workers wait at their next gradient sum."""
         if self.rank or not self.recipe.evaluate_items:
             return
         network = self.master.eval()
-        scores = {}
-        for task, items in dev_items(self.recipe.evaluate_items).items():
-            prompts = [self.tokenizer(item["prompt"], add_special_tokens=False)["input_ids"] for item in items]
-            ids = self.decode(network, task, prompts)
-            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            scores[task] = sum(map(answers_agree, texts, (item["target"] for item in items))) / len(items)
+
+        def answer(source: str, prompts: list[str]) -> list[str]:
+            ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+            return self.tokenizer.batch_decode(self.decode(network, source, ids), skip_special_tokens=True)
+
+        count = self.recipe.evaluate_items
+        scores = {source: dev_accuracy(source, count, partial(answer, source)) for source in self.recipe.mixture}
         self.master.train()
         self.log(step=self.step, accuracy=scores)
 

@@ -12,7 +12,7 @@ Axes: N rows, R columns, A answer positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,8 @@ from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import resolve
 from dlmbench.training.data import LENGTH_STEP, Batches, Example, Layout
-from dlmbench.training.evaluate import answers_agree, dev_items
-from dlmbench.training.full_diffusion import DEV_SOURCES, regions
+from dlmbench.training.evaluate import FIRST, answers_agree, dev_items
+from dlmbench.training.full_diffusion import Region, regions
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.step import run_layers
 
@@ -128,13 +128,14 @@ class Prompts(Batches[Prompt, AnswerRows]):
         return AnswerRows.of(rows, length)
 
 
-def prompt_layout(tokenizer, mask: int) -> Layout[Prompt]:
+def prompt_layout(tokenizer, mask: int, sources: Iterable[str] = FIRST) -> Layout[Prompt]:
     """How an example becomes a row: its answer is as long as its task decodes with, and never too short for it."""
-    lengths = {source: region.length for source, region in regions(tokenizer).items()} if tokenizer else {}
+    known = regions(tokenizer, sources) if tokenizer else {}
 
     def layout(example: Example, block_length: int, noise: np.random.Generator) -> Prompt:
+        region = known.get(example.source, Region(0))
         needed = -(-(len(example.target) + 1) // LENGTH_STEP) * LENGTH_STEP
-        answer = max(lengths.get(example.source, 0), needed)
+        answer = len(example.target) if region.filled else max(region.length, needed)
         ids = np.array([*example.prompt, *[mask] * answer])
         return Prompt(ids, len(example.prompt), example.target, block_length)
 
@@ -182,13 +183,13 @@ def pick(states: Tensor, columns: Tensor) -> Tensor:
 # --- dev items --------------------------------------------------------------------------------------------------------
 
 
-def dev_examples(tokenizer, count: int) -> Iterator[Example]:
+def dev_examples(tokenizer, count: int, sources: Iterable[str]) -> Iterator[Example]:
     """The first `count` dev items of each source."""
-    for group, items in dev_items(count).items():
+    for source, items in dev_items(count, sources).items():
         texts = [text for item in items for text in (item["prompt"], item["target"])]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         for prompt, target in zip(ids[::2], ids[1::2], strict=True):
-            yield Example(tuple(prompt), tuple(target), DEV_SOURCES[group])
+            yield Example(tuple(prompt), tuple(target), source)
 
 
 def dev_run(model: Transformer, head, decoder, recipe: Recipe, tokenizer) -> dict[str, float]:
@@ -198,9 +199,9 @@ def dev_run(model: Transformer, head, decoder, recipe: Recipe, tokenizer) -> dic
     """
     target = Bidirectional("target", model, recipe.block_lengths[0])
     nets: dict[str, Network] = {"target": target} | ({"head": head(target)} if head else {})
-    layout, noise = prompt_layout(tokenizer, model.config.mask), np.random.default_rng(0)
+    layout, noise = prompt_layout(tokenizer, model.config.mask, recipe.mixture), np.random.default_rng(0)
     requests, targets = [], []
-    for number, example in enumerate(dev_examples(tokenizer, recipe.evaluate_items)):
+    for number, example in enumerate(dev_examples(tokenizer, recipe.evaluate_items, recipe.mixture)):
         row = layout(example, target.block_length, noise)
         requests.append(Request(str(number), example.prompt, len(row.ids) - row.start))
         targets.append(tokenizer.decode(example.target, skip_special_tokens=True))

@@ -42,7 +42,7 @@ SAMPLED = [("threshold", "block_causal"), ("static", "block_causal"), ("static",
 def requests(count: int) -> list[Request]:
     """The first dev word problems for nano."""
     tokenizer, budget = tokenizer_of("nano"), task_files.find("nano-gsm").metadata["gen_length"]
-    prompts = [item["prompt"] for item in dev_items(count)["full"]]
+    prompts = [item["prompt"] for item in dev_items(count)["gsm-full"]]
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     return [Request(str(i), tuple(prompt), budget, seed=i) for i, prompt in enumerate(ids)]
 

@@ -283,7 +283,7 @@ def test_an_attention_kernel_that_is_wrong_is_named(proof, monkeypatch):
 
 
 def test_a_rate_that_is_none_is_named(proof):
-    rates = {"copy_gb_per_s": 0.0, "matmul_gflop_per_s": float("inf")}
+    rates = {"read_gb_per_s": 1.0, "copy_gb_per_s": 0.0, "matmul_gflop_per_s": float("inf")}
     faults = proof("device", partial(device.device, rates=lambda *_: dict(rates)))
     assert faults == ["copy_gb_per_s is 0.0", "matmul_gflop_per_s is inf"]
 

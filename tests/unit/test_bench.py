@@ -1,7 +1,6 @@
 """bench: what the clock counts, the growth law, the loops it compares with. pytest tests/unit/test_bench.py"""
 
 import json
-import time
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,41 +9,42 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dlmbench.bench import core, decoders
+from dlmbench.bench import core, decoders, rates
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.core import fit_growth
 from dlmbench.bench.plain import PlainLoop, qwen_of
 from dlmbench.cli.app import app
 from dlmbench.models.shapes import SHAPES, random_model
 
-
-class Model:
-    """Ten milliseconds a forward, two of them writing keys and values; five in the head."""
-
-    def __init__(self, net):
-        self.net = net
-
-    def __call__(self, *args):
-        time.sleep(0.008)
-        self.net.cache.write()
-        return args
-
-    def project(self, hidden):
-        time.sleep(0.005)
-        return hidden
+RATES = {"read_gb_per_s": 1.0, "copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0}
 
 
-def test_clock_counts_layers_and_head_but_no_writes():
-    net = SimpleNamespace()
-    net.model, net.allocate = Model(net), lambda *args: setattr(net, "cache", SimpleNamespace(write=write))
+def test_clock_counts_layers_and_head_but_no_writes(monkeypatch):
+    now = 0.0
 
-    def write(*args):
-        time.sleep(0.02)
+    def spend(seconds):
+        nonlocal now
+        now += seconds
 
+    class Model:
+        """Layers that take 8 s and 16 s more for writing keys and values; a head that takes 4 s."""
+
+        def __call__(self, *args):
+            spend(8)
+            net.cache.write()
+            return args
+
+        def project(self, hidden):
+            spend(4)
+            return hidden
+
+    net = SimpleNamespace(model=Model())
+    net.allocate = lambda *args: setattr(net, "cache", SimpleNamespace(write=lambda: spend(16)))
+    monkeypatch.setattr("dlmbench.bench.clock.time", SimpleNamespace(perf_counter=lambda: now))
     clock = Clock(net)
     net.allocate(3)
     assert net.model("x") == ("x",) and net.model.project("h") == "h"
-    assert 0.012 < clock.seconds < 0.02  # 8 + 5 ms; the write of 20 ms is not in it
+    assert (clock.seconds, clock.writes) == (12, 16)
 
 
 def test_decoder_rows_on_shipped_models(monkeypatch):
@@ -135,7 +135,7 @@ def test_a_plain_loop_that_fails_on_a_device_is_named_and_the_rest_is_kept(monke
     monkeypatch.setattr(core, "PlainLoop", Fails)
     model = random_model("nano", "cpu", torch.float32)
     settings = core.Settings(device="cuda", batch_sizes=(1,), new_tokens=8, repeats=1)  # the order of a GPU
-    record = core._block_causal(model, settings, {"copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0})
+    record = core._block_causal(model, settings, RATES)
     assert record["failed"] == {"transformers, compiled": "no compiler here"}
     assert [row["loop"] for row in record["decoding"]][-1] == "transformers"
     assert "batch 1 over transformers" in record["ratios"]
@@ -144,7 +144,7 @@ def test_a_plain_loop_that_fails_on_a_device_is_named_and_the_rest_is_kept(monke
 def test_forwards_may_be_timed_behind_a_model_s_last_position():
     settings = core.Settings(batch_sizes=(1,), contexts=(2100,), repeats=1)  # nano has 2048
     model = random_model("nano", "cpu", torch.float32)
-    assert core.forward_rows(model, settings, {"copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0})[0]["ms"] > 0
+    assert core.forward_rows(model, settings, RATES)[0]["ms"] > 0
 
 
 def test_bench_saves_its_record_and_the_growth_picture(tmp_path):
@@ -157,3 +157,13 @@ def test_bench_saves_its_record_and_the_growth_picture(tmp_path):
     assert "fused over separate stores, batch 2" in record["ratios"]
     for row in record["decoding"]:
         assert 0 < row["first_block_ms"] <= row["latency_p50_ms"] <= row["latency_p95_ms"]
+
+
+@pytest.mark.parametrize(
+    ("told", "size"), [(["32K", "1024K", "8192K"], 256), (["131072K"], 512), (["1048576K"], 2048), ([], 256)]
+)
+def test_bandwidth_is_measured_on_more_than_the_caches_hold(tmp_path, told, size):
+    for number, text in enumerate(told):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}/size").write_text(text + "\n")
+    assert rates.array_bytes(torch.device("cpu"), tmp_path) == size << 20

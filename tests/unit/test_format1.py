@@ -33,6 +33,8 @@ def test_the_present_table_has_the_numbers_of_the_old_one(old):
         for name, text in line.items():
             if name.startswith("vs_") and not name.endswith("_row"):
                 continue  # the bootstrap's interval was another
+            if name == "projected_cost":
+                continue  # each forward cost the weights that it reads
             value = now[RENAMED.get(name, name)]
             if name == "cost":
                 value += now["prefill"]  # which was in it

@@ -20,7 +20,7 @@ def house():
 
 @pytest.fixture
 def counted(house, tmp_path, monkeypatch):
-    """The figures of a package of two modules, by name."""
+    """The figures of a package of a few modules, by name."""
     monkeypatch.setattr(house, "mypy", lambda root, folder: [])
     (tmp_path / "tests").mkdir()
     for name, text in {
@@ -28,6 +28,8 @@ def counted(house, tmp_path, monkeypatch):
         "one": "from pkg.two import B\nfrom typing import Any\n\n\nclass RunSpec:\n"
         + "".join(f"    option_{i}: int\n" for i in range(8))
         + "\n\ndef late(x: dict[str, Any]):\n    from pkg import two\n",
+        "record": "class Row:\n    accuracy: float\n    nfe: float\n    cost: float\n    tpf: float\n\n\n"
+        "ONE = Row(accuracy=1, nfe=1, cost=1, tpf=1)\n",
         "two": '"""Follows the card of X, section 2."""\nimport pkg.one\nfrom typing import Any\n\n\n'
         "class B:\n    x: Any\n\n\n"
         'class RunSpec:\n    pass\n\n\nROW = ("accuracy", "nfe", "cost", "tpf")\n'

@@ -18,6 +18,13 @@ def test_generation_and_bench_need_no_evaluation_packages(command):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_short_answer_imports_neither_transformers_nor_the_compiler():
+    heavy = "{'transformers', 'torch._dynamo'}"
+    code = f"import sys\n{RUN.format(GENERATE)}assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_hub_name_may_carry_a_revision():
     from dlmbench.models.presets import resolve
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from synthetic import forwards, manifest, sample
 
 from dlmbench.engine.calibrate import Measured
@@ -10,7 +11,7 @@ from dlmbench.files import files_hash
 from dlmbench.request import RunSpec
 from dlmbench.runs.local import LocalRunner
 from dlmbench.runs.prices import PriceList
-from dlmbench.runs.record import Circumstances, Environment
+from dlmbench.runs.record import Calibration, Circumstances, Environment, Rate, plain, typed
 from dlmbench.runs.runner import with_history
 
 PLAIN = forwards(target_denoise_8=1.0)
@@ -52,6 +53,40 @@ def with_forwards(*each):
     return [replace(sample(i, True, 8), forwards=one) for i, one in enumerate(each)]
 
 
+class Runner:
+    """An engine whose passes take these seconds, the first of them to warm up."""
+
+    def __init__(self, seconds):
+        self.seconds, self.timing = iter(seconds), None
+
+    def generate(self, requests):
+        second = next(self.seconds)
+        self.timing = SimpleNamespace(decode=second, total=2 * second, outside=0.1 * second)
+        return [SimpleNamespace(key=key, tokens=60, ids=[1, 2]) for key in requests]
+
+
+@pytest.mark.parametrize(
+    "seconds, decode",
+    [
+        ([9, 1, 1.2, 1.1], Rate(pytest.approx(20 / 1.1), pytest.approx(20 / 1.2), 20)),
+        ([9, 1, 2, 1, 4, 4, 5], Rate(5, 4, 5)),  # measured again
+        ([9, 1, 2, 1, 4, 4, 8], Rate(5, 2.5, 5)),  # and no better
+    ],
+)
+def test_speeds_whose_repeats_lie_far_apart_are_measured_once_more(seconds, decode):
+    items = [SimpleNamespace(key="item-0000")]
+    preset = SimpleNamespace(source="hub")
+    run = SimpleNamespace(
+        items=items,
+        resolved=SimpleNamespace(batch_size=1, device="cuda", preset=preset),
+        requests=lambda engine, items: [item.key for item in items],
+    )
+    engine = Runner([second * 3 for second in seconds])
+    speed = LocalRunner().speed(run, engine, [replace(sample(0, True, 8), ids=[1, 2])])
+    assert speed.decode == decode and speed.same_ids == 1 and next(engine.seconds, None) is None
+    assert speed.outside == pytest.approx(0.3 * {1: 1.1, 2: 4}[1 if len(seconds) == 4 else 2])
+
+
 def test_every_shape_of_the_stored_samples_gets_a_price_of_its_own(tmp_path):
     draft = forwards(draft_denoise_8=1)
     samples = with_forwards(PLAIN, {**PLAIN, **WIDE}, {**PLAIN, **WIDE, **draft})
@@ -71,8 +106,9 @@ def test_a_forward_of_the_target_has_one_price_whatever_stands_beside_it():
     alone, first, second = circumstances(), circumstances(draft="a"), circumstances(draft="b")
     ours = forwards(target_denoise_8=1.0, target_verify_40=2.0)
     (draft,) = forwards(draft_denoise_8=0)
+    (verify,) = forwards(target_verify_40=0)
     prices.add(first, {**ours, draft: 0.3}, 0.1)
-    prices.add(second, {**forwards(target_verify_40=3.0), draft: 0.6}, 0.2)
+    prices.add(second, {verify: 3.0, draft: 0.6}, 0.2, {verify: (2.9, 3.1), draft: (0.5, 0.7)})
     assert prices.of(alone) == ours
     assert prices.of(second) == {**ours, draft: 0.6}
     assert prices.of(first)[draft] == 0.3
@@ -81,6 +117,8 @@ def test_a_forward_of_the_target_has_one_price_whatever_stands_beside_it():
     copy, told = PriceList(), prices.calibration(second, wider)
     copy.learn(told)
     assert copy.of(second) == prices.of(second)
+    assert told.spreads == {draft: (0.5, 0.7)}, "of the price that was not known yet"
+    assert copy.calibration(second, wider) == told == typed(Calibration, plain(told))
     assert told.interpolated == list(wider) and told.seconds_per_denoise == 0.1
 
 

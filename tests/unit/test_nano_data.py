@@ -14,8 +14,10 @@ import pytest
 
 import dlmbench.tasks.nano as nano
 from dlmbench.errors import RequestError
+from dlmbench.tasks.base import SEPARATOR
 from dlmbench.tasks.nano import code, gsm, gsm_symbolic
 from dlmbench.tasks.nano.families import FAMILIES
+from dlmbench.tasks.nano.mix import stream
 from dlmbench.tasks.nano.separation import make_key, split_of
 
 PACKAGE = Path(nano.__file__).parent
@@ -257,8 +259,8 @@ def test_training_never_meets_a_held_out_problem():
     assert len(held_out) == len(GSM) + len(CODE)  # so dev and test share none either
     mix = {"gsm-full": 0.3, "gsm-easy": 0.3, "gsm-symbolic": 0.1, "code": 0.3}
     seen = Counter()
-    for row in islice(nano.stream(mix, seed=0), 20_000):
-        problem = problem_of(row["prompt"].removesuffix(nano.SEPARATOR), row["target"], row["source"])
+    for row in islice(stream(mix, seed=0), 20_000):
+        problem = problem_of(row["prompt"].removesuffix(SEPARATOR), row["target"], row["source"])
         assert problem not in held_out, row
         seen[row["source"]] += 1
     assert all(abs(seen[source] / 20_000 - weight) < 0.02 for source, weight in mix.items())
@@ -273,14 +275,14 @@ def test_without_the_split_held_out_problems_would_appear():
 
 def test_the_stream_repeats_with_its_seed_and_refuses_a_bad_mix():
     mix = {"gsm-full": 1, "code": 1}
-    first = list(islice(nano.stream(mix, seed=4), 50))
-    assert first == list(islice(nano.stream(mix, seed=4), 50)) != list(islice(nano.stream(mix, seed=5), 50))
+    first = list(islice(stream(mix, seed=4), 50))
+    assert first == list(islice(stream(mix, seed=4), 50)) != list(islice(stream(mix, seed=5), 50))
     assert all(row["prompt"].endswith("<|sep|>") and "<|" not in row["target"] for row in first)
     with pytest.raises(RequestError, match="'poems'.*gsm-full"):
-        nano.stream({"poems": 1.0}, seed=0)
+        stream({"poems": 1.0}, seed=0)
     for mix in ({}, {"code": 0.0}, {"code": 1.0, "gsm-full": -1.0}):
         with pytest.raises(RequestError, match="positive"):
-            nano.stream(mix, seed=0)
+            stream(mix, seed=0)
 
 
 def test_the_gsm_dev_set_is_remade_byte_for_byte():
@@ -309,8 +311,8 @@ def test_special_tokens_come_first_and_none_is_added(tokenizer):
 
 
 def test_every_text_survives_encoding(tokenizer):
-    texts = [row["question"] + nano.SEPARATOR + row["target"] for row in GSM]
-    texts += [row["prompt"] + nano.SEPARATOR + row["target"] for row in CODE]
+    texts = [row["question"] + SEPARATOR + row["target"] for row in GSM]
+    texts += [row["prompt"] + SEPARATOR + row["target"] for row in CODE]
     texts += ["  two  spaces , and a stop .", "naïve 漢字 🙂\t\r\n\n  x", "don't  #### -5,000.25", ""]
     for text in texts:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlmbench.decoders.base import View, top_n
-from dlmbench.decoders.predict import Sampling, uniform
+from dlmbench.decoders.predict import Candidates, Sampling, uniform
 
 V, MASK = 50, 7
 
@@ -102,3 +102,16 @@ def test_top_n_breaks_ties_to_the_left_and_takes_fewer_when_fewer_are_eligible()
     assert top_n(score, eligible, torch.tensor([0, 9])).int().tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
     flat = torch.full((1, 4), float("-inf"))
     assert top_n(flat, torch.tensor([[False, True, True, False]]), 1).int().tolist() == [[0, 1, 0, 0]]
+
+
+def test_scores_of_half_width_logits_are_those_of_their_float32_copy():
+    """Bit for bit: what is saved is the copy alone."""
+    logits = (4 * torch.randn(3, 5, 97, generator=torch.Generator().manual_seed(5))).bfloat16()
+    zero = torch.zeros(3, dtype=torch.long)
+    for sampling in (Sampling(), Sampling(temperature=0.7, top_k=1), Sampling(banned=(3,), last=(7,))):
+        narrow, wide = (
+            Candidates(given, sampling, 96, zero, zero, torch.arange(5).expand(3, 5))
+            for given in (logits.clone(), logits.float())
+        )
+        for name in ("tokens", "confidence", "log_odds", "entropy", "margin", "logits"):
+            assert torch.equal(getattr(narrow, name), getattr(wide, name)), name

@@ -12,9 +12,10 @@ from synthetic import make_run
 
 from dlmbench import stats
 from dlmbench.analysis.load import Results
-from dlmbench.analysis.projection import SHARES, projected_cost
+from dlmbench.analysis.projection import ACCELERATORS, H100, SIZES, Size
 from dlmbench.cli.sweep import _write
 from dlmbench.errors import RequestError
+from dlmbench.models.shapes import SHAPES
 from dlmbench.report import columns
 from dlmbench.report.figures import pareto
 from dlmbench.report.html import document, page
@@ -211,20 +212,23 @@ def test_at_the_end_of_a_sweep_every_file_is_read_once(tmp_path, monkeypatch):
     assert compared == {"static": 99}, "each row against static, once"
 
 
-def test_projection_follows_from_the_shapes_of_the_large_models():
-    from dlmbench.models.shapes import SHAPES
+def test_the_large_models_of_a_projection_have_their_shapes():
+    large, small = SHAPES["sdar-8b"], SHAPES["sdar-1.7b"]
+    module = dataclasses.replace(large, num_layers=3)
+    for role, config, more in (("target", large, 0), ("draft", small, 0), ("head", module, 2 * large.hidden_size**2)):
+        read = config.num_layers * config.layer_parameters + config.vocab_size * config.hidden_size + more
+        key = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        pair = 4 * config.num_layers * config.num_heads * config.head_dim
+        size = SIZES[role]
+        assert size == Size(pytest.approx(read, rel=5e-4), key, pair)
 
-    def read(config):
-        return config.num_layers * config.layer_parameters + config.vocab_size * config.hidden_size
 
-    large = SHAPES["sdar-8b"]
-    module = 3 * large.layer_parameters + 2 * large.hidden_size**2 + large.vocab_size * large.hidden_size
-    assert SHARES["draft"] == pytest.approx(read(SHAPES["sdar-1.7b"]) / read(large), abs=5e-4)
-    assert SHARES["head"] == pytest.approx(module / read(large), abs=5e-4)
-    assert projected_cost("static", 40.0, {}) == 40.0
-    assert projected_cost("simsd", 20.0, {"draft": 10.0}) == pytest.approx(22.27)
-    assert projected_cost("guided", 20.0, {"guide": 10.0}) is None
-    assert projected_cost("adjust", 20.0, {"head": 10.0}) is None
+def test_a_projected_forward_takes_as_long_as_its_bytes_or_its_operations():
+    """At batch 1 an H100 waits for weights whatever the width; at batch 256 twice the width is twice the time."""
+    target = SIZES["target"]
+    assert target.seconds(H100, 1, 8, 0) == target.seconds(H100, 1, 16, 0) == 2 * target.weights / H100.bandwidth
+    assert target.seconds(H100, 256, 16, 0) == 2 * target.seconds(H100, 256, 8, 0) > target.seconds(H100, 1, 8, 0)
+    assert ACCELERATORS["H100"] is H100
 
 
 def test_checkpoints_of_one_name_are_told_apart_by_their_weights(tmp_path):

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dlmbench.bench.core import device_rates
 from dlmbench.bench.proof.stage import StageTrial
+from dlmbench.bench.rates import bandwidth as best_bandwidth
+from dlmbench.bench.rates import device_rates
 from dlmbench.engine.calibrate import median_seconds
 
 KERNELS = {
@@ -103,8 +104,7 @@ def _said(row: dict[str, float | str]) -> str:
 def device(trial: StageTrial, rates=device_rates) -> None:
     """Copy and read bandwidth, and the rate of matrix products."""
     dtype = working_dtype(trial.device)
-    measured = rates(trial.device, dtype)
-    measured["read_gb_per_s"] = read_rate(trial.device, trial.sizes.repeats)
+    measured = rates(trial.device, dtype, trial.sizes.repeats)
     for name, rate in measured.items():
         if not 0 < rate < float("inf"):
             trial.fault(f"{name} is {rate}")
@@ -116,17 +116,9 @@ def device(trial: StageTrial, rates=device_rates) -> None:
     )  # fmt: skip
 
 
-def read_rate(device: torch.device, repeats: int) -> float:
-    """GB/s of a sum over more than the caches hold."""
-    size = (64 if device.type == "cpu" else 2048) << 20
-    source = torch.zeros(size // 4, device=device)
-    return size / median_seconds(source.sum, device, repeats) / 1e9
-
-
 def bandwidth(trial: StageTrial) -> float:
     """The higher of the two bandwidths in GB/s, as the stage of that name measured them or as they are now."""
     rates = dict(trial.earlier.get("device", {}))
     if "read_gb_per_s" not in rates:
-        rates = device_rates(trial.device, working_dtype(trial.device))
-        rates["read_gb_per_s"] = read_rate(trial.device, trial.sizes.repeats)
-    return max(rates["copy_gb_per_s"], rates["read_gb_per_s"])
+        rates = device_rates(trial.device, working_dtype(trial.device), trial.sizes.repeats)
+    return best_bandwidth(rates)

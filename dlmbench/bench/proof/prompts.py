@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dlmbench.engine import Request
 from dlmbench.engine.build import tokenizer_of
+from dlmbench.tasks.base import SEPARATOR
 from dlmbench.tasks.data import SHIPPED, read_jsonl
-from dlmbench.tasks.nano import SEPARATOR
 
 
 def nano_requests(count: int, tokens: int) -> tuple[list[Request], list[str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -25,29 +25,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from dlmbench.analysis.published import Pair
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
+from dlmbench.report.columns import COLUMNS, Axis
 from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, dress, figure_of, renderer_of, save, styles, subplots
 from dlmbench.stats import pareto_front
 
-
-@dataclass(frozen=True)
-class Axis:
-    """What a figure has from left to right, or from bottom to top."""
-
-    value: Callable[[Row], float | None]
-    title: str
-    larger: bool  # is better
-
-
-AXES = {  # --x
-    "cost": Axis(attrgetter("cost"), "cost of decoding an item, in plain forwards", False),
-    "nfe": Axis(attrgetter("metrics.nfe"), "forwards an item (NFE)", False),
-    "tps": Axis(attrgetter("tps"), "tokens/s, decode only", True),
-    "bytes": Axis(attrgetter("bytes_read"), "bytes read an item, decoding, batch 1", False),
-    "flops": Axis(attrgetter("flops"), "FLOPs an item, decoding", False),
-    "tpf": Axis(attrgetter("metrics.tpf"), "tokens a forward (TPF)", True),
-}
+AXES = {column.axis.name: column.axis for column in COLUMNS if column.axis}  # --x
 SCORES = {  # --y
-    name: Axis(attrgetter(f"metrics.{name}"), f"{name} (%)", True) for name in ("accuracy", "strict", "flexible")
+    name: Axis(name, attrgetter(f"metrics.{name}"), f"{name} (%)", True) for name in ("accuracy", "strict", "flexible")
 }
 OWN_PANEL = 3  # settings from which on weights get a panel of their own
 
@@ -70,7 +54,7 @@ def plot(
         wrong, known = (x, AXES) if x not in AXES else (y, SCORES)
         raise RequestError(f"Axis {wrong!r} is unknown; choose one of {', '.join(known)}.")
     if not placed(rows, x, y):
-        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops") else ""
+        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops", "8b") else ""
         raise RequestError(f"No row has a value for {x}{why}; choose another --x or finish the runs first.")
     return save(lambda: draw(rows, x, y, published, column), folder, name)
 

@@ -5,14 +5,17 @@ Deterministic: the same code and the same versions of reasoning-gym and tokenize
 """
 
 import argparse
+import gzip
+import itertools
 import json
 import random
 from itertools import islice
 from pathlib import Path
 
+from dlmbench.tasks.base import SEPARATOR
 from dlmbench.tasks.nano import code, gsm
 from dlmbench.tasks.nano.families import FAMILIES, ProgramFamily
-from dlmbench.tasks.nano.mix import SEPARATOR, draw_split, stream
+from dlmbench.tasks.nano.mix import draw_split, stream
 from dlmbench.tasks.nano.separation import split_of
 
 DATA = Path(__file__).parent / "data"
@@ -25,6 +28,8 @@ GSM_SETS = {
     "test": {"gsm-full": 500, "gsm-easy": 200, "gsm-symbolic": 200},
 }
 CODE_SETS = {"dev": 200, "test": 500}
+LONG_SETS = {"dev": 200, "test": 500}
+MANY_SETS = {"dev": 200, "test": 2000}
 
 VOCABULARY = 1024
 SPECIAL = {"pad_token": "<|pad|>", "eos_token": "<|eos|>", "mask_token": "<|mask|>", "sep_token": SEPARATOR}
@@ -78,6 +83,29 @@ def make_code_set(split: str) -> list[dict]:
     return rows
 
 
+def make_long_set(split: str) -> list[dict]:
+    """Return the rows of a nano-code/long set; no key occurs twice."""
+    rng = random.Random(f"{SEED} nano-code/long {split}")
+    rows: dict[str, dict] = {}
+    while len(rows) < LONG_SETS[split]:
+        row = draw_split(rng, "code-long", split)
+        rows.setdefault(row["key"], row)
+    tested = [{**row, "tests": code.make_tests(row)} for row in rows.values()]
+    return [_first(row, "key", "family", "entry_point", "prompt") for row in tested]
+
+
+def find_seeds(split: str) -> list[int]:
+    """Return the seeds of nano-gsm/many: those from 0 on whose problem belongs to the split and is no repeat."""
+    seeds: dict[str, int] = {}
+    for seed in itertools.count():
+        key = gsm.generate(random.Random(seed), "full")["key"]
+        if split_of(key) == split:
+            seeds.setdefault(key, seed)
+        if len(seeds) == MANY_SETS[split]:
+            return list(seeds.values())
+    raise AssertionError
+
+
 def train_tokenizer():
     """Train the byte-level BPE on generated training text and return it as a transformers tokenizer.
 
@@ -115,6 +143,10 @@ def write(data: Path, tokenizer: Path) -> None:
         for split in sets:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make(split)]
             (data / f"{task}-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for split in LONG_SETS:
+        text = "".join(json.dumps(row) + "\n" for row in make_long_set(split))
+        (data / f"nano-code-long-{split}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    (data / "nano-gsm-many.json").write_text(json.dumps({split: find_seeds(split) for split in MANY_SETS}) + "\n")
     tokenizer.mkdir(parents=True, exist_ok=True)
     train_tokenizer().save_pretrained(str(tokenizer))
 

@@ -171,20 +171,43 @@ _SWAPPED_OPERATORS: dict[type, tuple[type[ast.AST], ...]] = {
 
 
 def near_misses(item: dict, seed: int = 0) -> list[str]:
-    """Return sources that differ from the canonical program in one place, and other programs of the same kind."""
+    """Return sources that differ from the canonical program in one place, and other programs of its family's kind."""
     source = program(item, item["target"])
     tree = ast.parse(source)
     count = sum(1 for _ in ast.walk(tree))
     changed = {ast.unparse(mutant) for index in range(count) for mutant in _mutate(tree, index)}
-    family = _BY_NAME[item["family"]]
+    family = _BY_NAME.get(item["family"])
+    changed |= _relatives(item, tree, family, seed) if family else _confusions(tree)
+    return sorted(changed - {ast.unparse(tree)})
+
+
+def _relatives(item: dict, tree: ast.Module, family: ProgramFamily, seed: int) -> set[str]:
+    """Other programs of the same kind with the names of this one."""
     names = tuple(argument.arg for argument in _function(tree).args.args)
     rng = random.Random(f"{seed} {item['key']}")
-    relatives = [family] * 24 + [other for other in FAMILIES if other.kind == family.kind]
-    for other in relatives:
+    found = set()
+    for other in [family] * 24 + [other for other in FAMILIES if other.kind == family.kind]:
         values = tuple(rng.choice(choices) for choices in other.slots.values())
         body = other.body.format(**_fields(other, values, names)).replace("\n", INDENT)
-        changed.add(ast.unparse(ast.parse(f"def {item['entry_point']}({', '.join(names)}):{INDENT}{body}")))
-    return sorted(changed - {ast.unparse(tree)})
+        found.add(ast.unparse(ast.parse(f"def {item['entry_point']}({', '.join(names)}):{INDENT}{body}")))
+    return found
+
+
+def _confusions(tree: ast.Module) -> set[str]:
+    """One name read in place of another."""
+    nodes = list(ast.walk(tree))
+    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {argument.arg for argument in _function(tree).args.args}
+    found = set()
+    for index, node in enumerate(nodes):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in own:
+            for other in own - {node.id}:
+                twin = copy.deepcopy(tree)
+                name = list(ast.walk(twin))[index]
+                assert isinstance(name, ast.Name)
+                name.id = other
+                found.add(ast.unparse(twin))
+    return found
 
 
 def _mutate(tree: ast.Module, index: int) -> Iterator[ast.Module]:
@@ -266,6 +289,12 @@ def _outputs(source: str, entry_point: str, inputs: list[tuple]) -> list:
     return results
 
 
+def _kind(item: dict) -> str:
+    """What the parameters are; the programs of nano-code/long have this in place of a family."""
+    family = _BY_NAME.get(item["family"])
+    return family.kind if family else item["family"]
+
+
 def _candidate_inputs(item: dict, seed: int) -> list[tuple]:
     """Return argument tuples around the constants of a program, in a fixed order.
 
@@ -277,7 +306,7 @@ def _candidate_inputs(item: dict, seed: int) -> list[tuple]:
     numbers = sorted({value for value in constants if type(value) is int})
     letters = sorted({value for value in constants if isinstance(value, str) and value})
     near = [number + step for number in numbers for step in (-1, 0, 1)]
-    draw = _DRAWERS[_BY_NAME[item["family"]].kind]
+    draw = _DRAWERS[_kind(item)]
     inputs = [draw(rng, near, letters) for _ in range(CANDIDATES)]
     if all(isinstance(answer, bool) for answer in _outputs(source, item["entry_point"], inputs)):
         inputs += [draw(rng, near, letters) for _ in range(CANDIDATES * 20)]

@@ -1,21 +1,30 @@
-"""The training stream: an endless, seeded mix of the nano sources that never yields a held-out instance."""
+"""The training stream: an endless, seeded mix of the nano and stress sources that never yields a held-out instance."""
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from dlmbench.errors import RequestError
-from dlmbench.tasks.nano import code, gsm, gsm_symbolic
+from dlmbench.tasks.base import SEPARATOR
+from dlmbench.tasks.nano import code, gsm, gsm_symbolic, programs
 from dlmbench.tasks.nano.separation import split_of
-
-SEPARATOR = "<|sep|>"
+from dlmbench.tasks.stress import items
+from dlmbench.tasks.stress.answer_sets import KINDS
 
 AS_TOLD = 0.8  # share of the training chains in the question's own order: every order is possible, one is likeliest
+
+
+def _stress(kind: str, rng: random.Random, _: float) -> dict:
+    return items.generate(kind, rng)
+
 
 SOURCES: dict[str, Callable[[random.Random, float], dict]] = {
     "gsm-full": lambda rng, as_told: gsm.generate(rng, "full", as_told),
     "gsm-easy": lambda rng, as_told: gsm.generate(rng, "easy", as_told),
     "gsm-symbolic": lambda rng, _: gsm_symbolic.generate(rng),
     "code": lambda rng, _: code.generate(rng),
+    "code-long": programs.generate,
+    **{f"stress-{kind}": partial(_stress, kind) for kind in KINDS},
 }
 
 
@@ -53,7 +62,7 @@ def draw_split(rng: random.Random, source: str, split: str, as_told: float = 0.0
     """Draw problems of a source until one belongs to a split ("train", "dev" or "test"), and return it."""
     while True:
         row = SOURCES[source](rng, as_told)
-        if split_of(row["key"]) == split:
+        if row.get("split", split_of(row["key"])) == split:  # the stress tasks hold out more
             return row
 
 

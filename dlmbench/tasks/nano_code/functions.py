@@ -7,9 +7,9 @@ from dlmbench.tasks.code import pass_at_1
 from dlmbench.tasks.data import shipped
 
 
-def dataset(**_):
-    """The shipped items. Tests mix types, which a table cannot hold, so they stay JSON text."""
-    return shipped("nano-code", change=lambda row: {**row, "tests": json.dumps(row["tests"])})
+def dataset(file="nano-code", **_):
+    """The shipped items of a file. Tests mix types, which a table cannot hold, so they stay JSON text."""
+    return shipped(file, change=lambda row: {**row, "tests": json.dumps(row["tests"])})
 
 
 def program(doc, answer):

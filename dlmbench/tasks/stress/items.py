@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dlmbench.tasks.base import SEPARATOR
 from dlmbench.tasks.nano.gsm import NAMES
-from dlmbench.tasks.nano.mix import SEPARATOR
 from dlmbench.tasks.nano.separation import make_key
 from dlmbench.tasks.stress.answer_sets import GRIDS, LONGEST, Answer, answers, latin_squares, sudoku_grids
 
@@ -28,6 +28,8 @@ DIGITS = tuple("0123456789")
 EMPTY = "0"  # a cell of a Sudoku that is to be filled, in the short form
 HOLES = 4
 SPLITS = ("test", "dev", "train", "train")  # by the hash of a question
+LENGTHS = (4, 5, 6, 6, 7, 8)  # names in training: all that are asked for, the usual number twice
+SIDES = (3, 4, 4, 4)  # of Latin squares in training: the small ones are soon learned
 
 _ASKED = {
     "copy": "Write the list again as it is.",
@@ -85,6 +87,13 @@ def draw(rng: random.Random, kind: str, n: int, split: str) -> Question:
         question = _draw(rng, kind, n)
         if question.split == split and (kind != "sudoku" or len(question.answers()) == 1):
             return question
+
+
+def generate(kind: str, rng: random.Random) -> dict:
+    """A training example in the short form, of any length; its answer is any right one, with equal probability."""
+    question = draw(rng, kind, rng.choice(SIDES if kind == "latin-square" else LENGTHS), "train")
+    target = short_answer(pick(question, rng))
+    return {"prompt": short_question(question), "target": target, "key": question.key, "split": "train"}
 
 
 def _draw(rng: random.Random, kind: str, n: int) -> Question:
@@ -147,9 +156,9 @@ def question_of(doc: dict) -> Question:
     return Question(doc["kind"], tuple(doc["items"]), doc["index"], doc["new"])
 
 
-def pick(question: Question) -> Answer:
-    """One of the right answers, always the same."""
-    rng = random.Random(question.key)
+def pick(question: Question, rng: random.Random | None = None) -> Answer:
+    """One of the right answers with equal probability; without `rng` always the same."""
+    rng = rng or random.Random(question.key)
     if question.kind == "shuffle":  # whose answers may be many thousands
         while (order := tuple(rng.sample(question.items, len(question.items)))) == question.items:
             pass
@@ -165,11 +174,15 @@ _WORD = re.compile(r"[A-Z][a-z]+|\d")
 
 
 def short_prompt(question: Question) -> str:
-    """``insert-index AnnBenEva Zoe 2<|sep|>``; positions count from 1."""
+    return short_question(question) + SEPARATOR
+
+
+def short_question(question: Question) -> str:
+    """``insert-index AnnBenEva Zoe 2``; positions count from 1."""
     parts = [question.kind, "".join(item or EMPTY for item in question.items)]
     parts += [question.new] if question.new else []
     parts += [str(question.index + 1)] if question.index is not None else []
-    return " ".join(parts) + SEPARATOR
+    return " ".join(parts)
 
 
 def short_answer(answer: Answer) -> str:
