@@ -147,8 +147,11 @@ class StateRecorder(Recorder):
         super().begin(row)
         self.states[row] = []
 
-    def step(self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None) -> None:
-        super().step(view, decision, log, filled)
+    def step(
+        self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None,
+        moved: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().step(view, decision, log, filled, moved)
         wide, forward = self.listener.heard
         masks = wide.masked if forward.predicted is None else wide.masked & forward.predicted
         reveal = decision.reveal & view.masked
