@@ -77,6 +77,7 @@ class Traits:
     reach: float = 0.0  # share of the answer that the view of a block covers at least; above 0 decisions end blocks
     initial: int = 0  # positions that an answer begins with and grows from; 0: all of its budget at once
     growth: int = 0  # most positions that a step adds to a row
+    extra_answers: int = 0  # cache slots that packed forwards need beyond a block, in answers of the largest budget
 
 
 class HostRow(NamedTuple):
