@@ -50,6 +50,7 @@ CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
     ("nano-llada", "adablock", {}),
     ("nano-llada", "daedal", {}),
     ("nano-llada", "d2f", {}),
+    ("nano-llada", "lopa", {}),
     ("nano-llada", "wino", {}),
     ("nano-llada", "rcr", {}),
     ("nano-llada", "saber", {}),
