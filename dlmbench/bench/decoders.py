@@ -52,6 +52,7 @@ CASES: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("nano-llada", "adablock", {}),
     ("nano-llada", "daedal", {}),
     ("nano-llada", "d2f", {}),
+    ("nano-llada", "lopa", {}),
     ("nano-llada", "wino", {}),
     ("nano-llada", "rcr", {}),
     ("nano-llada", "saber", {}),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlmbench.decoders.testing import EOS, options_of, random_requests, tiny_networks
+from dlmbench.backbone.bidirectional import CachePolicy
+from dlmbench.decoders.testing import EOS, MASK, options_of, random_requests, tiny_networks
 from dlmbench.engine import Engine
 from dlmbench.engine.states import restored, summary
 from dlmbench.errors import RequestError, RunError
@@ -91,6 +92,24 @@ def test_states_do_not_depend_on_the_batch_and_survive_their_file(attention, tmp
             assert all(torch.equal(x, y) for x, y in zip(a.marginals, b.marginals))
     choices = [tallies(one, [Selector("x", made("hierarchy", "tau=0.2,low=0.1"))])[0] for one in (states, again)]
     assert vars(choices[0]) | {"selector": 0} == vars(choices[1]) | {"selector": 0}
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "freecache", "dkv"])
+@pytest.mark.parametrize("name, options", [("threshold", "tau=0.1"), ("credit", "tau=0.1"), ("multiblock", "tau=4.35")])
+def test_under_a_cache_policy_only_masks_that_a_forward_predicts_are_kept(name, options, cache):
+    decoder = made(name, options)
+    if cache not in decoder.caches:
+        return
+    nets, requests = tiny_networks(decoder, "full"), random_requests(3, 2)
+    nets["target"].policy = CachePolicy(cache)
+    engine = Engine(nets, decoder, batch_size=2)
+    states = record_states(engine, requests, {one.key: one.ids for one in engine.generate(requests)})
+    assert all(item.same_ids for item in states.items)
+    (tally,) = tallies(states, [Selector("itself", made(name, options))])
+    assert tally.agreement == 1.0
+    masks = [(len(s.positions), int((s.tokens == MASK).sum())) for item in states.items for s in item.states]
+    assert all(kept <= there for kept, there in masks)
+    assert any(kept < there for kept, there in masks) == (cache == "dual")
 
 
 def test_full_attention_keeps_every_mask_of_the_answer_whatever_the_view():
