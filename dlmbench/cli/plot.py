@@ -24,13 +24,9 @@ def plot(
     kind: Annotated[
         str, typer.Option(help="pareto; threshold (curves); acceptance (of drafts); batch (speed by batch size).")
     ] = "pareto",
-<<<<<<< HEAD
     x: Annotated[
-        str, typer.Option("--x", help="pareto: cost, bytes, flops, nfe, tps or tpf; several as bytes,flops.")
+        str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf; several as bytes,flops.")
     ] = "cost",
-=======
-    x: Annotated[str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf.")] = "cost",
->>>>>>> main
     y: Annotated[str, typer.Option("--y", help="pareto: accuracy, strict or flexible.")] = "accuracy",
     model: Annotated[
         str | None,
