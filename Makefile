@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full screenshots test test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano
+.PHONY: setup reproduce reproduce-full screenshots test test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano train-nano2
 
 setup: $(VENV)/.runtime
 
@@ -107,3 +107,9 @@ train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano-seqd.yaml
 	$(RUN) train recipes/train-nano-adjust.yaml
 	$(RUN) train recipes/train-nano-policy.yaml
+
+# The second generation, in the order of worth: each goes on from its checkpoint and is left alone when it is done.
+RUNS := training-runs
+NANO2 := nano2 nano2-llada nano2-ar nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask
+train-nano2: $(VENV)/.dev
+	set -e; for name in $(NANO2); do $(RUN) train recipes/train-$$name.yaml --out $(RUNS)/$$name; done

@@ -24,6 +24,7 @@ VERBS = {  # what --help says of each: its docstring's first paragraph
     "recommend": "Say which setting to use, or that the items are too few to tell.",
     "compare": "Print published figures, ours of the same setting, and the difference.",
     "diff": "Show which items two runs answer differently, and the step in which they part.",
+    "selectors": "Show the states that --record-logits kept to other selectors: who reveals what, without a model.",
     "generate": "Decode one prompt.",
     "score": "Score stored generations again and renew their metrics; generated code runs in the sandbox only.",
     "verify": "Replay golden traces; exit code 1 when any case fails.",

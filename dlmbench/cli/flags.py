@@ -20,6 +20,10 @@ Traces = Annotated[
     int,
     typer.Option(min=0, help="First N items whose steps are recorded, for report and diff.", rich_help_panel=_OUTPUT),
 ]
+RecordLogits = Annotated[
+    int,
+    typer.Option(min=0, help="First N items whose logits are recorded, for selectors.", rich_help_panel=_OUTPUT),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)]
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def run(
     given: dict[str, Any],
     traces: flags.Traces = flags.TRACED,
+    record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
@@ -35,7 +36,7 @@ def run(
     from dlmbench.runs.local import LocalRunner
 
     spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
-    runner = LocalRunner(traces=traces)
+    runner = LocalRunner(traces=traces, logits=record_logits)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
     if dry_run:

@@ -14,10 +14,10 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.errors import RequestError
+from dlmbench.report.answer import answer
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
-from dlmbench.report.summary import paragraphs
-from dlmbench.report.terminal import print_paragraphs, print_sweep
+from dlmbench.report.terminal import print_answer
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
 from dlmbench.resources import recipe_folders
@@ -38,6 +38,7 @@ def sweep(
         Text, typer.Argument(help="Recipe file or name; flags override what it says.", show_default=False)
     ] = None,
     traces: flags.Traces = flags.TRACED,
+    record_logits: flags.RecordLogits = 0,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
     dev_limit: Annotated[
         int | None, typer.Option(min=1, help="Items of a trial on dev.", show_default="as many as are reported on")
@@ -58,13 +59,15 @@ def sweep(
         raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
     if address and executor != "ray":
         raise RequestError("--address belongs to --executor ray.")
+    if record_logits and executor == "ray":
+        raise RequestError("--record-logits is not built for --executor ray: record with the local one.")
     if executor == "ray":
         from dlmbench.runs.pool import require_ray
 
         require_ray()
     given |= {name: value for name, value in (("tune_on", tune_on), ("dev_limit", dev_limit)) if value}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
-    runner = LocalRunner(traces=traces)
+    runner = LocalRunner(traces=traces, logits=record_logits)
     here = executor == "local" and not dry_run
     runs, notes = spec.resolve(runner.machine if here else Anywhere())
     sentences = tries(runs) if spec.tune_on else []
@@ -126,14 +129,11 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
                 "name": spec.name,
                 "rows": [record(row) for row in results.rows],
                 "choices": sentences,
-                "summary": dict(paragraphs(results)),
+                "answer": answer(results).record,
                 "files": [str(path) for path in written],
             }
         )
         return
     console = stdout()
-    print_sweep(console, results)
-    for sentence in sentences:
-        console.print(sentence, markup=False, soft_wrap=True)
-    print_paragraphs(console, results)
+    print_answer(console, answer(results))
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)

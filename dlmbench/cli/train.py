@@ -18,7 +18,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint to continue from.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop, with a checkpoint, after this many minutes.")] = None,
 ) -> None:
-    """Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one."""
+    """Train a model or a head as a recipe says, from the checkpoint in the output folder if there is one.
+
+    A run that is at its last step is left as it is.
+    """
     from dlmbench.training.recipe import read_recipe
 
     plan = read_recipe(recipe)
@@ -26,7 +29,8 @@ def train(
     checkpoint = out / "checkpoint.pt"
     if resume and not checkpoint.is_file():
         raise RequestError(f"There is no checkpoint.pt in {str(out)!r} to resume from; leave out --resume to start.")
-    from dlmbench.training.loop import train as run
+    from dlmbench.training import loop
 
-    run(plan, out, checkpoint.is_file(), minutes)
+    if not loop.finished(plan, out):
+        loop.train(plan, out, checkpoint.is_file(), minutes)
     typer.echo(out / "weights")

@@ -77,6 +77,7 @@ class Traits:
     reach: float = 0.0  # share of the answer that the view of a block covers at least; above 0 decisions end blocks
     initial: int = 0  # positions that an answer begins with and grows from; 0: all of its budget at once
     growth: int = 0  # most positions that a step adds to a row
+    extra_answers: int = 0  # cache slots that packed forwards need beyond a block, in answers of the largest budget
 
 
 class HostRow(NamedTuple):
@@ -264,6 +265,12 @@ class Decoder:
 
     def __init__(self, config: Options = None):
         self.config = self.Config() if config is None else config
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What decisions depend on beside the likely tokens of masks, for who replays recorded logits: ``filled``, what
+        a forward says of positions that hold a token; ``tail``, unlikely tokens one by one."""
+        return ()
 
     @cached_property
     def threshold(self) -> float:

@@ -49,6 +49,7 @@ class Klass(StepDecoder):
     attention = ("full", "block_causal")
     caches = ("none", "prefix", "freecache")
     equalities = ("tau=1.1 == static:k=1", "kl=0 == static:k=1")
+    reads = ("tail",)  # divergences of whole distributions
 
     def bind(self, nets: Networks, block_length: int) -> Traits:
         config = nets["target"].config

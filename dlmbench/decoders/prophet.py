@@ -48,6 +48,8 @@ class Prophet(EarlyCommit):
         "early=1e9,mid=1e9,late=1e9,answer_start=2,steps=3,schedule=quota == static:steps=3,schedule=quota",
     )
 
+    reads = ("filled",)  # gaps of the whole window
+
     @classmethod
     def on_task(
         cls, config: ProphetConfig, attention: str | None, fixed: Marker | None, offered: bool

@@ -58,6 +58,10 @@ class Sched(EarlyCommit):
         "high=1e9,low=1e9,steps=3,schedule=quota == static:steps=3,schedule=quota",
     )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("filled",) if self.config.average == "answer" else ()
+
     def init_state(self, rows: int, capacity: int, width: int, device: torch.device) -> dict[str, Tensor]:
         return {
             "before": torch.zeros(rows, width, dtype=torch.long, device=device),  # best tokens of the call before

@@ -35,6 +35,7 @@ from dlmbench.engine.request import (
     validate,
 )
 from dlmbench.engine.scheduler import Scheduler
+from dlmbench.engine.states import StateRecorder
 from dlmbench.engine.step import Sizes, Step
 from dlmbench.engine.text import Text, Tokenizer
 from dlmbench.errors import RequestError, RunError
@@ -134,11 +135,13 @@ class Engine:
         *,
         trace: bool = False,
         on_step: Callable[[TracedStep], None] | None = None,
+        states: bool = False,
     ) -> list[Generation]:
         """Decode all requests and return their generations in the order given.
 
         `on_finish` is called as each one finishes. With `trace` every generation carries its steps; `on_step` is
-        called with each recorded step (batch 1 is what one watches).
+        called with each recorded step (batch 1 is what one watches). With `states` they carry what every forward said
+        of their masks as well (`dlmbench.engine.states`).
 
         Raises:
             RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
@@ -163,7 +166,9 @@ class Engine:
                 waiting = [request for _, request in left]
                 longest = max(len(request.prompt_ids) + request.max_tokens for request in waiting)
                 scheduler = self._prepare(self._sizes(waiting, longest), longest)
-                if trace or on_step is not None:
+                if states:
+                    self.step.recorder = StateRecorder(self.step.canvas.rows, on_step, self.target)
+                elif trace or on_step is not None:
                     self.step.recorder = Recorder(self.step.canvas.rows, on_step)
                 with self.clock.running():
                     scheduler.serve(deque(left), done)
@@ -244,7 +249,8 @@ class Engine:
             answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
         fixed = bool(self.fixed) or any(r.fixed for r in requests)
         reach = self._reach(max(r.max_tokens for r in requests))
-        return Sizes(min(self.batch_size, len(requests)), self._capacity(longest), answer, fixed, reach)
+        capacity = self._capacity(longest, max(r.max_tokens for r in requests))
+        return Sizes(min(self.batch_size, len(requests)), capacity, answer, fixed, reach)
 
     def _sizes_of_service(self, max_length: int, max_tokens: int) -> Sizes:
         """For any requests up to these lengths."""
@@ -252,14 +258,16 @@ class Engine:
         if self.traits.scope == "answer":
             answer = max_tokens + (0 if self.target.config.attention == "full" else self.target.block_length - 1)
         reach = self._reach(max_tokens)
-        return Sizes(self.batch_size, self._capacity(max_length), answer, bool(self.fixed), reach)
+        return Sizes(self.batch_size, self._capacity(max_length, max_tokens), answer, bool(self.fixed), reach)
 
     def _reach(self, max_tokens: int) -> int:
         """Width of a view in which decisions end blocks; 0 where none does."""
         return max(int(max_tokens * self.traits.reach), self.target.block_length) if self.traits.reach else 0
 
-    def _capacity(self, longest: int) -> int:
-        return bucket(self.step.padded(longest) + self.target.block_length + 1 + self.traits.extra_slots)
+    def _capacity(self, longest: int, max_tokens: int) -> int:
+        block, traits = self.target.block_length, self.traits
+        extra = traits.extra_slots + traits.extra_answers * bucket(max_tokens + block)
+        return bucket(self.step.padded(longest) + block + 1 + extra)
 
     def _end(self, length: int) -> int:
         """End of a row's canvas: on the absolute grid it is filled up to a whole block."""

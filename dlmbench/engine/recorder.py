@@ -10,9 +10,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dlmbench.backbone.counter import LogEntry
-from dlmbench.decoders.base import Decision, View
+from dlmbench.decoders.base import Decision, Networks, View
 from dlmbench.engine.canvas import replacements
-from dlmbench.engine.request import TracedStep
+from dlmbench.engine.request import State, TracedStep
 
 
 class Recorder:
@@ -28,6 +28,10 @@ class Recorder:
     def __init__(self, rows: int, on_step: Callable[[TracedStep], None] | None = None):
         self.steps: list[list[TracedStep]] = [[] for _ in range(rows)]
         self.on_step = on_step
+
+    def networks(self, nets: Networks) -> Networks:
+        """The networks as the decoder is to see them."""
+        return nets
 
     def begin(self, row: int) -> None:
         self.steps[row] = []
@@ -82,6 +86,10 @@ class Recorder:
 
     def finish(self, row: int) -> list[TracedStep]:
         return self.steps[row]
+
+    def states_of(self, row: int) -> list[State] | None:
+        """Those of a recorder that keeps them (`dlmbench.engine.states`)."""
+        return None
 
     def keep_rows(self, rows: list[int]) -> None:
         self.steps = [self.steps[row] for row in rows]

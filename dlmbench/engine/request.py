@@ -71,6 +71,43 @@ class TracedStep(TypedDict):
     row: NotRequired[int]  # the slot, for who watches
 
 
+class Marginals(NamedTuple):
+    """What is kept of the logits of M masks (`dlmbench.engine.states`): `ids` and `logits` [M,K] of the largest but for
+    the mask token, whose logit is `mask` [M]; logarithms of the sum of exponentials of all (`log_sum` [M]) and of those
+    that are none of these (`rest` [M]); the distribution's `entropy` [M] in nats."""
+
+    ids: Tensor
+    logits: Tensor
+    mask: Tensor
+    log_sum: Tensor
+    rest: Tensor
+    entropy: Tensor
+
+
+class RowPlace(NamedTuple):
+    """Where a row stands before a step: the numbers of the `View`, and the first position of its tokens."""
+
+    prompt_length: int
+    end: int
+    seed: int
+    start: int
+    step: int
+    total_steps: int
+    block_masks: int
+    first: int
+
+
+class State(NamedTuple):
+    """A row before a step. `tokens` [W] stand from position ``place.first`` on, the mask id where nothing is known;
+    `positions` [M] of the masks that the forward predicts, `chosen` [M] bool those that the decoder revealed."""
+
+    place: RowPlace
+    tokens: Tensor
+    positions: Tensor
+    chosen: Tensor
+    marginals: Marginals
+
+
 @dataclass
 class Generation:
     """What came out for one request.
@@ -81,7 +118,7 @@ class Generation:
     {role: {kind: {calls, query_tokens, key_tokens, flops}}}; `forward_counts` the calls again, by forward;
     `steps` of the decoder; `seconds` from admission to finish; `proposed` draft tokens and `accepted` how many
     of them were kept, one number a verification; `first_block` seconds from admission until the host knew of a finished
-    block.
+    block; `trace` and `states` where they were asked for.
     """
 
     key: str
@@ -99,6 +136,7 @@ class Generation:
     first_block: float = 0.0
     steps: int = 0
     trace: list[TracedStep] | None = None
+    states: list[State] | None = None
 
 
 def now(device: torch.device) -> float:

@@ -296,6 +296,7 @@ class Scheduler:
             proposed=proposed, accepted=accepted, first_block=slot.first_block or 0.0,
             steps=slot.total_steps,
             trace=step.recorder.finish(row) if step.recorder else None,
+            states=step.recorder.states_of(row) if step.recorder else None,
         )  # fmt: skip
         self._free(row)
         return generation

@@ -192,7 +192,8 @@ class Step:
         view = self.canvas.view(self.state, self.sampling, max_keys, max_row, host_rows, tracing, span)
         log: list[LogEntry] | None = [] if tracing else None
         self.counter.log = log
-        decision = self._forced(view, self.decoder.round(view, self.nets))
+        nets = self.nets if self.recorder is None else self.recorder.networks(self.nets)
+        decision = self._forced(view, self.decoder.round(view, nets))
         flags = self.canvas.apply(view, decision)
         self._store_finished(view, flags)
         if self.recorder is not None and log is not None:

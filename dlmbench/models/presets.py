@@ -17,6 +17,7 @@ from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
 from dlmbench.files import JsonObject, read_json
 from dlmbench.registry import BACKBONES
+from dlmbench.tasks.stress.answer_sets import KINDS
 
 ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
@@ -444,6 +445,31 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+
+def second_generation(assets: Path) -> dict[str, Preset]:
+    """Presets of those second models of nano's kind, called nano2-..., whose weights lie in `assets`.
+
+    Helpers that are not there are left out of them.
+    """
+    there = {folder.name for folder in (assets / "nano").glob("nano2*") if any(folder.glob("*.safetensors"))}
+    found = {}
+    for name in sorted(there):
+        first = PRESETS[name.replace("nano2", "nano", 1)]
+        helpers = {role: helper.replace("nano", "nano2", 1) for role, helper in first.companions.items()}
+        found[name] = replace(
+            first,
+            name=name,
+            source=f"nano/{name}",
+            description=f"{first.description.replace('nano', 'nano2')}, second generation",
+            companions={role: helper for role, helper in helpers.items() if helper in there},
+            tasks=(*first.tasks, *(f"stress-{kind}" for kind in KINDS)),
+            settings={name: values for name, values in first.settings.items() if name != "mrp"},  # chosen on dev
+        )
+    return found
+
+
+PRESETS |= second_generation(ASSETS)
 
 
 def default_model() -> str:

@@ -36,6 +36,7 @@ from dlmbench.runs.runner import (
     sample_of,
     with_history,
 )
+from dlmbench.runs.states import check_recordable, record_states, recorded, write_states
 from dlmbench.stats import spread
 from dlmbench.threads import THREADS
 
@@ -66,14 +67,17 @@ class LocalRunner:
 
     Args:
         traces: items of each run whose steps are recorded; a finished run that has fewer gets the others.
+        logits: the same for what every forward says of its masks, which only some methods' steps are made of.
     """
 
-    def __init__(self, loaders: Loaders | None = None, progress: Progress | None = None, traces: int = TRACED):
+    def __init__(
+        self, loaders: Loaders | None = None, progress: Progress | None = None, traces: int = TRACED, logits: int = 0
+    ):
         self.loaders = loaders or installed()
         self.catalog = Catalog(self.loaders)
         self.machine = FittingMachine(self.catalog)
         self.progress = progress or NoProgress()
-        self.traces = traces
+        self.traces, self.logits = traces, logits
         self.prices = PriceList()
         self._priced: set[Path] = set()  # the roots whose runs' prices are known
 
@@ -84,6 +88,8 @@ class LocalRunner:
         RunError at the end names all that failed.
         """
         runs = list(runs)
+        for run in runs if self.logits else ():
+            check_recordable(run)
         if len(runs) == 1:
             return [self.run_one(runs[0])]
         folders: list[RunFolder] = []
@@ -105,13 +111,13 @@ class LocalRunner:
     def run_one(self, resolved: ResolvedRun) -> RunFolder:
         """Make or resume one run; nothing happens when it is finished."""
         run = self.catalog.run(resolved)
-        if run.folder.finished and self.traced(run):
+        if run.folder.finished and self.recorded(run):
             return run.folder
         with run.folder.writing() as writer:
             if not run.folder.finished:  # another process may have finished it meanwhile
                 self._work(run, writer)
-            elif not self.traced(run):
-                self._trace(run, self.loaders.build(run.resolved), writer)
+            elif not self.recorded(run):
+                self._record(run, self.loaders.build(run.resolved), writer)
         return run.folder
 
     # --- one run ----------------------------------------------------------------------------------------------------
@@ -134,7 +140,7 @@ class LocalRunner:
         if speed and speed.threads:  # pricing may have changed them since
             manifest = replace(manifest, environment=replace(manifest.environment, threads=speed.threads))
         writer.manifest(replace(manifest, model=run.described(engine), calibration=calibration))
-        self._trace(run, engine, writer)
+        self._record(run, engine, writer)
         writer.metrics(aggregate(samples, calibration.prices, speed))
         self.progress.end()
 
@@ -177,12 +183,20 @@ class LocalRunner:
         """Are as many items recorded as are wanted? None are of a trial."""
         return run.resolved.trial or len(run.folder.traces) >= min(self.traces, len(run.items))
 
-    def _trace(self, run: Run, engine: Engine, writer: Writer) -> None:
+    def recorded(self, run: Run) -> bool:
+        """The same, and as many items' logits?"""
+        return self.traced(run) and recorded(run.folder.path) >= min(self.logits, len(run.items))
+
+    def _record(self, run: Run, engine: Engine, writer: Writer) -> None:
         """What readers of a report ask for beyond scores: the prompts, and the steps of the first items."""
         self.progress.stage("recording")
         run.keep_prompts()
         if not self.traced(run):
             writer.traces(self.record(run, engine, run.folder.samples))
+        if not self.recorded(run):
+            stored = {sample.key: sample.ids for sample in run.folder.samples}
+            requests = run.requests(engine, run.items[: self.logits])
+            write_states(run.folder.path, record_states(engine, requests, stored))
 
     def record(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> list[Trace]:
         """The steps of the first items."""

@@ -16,7 +16,7 @@ breaks between the chain and it, which is how rows look under ``sampling.constra
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,9 +59,11 @@ def regions(tokenizer, sources: Iterable[str] = FIRST) -> dict[str, Region]:
         assert file is not None, source
         about = file.metadata
         answer = about.get("answer")
-        fixed = (ids(answer["text"]), answer["position"], ids("\n")[0]) if answer else ()
-        filled = source.startswith("stress-")
-        found[source] = Region(about["gen_length"], *fixed, filled=filled)
+        region = Region(about["gen_length"], filled=source.startswith("stress-"))
+        if answer:
+            marker = ids(answer["text"])
+            region = replace(region, marker=marker, start=answer["position"], filler=ids("\n")[0])
+        found[source] = region
     return found
 
 

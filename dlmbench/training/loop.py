@@ -36,7 +36,7 @@ from dlmbench.training.data import Batch, ColumnBatches, Draw, Example, LaidExam
 from dlmbench.training.evaluate import decode, decode_causal, dev_accuracy
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import Optimizer
-from dlmbench.training.recipe import Recipe
+from dlmbench.training.recipe import Recipe, beside
 from dlmbench.training.step import batch_loss
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -57,7 +57,11 @@ ALLOCATOR = ":".join(
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None = None) -> None:
-    """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`."""
+    """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`.
+
+    Models that the recipe names and no preset has are looked for among the runs beside `out`.
+    """
+    recipe = beside(recipe, out.parent)
     _worker(recipe.objective).check(recipe)
     out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():  # one process feeds the device
@@ -65,6 +69,12 @@ def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # read by the workers when they start
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_enter, (recipe, out, resume, minutes, f"file://{folder}/meeting"), nprocs=recipe.workers)
+
+
+def finished(recipe: Recipe, out: Path) -> bool:
+    """Has the run in `out` reached the recipe's last step?"""
+    checkpoint = out / "checkpoint.pt"
+    return checkpoint.is_file() and torch.load(checkpoint, mmap=True)["step"] >= recipe.steps
 
 
 def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: str) -> None:

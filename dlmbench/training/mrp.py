@@ -35,7 +35,7 @@ from dlmbench.training import block_diffusion
 from dlmbench.training.data import Batch, Example, collate, cut, map_tensors
 from dlmbench.training.evaluate import dev_items
 from dlmbench.training.loop import END, TrainingWorker
-from dlmbench.training.recipe import STARTS, MRPPlan
+from dlmbench.training.recipe import STARTS, MRPPlan, Recipe
 from dlmbench.training.step import run_layers
 
 LEAST_LEFT = 0.05  # of the loss weight after the reveals: a batch of nearly full blocks must not dominate
@@ -44,6 +44,12 @@ HELD_OUT_SEED = 20_250
 
 class MRPWorker(TrainingWorker[MRPModule]):
     """One process of a run; the trained network is the module, the backbone stands beside it."""
+
+    @staticmethod
+    def check(recipe: Recipe) -> None:
+        TrainingWorker.check(recipe)
+        if recipe.mrp.start not in STARTS:
+            recipe.mrp.module_folder  # noqa: B018  # says what is missing
 
     def networks(self) -> tuple[MRPModule, MRPModule]:
         plan, folder = self.recipe.mrp, checkpoint_folder(resolve(self.recipe.backbone).location)

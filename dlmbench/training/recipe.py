@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
@@ -30,7 +30,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Where the weights start: a preset or checkpoint folder, and which of its layers are kept (default: all)."""
+    """Where the weights start: a preset, a checkpoint folder or another recipe's run beside this one (`beside`), and
+    which of its layers are kept (default: all)."""
 
     model: str
     layers: tuple[int, ...] | None = None
@@ -62,11 +63,6 @@ class MRPPlan:
     def __post_init__(self):
         if self.reveal not in REVEALS:
             raise RequestError(f"mrp.reveal is {self.reveal!r}; it takes one of {', '.join(REVEALS)}.")
-        if self.start not in STARTS and not Path(self.module_folder).is_dir():
-            raise RequestError(
-                f"mrp.start is {self.start!r}; it takes one of {', '.join(STARTS)}, or a trained module: a preset or "
-                "a folder."
-            )
         if self.layers < 1 or self.unrolled < 1 or not self.counts or min(self.counts) < 1 or self.leave_one_out < 0:
             raise RequestError("mrp.layers, unrolled and counts are at least 1, and leave_one_out is not negative.")
         if self.gain <= 0:
@@ -76,8 +72,14 @@ class MRPPlan:
 
     @property
     def module_folder(self) -> str:
-        """Where the module to go on from lies, if `start` names one."""
-        return PRESETS[self.start].location if self.start in PRESETS else self.start
+        """Where the module to go on from lies. Raises RequestError where `start` names none."""
+        folder = PRESETS[self.start].location if self.start in PRESETS else self.start
+        if not Path(folder).is_dir():
+            raise RequestError(
+                f"mrp.start is {self.start!r}; it takes one of {', '.join(STARTS)}, or a trained module: a preset or "
+                "a folder."
+            )
+        return folder
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Recipe:
 
     name: str
     objective: str
-    mixture: dict[str, float]  # share of examples by source, as `dlmbench.tasks.nano.stream` names them
+    mixture: dict[str, float]  # share of examples by source, as `dlmbench.tasks.nano.mix.stream` names them
     steps: int
     description: str = ""
     shape: Shape = field(default_factory=Shape)
@@ -184,6 +186,23 @@ class Recipe:
             return (step + 1) / self.warmup
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
         return max(self.final_lr, min(1.0, left))
+
+
+def beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the weights of runs in `folder` for those models that it names and no preset has."""
+
+    def place(name: str) -> str:
+        weights = folder / name / "weights"
+        known = name in PRESETS and not PRESETS[name].absent
+        return str(weights) if not known and (weights / "config.json").is_file() else name
+
+    start, reference = recipe.warm_start, recipe.reference
+    return replace(
+        recipe,
+        warm_start=start and replace(start, model=place(start.model)),
+        reference=reference and place(reference),
+        mrp=replace(recipe.mrp, start=place(recipe.mrp.start)),
+    )
 
 
 def read_recipe(path: Path) -> Recipe:

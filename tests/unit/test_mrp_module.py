@@ -281,12 +281,14 @@ def test_wrong_plans_are_refused_by_name(tmp_path):
         ("", "names no backbone"),
         ("warm_start: {model: nano}\nmrp: {depth: 3}\n", "no field depth"),
         ("warm_start: {model: nano}\nmrp: {reveal: all}\n", "mrp.reveal"),
-        ("warm_start: {model: nano}\nmrp: {start: nowhere}\n", "mrp.start"),
         ("warm_start: {model: nano}\nmrp: {gain: 0}\n", "mrp.gain"),
     ):
         (tmp_path / "r.yaml").write_text(text + more)
         with pytest.raises(RequestError, match=words):
             read_recipe(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text(text + "warm_start: {model: nano}\nmrp: {start: nowhere}\n")
+    with pytest.raises(RequestError, match="mrp.start"):
+        MRPWorker.check(read_recipe(tmp_path / "r.yaml"))
 
 
 def test_a_spec_without_a_head_names_the_remedy(tmp_path, folder):

@@ -14,7 +14,7 @@ from checkpoints import make_checkpoint, tensors, write_weights
 
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.models.presets import PRESETS, resolve
+from dlmbench.models.presets import PRESETS, resolve, second_generation
 from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import BACKBONES, DECODERS
 from dlmbench.request import RunSpec, SweepSpec
@@ -252,3 +252,15 @@ def test_doctor_says_what_a_name_is_not(capsys):
     with pytest.raises(SystemExit):
         main(["doctor", "nope", "--offline"])
     assert "is no recipe" in capsys.readouterr().err
+
+
+def test_models_of_the_second_generation_are_presets_where_their_weights_lie(tmp_path):
+    for name in ("nano2", "nano2-mrp", "nano2-llada"):
+        (tmp_path / "nano" / name).mkdir(parents=True)
+    for name in ("nano2", "nano2-mrp"):
+        (tmp_path / "nano" / name / "model.safetensors").touch()
+    found = second_generation(tmp_path)
+    assert list(found) == ["nano2", "nano2-mrp"]
+    assert found["nano2"].companions == {"head/mrp": "nano2-mrp"}  # no draft and no guide yet
+    assert found["nano2"].block_length == 8 and "stress-shuffle" in found["nano2"].tasks
+    assert not second_generation(tmp_path / "elsewhere")

@@ -258,7 +258,7 @@ def test_a_folder_of_several_tasks_has_subfolders(gsm_folder, tmp_path_factory):
         ("[" * 100_000, "test.jsonl, line 1, is nested too deeply"),
         (GSM_LINE.encode("utf-16"), "test.jsonl is in UTF-16; save it as UTF-8"),
         (b"\n" + GSM_LINE.encode("latin-1"), r"test.jsonl, line 2, is not UTF-8 \(byte 0xeb at 17\)"),
-        (gzip.compress(GSM_LINE.encode(, mtime=0)), "test.jsonl is compressed with gzip; unpack it"),
+        (gzip.compress(GSM_LINE.encode(), mtime=0), "test.jsonl is compressed with gzip; unpack it"),
     ],
 )
 def test_broken_files_are_named(tmp_path, content, message):

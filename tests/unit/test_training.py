@@ -17,7 +17,7 @@ from dlmbench.training.data import ColumnBatches, Example, collate
 from dlmbench.training.evaluate import answers_agree, decode, decode_causal, decode_full, dev_items
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import orthogonalize
-from dlmbench.training.recipe import Recipe, Shape, WarmStart, read_recipe
+from dlmbench.training.recipe import Recipe, Shape, WarmStart, beside, read_recipe
 from dlmbench.training.step import batch_loss, run_layers
 
 MASK, END = 2, 1
@@ -280,6 +280,15 @@ def test_a_run_out_of_minutes_stops_with_a_checkpoint(tmp_path):
     trainee.run(minutes=0.0)
     assert trainee.step < 10
     assert (tmp_path / "run" / "checkpoint.pt").is_file()
+
+
+def test_a_recipe_takes_models_without_a_preset_from_the_runs_beside_it(tmp_path):
+    worker(tmp_path / "nano9", steps=1).run()
+    plan = recipe(warm_start=WarmStart("nano9"), reference="nano")
+    found = beside(plan, tmp_path)
+    assert found.warm_start == WarmStart(str(tmp_path / "nano9" / "weights")) and found.reference == "nano"
+    assert beside(plan, tmp_path / "elsewhere") == plan
+    assert loop.finished(recipe(steps=1), tmp_path / "nano9") and not loop.finished(plan, tmp_path / "nano9")
 
 
 # --- decoding for evaluation -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from dlmbench.errors import RequestError
 from dlmbench.tasks.base import SEPARATOR
@@ -12,13 +13,18 @@ from dlmbench.tasks.stress.answer_sets import KINDS
 
 AS_TOLD = 0.8  # share of the training chains in the question's own order: every order is possible, one is likeliest
 
+
+def _stress(kind: str, rng: random.Random, _: float) -> dict:
+    return items.generate(kind, rng)
+
+
 SOURCES: dict[str, Callable[[random.Random, float], dict]] = {
     "gsm-full": lambda rng, as_told: gsm.generate(rng, "full", as_told),
     "gsm-easy": lambda rng, as_told: gsm.generate(rng, "easy", as_told),
     "gsm-symbolic": lambda rng, _: gsm_symbolic.generate(rng),
     "code": lambda rng, _: code.generate(rng),
     "code-long": programs.generate,
-    **{f"stress-{kind}": lambda rng, _, kind=kind: items.generate(kind, rng) for kind in KINDS},
+    **{f"stress-{kind}": partial(_stress, kind) for kind in KINDS},
 }
 
 
