@@ -77,6 +77,8 @@ class Row:
     """Its name; with the beginning of its weights' hash where several checkpoints have that name."""
     group: Group = field(repr=False)
     """The rows that it may be compared with, itself among them."""
+    tried: int | None = None
+    """Settings that competed on dev items before this one was taken; None where none did."""
 
     @property
     def key(self) -> str:

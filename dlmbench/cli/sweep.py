@@ -42,6 +42,9 @@ def sweep(
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
+    dev_limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of a trial on dev.", show_default="as many as are reported on")
+    ] = None,
     executor: Annotated[str, typer.Option(help="local: here, one by one; ray: many at once on a cluster.")] = "local",
     address: Annotated[Text, typer.Option(help="Ray cluster (host:port, auto); default: one started here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and what is missing, and stop.")] = False,
@@ -59,7 +62,7 @@ def sweep(
         raise RequestError("--record-logits is not built for --executor ray: record with the local one.")
     if executor == "ray":
         require_ray()
-    given |= {"tune_on": tune_on} if tune_on else {}
+    given |= {name: value for name, value in (("tune_on", tune_on), ("dev_limit", dev_limit)) if value}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
     runner = LocalRunner(traces=traces, logits=record_logits)
     here = executor == "local" and not dry_run
@@ -69,7 +72,7 @@ def sweep(
     if dry_run:
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
-    with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars, _on(executor, address, runner, bars) as chosen:
+    with Bars(len(planned_runs(spec, runs))) as bars, _on(executor, address, runner, bars) as chosen:
         swept = run_sweep(spec, runs, chosen)
     _write(spec, swept, sentences, json)
 

@@ -85,7 +85,9 @@ def same_request(run: ResolvedRun) -> str:
 
 def one_curve(spec: RunSpec) -> str:
     """Equal for specs that differ only in the method's own settings: they compete with each other."""
-    return canonical(dataclasses.asdict(dataclasses.replace(spec, threshold=None, settings={}, against=())))
+    return canonical(
+        dataclasses.asdict(dataclasses.replace(spec, threshold=None, settings=spec.shared_settings, against=()))
+    )
 
 
 def same_items_and_weights(spec: RunSpec) -> str:

@@ -107,6 +107,8 @@ class ResolvedRun:
     device: str = "cpu"
     dtype: str = "float32"
     batch_size: int = _AUTO_BATCH
+    trial: bool = False  # a setting that competes on dev items: nothing of it is shown but accuracy and cost
+    reported: bool = False  # whatever dev says
 
     def on(self, machine: Machine) -> ResolvedRun:
         """The same run on a machine. Raises RequestError for a device that it does not have."""

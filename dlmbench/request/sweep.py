@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlmbench.errors import RequestError
@@ -14,9 +14,9 @@ from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Machine, ResolvedRun, with_baselines
 from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
 from dlmbench.request.shared import OWNERS
-from dlmbench.request.values import assigned, parse_values
+from dlmbench.request.values import assigned, number, optional, parse_values
 
-_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")
+_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on", "dev_limit")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class SweepSpec:
     out: str = "runs"
     tune_on: str | None = None  # "dev": each method's setting is chosen there, and reported on test
     description: str = ""
+    dev_limit: int | None = None  # items of a trial on dev; None: as many as are reported on
+    reported: tuple[RunSpec, ...] = ()  # of the runs: those of entries with ``report: all``, whatever dev says
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise RequestError(f"Sweep {self.name!r} has no runs; name at least one method and one task.")
         if self.tune_on not in (None, "dev"):
             raise RequestError(f"tune_on is {self.tune_on!r}; settings are chosen on dev or not at all.")
+        if not self.tune_on and (self.dev_limit is not None or self.reported):
+            raise RequestError("dev_limit and report belong to settings chosen on dev: add tune_on: dev.")
         if self.tune_on in {spec.split for spec in self.runs}:
             raise RequestError("Settings chosen on dev cannot be reported on dev: leave --split or --tune-on out.")
 
@@ -70,9 +74,12 @@ class SweepSpec:
         Duplicates are dropped: a method without a threshold runs once.
         """
         unique: dict[str, ResolvedRun] = {}
+        reported = {id(spec) for spec in self.reported}
         for spec in with_baselines(self.runs):
             run = spec.resolve(machine)
-            unique.setdefault(same_request(run), run)
+            first = unique.setdefault(same_request(run), run)
+            if id(spec) in reported:
+                unique[same_request(run)] = replace(first, reported=True)
         notes = [note for run in unique.values() for note in run.notes]
         return list(unique.values()), list(dict.fromkeys(notes))
 
@@ -97,6 +104,7 @@ def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str
     if not record.get("tasks") or not record.get("methods"):
         raise RequestError(f"Recipe {default_name} needs tasks and methods; dlmbench show reproduce is an example.")
     tune_on = given.pop("tune_on", None) or record.get("tune_on") or None
+    dev_limit = optional(number(int, 1))(given.pop("dev_limit", None) or record.get("dev_limit"), "dev_limit")
     given = {name: value for name, value in given.items() if value is not None}
     _refuse_unknown(given)
     common = {name: value for name, value in record.items() if name not in _RECIPE_KEYS}
@@ -104,15 +112,27 @@ def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str
     methods = _chosen(record["methods"], "method", given.pop("method", None))
     _refuse_strangers(given.get("set"), [str(entry["method"]) for entry in methods])
     runs: list[RunSpec] = []
+    reported: list[RunSpec] = []
     for task, method in itertools.product(tasks, methods):
-        runs.extend(_expand(common, task, method, given))
+        expanded = list(_expand(common, task, {name: one for name, one in method.items() if name != "report"}, given))
+        runs += expanded
+        reported += expanded if _reports_all(method) else []
     return SweepSpec(
         str(record.get("name", default_name)),
         tuple(runs),
         runs[0].out if runs else "runs",
         None if tune_on is None else str(tune_on),
         str(record.get("description", "")),
+        dev_limit,
+        tuple(reported),
     )
+
+
+def _reports_all(method: Mapping[str, Json]) -> bool:
+    """Are all settings of an entry reported, and not only the chosen one? Raises RequestError for another value."""
+    if method.get("report", "all") != "all":
+        raise RequestError(f"report of {method['method']} is {method['report']!r}; it takes all, or is left out.")
+    return "report" in method
 
 
 def _refuse_unknown(given: Mapping[str, Json]) -> None:

@@ -217,6 +217,7 @@ def _add_up(runs: Sequence[Planned], local: LocalRunner, loads: dict[str, float]
             continue
         batch, items = run.resolved.batch_size, len(run.items)
         timed = SPEED_REPEATS * min(max(SPEED_LEAST, SPEED_ROUNDS * batch), items) + min(batch, items)
+        timed = 0 if one.resolved.trial else timed
         recorded = 0 if local.traced(run) else min(batch, items)  # few items, in about the time of a full batch
         if run.folder.path.parent not in roots:
             prices.read(local.catalog.index(run.resolved.spec.out).runs())

@@ -135,9 +135,9 @@ class LocalRunner:
         samples = run.folder.samples
         check_whole(run)
         self.progress.stage("timing")
-        speed = self.speed(run, engine, samples)
+        speed = None if run.resolved.trial else self.speed(run, engine, samples)
         calibration = self.calibration(run, engine, samples)
-        if speed.threads:  # pricing may have changed them since
+        if speed and speed.threads:  # pricing may have changed them since
             manifest = replace(manifest, environment=replace(manifest.environment, threads=speed.threads))
         writer.manifest(replace(manifest, model=run.described(engine), calibration=calibration))
         self._record(run, engine, writer)
@@ -178,8 +178,8 @@ class LocalRunner:
         )
 
     def traced(self, run: Run) -> bool:
-        """Are as many items recorded as are wanted?"""
-        return len(run.folder.traces) >= min(self.traces, len(run.items))
+        """Are as many items recorded as are wanted? None are of a trial."""
+        return run.resolved.trial or len(run.folder.traces) >= min(self.traces, len(run.items))
 
     def recorded(self, run: Run) -> bool:
         """The same, and as many items' logits?"""

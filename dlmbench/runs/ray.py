@@ -142,7 +142,7 @@ class RayRunner:
         traces = 0 if self.local.traced(run) else self.local.traces
         shard = Shard(
             open_run.spec, run.key, samples=tuple(run.folder.samples), prices=self.prices, timed=open_run.timed,
-            traces=traces,
+            trial=run.resolved.trial, traces=traces,
         )  # fmt: skip
         self.queue.appendleft(shard)
 

@@ -30,6 +30,7 @@ class Shard:
     samples: tuple[Sample, ...] = field(default=(), repr=False)  # all of the run, for measuring
     prices: PriceList = field(default_factory=PriceList, repr=False)  # known so far
     timed: bool = True  # False: the run is finished and only lacks recorded steps
+    trial: bool = False  # True: no speed either
     traces: int = 0  # items to record
     threads: int = 1  # of torch on the CPU
 
@@ -92,7 +93,7 @@ class Worker:
             self.local.prices = shard.prices
             answer = replace(
                 answer,
-                speed=self.local.speed(run, engine, shard.samples),
+                speed=None if shard.trial else self.local.speed(run, engine, shard.samples),
                 calibration=self.local.calibration(run, engine, shard.samples),
                 model=run.described(engine),
             )
