@@ -42,6 +42,7 @@ class AdaBlockConfig:
 
 class AdaBlock(StepDecoder):
     name = "adablock"
+    group = "length"
     Config = AdaBlockConfig
     attention = ("full",)
     caches = ("none", "prefix", "dual", "dkv")

@@ -37,6 +37,7 @@ class D2FConfig:
 
 class D2F(RoundDecoder):
     name = "d2f"
+    group = "selectors"
     Config = D2FConfig
     attention = ("full",)
     caches = ("none",)

@@ -35,6 +35,7 @@ class DaedalConfig:
 
 class Daedal(RoundDecoder):
     name = "daedal"
+    group = "length"
     Config = DaedalConfig
     attention = ("full",)
     caches = ("none",)

@@ -284,3 +284,14 @@ def test_branches_are_computed_as_if_each_stood_alone(config, shift, late):
         assert sum(generation.accepted) == sum(winner >= 0 for _, winner in rounds)
         assert sum(work["calls"] for work in generation.counts["target"].values()) == len(rounds)
     assert any(sum(generation.accepted) for generation in generations)
+
+
+def test_what_a_forward_costs_is_told_in_forwards_of_rows_that_do_not_grow():
+    item = Request("x", (10, 11, 12), 40)
+    engine = Engine(
+        {"target": Bidirectional("target", ending_model(), BLOCK)}, Daedal(replace(GROWS, enough=0.0, low=0.0))
+    )
+    engine.generate([item])
+    assert engine.step.budgets / engine.step.finished == 43
+    prices = engine.calibrate(1).prices
+    assert {key.shape for key in prices} == {"row:all"} and {key.kind for key in prices} == {"estimate", "refresh"}
