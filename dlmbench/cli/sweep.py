@@ -14,10 +14,10 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.errors import RequestError
+from dlmbench.report.answer import answer
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
-from dlmbench.report.summary import paragraphs
-from dlmbench.report.terminal import print_paragraphs, print_sweep
+from dlmbench.report.terminal import print_answer
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
 from dlmbench.resources import recipe_folders
@@ -126,14 +126,11 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
                 "name": spec.name,
                 "rows": [record(row) for row in results.rows],
                 "choices": sentences,
-                "summary": dict(paragraphs(results)),
+                "answer": answer(results).record,
                 "files": [str(path) for path in written],
             }
         )
         return
     console = stdout()
-    print_sweep(console, results)
-    for sentence in sentences:
-        console.print(sentence, markup=False, soft_wrap=True)
-    print_paragraphs(console, results)
+    print_answer(console, answer(results))
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)

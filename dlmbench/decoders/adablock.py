@@ -56,8 +56,8 @@ class AdaBlock(StepDecoder):
         if config.delimiters:
             return config
         raise RequestError(
-            "Method adablock ends blocks at delimiters, and those of this model are not known: give the ids of a newline "
-            "and the like in its tokenizer, for example --set adablock.delimiters=198+271."
+            "Method adablock ends blocks at delimiters, and those of this model are not known: give the ids of a "
+            "newline and the like in its tokenizer, for example --set adablock.delimiters=198+271."
         )
 
     def bind(self, nets: Networks, block_length: int) -> Traits:

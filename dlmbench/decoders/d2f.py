@@ -37,7 +37,7 @@ class D2FConfig:
 
 class D2F(RoundDecoder):
     name = "d2f"
-    group = "selectors"
+    group = "length"
     Config = D2FConfig
     attention = ("full",)
     caches = ("none",)

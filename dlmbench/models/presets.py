@@ -148,7 +148,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # the least tau that lost nothing to static on 120 dev items
+            settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # least tau that lost nothing to static on 120 dev items
         ),
         _ORACLE(
             name="oracle",

@@ -72,6 +72,8 @@ def check_recordable(run: ResolvedRun) -> None:
     decoder, spec, reason = run.decoder, run.spec, None
     if not issubclass(decoder, StepDecoder) or decoder.round is not StepDecoder.round:
         reason = "asks for its forwards itself, and what is kept are the logits of one forward a step"
+    elif decoder.group == "length":
+        reason = "decides where blocks and answers end, and other methods do not know such states"
     elif run.attention == "causal":
         reason = "reveals the one mask that there is, so there is nothing to select"
     elif spec.temperature and spec.top_k != 1:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from html import unescape
 
 import pytest
 from synthetic import make_family, make_run
@@ -10,18 +11,24 @@ from synthetic import make_family, make_run
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.needs import needs, within
 from dlmbench.cli.app import main
+from dlmbench.report.answer import answer
 from dlmbench.report.figures.style import COLOURS
 from dlmbench.report.html import figure as html_figure
 from dlmbench.report.html import items as html_items
 from dlmbench.report.html import page, write_report
 from dlmbench.report.html import trace as html_trace
-from dlmbench.report.summary import paragraphs
+from dlmbench.report.summary import sentences, titled
 from dlmbench.runs import Sample, Trace, find_runs
 from dlmbench.runs.prompts import keep_prompts
 
 STEP = {"block": 0, "remasked": [], "forwards": [{"role": "target", "kind": "denoise"}], "extra": {}, "scores": {}}
 SIMSD = {"verified": True, "window": 4, "draft": [40, 51, 60], "step_map": [-2, 0, 0], "accepted": [True, False, True]}
 NASTY = '</script><script>alert("x")</script><!-- \u2028 $title &amp;'
+
+
+def paragraphs(results):
+    """(title, sentences) of every group."""
+    return [(title, sentences(group)) for title, group in titled(results)]
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ def test_missing_samples_leave_differences_open(tmp_path):
         (run.path / "samples.jsonl").unlink()
     ((_, lines),) = paragraphs(Results.load(tmp_path))
     assert "samples of some rows are missing" in lines[2]
-    assert "Summary" in page(Results.load(tmp_path), "Bare")
+    assert "samples are missing" in page(Results.load(tmp_path), "Bare")
 
 
 def test_methods_are_compared_at_equal_cost_too(runs):
@@ -133,11 +140,12 @@ def test_the_page_asks_the_network_for_nothing_and_survives_any_text(runs):
             writer.samples([replace(first, text=NASTY), *others])
     keep_prompts(run, run.manifest.prompts, [{"key": "item-0000", "prompt": NASTY, "target": NASTY}])
     text = page(Results.load(runs), "A <b>title</b>", NASTY, [NASTY])
-    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    names = {f"http://www.w3.org/{name}" for name in ("2000/svg", "1999/xlink", "1999/xhtml", "2000/xmlns/")}
+    names.add("http://www.w3.org/XML/1998/namespace")
     assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= names
     assert not re.search(r"<link(?! rel=\"icon\" href=\"data:,\")|\ssrc=|@import|@font-face", text)
     assert "alert(" not in re.sub(r"&#?\w+;|\\u003c", "", text).replace('alert(\\"x\\")', "").replace("alert(x)", "")
-    assert text.count("<script") == 2 and text.count("</script>") == 2
+    assert text.count("<script") == 3 and text.count("</script>") == 3
     assert "A &lt;b&gt;title&lt;/b&gt;" in text and "<b>title</b>" not in text
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     (section,) = data["sections"]
@@ -179,12 +187,23 @@ def section(folder):
     return rows
 
 
-def test_figures_follow_the_theme_and_can_be_read_on_dark_paper(runs):
-    svg = html_figure.figure(section(runs), "cost", "x")
-    assert "<svg role=" in svg and "var(--card)" in svg and "var(--ink)" in svg and "#ffffff" not in svg
-    assert 'width="' not in svg.partition(">")[0]
-    identifiers = re.findall(r' id="([^"]+)"', svg)
-    assert len(identifiers) == len(set(identifiers))
+def test_the_figure_has_every_setting_with_its_interval_and_the_front(runs):
+    rows = section(runs)
+    (panel,) = html_figure.panels([("nano-gsm (test)", rows, [row.label for row in rows])])
+    assert panel["title"] == "nano-gsm (test), nano" and len(panel["points"]) == len(rows)
+    points = {point["name"]: point for point in panel["points"]}
+    by_label = {row.label: row for row in rows}
+    for name, point in points.items():
+        assert point["y"][1] <= point["y"][0] <= point["y"][2]
+        assert name == "ar" or point["x"]["cost"] == pytest.approx(by_label[name].cost, abs=1e-4)
+    assert points["ar"]["x"]["cost"] == pytest.approx(by_label["ar"].cost / 2, abs=1e-4), "in the panel's forwards"
+    assert "cost" in points["threshold 0.4"]["front"] and not points["ar"]["front"], "the cheapest is on the front"
+    assert "points against static k=1" in points["threshold 0.4"]["told"] and points["ar"]["told"] == "other weights"
+
+
+def test_colours_can_be_read_on_dark_paper_and_ar_is_a_star():
+    found = html_figure.marks(["static", "ar", "threshold"])
+    assert found["ar"] == ("var(--ink)", "star") and len({colour for colour, _ in found.values()}) == 3
     card = html_figure.DARK_CARD
     for colour in COLOURS:
         lighter = html_figure._lighter(colour)
@@ -248,12 +267,16 @@ def call(capsys, *arguments):
     return leaving.value.code or 0, capsys.readouterr()
 
 
-def test_report_prints_the_sentences_that_open_the_file(runs, capsys):
+def test_report_prints_the_answer_that_opens_the_file(runs, capsys):
     code, streams = call(capsys, "report", str(runs), "--json")
     record = json.loads(streams.out)
-    assert code == 0 and record["summary"] == dict(map(list, paragraphs(Results.load(runs))))
-    text = (runs / "report.html").read_text()
-    assert all(line.split(":")[0] in text for lines in record["summary"].values() for line in lines)
+    assert code == 0 and record["answer"] == answer(Results.load(runs)).record
+    text = unescape((runs / "report.html").read_text()).replace("\xa0", " ")
+    head = text[text.index('id="answer"') : text.index('id="figure"')]
+    assert all(line in head for line in record["answer"]["sentences"])
+    assert all(f">{cell}<" in head for row in record["answer"]["rows"] for cell in row.values())
+    code, streams = call(capsys, "report", str(runs), "--max-drop", "100")
+    assert code == 2 and "--max-drop is 100" in streams.err
 
 
 def test_report_without_runs_says_what_to_do(tmp_path, capsys):
