@@ -14,6 +14,7 @@ from dlmbench.decoders.testing import MASK, random_requests, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
+from dlmbench.models.presets import PRESETS
 
 BLOCK = 4
 ITEMS = random_requests(2)
@@ -295,3 +296,16 @@ def test_what_a_forward_costs_is_told_in_forwards_of_rows_that_do_not_grow():
     assert engine.step.budgets / engine.step.finished == 43
     prices = engine.calibrate(1).prices
     assert {key.shape for key in prices} == {"row:all"} and {key.kind for key in prices} == {"estimate", "refresh"}
+
+
+def test_delimiters_are_those_of_the_model_or_asked_for():
+    with pytest.raises(RequestError, match="adablock.delimiters=198"):
+        AdaBlock.on_task(AdaBlockConfig(), "full", None, False)
+    known = {
+        name: preset.settings["adablock"]["delimiters"]
+        for name, preset in PRESETS.items()
+        if preset.family in ("llada", "dream")
+    }
+    assert (
+        known["llada-8b-instruct"] == (198,) and known["dream-7b-base"] == (198, 271) and known["nano-llada"] == (202,)
+    )
