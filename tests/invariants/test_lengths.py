@@ -158,9 +158,13 @@ def test_sizes_follow_the_bounds(config, sizing, length):
     assert generation.counts["target"]["estimate"]["calls"] == sizing
 
 
-def test_nothing_is_fixed_in_an_answer_that_grows():
-    with pytest.raises(RequestError, match="leave sampling.constraint out"):
-        Daedal.on_task(DaedalConfig(), "full", {"window": 3}, True)
+@pytest.mark.parametrize("decoder", [Daedal, D2F, LoPA])
+def test_nothing_is_fixed_in_an_answer_that_grows(decoder):
+    with pytest.raises(RequestError, match=f"{decoder.name} lets answers grow.*leave sampling.constraint out"):
+        decoder.on_task(decoder.Config(), "full", {"window": 3}, True)
+    with pytest.raises(ValueError, match="given in advance"):
+        network = Bidirectional("target", tiny_model("full"), BLOCK)
+        Engine({"target": network}, decoder()).generate([Request("x", (10, 11), 8, fixed=((1, 7),))])
 
 
 # --- d2f --------------------------------------------------------------------------------------------------------------
