@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.base import Decision, Marker, Networks, RoundDecoder, Traits, View, option, refuse_fixed
 from dlmbench.decoders.predict import Candidates
 
 
@@ -43,6 +43,11 @@ class D2F(RoundDecoder):
     caches = ("none",)
     needs_training = True
     guidable = False
+
+    @classmethod
+    def on_task(cls, config: D2FConfig, attention: str | None, fixed: Marker | None, offered: bool) -> D2FConfig:
+        refuse_fixed(cls.name, fixed)
+        return config
 
     def bind(self, nets: Networks, block_length: int) -> Traits:
         self._eos = nets["target"].config.eos_ids
