@@ -14,9 +14,10 @@ from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Machine, ResolvedRun, with_baselines
 from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
 from dlmbench.request.shared import OWNERS
+from dlmbench.request.suite import Suite
 from dlmbench.request.values import parse_assignments, parse_values
 
-_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")
+_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on", "suite")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class SweepSpec:
     out: str = "runs"
     tune_on: str | None = None  # "dev": each method's setting is chosen there, and reported on test
     description: str = ""
+    suite: Suite | None = None  # what a frozen sweep holds to
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -73,6 +75,8 @@ class SweepSpec:
         for spec in with_baselines(self.runs):
             run = spec.resolve(machine)
             unique.setdefault(same_request(run), run)
+        if self.suite:
+            self.suite.check_grid(list(unique.values()))
         notes = [note for run in unique.values() for note in run.notes]
         return list(unique.values()), list(dict.fromkeys(notes))
 
@@ -106,12 +110,14 @@ def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) 
     runs: list[RunSpec] = []
     for task, method in itertools.product(tasks, methods):
         runs.extend(_expand(common, task, method, given))
+    name = str(record.get("name", default_name))
     return SweepSpec(
-        str(record.get("name", default_name)),
+        name,
         tuple(runs),
         runs[0].out if runs else "runs",
         tune_on,
         str(record.get("description", "")),
+        Suite.of(name, record["suite"]) if "suite" in record else None,
     )
 
 
