@@ -44,9 +44,8 @@ class AdaBlock(StepDecoder):
     attention = ("full",)
     caches = ("none", "prefix", "dual", "dkv")
     equalities = (
-        "delimiter_tau=2 == threshold",
-        "tau=1.1,delimiter_tau=2 == static:k=1",
-        "tau=0.3,delimiter_tau=2,window=1 == threshold:tau=0.3",
+        "delimiters=5+6+7+8+9,delimiter_tau=2 == threshold",
+        "delimiters=5+6+7+8+9,delimiter_tau=2,tau=1.1 == static:k=1",
     )
 
     @classmethod
