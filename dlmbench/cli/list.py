@@ -66,6 +66,7 @@ def _methods() -> Any:
                 "threshold": threshold_field(decoder.Config),
                 "attention": ", ".join(decoder.attention),
                 "networks": ", ".join(decoder.roles),
+                "evidence": decoder.evidence.kind,
                 "what it does": first_sentence(decoder),
             }
         )
@@ -91,6 +92,7 @@ def _models() -> Any:
             "model": preset.name,
             "family": preset.family,
             "block": preset.block_length or "ask",
+            "status": preset.status,
             "where": "absent" if preset.absent else "shipped" if preset.shipped else "hub",
             "source": preset.source,
             "what it is": preset.description,

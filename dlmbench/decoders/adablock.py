@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 
 NEWLINE = 198  # of LLaDA's tokenizer and of those that descend from GPT-2's
@@ -43,6 +43,7 @@ class AdaBlockConfig:
 class AdaBlock(StepDecoder):
     name = "adablock"
     group = "length"
+    evidence = Evidence("official trace", ("adablock",))
     Config = AdaBlockConfig
     attention = ("full",)
     caches = ("none", "prefix", "dual", "dkv")

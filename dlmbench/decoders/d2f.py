@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option
 from dlmbench.decoders.predict import Candidates
 
 
@@ -38,6 +38,7 @@ class D2FConfig:
 class D2F(RoundDecoder):
     name = "d2f"
     group = "length"
+    evidence = Evidence("official trace", ("multiblock",))
     Config = D2FConfig
     attention = ("full",)
     caches = ("none",)

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from dlmbench.backbone.network import Network
 from dlmbench.decoders import speculation as rules
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.lookahead import Grid, Rows, Window
 from dlmbench.decoders.predict import Candidates, Sampling, draw, uniform
 from dlmbench.decoders.speculation import KNOWN, NEVER
@@ -123,6 +123,7 @@ class Verification:
 class SimSD(RoundDecoder):
     name = "simsd"
     group = "speculation"
+    evidence = Evidence("official trace", ("simsd",))
     Config = SimSDConfig
     roles = ("target", "draft")
     equalities = ("verify=replicated == static:k=1", "verify=replicated,draft_steps=2 == static:k=1")
