@@ -408,11 +408,10 @@ def _confidence(row: Row) -> float | None:
 
 def paired(manifest: Manifest) -> dict[str, Hashable]:
     """What two runs must share to be compared item by item, by name."""
-    found: dict[str, Hashable] = {name: getattr(manifest.spec, name) for name in PAIRED}
-    found |= {"task": manifest.task.name, "block_length": manifest.block_length}
+    found = {name: manifest.settled(name) for name in PAIRED}
     shared = manifest.identity.get("shared")
     chosen = shared if isinstance(shared, dict) else {}
-    found |= {"device": manifest.environment.device, "fixed_places": bool(chosen.get("fixed"))}
+    found["fixed_places"] = bool(chosen.get("fixed"))
     found["cache_options"] = compact({name: one for name, one in chosen.items() if name.startswith("cache.")})
     return {**found, "weights": manifest.weights["target"], "prompt_hash": manifest.prompts}
 

@@ -16,13 +16,15 @@ import torch
 
 from dlmbench.bench.clock import Clock
 from dlmbench.engine import Engine, Request, build, tokenizer_of
+from dlmbench.files import Json
 from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
+from dlmbench.request.values import Settings
 from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items
 
 TASK = "nano-gsm"
-CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
+CASES: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("nano", "static", {}),
     ("nano", "sequential", {}),
     ("nano", "threshold", {}),
@@ -50,6 +52,7 @@ CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
     ("nano-llada", "adablock", {}),
     ("nano-llada", "daedal", {}),
     ("nano-llada", "d2f", {}),
+    ("nano-llada", "lopa", {}),
     ("nano-llada", "wino", {}),
     ("nano-llada", "rcr", {}),
     ("nano-llada", "saber", {}),
@@ -89,9 +92,10 @@ class _Case:
         }  # fmt: skip
 
 
-def spec_of(model: str, method: str, setting: Mapping[str, object], batch: int) -> RunSpec:
+def spec_of(model: str, method: str, setting: Mapping[str, Json], batch: int) -> RunSpec:
     """The run of a case."""
-    settings = {method: setting} | ({"sampling": {"constraint": True}} if method == "prophet" else {})
+    shared: Settings = {"sampling": {"constraint": True}} if method == "prophet" else {}
+    settings = {method: setting, **shared}
     return RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
 
 

@@ -33,7 +33,6 @@ def examine(name: str) -> list[Line]:
 
     Raises RequestError for a name that is none of these.
     """
-
     preset = resolve(name)
     like = name if name in PRESETS else preset.like
     lines = [
@@ -60,7 +59,6 @@ _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
 def _descriptor(preset: Preset) -> list[Line]:
-
     settled = described(preset)
     said = settled.descriptor.said()
     lines = [Line("family", "ok", family_of(preset) or "its config.json will say")]

@@ -24,13 +24,9 @@ def plot(
     kind: Annotated[
         str, typer.Option(help="pareto; threshold (curves); acceptance (of drafts); batch (speed by batch size).")
     ] = "pareto",
-<<<<<<< HEAD
     x: Annotated[
-        str, typer.Option("--x", help="pareto: cost, bytes, flops, nfe, tps or tpf; several as bytes,flops.")
+        str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf; several as bytes,flops.")
     ] = "cost",
-=======
-    x: Annotated[str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf.")] = "cost",
->>>>>>> main
     y: Annotated[str, typer.Option("--y", help="pareto: accuracy, strict or flexible.")] = "accuracy",
     model: Annotated[
         str | None,
@@ -46,7 +42,6 @@ def plot(
     json: flags.Json = False,
 ) -> None:
     """Draw finished runs, accuracy against cost by default: .png, .svg and .pdf."""
-
     if kind not in curves.KINDS:
         raise RequestError(f"--kind is {kind!r}; it takes one of {', '.join(curves.KINDS)}.")
     if published and kind != "pareto":
@@ -69,7 +64,6 @@ def plot(
 
 def _pairs(rows: list[Row]) -> list[Pair]:
     """Published figures of the settings that these rows have."""
-
     pairs = published.pairs(rows, published.read())
     if not pairs:
         raise RequestError(

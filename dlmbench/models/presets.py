@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
-from dlmbench.files import JsonObject, read_json
+from dlmbench.files import Json, JsonObject, read_json
 from dlmbench.registry import BACKBONES
 from dlmbench.tasks.stress.answer_sets import KINDS
 
+_Settings: TypeAlias = Mapping[str, Mapping[str, Json]]
 ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
 
@@ -56,7 +59,7 @@ class Preset:
     chat: str | None = None  # the template itself, for tokenizers that come without one
     revision: str | None = None
     companions: dict[str, str] = field(default_factory=dict)  # role, or role/method where methods differ -> preset name
-    settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
+    settings: _Settings = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     trained: tuple[str, ...] = ()  # methods that it was trained for, of those that ask for it
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
@@ -99,12 +102,12 @@ class Preset:
 
 _NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
 _ORACLE = partial(Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
-_COUNTS: dict[str, dict[str, object]] = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
+_COUNTS: _Settings = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
 _LLADA = partial(Preset, family="llada", shape="llada-8b", block_length=32)
 _LAST: dict[str, str] = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
-_DREAM_ORDER: dict[str, object] = {"order": "entropy", "schedule": "dream"}
+_DREAM_ORDER: Mapping[str, Json] = {"order": "entropy", "schedule": "dream"}
 _DREAM = partial(
     Preset,
     family="dream",
@@ -113,7 +116,7 @@ _DREAM = partial(
     whole_answer=True,
     settings={
         **dict.fromkeys(("static", "prophet", "sched"), _DREAM_ORDER),
-        "adablock": {"delimiters": (198, 271), "delimiter_tau": 0.5},  # a newline, two newlines
+        "adablock": {"delimiters": [198, 271], "delimiter_tau": 0.5},  # a newline, two newlines
         "sampling": {"filtered": True},
     },
 )
@@ -142,7 +145,6 @@ _DREAM_CODER = partial(_DREAM, chat_template=True, gen_length={"humaneval": 768,
 _A2D = partial(Preset, gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
 _MDLM = Descriptor(attention="full")
 _BD3LM = Descriptor(attention="block_causal", block_length=32, grid="prompt")
-_Settings = dict[str, dict[str, object]]
 _ONE_BLOCK: _Settings = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
 _BLOCKS: _Settings = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
 _QWEN3_MASK = 151_669  # Qwen2.5's tokenizer ends elsewhere and names its own

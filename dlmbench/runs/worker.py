@@ -78,15 +78,13 @@ class Worker:
             )
         if self._engine[0] != run.key:
             self._engine = ("", None)  # its networks go before others are loaded
-            self._engine = (run.key, self.local.loaders.build(run.resolved))
+            self._engine = (run.key, self.local.catalog.loaders.build(run.resolved))
         answer = self._measured(shard, run) if shard.measures else self._sampled(shard, run)
         return replace(answer, environment=run.environment())
 
     def _sampled(self, shard: Shard, run: Run) -> Answer:
-        from dlmbench.tasks.lm import evaluate
-
         items = [item for item in run.items if item.key in set(shard.items)]
-        found = evaluate(run.task, self._engine[1], items, seed=run.resolved.spec.seed)
+        found = run.task.evaluate(self._engine[1], items, seed=run.resolved.spec.seed)
         return Answer(run.environment(), samples=tuple(sample_of(*one) for one in found))
 
     def _measured(self, shard: Shard, run: Run) -> Answer:

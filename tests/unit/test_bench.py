@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from dlmbench.bench import core, decoders, rates
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.core import fit_growth
+from dlmbench.bench.networks import random_model
 from dlmbench.bench.plain import PlainLoop, qwen_of
 from dlmbench.cli.app import app
-from dlmbench.models.shapes import SHAPES, random_model
+from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
 
 RATES = {"read_gb_per_s": 1.0, "copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0}

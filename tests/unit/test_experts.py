@@ -13,9 +13,10 @@ from dlmbench.backbone import load_checkpoint, save_checkpoint
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.experts import SparseMLP, by_all, by_group, by_loop, groupable, route
 from dlmbench.backbone.model import Transformer
+from dlmbench.bench.networks import random_model
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.models.shapes import SHAPES, random_model, scaled
+from dlmbench.models.shapes import SHAPES, scaled
 from dlmbench.verify.tape import HostReads, Tape
 
 D = 16

@@ -106,6 +106,7 @@ def _told(row: Row) -> str:
 def axes() -> dict[str, tuple[str, str, bool]]:
     """What each axis is called, in short too, and whether more of it is better."""
     shown = [(column.title or column.axis.name, column.axis) for column in COLUMNS if column.axis]
+    shown.sort(key=lambda pair: pair[1].name != "cost")  # the others in their order
     return {axis.name: (axis.title, short, axis.larger) for short, axis in shown}
 
 
