@@ -16,7 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.base import (
+    Decision,
+    Evidence,
+    Marker,
+    Networks,
+    RoundDecoder,
+    Traits,
+    View,
+    option,
+    refuse_fixed,
+)
 from dlmbench.decoders.predict import Candidates
 
 
@@ -44,6 +54,11 @@ class D2F(RoundDecoder):
     caches = ("none",)
     needs_training = True
     guidable = False
+
+    @classmethod
+    def on_task(cls, config: D2FConfig, attention: str | None, fixed: Marker | None, offered: bool) -> D2FConfig:
+        refuse_fixed(cls.name, fixed)
+        return config
 
     def bind(self, nets: Networks, block_length: int) -> Traits:
         self._eos = nets["target"].config.eos_ids

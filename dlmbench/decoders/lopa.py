@@ -42,6 +42,7 @@ class LoPAConfig(D2FConfig):
 
 class LoPA(D2F):
     name = "lopa"
+    group = "length"
     evidence = Evidence("official trace", ("lopa",))
     Config = LoPAConfig
     equalities = ("branches=0 == d2f",)

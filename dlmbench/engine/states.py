@@ -129,7 +129,8 @@ class Listener:
         width = int((view.ends - view.prompt_length).max())  # the host may wait: nothing here is timed
         positions = view.prompt_length.unsqueeze(1) + torch.arange(width, device=view.ends.device)
         reachable = positions.clamp_max(self.target.canvas.shape[1] - 1)
-        return replace(view, tokens=self.target.canvas.gather(1, reachable), positions=positions, overhangs=True)
+        tokens = self.target.canvas.gather(1, reachable)
+        return replace(view, tokens=tokens, positions=positions, overhangs=True, edge=None)
 
 
 class StateRecorder(Recorder):

@@ -101,11 +101,19 @@ class Preset:
 
 
 _NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
-_ORACLE = partial(Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
-_COUNTS: _Settings = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
+_ORACLE = partial(
+    Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8,
+    settings={"adablock": {"delimiters": [202]}},
+)  # fmt: skip
+_BY_TOKENIZER: _Settings = {
+    "pcsampler": {"table": "nano/tokenizer/frequency.json"},
+    "adablock": {"delimiters": [202]},  # its newline
+}
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
-_LLADA = partial(Preset, family="llada", shape="llada-8b", block_length=32)
+_LLADA = partial(
+    Preset, family="llada", shape="llada-8b", block_length=32, settings={"adablock": {"delimiters": [198]}}
+)
 _LAST: dict[str, str] = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
 _DREAM_ORDER: Mapping[str, Json] = {"order": "entropy", "schedule": "dream"}
 _DREAM = partial(
@@ -160,7 +168,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={**_COUNTS, "mrp": {"tau": 0.7}},  # the least tau that lost nothing to static on 120 dev items
+            settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # least tau that lost nothing to static on 120 dev items
         ),
         _ORACLE(
             name="oracle",
@@ -180,7 +188,7 @@ PRESETS: dict[str, Preset] = {
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
-            settings=_COUNTS,
+            settings=_BY_TOKENIZER,
         ),
         _NANO("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano"),
         _NANO("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too"),
@@ -192,7 +200,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "nano, trained on with residuals for --method rcd",
             companions={"reference": "nano-rcd-ref"},
-            settings=_COUNTS,
+            settings=_BY_TOKENIZER,
         ),
         _NANO("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals"),
         _SDAR("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b"),

@@ -24,9 +24,6 @@ STRESS = "stress-"  # tasks that each isolate one way to fail
 _TASKS = 2  # tasks with a column of their own
 _NAMED = 3  # decoders that a sentence names
 _SAVES = 0.95  # of the reference's cost: what costs more saves nothing worth a name
-# what tells sections apart and is said elsewhere: by the column, by the model's name, or by the label of a setting
-_TOLD = {"task", "prompt_hash", "weights", "block_length"}
-_TOLD |= {"cache", "cache_options", "fixed_places", "temperature", "top_k", "top_p"}
 
 
 @dataclass(frozen=True)
@@ -139,14 +136,33 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
         first = group.rows[0]
         if len(group.rows) == 1 and first.weights in compared:
             continue  # a cache policy or batch size with nothing beside it
-        place = tuple(value for name, value in first.paired.items() if name not in ("task", "prompt_hash"))
-        found.setdefault(place, {})[first.task] = group
+        found.setdefault((first.weights, *_circumstances(first).values()), {})[first.task] = group
     facts = [next(iter(groups.values())).rows[0] for groups in found.values()]
-    telling = [name for name in facts[0].paired if name not in _TOLD] if facts else []
-    telling = [name for name in telling if len({row.paired[name] for row in facts}) > 1]
-    names = [", ".join([row.model, *(text.told(name, row.paired[name]) for name in telling)]) for row in facts]
+    values: dict[str, set[Hashable]] = {}
+    for row in facts:
+        for name, value in _circumstances(row).items():
+            values.setdefault(name, set()).add(value)
+    names = [
+        ", ".join(
+            [row.model]
+            + [
+                text.told(name, value)
+                for name, value in _circumstances(row).items()
+                if len(values[name]) > 1 and value not in _USUAL and str(value) not in row.label.split()
+            ]
+        )
+        for row in facts
+    ]
     sections = [_Section(name, groups) for name, groups in zip(names, found.values())]
     return sorted(sections, key=lambda one: -max(len(group.rows) for group in one.groups.values()))
+
+
+def _circumstances(row: Row) -> dict[str, Hashable]:
+    """What the rows of a section share beside their weights."""
+    return {name: value for name, value in row.paired.items() if name not in ("task", "weights", "prompt_hash")}
+
+
+_USUAL = (None, False, 0, "none", "{}")  # circumstances that need no word
 
 
 def decided(group: Group) -> bool:
@@ -192,7 +208,7 @@ def _ranked(section: _Section, tasks: Sequence[str], max_drop: float) -> list[_D
     found = []
     for rows in group.methods().values():
         row = _speaks(group, rows, max_drop)
-        others = {task: same for task, other in section.groups.items() if (same := _same(other, row))}
+        others = {task: same for task, other in section.groups.items() if (same := _elsewhere(other, row))}
         found.append(_Decoder(row, _standing(group, row, max_drop), group.share(row) or 0.0, others))
 
     def place(one: _Decoder) -> tuple[int, float]:
@@ -213,7 +229,7 @@ def _speaks(group: Group, rows: Sequence[Row], max_drop: float) -> Row:
     return needs.cheapest(group, kept) if kept else needs.most_accurate(rows)
 
 
-def _same(group: Group, row: Row) -> Row | None:
+def _elsewhere(group: Group, row: Row) -> Row | None:
     """The row of this setting on another task; where settings were chosen a task, the one of its decoder."""
     rows = group.methods().get(row.method, [])
     same = [one for one in rows if one.label == row.label] or (rows if len(rows) == 1 else [])

@@ -14,9 +14,10 @@ from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Machine, ResolvedRun, with_baselines
 from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
 from dlmbench.request.shared import OWNERS
+from dlmbench.request.suite import Suite
 from dlmbench.request.values import assigned, number, optional, parse_values
 
-_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on", "dev_limit")
+_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on", "dev_limit", "suite")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SweepSpec:
     description: str = ""
     dev_limit: int | None = None  # items of a trial on dev; None: as many as are reported on
     reported: tuple[RunSpec, ...] = ()  # of the runs: those of entries with ``report: all``, whatever dev says
+    suite: Suite | None = None  # what a frozen sweep holds to
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -80,6 +82,8 @@ class SweepSpec:
             first = unique.setdefault(same_request(run), run)
             if id(spec) in reported:
                 unique[same_request(run)] = replace(first, reported=True)
+        if self.suite:
+            self.suite.check_grid(list(unique.values()))
         notes = [note for run in unique.values() for note in run.notes]
         return list(unique.values()), list(dict.fromkeys(notes))
 
@@ -117,14 +121,16 @@ def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str
         expanded = list(_expand(common, task, {name: one for name, one in method.items() if name != "report"}, given))
         runs += expanded
         reported += expanded if _reports_all(method) else []
+    name = str(record.get("name", default_name))
     return SweepSpec(
-        str(record.get("name", default_name)),
+        name,
         tuple(runs),
         runs[0].out if runs else "runs",
         None if tune_on is None else str(tune_on),
         str(record.get("description", "")),
         dev_limit,
         tuple(reported),
+        Suite.of(name, record["suite"]) if "suite" in record else None,
     )
 
 

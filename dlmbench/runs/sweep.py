@@ -20,6 +20,7 @@ from dlmbench.request.run_spec import HELPERS
 from dlmbench.runs.folder import RunFolder, write_bundle
 from dlmbench.runs.runner import Runner
 from dlmbench.stats import MARGIN
+from dlmbench.tasks import load_task
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,13 @@ class Swept:
 
 
 def run_sweep(sweep: SweepSpec, runs: Sequence[ResolvedRun], runner: Runner) -> Swept:
-    """Make, resume or find finished every run; writes sweep.json and manifests.jsonl into the sweep's folder."""
+    """Make, resume or find finished every run; writes sweep.json and manifests.jsonl into the sweep's folder.
+
+    Raises RequestError, before anything is loaded but data, where a frozen suite's tasks have other items.
+    """
+    if sweep.suite:
+        for task in sweep.suite.hashes.keys() & {run.spec.task for run in runs}:
+            sweep.suite.check_data(task, load_task(task).content_hash)
     choices: list[Choice] = []
     if sweep.tune_on:
         runs, choices = _tuned(runs, runner, sweep.dev_limit)
@@ -89,6 +96,7 @@ def run_sweep(sweep: SweepSpec, runs: Sequence[ResolvedRun], runner: Runner) -> 
         "name": sweep.name,
         "description": sweep.description,
         "tune_on": sweep.tune_on,
+        "suite": sweep.suite and sweep.suite.name,
         "runs": [folder.name for folder in folders],
         "choices": [asdict(choice) for choice in choices],
     }

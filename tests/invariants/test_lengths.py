@@ -14,6 +14,7 @@ from dlmbench.decoders.testing import MASK, random_requests, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
+from dlmbench.models.presets import PRESETS
 
 BLOCK = 4
 ITEMS = random_requests(2)
@@ -157,9 +158,13 @@ def test_sizes_follow_the_bounds(config, sizing, length):
     assert generation.counts["target"]["estimate"]["calls"] == sizing
 
 
-def test_nothing_is_fixed_in_an_answer_that_grows():
-    with pytest.raises(RequestError, match="leave sampling.constraint out"):
-        Daedal.on_task(DaedalConfig(), "full", {"window": 3}, True)
+@pytest.mark.parametrize("decoder", [Daedal, D2F, LoPA])
+def test_nothing_is_fixed_in_an_answer_that_grows(decoder):
+    with pytest.raises(RequestError, match=f"{decoder.name} lets answers grow.*leave sampling.constraint out"):
+        decoder.on_task(decoder.Config(), "full", {"window": 3}, True)
+    with pytest.raises(ValueError, match="given in advance"):
+        network = Bidirectional("target", tiny_model("full"), BLOCK)
+        Engine({"target": network}, decoder()).generate([Request("x", (10, 11), 8, fixed=((1, 7),))])
 
 
 # --- d2f --------------------------------------------------------------------------------------------------------------
@@ -284,3 +289,27 @@ def test_branches_are_computed_as_if_each_stood_alone(config, shift, late):
         assert sum(generation.accepted) == sum(winner >= 0 for _, winner in rounds)
         assert sum(work["calls"] for work in generation.counts["target"].values()) == len(rounds)
     assert any(sum(generation.accepted) for generation in generations)
+
+
+def test_what_a_forward_costs_is_told_in_forwards_of_rows_that_do_not_grow():
+    item = Request("x", (10, 11, 12), 40)
+    engine = Engine(
+        {"target": Bidirectional("target", ending_model(), BLOCK)}, Daedal(replace(GROWS, enough=0.0, low=0.0))
+    )
+    engine.generate([item])
+    assert engine.step.budgets / engine.step.finished == 43
+    prices = engine.calibrate(1).prices
+    assert {key.shape for key in prices} == {"row:all"} and {key.kind for key in prices} == {"estimate", "refresh"}
+
+
+def test_delimiters_are_those_of_the_model_or_asked_for():
+    with pytest.raises(RequestError, match="adablock.delimiters=198"):
+        AdaBlock.on_task(AdaBlockConfig(), "full", None, False)
+    known = {
+        name: preset.settings["adablock"]["delimiters"]
+        for name, preset in PRESETS.items()
+        if preset.family in ("llada", "dream")
+    }
+    assert (
+        known["llada-8b-instruct"] == (198,) and known["dream-7b-base"] == (198, 271) and known["nano-llada"] == (202,)
+    )
