@@ -150,7 +150,7 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
             + [
                 text.told(name, value)
                 for name, value in _circumstances(row).items()
-                if len(values[name]) > 1 and not (isinstance(value, bool) or value in _USUAL or str(value) in row.label.split())
+                if len(values[name]) > 1 and not _said(value, row)
             ]
         )
         for row in facts
@@ -165,6 +165,11 @@ def _circumstances(row: Row) -> dict[str, Hashable]:
 
 
 _USUAL = (None, 0, "none", "{}")  # circumstances that need no word
+
+
+def _said(value: Hashable, row: Row) -> bool:
+    """Is it usual, or in the label, which names options of cache and sampling?"""
+    return isinstance(value, bool) or value in _USUAL or str(value) in row.label.split()
 
 
 def decided(group: Group) -> bool:
@@ -196,14 +201,7 @@ def _others(sections: Iterable[_Section], tasks: Sequence[str]) -> list[str]:
 
 
 LEAD, SURE, MAYBE, DEAR, LOSES, ALONE = "reference", "keeps", "may keep", "dear", "loses", "alone"
-_ORDER = (def _others(sections: Iterable[_Section], tasks: Sequence[str]) -> list[str]:
-    """Tasks with neither a column nor a share in those of the stress tasks, though settings differ there."""
-    groups = [pair for section in sections for pair in section.groups.items()]
-    shown = {task for task, group in groups if task in tasks or task.startswith(STRESS) or not decided(group)}
-    return [task for task in dict.fromkeys(task for task, _ in groups) if task not in shown]
-
-
-LEAD, SURE, MAYBE, DEAR, LOSES, ALONE)
+_ORDER = (LEAD, SURE, MAYBE, DEAR, LOSES, ALONE)
 
 
 @dataclass(frozen=True)
