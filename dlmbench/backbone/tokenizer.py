@@ -63,7 +63,10 @@ class PlainTokenizer:
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+    def __call__(self, texts: str | list[str], add_special_tokens: bool = True) -> dict[str, list]:
+        """``input_ids`` of a text, or of each text of a list."""
+        if isinstance(texts, str):
+            return {"input_ids": self.encode(texts, add_special_tokens)}
         return {"input_ids": [self.encode(text, add_special_tokens) for text in texts]}
 
     def _id(self, token: str | None) -> int | None:

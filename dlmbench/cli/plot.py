@@ -42,7 +42,6 @@ def plot(
     json: flags.Json = False,
 ) -> None:
     """Draw finished runs, accuracy against cost by default: .png, .svg and .pdf."""
-
     if kind not in curves.KINDS:
         raise RequestError(f"--kind is {kind!r}; it takes one of {', '.join(curves.KINDS)}.")
     if published and kind != "pareto":
@@ -65,7 +64,6 @@ def plot(
 
 def _pairs(rows: list[Row]) -> list[Pair]:
     """Published figures of the settings that these rows have."""
-
     pairs = published.pairs(rows, published.read())
     if not pairs:
         raise RequestError(

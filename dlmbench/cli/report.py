@@ -56,7 +56,6 @@ def report(
 
 def _latex(results: Results, folders: list[Path], report: Path) -> Path:
     """Write the tables for a paper beside the report; the path is returned."""
-
     path = report.with_suffix(".tex")
     path.write_text(latex(results, [choice for folder in folders for choice in choices_of(folder)]), encoding="utf-8")
     return path

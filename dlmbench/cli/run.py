@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,31 +11,30 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
+from dlmbench.files import Json
 from dlmbench.report.columns import record
 from dlmbench.report.terminal import print_run
 from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
-from dlmbench.request.values import parse_assignments
+from dlmbench.runs.local import LocalRunner
 
 if TYPE_CHECKING:
-    from dlmbench.request import ResolvedRun, RunSpec
+    from dlmbench.request import ResolvedRun
     from dlmbench.request.resolved import Machine
     from dlmbench.runs import RunFolder
 
 
 @flags.takes_options(required=("method", "task"))
 def run(
-    given: dict[str, Any],
+    given: dict[str, Json],
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    from dlmbench.runs.local import LocalRunner
-
-    spec = RunSpec(settings=parse_assignments(given.pop("set", ())), **given)
+    spec = RunSpec.from_flags(given)
     runner = LocalRunner(traces=traces, logits=record_logits)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
@@ -50,7 +49,6 @@ def run(
 
 def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRun], list[str]]:
     """The run of `spec`, then its baselines that are other runs; and the notes for the user."""
-
     ours = spec.resolve(machine)
     found = {same_request(ours): ours}
     for baseline in with_baselines([spec])[:-1]:
@@ -67,7 +65,6 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:
     """The table of the runs; the first is the one that was asked for."""
-
     results = Results(folders)
     if json:
         ours = results.row(folders[0])

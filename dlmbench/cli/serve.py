@@ -11,6 +11,7 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import print_notes, stderr
 from dlmbench.errors import RequestError
 from dlmbench.request import RunSpec
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.request.values import parse_assignments
 from dlmbench.runs.runner import without_places
 
@@ -24,11 +25,7 @@ _PRICED = 3  # measurements of a forward's price; the median counts
 _WARM = "The answer is the sum of the numbers. "
 
 
-@flags.takes_options(
-    without=("task", "against", "limit", "split", "num_fewshot", "data_dir", "out", "chat_template"),
-    method="threshold",
-    gen_length="256",
-)
+@flags.takes_options(without=("items", "chat_template"), method="threshold", gen_length="256")
 def serve(
     given: dict[str, Any],
     host: Annotated[str, typer.Option(help="Address to listen at.", rich_help_panel=_SERVER)] = "127.0.0.1",
@@ -100,6 +97,6 @@ def _info(run: ResolvedRun, engine: Engine) -> dict[str, Any]:
         "label": run.label,
         "options": run.parameters,
         "cache": run.spec.cache,
-        "sampling": {name: getattr(run.spec, name) for name in ("temperature", "top_k", "top_p")},
+        "sampling": {name: getattr(run.spec, name) for name, one in OPTIONS.items() if one.key.startswith("sampling.")},
         **without_places(engine.describe()),
     }

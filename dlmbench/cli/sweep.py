@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 from dlmbench.report.answer import answer
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
@@ -21,25 +22,29 @@ from dlmbench.report.terminal import print_answer
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
 from dlmbench.resources import recipe_folders
+from dlmbench.runs.local import LocalRunner
+from dlmbench.runs.pool import Pool, require_ray
+from dlmbench.runs.ray import RayRunner
+from dlmbench.runs.sweep import Swept, planned_runs, run_sweep, tries
 
 if TYPE_CHECKING:
-    from dlmbench.request import SweepSpec
-    from dlmbench.runs.local import LocalRunner
     from dlmbench.runs.runner import Runner
-    from dlmbench.runs.sweep import Swept
 
 Text = str | None
 
 
 @flags.takes_options(many=True)
 def sweep(
-    given: dict[str, Any],
+    given: dict[str, Json],
     recipe: Annotated[
         Text, typer.Argument(help="Recipe file or name; flags override what it says.", show_default=False)
     ] = None,
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
+    dev_limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of a trial on dev.", show_default="as many as are reported on")
+    ] = None,
     executor: Annotated[str, typer.Option(help="local: here, one by one; ray: many at once on a cluster.")] = "local",
     address: Annotated[Text, typer.Option(help="Ray cluster (host:port, auto); default: one started here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and what is missing, and stop.")] = False,
@@ -49,9 +54,6 @@ def sweep(
 
     Options take lists a,b and ranges 0.3:0.95:0.05; with a recipe, --method and --task choose among those it names.
     """
-    from dlmbench.runs.local import LocalRunner
-    from dlmbench.runs.sweep import planned_runs, run_sweep, tries
-
     if executor not in ("local", "ray"):
         raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
     if address and executor != "ray":
@@ -59,10 +61,8 @@ def sweep(
     if record_logits and executor == "ray":
         raise RequestError("--record-logits is not built for --executor ray: record with the local one.")
     if executor == "ray":
-        from dlmbench.runs.pool import require_ray
-
         require_ray()
-    given |= {"tune_on": tune_on} if tune_on else {}
+    given |= {name: value for name, value in (("tune_on", tune_on), ("dev_limit", dev_limit)) if value}
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
     runner = LocalRunner(traces=traces, logits=record_logits)
     here = executor == "local" and not dry_run
@@ -72,7 +72,7 @@ def sweep(
     if dry_run:
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
-    with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars, _on(executor, address, runner, bars) as chosen:
+    with Bars(len(planned_runs(spec, runs))) as bars, _on(executor, address, runner, bars) as chosen:
         swept = run_sweep(spec, runs, chosen)
     _write(spec, swept, sentences, json)
 
@@ -101,9 +101,6 @@ def _on(executor: str, address: str | None, local: LocalRunner, bars: Bars) -> I
         local.progress = bars
         yield local
         return
-    from dlmbench.runs.pool import Pool
-    from dlmbench.runs.ray import RayRunner
-
     with Pool(address) as pool:
         cluster = RayRunner(pool, bars, local.traces)
         yield cluster

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dlmbench.backbone.network import Forward, Network
 from dlmbench.decoders.predict import Candidates, Sampling
+from dlmbench.errors import RequestError
 
 Networks: TypeAlias = Mapping[str, Any]  # role -> `Network`, or the sort of it that the decoder knows in that role
 Options: TypeAlias = Any  # an instance of the decoder's Config
@@ -77,6 +78,7 @@ class Traits:
     reach: float = 0.0  # share of the answer that the view of a block covers at least; above 0 decisions end blocks
     initial: int = 0  # positions that an answer begins with and grows from; 0: all of its budget at once
     growth: int = 0  # most positions that a step adds to a row
+    extra_answers: int = 0  # cache slots that packed forwards need beyond a block, in answers of the largest budget
 
 
 class HostRow(NamedTuple):
@@ -346,6 +348,14 @@ class StepDecoder(Decoder):
 class RoundDecoder(Decoder):
     """Asks its networks for forwards itself, in `round`; called once for all live rows, never loops over blocks or
     rows."""
+
+
+def refuse_fixed(name: str, fixed: Marker | None) -> None:
+    """For methods whose answers grow. Raises RequestError for a task's marker that is written in advance."""
+    if fixed:
+        raise RequestError(
+            f"Method {name} lets answers grow, so none of their tokens can be fixed: leave sampling.constraint out."
+        )
 
 
 def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Multiblock(StepDecoder):
     equalities = (
         "tau=-1,gate=1 == static:k=1,order=entropy",
         "tau=-1,gate=1,best=first == static:k=1,order=entropy",
+        "tau=4.35,gate=1 == entropy:rule=gate,budget=4.35",
         "tau=1e9,gate=1 == static:k=64",
     )
 

@@ -46,7 +46,9 @@ class PCSampler(Static):
     Config = PCSamplerConfig  # type: ignore[assignment]  # its options are not those of static
     attention = ("full", "block_causal")
     fixed_schedule = False  # EOS comes late by its frequency, and not by LLaDA's control of it
-    equalities = ("decay=0 == static:schedule=quota", "decay=50 == sequential")  # where all tokens are equally frequent
+    equalities = (  # the first where all tokens are equally frequent
+        "decay=0 == static:schedule=quota", "decay=50 == sequential", "alpha=1e-6 == sequential",
+    )  # fmt: skip
 
     @classmethod
     def on_task(

@@ -100,7 +100,10 @@ def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Trial]:
     if plain in engine.shapes:
         return plain, _trial(engine, plain)
     rows = [work for key, work in engine.shapes.items() if key[:2] == plain[:2] and key.shape.startswith("row")]
-    keys = round(rows[0].pairs / rows[0].query_tokens)
+    whole = rows[0].pairs / rows[0].query_tokens
+    if engine.traits.initial:  # rows that grow are compared with those that have all of their budget from the start
+        whole = engine.step.budgets / engine.step.finished
+    keys = round(whole)
     return None, Trial("target", engine.batch_size, keys, keys, block)
 
 

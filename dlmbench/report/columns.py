@@ -298,6 +298,9 @@ COLUMNS: tuple[Column, ...] = (
     _plain("threshold_unit", "manifest.threshold_unit"),
     _plain("batch_size", "batch_size", title="batch", where=PAGE, shown=several, width=92,
            help="rows decoded together"),
+    _plain("tried", "tried", title="tried", where=(MARKDOWN, HTML), help="settings of the method that competed on dev "
+           "items before this one was taken, the cheapest that loses at most "
+           f"{100 * MARGIN:g} points against static there; a dash where it was given"),
     _plain("items", "metrics.items"),
     Column("accuracy", attrgetter("accuracy"), "accuracy", "in percent, with its 95 % Wilson interval (the bootstrap's "
            "for graded items)", _accuracy, where=ALL, formula="sum of scores / items; Wilson's score interval"),

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from dlmbench.cli.app import app
 from dlmbench.request import RunSpec
 from dlmbench.runs.local import LocalRunner
-from dlmbench.runs.states import read_states, recorded
+from dlmbench.runs.recording import recorded
+from dlmbench.runs.states import read_states
 
 RULE = """
 from dlmbench.decoders.base import Decision, StepDecoder

@@ -20,7 +20,7 @@ from dlmbench.request import RunSpec  # noqa: E402
 from dlmbench.serve.apis import Ask  # noqa: E402
 from dlmbench.serve.client import Client  # noqa: E402
 from dlmbench.tasks import load_task  # noqa: E402
-from dlmbench.tasks.lm import EngineLM  # noqa: E402
+from dlmbench.tasks.evaluate import request_of  # noqa: E402
 
 METHODS = {"threshold": ["--threshold", "0.9"], "static": []}
 
@@ -65,7 +65,7 @@ def test_ids_scores_and_forwards_are_those_of_this_process(served, items):
     task = load_task("nano-gsm")
     engine = build(run)
     chosen = list(task.items("test", items))
-    requests = [EngineLM(engine).request_of(task, item) for item in chosen]
+    requests = [request_of(task, engine, item) for item in chosen]
     here = engine.generate(requests)
     with Client(url, "dlmbench") as client:
         there = client.ask_all([_ask(item, request) for item, request in zip(chosen, requests)], concurrency)

@@ -404,6 +404,8 @@ def test_the_plain_tokenizer_of_the_shipped_models_is_that_of_transformers():
             assert plain.decode(ids, skip_special_tokens=skip) == whole.decode(ids, skip_special_tokens=skip)
     for name in ("bos_token", "eos_token", "eos_token_id", "mask_token", "mask_token_id", "chat_template"):
         assert getattr(plain, name) == getattr(whole, name), name
+    for given in (texts[0], texts[:2]):
+        assert plain(given)["input_ids"] == whole(given)["input_ids"]
     assert plain.get_vocab() == whole.get_vocab() and len(plain) == len(whole)
     ours, theirs = (
         {number: (token.content, token.special) for number, token in one.added_tokens_decoder.items()}

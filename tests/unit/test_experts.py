@@ -13,9 +13,10 @@ from dlmbench.backbone import load_checkpoint, save_checkpoint
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.experts import SparseMLP, by_all, by_group, by_loop, groupable, route
 from dlmbench.backbone.model import Transformer
+from dlmbench.bench.networks import random_model
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.models.shapes import SHAPES, random_model, scaled
+from dlmbench.models.shapes import SHAPES, scaled
 from dlmbench.verify.tape import HostReads, Tape
 
 D = 16
@@ -229,7 +230,7 @@ def test_a_shape_has_fewer_experts_on_a_cpu_and_all_of_them_elsewhere():
     mini = SHAPES["llada2-mini"]
     assert scaled(mini, "cuda:0") is mini and scaled(SHAPES["sdar-4b"], "cpu") is SHAPES["sdar-4b"]
     here = scaled(mini, "cpu").experts
-    assert (here.count, here.active, here.groups) == (32, 8, 8)
+    assert (here.count, here.active, here.groups) == (16, 8, 8)
 
 
 def test_weights_that_are_larger_than_the_device_are_refused_with_both_figures(tmp_path, monkeypatch):
@@ -249,6 +250,6 @@ def test_bench_times_a_sparse_shape_and_says_how_many_experts_it_has(monkeypatch
         main(["bench", "--shape", "tiny", *short])
     text = capsys.readouterr().out
     record = json.loads(text.splitlines()[-1])
-    assert left.value.code == 0 and "experts a layer: 32 of 64" in text
+    assert left.value.code == 0 and "experts a layer: 16 of 64" in text
     assert (record["experts"], record["experts_of_shape"]) == (16, 64)
     assert record["active_parameters"] < record["parameters"] and len(record["decoding"]) == 4
