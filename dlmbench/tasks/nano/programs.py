@@ -124,6 +124,7 @@ def draw(rng: random.Random, size: Size = SIZE) -> Program:
     kind = rng.choice(("int", "two ints", "list"))
     parameters = rng.choice([names for names in PARAMETERS[kind] if "value" not in names])  # a word of the descriptions
     names = rng.sample([name for name in NAMES if name not in parameters], rng.choice(size.values))
+    values: tuple[tuple[str, Expr], ...]
     if kind == "list":
         names = names[:2]
         values = tuple((name, rng.choice(("0", "1", *CONSTANTS[:10]))) for name in names)
