@@ -212,7 +212,7 @@ class Row:
 
     @cached_property
     def changed(self) -> float | None:
-        """Share of the items whose tokens are not those of the static row; 0 for a lossless method."""
+        """Share of the items whose tokens are not those of the static row; 0 for a lossless method in float32."""
         baseline = self.group.baseline(self, REFERENCE)
         shared = self.samples.keys() & baseline.samples.keys() if baseline else set()
         if not baseline or not shared:

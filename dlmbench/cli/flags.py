@@ -39,10 +39,10 @@ def takes_options(
     """A decorator: the verb takes the options of a run, all or those in `only`, but those in `without`, and gets, as
     its first argument, what the user gave of them, with ``set`` as it was written.
 
-    only, without: names of options, or what they are about (`Option.about`). required: options that must be given.
-    many: each may be a list or a range, as a text. defaults: what an option is in this verb when it is not given, in
-    the place of the field's own. The verb's other parameters stay its own: positional arguments before the options of
-    a run, the rest behind them.
+    only, without: names of options (threshold), or what they are about (`Option.about`). required: options that must
+    be given. many: each may be a list or a range, as a text. defaults: what an option is in this verb when it is not
+    given, in the place of the field's own. The verb's other parameters stay its own: positional arguments before the
+    options of a run, the rest behind them.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:

@@ -70,6 +70,7 @@ def _methods() -> Rows:
                 "threshold": threshold_field(decoder.Config),
                 "attention": ", ".join(decoder.attention),
                 "networks": ", ".join(decoder.roles),
+                "evidence": decoder.evidence.kind,
                 "what it does": first_sentence(decoder),
             }
         )
@@ -94,6 +95,7 @@ def _models() -> Rows:
             "model": preset.name,
             "family": preset.family,
             "block": preset.block_length or "ask",
+            "status": preset.status,
             "where": "absent" if preset.absent else "shipped" if preset.shipped else "hub",
             "source": preset.source,
             "what it is": preset.description,

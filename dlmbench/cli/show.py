@@ -13,7 +13,7 @@ from dlmbench.cli.list import first_sentence
 from dlmbench.cli.sweep import find_recipe, recipe_files
 from dlmbench.errors import RequestError
 from dlmbench.models.descriptors import asked_for, described
-from dlmbench.models.presets import ABSENT, PRESETS, Preset, resolve
+from dlmbench.models.presets import ABSENT, PRESETS, STATUS, Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import SweepSpec, read_recipe
 from dlmbench.request.resolved import Anywhere
@@ -67,6 +67,7 @@ def _method(name: str) -> Facts | None:
         "method": name,
         "version": decoder.version,
         "what it does": first_sentence(decoder),
+        "evidence": str(decoder.evidence),
         "attention": ", ".join(decoder.attention),
         "cache policies": ", ".join(decoder.caches) if "full" in decoder.attention else "exact, none to choose",
         "networks": ", ".join(decoder.roles),
@@ -117,6 +118,7 @@ def _model(name: str) -> Facts | None:
         "what it is": preset.description,
         **settings,
         "family": preset.family or "from config.json",
+        "status": f"{preset.status}: {STATUS[preset.status]}",
         "where": place if local else f"hub, {preset.source}",
         "revision": preset.revision or ("-" if local else "newest"),
         "block length": _blocks(preset),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Marker, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Marker, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.errors import RequestError
 
@@ -40,6 +40,7 @@ class AdaBlockConfig:
 class AdaBlock(StepDecoder):
     name = "adablock"
     group = "length"
+    evidence = Evidence("official trace", ("adablock",))
     Config = AdaBlockConfig
     attention = ("full",)
     caches = ("none", "prefix", "dual", "dkv")

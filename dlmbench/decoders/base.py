@@ -246,12 +246,33 @@ class Decision:
     tail: Tensor | None = None
 
 
+EVIDENCE = ("official trace", "own reference", "equations", "read only")
+
+
+class Evidence(NamedTuple):
+    """What shows that a decoder is the method of its name: what its decodings on tiny random weights are compared with.
+
+    `kind`: traces of code that its authors or a framework have published; of a reference that we wrote; values of its
+    paper's equations; or nothing, paper and code were read. `areas` are the folders of tests/golden that hold the
+    traces, `but` the settings for which something else holds.
+    """
+
+    kind: str
+    areas: tuple[str, ...] = ()
+    but: str = ""
+
+    def __str__(self) -> str:
+        areas = f" (golden area{'s' * (len(self.areas) > 1)} {', '.join(self.areas)})" if self.areas else ""
+        return self.kind + areas + (f"; {self.but}" if self.but else "")
+
+
 class Decoder:
     """Common part of step and round decoders. Subclasses set the class attributes they differ in; these say what the
     method is, whatever its options and networks."""
 
     name: str
     group: str = "others"  # of `registry.GROUPS`
+    evidence: Evidence = Evidence("read only")
     version: int = 1
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Marker, Networks, RoundDecoder, Traits, View, option, refuse_fixed
+from dlmbench.decoders.base import (
+    Decision,
+    Evidence,
+    Marker,
+    Networks,
+    RoundDecoder,
+    Traits,
+    View,
+    option,
+    refuse_fixed,
+)
 from dlmbench.decoders.predict import Candidates
 
 
@@ -38,6 +48,7 @@ class D2FConfig:
 class D2F(RoundDecoder):
     name = "d2f"
     group = "length"
+    evidence = Evidence("official trace", ("multiblock",))
     Config = D2FConfig
     attention = ("full",)
     caches = ("none",)

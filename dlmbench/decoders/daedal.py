@@ -14,7 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Marker, Networks, RoundDecoder, Traits, View, option, refuse_fixed, top_n
+from dlmbench.decoders.base import (
+    Decision,
+    Evidence,
+    Marker,
+    Networks,
+    RoundDecoder,
+    Traits,
+    View,
+    option,
+    refuse_fixed,
+    top_n,
+)
 from dlmbench.errors import RequestError
 
 
@@ -36,6 +47,7 @@ class DaedalConfig:
 class Daedal(RoundDecoder):
     name = "daedal"
     group = "length"
+    evidence = Evidence("official trace", ("daedal",))
     Config = DaedalConfig
     attention = ("full",)
     caches = ("none",)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, Traits, View, option, ranks
+from dlmbench.decoders.base import Decision, Evidence, Networks, Traits, View, option, ranks
 from dlmbench.decoders.d2f import D2F, D2FConfig
 from dlmbench.decoders.predict import Candidates
 
@@ -43,6 +43,7 @@ class LoPAConfig(D2FConfig):
 class LoPA(D2F):
     name = "lopa"
     group = "length"
+    evidence = Evidence("official trace", ("lopa",))
     Config = LoPAConfig
     equalities = ("branches=0 == d2f",)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class MultiblockConfig:
 class Multiblock(StepDecoder):
     name = "multiblock"
     group = "selectors"
+    evidence = Evidence("official trace", ("multiblock",))
     Config = MultiblockConfig
     attention = ("full",)
     caches = ("none", "freecache", "dkv")

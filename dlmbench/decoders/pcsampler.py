@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Marker, Networks, Traits, View, option, top_n
+from dlmbench.decoders.base import Evidence, Marker, Networks, Traits, View, option, top_n
 from dlmbench.decoders.frequencies import Table
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import Static
@@ -43,6 +43,7 @@ class PCSamplerConfig:
 class PCSampler(Static):
     name = "pcsampler"
     group = "selectors"
+    evidence = Evidence("official trace", ("pcsampler",))
     Config = PCSamplerConfig  # type: ignore[assignment]  # its options are not those of static
     attention = ("full", "block_causal")
     fixed_schedule = False  # EOS comes late by its frequency, and not by LLaDA's control of it

@@ -25,6 +25,17 @@ _Settings: TypeAlias = Mapping[str, Mapping[str, Json]]
 ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
 
+STATUS = {
+    "measured": "its accuracy was measured by us, on the tasks that it was trained for",
+    "traces": "its family decodes tiny random weights as golden traces have it; no accuracy of these weights is known",
+    "layout": "files of its layout are read, on tiny random weights; no trace and no accuracy",
+}
+TRACED = {  # family -> its area of tests/golden
+    "sdar": "sdar", "sdarmoe": "sdarmoe", "llada": "llada", "lladamoe": "lladamoe", "llada2": "llada2",
+    "dream": "dream", "illada": "illada", "dreamreasoner": "dreamreasoner", "a2d-qwen3": "a2d", "a2d-qwen2": "a2d",
+    "fastdllm2": "fastdllm2", "oracle": "oracle",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -67,6 +78,13 @@ class Preset:
     def shipped(self) -> bool:
         """Does it belong to the package? Then it is never looked for on the hub."""
         return self.source.startswith("nano/") or self.source == "oracle"
+
+    @property
+    def status(self) -> str:
+        """What is known of it, a key of `STATUS`."""
+        if self.shipped and self.family != "oracle":
+            return "measured"
+        return "traces" if self.family in TRACED else "layout"
 
     @property
     def absent(self) -> bool:

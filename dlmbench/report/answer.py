@@ -91,6 +91,8 @@ def answer(results: Results, max_drop: float = MARGIN) -> Answer:
         if (rank, n) in kept
     ]
     panels = [undecided(group, len({row.model for row in results.rows}) > 1) for group in silent]
+    if others := _others(sections, tasks):
+        panels.append(f"{text.listed(others)} {'tells' if len(others) == 1 else 'tell'} settings apart too: table.md.")
     if hidden := sum(len(decoders) for _, decoders in ranked) - len(lines):
         panels.append(f"{hidden} more decoders are in table.md.")
     return Answer(headings, lines, _sentences(ranked, max_drop), panels)
@@ -148,7 +150,7 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
             + [
                 text.told(name, value)
                 for name, value in _circumstances(row).items()
-                if len(values[name]) > 1 and value not in _USUAL and str(value) not in row.label.split()
+                if len(values[name]) > 1 and not _said(value, row)
             ]
         )
         for row in facts
@@ -162,7 +164,12 @@ def _circumstances(row: Row) -> dict[str, Hashable]:
     return {name: value for name, value in row.paired.items() if name not in ("task", "weights", "prompt_hash")}
 
 
-_USUAL = (None, False, 0, "none", "{}")  # circumstances that need no word
+_USUAL = (None, 0, "none", "{}")  # circumstances that need no word
+
+
+def _said(value: Hashable, row: Row) -> bool:
+    """Is it usual, or in the label, which names options of cache and sampling?"""
+    return isinstance(value, bool) or value in _USUAL or str(value) in row.label.split()
 
 
 def decided(group: Group) -> bool:
@@ -184,6 +191,13 @@ def _tasks(sections: Iterable[_Section]) -> list[str]:
         spread[task] = max(spread.get(task, 0.0), max(values) - min(values) + 1e-9 * len(values))
     usual = [task for task in spread if not task.startswith(STRESS)] or list(spread)
     return sorted(usual, key=lambda task: -spread[task])[:_TASKS]
+
+
+def _others(sections: Iterable[_Section], tasks: Sequence[str]) -> list[str]:
+    """Tasks with neither a column nor a share in those of the stress tasks, though settings differ there."""
+    groups = [pair for section in sections for pair in section.groups.items()]
+    shown = {task for task, group in groups if task in tasks or task.startswith(STRESS) or not decided(group)}
+    return [task for task in dict.fromkeys(task for task, _ in groups) if task not in shown]
 
 
 LEAD, SURE, MAYBE, DEAR, LOSES, ALONE = "reference", "keeps", "may keep", "dear", "loses", "alone"
@@ -252,17 +266,17 @@ def _standing(group: Group, row: Row, max_drop: float) -> str:
 
 
 def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence[str], stress: bool) -> list[Heading]:
-    found = [Heading("decoder", "best first", "at the setting that speaks for it")]
+    found = [
+        Heading("decoder", "best first", "at the setting that speaks for it"),
+        Heading("cost", "share", "of decoding an item, measured prices, as a share of one token a step's"),
+        Heading("vs 1 token a step", "points", f"paired difference on the items of {tasks[0]}, 95 % interval"),
+        Heading("verdict", "", "by McNemar's exact test, corrected by Holm; equal: within "
+                f"{100 * MARGIN:g} points; too close: the items are too few to tell"),
+    ]  # fmt: skip
     found += [
         Heading(task, _items(ranked, task), "accuracy in percent, 95 % interval", 3 if task != tasks[0] else 1)
         for task in tasks
     ]
-    found += [
-        Heading("vs 1 token a step", "points", f"paired difference on the items of {tasks[0]}, 95 % interval"),
-        Heading("verdict", "", "by McNemar's exact test, corrected by Holm; equal: within "
-                f"{100 * MARGIN:g} points; too close: the items are too few to tell"),
-        Heading("cost", "share", "of decoding an item, measured prices, as a share of one token a step's"),
-    ]  # fmt: skip
     if stress:
         found += [
             Heading("worst stress task", "points", "the stress task on which the same setting loses most", 2),
@@ -291,10 +305,10 @@ def _cells(section: _Section, one: _Decoder, tasks: Sequence[str], stress: bool,
     leads = one.standing in (LEAD, ALONE) and several
     cells = [
         f"{section.name}: {row.label}" if leads else row.label,
-        *(_interval(row if task == row.task else one.others.get(task)) for task in tasks),
+        text.number(group.share(row) if group.judged_by else None, 2),
         text.signed(gap.difference, gap.low, gap.high) if gap else text.DASH,
         _BRIEF.get(standing, standing),
-        text.number(group.share(row) if group.judged_by else None, 2),
+        *(_interval(row if task == row.task else one.others.get(task)) for task in tasks),
     ]
     if stress:
         cells += _stressed(section, one, tasks)

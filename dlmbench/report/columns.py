@@ -324,7 +324,8 @@ COLUMNS: tuple[Column, ...] = (
            formula="Holm's p at most 0.05; else both one-sided score tests against the margin at most 0.05; else too "
            "close to tell"),
     _percent("changed", "changed", "changed", "items whose tokens are not those of static, in percent; 0 for a "
-             "lossless method", where=(MARKDOWN,), sampled=True, formula="items with other ids / items"),
+             "lossless method, which in float32 gives static's tokens (not those of the best order)", where=(MARKDOWN,),
+             sampled=True, formula="items with other ids / items"),
     _percent("front_share", "front_share", "front", "in how many of a hundred new draws of the items the row is on the "
              "front of accuracy against cost", where=(MARKDOWN, HTML), sampled=True,
              formula="bootstrap over items, all rows of a group together; no other row is as good in both and better "

@@ -32,7 +32,6 @@ def main(results: Path, out: Path) -> None:
     """Write all pictures into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(results / "pareto.png", out / "pareto.png")
-    pareto.plot(Results.load(results, split="test").rows, out, name="pareto-column", column=True)
     with Browser() as browser:
         for name, (width, height) in SIZES.items():
             for dark in (False, True):
@@ -47,6 +46,7 @@ def main(results: Path, out: Path) -> None:
                     sys.exit(f"The report complains: {page.complaints()}")
                 page.close()
         terminal(browser, out / "watch.png")
+    pareto.plot(Results.load(results, split="test").rows, out, name="pareto-column", column=True)
     for picture in sorted(out.glob("*.png")):
         print(picture)
 

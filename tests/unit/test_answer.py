@@ -45,7 +45,13 @@ def test_a_decoder_is_a_row_at_its_cheapest_setting_within_the_drop_best_first(r
     labels = [line.row.label for line in found.lines]
     assert labels == ["static k=1", "threshold 0.9", "entropy 0.4", "simsd", "klass 0.6"]
     assert [line.leads for line in found.lines] == [True, False, False, False, False]
-    assert [head.title for head in found.headings][:3] == ["decoder", "nano-gsm", "vs 1 token a step"]
+    assert [head.title for head in found.headings][:5] == [
+        "decoder",
+        "cost",
+        "vs 1 token a step",
+        "verdict",
+        "nano-gsm",
+    ]
     strict = answer(Results.load(runs), max_drop=0.0)
     assert [line.row.label for line in strict.lines][1:3] == ["threshold 0.9", "simsd"], "entropy loses six items"
 
@@ -61,6 +67,17 @@ def test_a_task_that_tells_nothing_apart_is_one_line(runs):
     found = answer(Results.load(runs))
     assert found.panels == ["nano-code: all 5 settings equal, within 2 points (100.0 %)."]
     assert not any(line.row.task == "nano-code" for line in found.lines)
+
+
+def test_two_tasks_have_a_column_and_others_that_tell_are_named(runs):
+    for n, task in enumerate(("gsm8k", "mbpp")):
+        for method, (threshold, right, nfe) in RIGHT.items():
+            label = "static k=1" if method == "static" else None
+            made = make_run(runs, task=task, method=method, threshold=threshold, nfe=nfe, items=ITEMS, label=label)
+            scored(made, right if method != "klass" else set(range(260 + n)))
+    found = answer(Results.load(runs))
+    assert [head.title for head in found.headings][4:6] == ["nano-gsm", "gsm8k"], "where settings differ most"
+    assert "mbpp tells settings apart too: table.md." in found.panels
 
 
 def test_stress_tasks_show_the_worst_and_the_mean_of_those_that_tell(runs):

@@ -83,7 +83,7 @@ def page(
         "traces": trace_records(runs, words),
         "words": words.list,
         "references": [_references(section.rows) for section in sections],
-        "panels": figure.panels([(section.name, section.rows, section.labels) for section in sections]),
+        "panels": figure.panels([(section.name, section.rows) for section in sections]),
         "axes": figure.axes(),
         "marks": figure.marks([row.method for row in results.rows]),
     }

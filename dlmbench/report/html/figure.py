@@ -15,7 +15,6 @@ from dlmbench.analysis.row import REFERENCE, Row
 from dlmbench.report.columns import COLUMNS
 from dlmbench.report.figures import pareto
 from dlmbench.report.figures.style import COLOURS, styles
-from dlmbench.stats import pareto_front
 
 DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of the figure's colours
 _CONTRAST = 4.5
@@ -33,7 +32,7 @@ class Point(TypedDict):
     told: str  # its difference and verdict
     x: dict[str, float]  # by the name of an axis
     y: list[float]  # accuracy and the ends of its interval, in percent
-    front: list[str]  # the axes on which no other setting of its weights and hardware beats it
+    own: bool  # is it of the weights and hardware that most of the panel have? These have a front
 
 
 class Panel(TypedDict):
@@ -44,52 +43,44 @@ class Panel(TypedDict):
     points: list[Point]
 
 
-def panels(sections: Sequence[tuple[str, list[Row], list[str]]]) -> list[Panel]:
-    """All panels, the one to begin with first; sections: (title, rows, what these are called)."""
+def panels(sections: Sequence[tuple[str, list[Row]]]) -> list[Panel]:
+    """All panels, the one to begin with first; sections: (title, rows)."""
     found: list[tuple[bool, Panel]] = []
-    rows = [row for _, part, _ in sections for row in part]
+    rows = [row for _, part in sections for row in part]
     first = pareto.chosen(rows, None).panels if rows else []
-    for number, (title, mine, names) in enumerate(sections):
-        called = {row: (setting, name) for setting, (row, name) in enumerate(zip(mine, names))}
+    for number, (title, mine) in enumerate(sections):
+        numbers = {row: setting for setting, row in enumerate(mine)}
         for part in pareto.by_weights(mine):
             made: Panel = {
                 "title": f"{title}, {pareto.main_model(part)}",
                 "section": number,
-                "points": _points(part, called),
+                "points": _points(part, numbers),
             }
             if any(point["x"] for point in made["points"]):
                 found.append((bool(first) and set(part) == set(first[0]), made))
     return [panel for _, panel in sorted(found, key=lambda pair: not pair[0])]
 
 
-def _points(rows: list[Row], called: dict[Row, tuple[int, str]]) -> list[Point]:
+def _points(rows: list[Row], numbers: dict[Row, int]) -> list[Point]:
     own = pareto.own_series(rows)
     places: dict[str, list[float | None]] = {}
     for name, axis in pareto.AXES.items():
         places[name] = [axis.value(row) for row in rows]
     factors = pareto.exchange(rows, own)
     places["cost"] = [None if cost is None else cost * factor for cost, factor in zip(places["cost"], factors)]
-    series = [f"{row.weights} {row.device}" for row in rows]
-    fronts: dict[Row, list[str]] = {row: [] for row in rows}
-    for name, values in places.items():
-        for one in dict.fromkeys(series):
-            mine = [i for i, value in enumerate(values) if value is not None and series[i] == one]
-            xs, ys = [values[i] or 0.0 for i in mine], [rows[i].accuracy for i in mine]
-            for i, best in zip(mine, pareto_front(xs, ys, pareto.AXES[name].larger) if mine else []):
-                if best and own[i]:
-                    fronts[rows[i]].append(name)
+    several = len({row.batch_size for row in rows}) > 1
     return [
         {
-            "setting": called[row][0],
-            "name": called[row][1],
+            "setting": numbers[row],
+            "name": f"{row.label}, batch {row.batch_size}" if several else row.label,
             "method": row.method,
-            "thread": f"{series[i]} {re.sub(r'[0-9.]+', '#', row.label)} {row.batch_size}",
+            "thread": f"{row.weights} {row.device} {row.batch_size} {re.sub(r'[0-9.]+', '#', row.label)}",
             "told": _told(row),
             "x": {name: round(float(value), 4) for name, values in places.items() if (value := values[i]) is not None},
             "y": [
                 round(100 * share, 2) for share in (row.accuracy, row.metrics.accuracy_low, row.metrics.accuracy_high)
             ],
-            "front": fronts[row],
+            "own": bool(own[i]),
         }
         for i, row in enumerate(rows)
     ]

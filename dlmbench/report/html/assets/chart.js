@@ -33,7 +33,7 @@ function chart({ panels, axes, marks }, element, open) {
     const at = (point) => point.x[x], colour = (point) => marks[point.method][0];
     const [long, short, larger] = axes[x], ends = [Math.min(...points.map(at)), Math.max(...points.map(at))];
     const log = ends[0] > 0 && ends[1] / ends[0] > 8;
-    const own = points.filter((point) => point.front.includes(x));
+    const best = front(points.filter((point) => point.own), at, larger);
     const width = Math.max(300, Math.min(place.clientWidth, 1100));
     const made = Plot.plot({
       width, height: Math.round(Math.max(300, Math.min(520, width * 0.55))), marginLeft: 46, marginBottom: 42, inset: 14,
@@ -43,12 +43,12 @@ function chart({ panels, axes, marks }, element, open) {
       color: { type: "identity" }, symbol: { type: "identity" },
       marks: [
         Plot.gridY({ strokeOpacity: 0.12 }), Plot.gridX({ strokeOpacity: 0.12 }),
-        Plot.line(own, { x: at, y: (point) => point.y[0], curve: larger ? "step-before" : "step-after", stroke: "var(--quiet)", strokeWidth: 1.6 }),
+        Plot.line(best, { x: at, y: (point) => point.y[0], curve: larger ? "step-before" : "step-after", stroke: "var(--quiet)", strokeWidth: 1.6 }),
         Plot.line(points, { x: at, y: (point) => point.y[0], z: "thread", stroke: colour, strokeOpacity: 0.5, strokeWidth: 1.2 }),
         Plot.ruleX(points, { x: at, y1: (point) => point.y[1], y2: (point) => point.y[2], stroke: colour, strokeOpacity: 0.45 }),
         Plot.dot(points, {
-          x: at, y: (point) => point.y[0], r: (point) => (point.front.includes(x) ? 7 : 5), fill: colour,
-          fillOpacity: (point) => (point.front.includes(x) ? 1 : 0.55), stroke: "var(--card)", strokeWidth: 1.5,
+          x: at, y: (point) => point.y[0], r: (point) => (best.includes(point) ? 7 : 5), fill: colour,
+          fillOpacity: (point) => (best.includes(point) ? 1 : 0.55), stroke: "var(--card)", strokeWidth: 1.5,
           symbol: (point) => marks[point.method][1], ariaLabel: (point) => words(point, x), className: "dots", sort: null,
         }),
       ],
@@ -61,6 +61,13 @@ function chart({ panels, axes, marks }, element, open) {
     place.replaceChildren(made);
     tip.hidden = true;
     keys([...svg.querySelectorAll(".dots > *")], points, panel, x);
+  }
+
+  // Those of the points that no other one beats, in the order of the axis.
+  function front(points, at, larger) {
+    const found = [], order = (a, b) => (at(a) - at(b)) * (larger ? -1 : 1) || b.y[0] - a.y[0];
+    for (const point of [...points].sort(order)) if (!found.length || point.y[0] > found.at(-1).y[0]) found.push(point);
+    return larger ? found.reverse() : found;
   }
 
   function keys(dots, points, panel, x) {
