@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full screenshots test test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano train-nano2
+.PHONY: setup reproduce reproduce-full two-threads screenshots test test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano train-nano2
 
 setup: $(VENV)/.runtime
 
@@ -30,6 +30,14 @@ reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/mrp-nano.yaml
 	$(RUN) sweep recipes/trained-nano.yaml
 	$(RUN) sweep recipes/full-attention.yaml
+
+# A recipe with one thread and with two, as a stand-in for two machines: its verdicts must be the same.
+RECIPE := recipes/reproduce.yaml
+THREADS := results/two-threads
+two-threads: $(VENV)/.runtime
+	OMP_NUM_THREADS=1 $(RUN) sweep $(RECIPE) --out $(THREADS)/one
+	OMP_NUM_THREADS=2 $(RUN) sweep $(RECIPE) --out $(THREADS)/two
+	$(BIN)/python tests/same_verdicts.py $(THREADS)/one $(THREADS)/two
 
 screenshots: reproduce
 	$(BIN)/python tests/e2e/screenshots.py results/reproduce results/screenshots

@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from dlmbench.errors import RequestError
 
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 JsonObject = dict[str, Any]  # a file of somebody else's; whoever reads a field of it checks it
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")  # how names begin
 CONFIGS = ("config.json", "generation_config.json")

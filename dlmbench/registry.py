@@ -152,6 +152,7 @@ _DECODERS = {  # method -> class, in the module of the method's name
     "hierarchy": "Hierarchy",
     "klass": "Klass",
     "learned_policy": "LearnedPolicy",
+    "lopa": "LoPA",
     "mrp": "MRP",
     "multiblock": "Multiblock",
     "pcsampler": "PCSampler",

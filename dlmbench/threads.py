@@ -7,7 +7,8 @@ layer of the network at hand, which takes milliseconds, the fastest number is ta
 steps become several times slower than they were, and from time to time.
 
 The number is the process's, as torch's is. It is left alone where the user has set OMP_NUM_THREADS or MKL_NUM_THREADS,
-and on devices other than the CPU. Results do not depend on it beyond rounding.
+and on devices other than the CPU. Results do not depend on it beyond rounding. torch is imported when it is
+first asked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import TypeVar
-
-import torch
 
 T = TypeVar("T")
 
@@ -41,7 +40,15 @@ class Threads:
 
     @property
     def number(self) -> int:
+        import torch
+
         return torch.get_num_threads()
+
+    @number.setter
+    def number(self, number: int) -> None:
+        import torch
+
+        torch.set_num_threads(number)
 
     @property
     def given(self) -> str | None:
@@ -76,14 +83,14 @@ class Threads:
             limit = 2 * TRIES * min(times.values())  # whoever is slower than that need not be timed to the end
             times[number] = self._seconds(work, number, limit)
         best = min((n for n in times if times[n] <= BETTER * times[1]), key=times.__getitem__, default=1)
-        torch.set_num_threads(best)
+        self.number = best
         self.changes += best != before
         tried = ", ".join(f"{1e3 * seconds:.2f} with {number}" for number, seconds in times.items())
         self.why = f"milliseconds of a layer: {tried}"
 
     def _seconds(self, work: Callable[[], object], number: int, limit: float) -> float:
         """Median seconds of `work` with so many threads; what exceeds `limit` seconds altogether is cut short."""
-        torch.set_num_threads(number)
+        self.number = number
         began = self.clock()
         work()  # threads start, code and weights come near
         samples, at = list[float](), self.clock()
@@ -97,7 +104,7 @@ class Threads:
 
     def _set(self, number: int) -> None:
         self.changes += number != self.number
-        torch.set_num_threads(number)
+        self.number = number
 
 
 THREADS = Threads()
@@ -163,6 +170,8 @@ class Watch:
 
 def settle() -> None:
     """Choose for whatever comes next, by products of the size that small models have."""
+    import torch
+
     x, weight = torch.ones(128, 128), torch.ones(128, 768)
 
     def work() -> None:

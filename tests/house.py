@@ -140,12 +140,16 @@ def _lists(module: Module, names: set[str], least: int, records: Collection[str]
 
 
 def sameness(package: list[Module]) -> Figure:
-    rule = "different listings of 2 or more identity columns alone, and functions named same or identity"
+    rule = (
+        "different listings of 2 or more identity columns alone where runs are made and compared (request, runs, "
+        "analysis; in report and cli they choose what a table or a title shows), and functions named same or identity"
+    )
     figure = Figure("notions of same run", rule, 3)
     for module in package:
-        if module.room not in ("request", "spec", "runs", "store", "executors", "analysis", "report", "cli"):
+        if module.room not in ("request", "runs", "analysis", "report", "cli"):
             continue
-        for line, found in _collections(module.tree):
+        deciding = module.room in ("request", "runs", "analysis")
+        for line, found in _collections(module.tree) if deciding else ():
             place = ", ".join(sorted(found))
             if len(found) >= 2 and found <= IDENTITY and not any(place == p.partition(" | ")[0] for p in figure.places):
                 figure.places.append(f"{place} | {module.name}:{line}")

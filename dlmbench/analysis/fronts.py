@@ -22,11 +22,6 @@ from dlmbench.stats import LEVEL
 RESAMPLES = 2_000
 _AT_ONCE = 250  # draws that are evaluated together
 
-AUP = (
-    "AUP (accuracy under parallelism, d3LLM): with points (tokens a forward p_i, accuracy y_i in percent) in the order "
-    "of p, only those with y_i >= y_1 - 5, AUP = p_1 y_1 + sum over i > 1 of (p_i - p_(i-1)) (y_i W(y_i) + y_(i-1) "
-    "W(y_(i-1))) / 2, W(y) = min(exp(-3 (1 - y / y_max)), 1), y_max the best accuracy of any row of the task."
-)
 HYPERVOLUME = (
     "Hyper-volume: the share of the rectangle from cost 0 to that of the reference row and from 0 to 100 % that one of "
     "the method's settings beats in both; 0.9 means that 90 % of it is at least as dear and no more accurate."
@@ -165,21 +160,6 @@ def cost_at_accuracy(
 
 
 # --- areas ----------------------------------------------------------------------------------------------------------
-
-
-def aup(tpf: Sequence[float], accuracy: Sequence[float], best: float, penalty: float = 3.0, drop: float = 5.0) -> float:
-    """Accuracy under parallelism of one method; see `AUP`. Accuracies and `best` are in percent.
-
-    The formula follows the paper; neither its text nor its code was at hand to check it. It rewards tokens a forward
-    and knows no helper: a draft is free to it. nan when there is no point.
-    """
-    points = sorted((p, y) for p, y in zip(tpf, accuracy) if not (math.isnan(p) or math.isnan(y)))
-    if not points:
-        return math.nan
-    kept = [(p, y) for p, y in points if y >= points[0][1] - drop]
-    weighted = [y * min(math.exp(-penalty * (1 - y / best)), 1.0) if best else 0.0 for _, y in kept]
-    steps = zip(kept, kept[1:], weighted, weighted[1:])
-    return kept[0][0] * kept[0][1] + sum((q - p) * (v + w) / 2 for (p, _), (q, _), v, w in steps)
 
 
 def hypervolume(cost: Sequence[float] | np.ndarray, accuracy: Sequence[float] | np.ndarray, reference: float) -> float:

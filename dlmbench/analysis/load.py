@@ -9,6 +9,7 @@ from pathlib import Path
 from dlmbench.analysis.row import Group, Row, paired, sort_key
 from dlmbench.errors import RequestError
 from dlmbench.runs.folder import RunFolder, find_runs
+from dlmbench.runs.sweep import trials_of
 
 
 class Results:
@@ -51,9 +52,11 @@ class Results:
         ordered = sorted(zip(self.runs, models), key=lambda pair: sort_key(pair[0].manifest, pair[1]))
         groups: dict[tuple, Group] = {}
         rows = []
+        trials = {folder: trials_of(folder) for folder in {run.path.parent for run in self.runs}}
         for run, model in ordered:
             group = groups.setdefault(tuple(paired(run.manifest).items()), Group())
-            rows.append(Row(run, run.manifest, run.metrics, model, group))
+            tried = trials[run.path.parent].get(run.name)
+            rows.append(Row(run, run.manifest, run.metrics, model, group, tried))
             group.rows.append(rows[-1])
         return rows
 

@@ -17,11 +17,13 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
 from dlmbench.models.presets import PRESETS
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.resources import recipe_folders
 from dlmbench.tasks.protocols import PROTOCOLS, data_set, facts, published_as
 
@@ -41,7 +43,7 @@ COLUMNS = (
 )
 STORES = ("none", "excluded", "included", "")  # of the published NFE; none: the family has no store forwards
 UNITS = ("tok/s", "tokens/forward", "x static", "x fewer steps", "x target alone", "s/item", "")
-CIRCUMSTANCES = ("block_length", "gen_length", "num_fewshot", "batch_size", "cache", "temperature", "top_k", "top_p")
+CIRCUMSTANCES = tuple(name for name, known in OPTIONS.items() if known.told)
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,21 @@ class Pair:
     speed: float | None  # ours, in the published unit
 
     @property
-    def same_data(self) -> bool:
-        return data_set(self.ours.task) == self.published.data_set
+    def accuracy(self) -> float | None:
+        """The published one as a share; None where it is of another data set than ours."""
+        return self.published.accuracy if data_set(self.ours.task) == self.published.data_set else None
 
     @property
     def gap(self) -> float | None:
         """Ours minus published accuracy, as a share; None where they are of two data sets."""
-        if self.published.accuracy is None or not self.same_data:
-            return None
-        return self.ours.accuracy - self.published.accuracy
+        return None if self.accuracy is None else self.ours.accuracy - self.accuracy
 
     @property
     def inside(self) -> bool | None:
         """Does our 95 % interval hold the published accuracy?"""
-        if self.published.accuracy is None or not self.same_data:
+        if self.accuracy is None:
             return None
-        return self.ours.metrics.accuracy_low <= self.published.accuracy <= self.ours.metrics.accuracy_high
+        return self.ours.metrics.accuracy_low <= self.accuracy <= self.ours.metrics.accuracy_high
 
     @property
     def forwards(self) -> tuple[float | None, float]:
@@ -163,7 +164,8 @@ def pairs(rows: Sequence[Row], published: Iterable[Published]) -> list[Pair]:
     """Every published row that one of ours corresponds to, with the one whose circumstances are nearest."""
     found = []
     for one in published:
-        fitting = [(row, differences(one, row)) for row in rows if _same_run(one, row)]
+        compared = ((row, differences(one, row)) for row in rows)
+        fitting = [(row, differs) for row, differs in compared if differs is not None]
         if fitting:
             row, differs = min(fitting, key=lambda pair: len(pair[1]))
             found.append(Pair(one, row, tuple(differs), _our_speed(one, row)))
@@ -172,10 +174,24 @@ def pairs(rows: Sequence[Row], published: Iterable[Published]) -> list[Pair]:
 
 def known_for(rows: Iterable[Row], published: Iterable[Published]) -> list[Published]:
     """Published rows on a model and task that we have any row of."""
-    ours = [(_names(row.manifest.spec.model), row) for row in rows]
-    return [one for one in published if any(names & _names(one.model) and _same_task(one, row) for names, row in ours)]
+    ours = list(rows)
+    return [one for one in published if any(_speaks_of(one, row) for row in ours)]
 
 
+def _speaks_of(one: Published, row: Row) -> bool:
+    """Is it the row's model, and its task, a variant of it or another name under which its protocol asks the same?"""
+    if not _names(one.model) & _names(row.manifest.spec.model):
+        return False
+    ours, theirs = row.manifest.spec.protocol, one.asked
+    if one.task == row.task.partition("/")[0]:
+        return True
+    if theirs is None or theirs[0] != ours:
+        return False
+    tasks = PROTOCOLS[ours].tasks
+    return tasks.get(row.task) == tasks[theirs[1]]
+
+
+@cache
 def _names(model: str) -> set[str]:
     """What a model is called: as given, its hub name, and the last component of that."""
     model = model.partition("@")[0]
@@ -183,28 +199,16 @@ def _names(model: str) -> set[str]:
     return {model, hub, hub.rpartition("/")[2]}
 
 
-def _same_task(one: Published, row: Row) -> bool:
-    """Is it the task, a variant of it, or another name under which the row's protocol asks the same?"""
-    if one.task == row.task.partition("/")[0]:
-        return True
-    ours = row.manifest.spec.protocol
-    if one.asked is None or one.asked[0] != ours:
-        return False
-    tasks = PROTOCOLS[ours].tasks
-    return tasks.get(row.task) == tasks[one.asked[1]]
-
-
-def _same_run(one: Published, row: Row) -> bool:
-    if not _same_task(one, row) or one.method != row.method or not _names(one.model) & _names(row.manifest.spec.model):
-        return False
+def differences(one: Published, row: Row) -> list[str] | None:
+    """Circumstances in which a row is not what was published, as "block_length 4 (published 16)"; None for a row of
+    another model or task, another method, or another value of an option of the method that the paper names."""
+    if one.method != row.method or not _speaks_of(one, row):
+        return None
     parameters = row.manifest.parameters
-    own = {name: value for name, value in one.setting.items() if name not in (*CIRCUMSTANCES, "limit")}
-    return all(name in parameters and _equal(value, parameters[name]) for name, value in own.items())
-
-
-def differences(one: Published, row: Row) -> list[str]:
-    """Circumstances in which a row is not what was published, as "block_length 4 (published 16)"."""
-    ours = {name: _circumstance(row, name) for name in CIRCUMSTANCES} | {"limit": row.metrics.items}
+    ours = {name: row.manifest.settled(name) for name in CIRCUMSTANCES} | {"limit": row.metrics.items}
+    own = {name: value for name, value in one.setting.items() if name not in ours}
+    if not all(name in parameters and _equal(value, parameters[name]) for name, value in own.items()):
+        return None
     circumstances = [
         f"{name} {_plain(ours[name])} (published {value})"
         for name, value in one.setting.items()
@@ -230,17 +234,6 @@ def _protocol_differences(one: Published, row: Row) -> list[str]:
         for name, value in theirs.items()
         if name not in told and value not in (ours[name], f"first {one.setting.get('limit')}")
     ]
-
-
-def _circumstance(row: Row, name: str) -> object:
-    """An option of the run, as it was settled."""
-    manifest = row.manifest
-    settled = {
-        "block_length": manifest.block_length,
-        "gen_length": manifest.gen_length,
-        "num_fewshot": manifest.task.num_fewshot,
-    }
-    return settled[name] if name in settled else getattr(manifest.spec, name)
 
 
 def _equal(written: str, value: object) -> bool:

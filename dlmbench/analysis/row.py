@@ -77,6 +77,8 @@ class Row:
     """Its name; with the beginning of its weights' hash where several checkpoints have that name."""
     group: Group = field(repr=False)
     """The rows that it may be compared with, itself among them."""
+    tried: int | None = None
+    """Settings that competed on dev items before this one was taken; None where none did."""
 
     @property
     def key(self) -> str:
@@ -218,7 +220,7 @@ class Row:
 
     @cached_property
     def changed(self) -> float | None:
-        """Share of the items whose tokens are not those of the static row; 0 for a lossless method."""
+        """Share of the items whose tokens are not those of the static row; 0 for a lossless method in float32."""
         baseline = self.group.baseline(self, REFERENCE)
         shared = self.samples.keys() & baseline.samples.keys() if baseline else set()
         if not baseline or not shared:
@@ -419,11 +421,10 @@ def _confidence(row: Row) -> float | None:
 
 def paired(manifest: Manifest) -> dict[str, Hashable]:
     """What two runs must share to be compared item by item, by name."""
-    found: dict[str, Hashable] = {name: getattr(manifest.spec, name) for name in PAIRED}
-    found |= {"task": manifest.task.name, "block_length": manifest.block_length}
+    found = {name: manifest.settled(name) for name in PAIRED}
     shared = manifest.identity.get("shared")
     chosen = shared if isinstance(shared, dict) else {}
-    found |= {"device": manifest.environment.device, "fixed_places": bool(chosen.get("fixed"))}
+    found["fixed_places"] = bool(chosen.get("fixed"))
     found["cache_options"] = compact({name: one for name, one in chosen.items() if name.startswith("cache.")})
     return {**found, "weights": manifest.weights["target"], "prompt_hash": manifest.prompts}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlmbench import stats
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.runs.record import Rate
 
 DASH = "-"
@@ -53,7 +54,7 @@ def told(name: str, value: object) -> str:
     """What tells two rows apart, in words: ``batch 16``, ``top-k 5``, ``120 items``."""
     if name == "items":
         return f"{value} items"
-    if name in ("task", "split", "model", "dtype", "device"):
-        return str(value)
-    words = {"batch_size": "batch", "block_length": "block", "prompt_hash": "prompts"}
-    return f"{words.get(name, name.replace('_', '-'))} {value}"
+    if name == "prompt_hash":
+        return f"prompts {value}"
+    word = OPTIONS[name].word if name in OPTIONS else None
+    return f"{name.replace('_', '-') if word is None else word} {value}".strip()

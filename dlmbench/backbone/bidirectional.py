@@ -27,7 +27,7 @@ Axes: R rows, W positions of the view, T window, Q extra tokens, V vocabulary, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -248,6 +248,72 @@ class Bidirectional(Network):
         self._count("denoise", "blocks:ahead", view.live & ~begins, view.ends, queries, view.valid.sum(1))
         return Forward(self.model.project(states), states, predicted)
 
+    def branching(self, view, stored: Tensor, places: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """`forcing` for several branches of every row at once, in one call -> logits at the view [R,C,W,V].
+
+        Branch c is the row up to `ends` [R,C] with one more of its `tokens` [R,C] at `places` [R,C], -1: without one.
+        The last is the base, which is always there; others without a place are not counted. All share what is stored.
+        """
+        if view.host_rows is None:
+            states = self._branch_by_branch(view, places, tokens, ends)
+        else:
+            states = self._branches_together(view, places, tokens, ends)
+        there = torch.cat([places[:, :-1] >= 0, view.live.unsqueeze(1)], 1)
+        queries = ((ends - self._before(stored).unsqueeze(1)) * there).sum(1)
+        at = view.positions.unsqueeze(1)
+        projected = ((at < ends.unsqueeze(2)) & there.unsqueeze(2)).flatten(1).sum(1)
+        begins = view.total_steps == 0
+        self._count("refresh", "row:ahead", view.live & begins, view.ends, queries, projected)
+        self._count("denoise", "blocks:branches", view.live & ~begins, view.ends, queries, projected)
+        return self.model.project(states)
+
+    def _branch_by_branch(self, view, places: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """States of all branches [R,C,W,D], one after another, everything computed again."""
+        found = []
+        for place, token, end in zip(places.unbind(1), tokens.unbind(1), ends.unbind(1)):
+            alone = replace(view, ends=end)
+            here = torch.arange(self.canvas.shape[1], device=self.device) == place.unsqueeze(1)
+            canvas, parts = torch.where(here, token.unsqueeze(1), self.canvas), [self._everyone(alone)]
+            found.append(self._at_view(alone, self._states(alone, canvas, parts, by_block=True), parts)[0])
+        return torch.stack(found, 1)
+
+    def _branches_together(self, view, places: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """The same in one call: a row's branches lie side by side behind what is stored, the base first, in its own
+        slots. A row that begins has the base alone."""
+        parts = [(part, slice(-1 if part.whole else None, None)) for part in self._unstored(view)]
+        embedded, slots, groups = zip(
+            *(self._side_by_side(view, part, *(one[:, kept] for one in (places, tokens, ends))) for part, kept in parts)
+        )
+        states = self._forward(torch.cat(embedded), torch.cat(slots), list(groups))
+        width = states.shape[1]
+        chosen = states.new_zeros(*ends.shape, view.positions.shape[1], width)
+        for (part, kept), of_part in zip(parts, states.split([group.tokens for group in groups])):
+            at = part.place(part.of(view.positions) - self.config.shift)[0].clamp(0, part.positions.shape[1] - 1)
+            of_part = of_part.unflatten(0, (len(at), -1, part.positions.shape[1]))
+            at = at.view(len(at), 1, -1, 1).expand(-1, of_part.shape[1], -1, width)
+            chosen[part.rows, kept] = of_part.gather(2, at)
+        return chosen
+
+    def _side_by_side(
+        self, view, part: Part, places: Tensor, tokens: Tensor, ends: Tensor
+    ) -> tuple[Tensor, Tensor, QueryGroup]:
+        """Embeddings, slots and queries of C copies of a part, [R,C] each, the base last -> [n*C*T,...]."""
+        places, tokens, ends = (part.of(one).unsqueeze(2) for one in (places, tokens, ends))  # [n,C,1]
+        copies, width = ends.shape[1], part.positions.shape[1]
+        positions = part.positions.unsqueeze(1).expand(-1, copies, -1)
+        first = positions[:, :1, :1]
+        ids = torch.where(positions == places, tokens, part.of(self.canvas).gather(1, part.positions).unsqueeze(1))
+        shift = (torch.arange(1, copies + 1, device=self.device) % copies * width).view(1, -1, 1)  # the base: none
+        own = torch.arange(width, device=self.device) < ends - first
+        valid = (own & part.of(view.live).view(-1, 1, 1)).flatten(1)
+        slots = self.kv.slot_mapping(part.rows, (positions + shift).flatten(1), valid)
+        seen = min(bucket(view.max_row + copies * width), self.kv.capacity)
+        slot = torch.arange(seen, device=self.device)
+        at, sight = slot - shift.unsqueeze(3), self._sight(view, part, positions, ends).unsqueeze(3)
+        stored, among = slot < first.unsqueeze(3), (at >= first.unsqueeze(3)) & (at < sight)
+        bias = visible(stored | among, self.dtype).flatten(1, 2).unsqueeze(1)
+        return self.model.embed(ids.flatten()), slots, QueryGroup(positions.flatten(1), bias, part.rows)
+
     def _before(self, stored: Tensor) -> Tensor:
         """First position that is computed: a shifted head predicts the first one behind `stored` [R] there."""
         return (stored - self.config.shift).clamp_min(0)
@@ -270,11 +336,15 @@ class Bidirectional(Network):
 
     def _by_block(self, view, part: Part, seen: int) -> Tensor:
         """The prompt sees itself, a block all up to its end -> bias [n,1,T,seen]."""
-        prompt, ends = part.of(view.prompt_length).unsqueeze(1), part.of(view.ends).unsqueeze(1)
-        block = (part.positions - prompt) // self.block_length + 1
-        sight = torch.minimum(torch.where(block > 0, prompt + block * self.block_length, prompt), ends)
+        sight = self._sight(view, part, part.positions, part.of(view.ends).unsqueeze(1))
         slots = torch.arange(seen, device=self.device)
         return visible(slots < sight.unsqueeze(2), self.dtype).unsqueeze(1)
+
+    def _sight(self, view, part: Part, positions: Tensor, ends: Tensor) -> Tensor:
+        """Where that ends: positions [n,...,T] of a part, ends of the rows [n,...,1]."""
+        prompt = part.of(view.prompt_length).view(-1, *[1] * (positions.dim() - 1))
+        block = (positions - prompt) // self.block_length + 1
+        return torch.minimum(torch.where(block > 0, prompt + block * self.block_length, prompt), ends)
 
     def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
         """One forward over whole rows and, beside each, extra tokens that the row does not see.

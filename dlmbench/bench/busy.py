@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from dlmbench.backbone.network import Network
+from dlmbench.bench.networks import random_model
 from dlmbench.engine.calibrate import forward_of
-from dlmbench.models.shapes import random_model
 from dlmbench.threads import THREADS, Watch
 
 SECONDS = (

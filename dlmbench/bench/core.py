@@ -24,13 +24,14 @@ from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.bench.clock import Clock
+from dlmbench.bench.networks import random_model
 from dlmbench.bench.plain import PlainLoop, block_forward, qwen_of
 from dlmbench.bench.rates import bandwidth, device_rates
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.engine.calibrate import forward_seconds, median_seconds
 from dlmbench.engine.graphs import first_line, on_device
-from dlmbench.models.shapes import SHAPES, random_model
+from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
 from dlmbench.threads import THREADS
 

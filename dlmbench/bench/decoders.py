@@ -16,17 +16,23 @@ import torch
 
 from dlmbench.bench.clock import Clock
 from dlmbench.engine import Engine, Request, build, tokenizer_of
+from dlmbench.files import Json
 from dlmbench.models.presets import PRESETS
 from dlmbench.request import RunSpec
+from dlmbench.request.values import Settings
 from dlmbench.tasks import task_files
 from dlmbench.training.evaluate import dev_items
 
 TASK = "nano-gsm"
-CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
+CASES: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("nano", "static", {}),
     ("nano", "sequential", {}),
     ("nano", "threshold", {}),
     ("nano", "entropy", {}),
+    ("nano", "hierarchy", {}),
+    ("nano", "frechet", {}),
+    ("nano", "credit", {}),
+    ("nano", "edit", {}),
     ("nano", "rcd", {}),
     ("nano", "mrp", {"mode": "remask"}),
     ("nano", "mrp", {"mode": "direct"}),
@@ -36,9 +42,23 @@ CASES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
     ("nano-llada", "static", {}),
     ("nano-llada", "threshold", {}),
     ("nano-llada", "entropy", {}),
+    ("nano-llada", "entropy", {"rule": "gate"}),
+    ("nano-llada", "hierarchy", {}),
+    ("nano-llada", "frechet", {}),
+    ("nano-llada", "credit", {}),
     ("nano-llada", "klass", {}),
+    ("nano-llada", "pcsampler", {"k": 2}),
+    ("nano-llada", "multiblock", {}),
+    ("nano-llada", "adablock", {}),
+    ("nano-llada", "daedal", {}),
+    ("nano-llada", "d2f", {}),
+    ("nano-llada", "lopa", {}),
     ("nano-llada", "wino", {}),
+    ("nano-llada", "rcr", {}),
+    ("nano-llada", "saber", {}),
+    ("nano-llada", "remdm_loop", {"k": 4, "loops": 8}),
     ("nano-llada", "prophet", {}),
+    ("nano-llada", "sched", {}),
     ("nano-llada", "guided", {}),
     ("nano-llada", "adjust", {"K": 2}),
     ("nano-llada", "adjust", {"K": 4}),
@@ -72,6 +92,13 @@ class _Case:
         }  # fmt: skip
 
 
+def spec_of(model: str, method: str, setting: Mapping[str, Json], batch: int) -> RunSpec:
+    """The run of a case."""
+    shared: Settings = {"sampling": {"constraint": True}} if method == "prophet" else {}
+    settings = {method: setting, **shared}
+    return RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
+
+
 def _cases(batch: int) -> Iterator[_Case]:
     items, file = dev_items(4 * batch, ["gsm-full"])["gsm-full"], task_files.find(TASK)
     assert file is not None
@@ -79,9 +106,7 @@ def _cases(batch: int) -> Iterator[_Case]:
         head = PRESETS[model].companions.get(f"head/{method}")
         if head and PRESETS[head].absent:
             continue
-        settings = {method: setting} | ({"sampling": {"constraint": True}} if method == "prophet" else {})
-        spec = RunSpec(method=method, task=TASK, model=model, settings=settings, batch_size=batch, device="cpu")
-        engine, tokenizer = build(spec.resolve()), tokenizer_of(model)
+        engine, tokenizer = build(spec_of(model, method, setting, batch).resolve()), tokenizer_of(model)
         prompts = tokenizer([item["prompt"] for item in items], add_special_tokens=False)["input_ids"]
         requests = [Request(str(i), tuple(ids), file.metadata["gen_length"]) for i, ids in enumerate(prompts)]
         label = " ".join([method, *(f"{name}={value}" for name, value in setting.items())])

@@ -14,6 +14,7 @@ from typing import cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from dlmbench import __version__
 from dlmbench.errors import DlmbenchError
 
 VERBS = {  # what --help says of each: its docstring's first paragraph
@@ -76,8 +77,6 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from dlmbench import __version__
-
         print(__version__)
         raise typer.Exit
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dlmbench.errors import RequestError
+from dlmbench.models.shapes import shape_of
 from dlmbench.request import values
 from dlmbench.request.resolved import Machine, dtype_on
 
@@ -44,9 +45,6 @@ def bench(
     """Time forwards and fixed-length decoding beside a plain transformers loop; a table, then one JSON line."""
     import json as json_module
 
-    from dlmbench.bench.core import Settings, run
-    from dlmbench.models.shapes import shape_of
-
     place = Machine().device(values.device(device, "device"))
     kind = dtype_on(place, dtype)
     block = block_length or shape_of(shape).block_length or (32 if shape_of(shape).attention == "full" else 8)
@@ -75,6 +73,8 @@ def bench(
 
         record, show = run_busy(shape, kind, block, sizes, loads), _show_busy
     else:
+        from dlmbench.bench.core import Settings, run
+
         asked = Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, cudnn, rows)
         record, show = run(asked), _show
     if not json:

@@ -26,7 +26,6 @@ def compare(
     json: flags.Json = False,
 ) -> None:
     """Print published figures, ours of the same setting, and the difference."""
-
     rows = Results.load(*folders).rows
     known = published.known_for(rows, published.read(figures))
     if not known:
@@ -46,7 +45,6 @@ def compare(
 
 
 def _record(pair: Pair) -> dict[str, object]:
-
     theirs, ours = pair.forwards
     row = record(pair.ours, samples=False)
     names = ("label", "accuracy", "accuracy_low", "accuracy_high", "items", "device", "weights", "folder")

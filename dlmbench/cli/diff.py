@@ -35,7 +35,6 @@ def diff(
     json: flags.Json = False,
 ) -> None:
     """Show which items two runs answer differently, and the step in which they part."""
-
     found = compare(_row(first), _row(second))
     shown = chosen(found, not every, items)
     if json:
@@ -56,7 +55,6 @@ def diff(
 
 def _row(place: Path) -> Row:
     """The finished run in a folder."""
-
     run = RunFolder(place)
     if not run.begun:
         raise RequestError(f"{str(place)!r} is no run folder; give one that holds a manifest.json.")

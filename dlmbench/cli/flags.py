@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dlmbench.request.run_spec import OPTIONS, REMOTE, RunSpec
+from dlmbench import files
+from dlmbench.request.run_spec import OPTIONS, RunSpec
 from dlmbench.runs.recording import TRACED as TRACED
 
 _OUTPUT = "Output"
@@ -28,24 +29,33 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", ric
 
 
 def takes_options(
-    *, without: Collection[str] = (), required: Collection[str] = (), many: Collection[str] = (), **defaults: str
+    *,
+    only: Collection[str] = (),
+    without: Collection[str] = (),
+    required: Collection[str] = (),
+    many: bool | Collection[str] = False,
+    **defaults: str,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator: the verb takes every option of a run but those in `without`, and gets, as its first argument, those
-    that the user gave, with ``set`` as it was written.
+    """A decorator: the verb takes the options of a run, all or those in `only`, but those in `without`, and gets, as
+    its first argument, what the user gave of them, with ``set`` as it was written.
 
-    required: options that must be given. many: those that may be a list or a range, as a text. defaults: what an option
-    is in this verb when it is not given, in the place of the field's own. The verb's other parameters stay its own:
-    positional arguments before the options of a run, the rest behind them.
+    only, without: names of options (threshold), or what they are about (`Option.about`). required: options that must
+    be given. many: all, or those named, may be a list or a range, as a text. defaults: what an option is in this verb
+    when it is not given, in the place of the field's own. The verb's other parameters stay its own: positional
+    arguments before the options of a run, the rest behind them.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
         arguments = [p for p in own if _is_argument(p)]
-        options = [_flag(f, f.name in required, f.name in many, defaults) for f in dataclasses.fields(RunSpec)]
-        options = [p for p in options if p.name not in without]
+        fields = [f for f in dataclasses.fields(RunSpec) if not only or _among(f.name, only)]
+        fields = [f for f in fields if not _among(f.name, without)]
+        options = [
+            _flag(f, f.name in required, many if isinstance(many, bool) else f.name in many, defaults) for f in fields
+        ]
 
         def command(**values: Any) -> None:
-            given = {name: values.pop(p) for p, name in ((p.name, p.name) for p in options)}
+            given = {p.name: values.pop(p.name) for p in options}
             verb(_given(given, defaults), **values)
 
         rest = [p for p in own if not _is_argument(p)]
@@ -58,14 +68,14 @@ def takes_options(
     return decorate
 
 
+def _among(name: str, words: Collection[str]) -> bool:
+    return name in words or OPTIONS[name].about in words
+
+
 def flag_of(name: str) -> Any:
     """The annotation of one option of a run, for a verb that takes it alone."""
     field = next(f for f in dataclasses.fields(RunSpec) if f.name == name)
     return _flag(field, required=False, many=False, defaults={}).annotation
-
-
-SERVER = REMOTE
-"""Options of runs on a server, for verbs that decode themselves."""
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:
@@ -78,13 +88,11 @@ def _flag(field: dataclasses.Field, required: bool, many: bool, defaults: Mappin
     kind = _KINDS[name]
     usual = None if field.default is dataclasses.MISSING else field.default
     shown = defaults.get(name) or known.shown or usual
-    extra: dict[str, Any] = {"help": known.help, "rich_help_panel": known.panel}
-    names = [f"--{name.replace('_', '-')}"]
-    if not required:
-        extra["show_default"] = False if shown is None else str(shown)
+    names, metavar = [f"--{name.replace('_', '-')}"], None
+    default_shown = True if required else False if shown is None else str(shown)
     if name == "settings":
         hint: Any = list[str] | None
-        names, extra["metavar"] = ["--set"], "METHOD.OPTION=VALUE"
+        names, metavar = ["--set"], "METHOD.OPTION=VALUE"
     elif kind == bool | None:
         hint, names = kind, [f"{names[0]}/--no-{name.replace('_', '-')}"]
     else:
@@ -92,18 +100,19 @@ def _flag(field: dataclasses.Field, required: bool, many: bool, defaults: Mappin
         hint = plain[0] if len(plain) == 1 and str not in typing.get_args(kind) and not many else str
         hint = hint if required else hint | None
     default = inspect.Parameter.empty if required else None
-    annotation = Annotated[hint, typer.Option(*names, **extra)]
+    option = typer.Option(
+        *names, help=known.help, rich_help_panel=known.panel, show_default=default_shown, metavar=metavar
+    )
+    annotation = Annotated[hint, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _given(values: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, Any]:
+def _given(values: Mapping[str, files.Json], defaults: Mapping[str, str]) -> dict[str, files.Json]:
     """What was given, ``--set`` under its own name, and the verb's defaults."""
     named = {"set" if name == "settings" else name: value for name, value in values.items()}
-    given = {name: value for name, value in named.items() if value not in (None, [], ())}
+    given: dict[str, files.Json] = {name: value for name, value in named.items() if value not in (None, [], ())}
     return {**{name: value for name, value in defaults.items() if name not in given}, **given}
 
 
-Set = flag_of("settings")
-Threshold = flag_of("threshold")
 DataDir = flag_of("data_dir")
 Plugin = flag_of("plugin")

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlmbench.cli import flags
 from dlmbench.cli.console import as_text, print_json, print_notes
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 from dlmbench.report.watch import Watcher
 from dlmbench.request import RunSpec
-from dlmbench.request.values import parse_assignments
+
+if TYPE_CHECKING:
+    from dlmbench.engine import Generation
+    from dlmbench.engine.text import Tokenizer
 
 
-@flags.takes_options(
-    without=(
-        "task",
-        "against",
-        "limit",
-        "split",
-        "protocol",
-        "num_fewshot",
-        "batch_size",
-        "data_dir",
-        "out",
-        *flags.SERVER,
-    ),
-    method="threshold",
-    gen_length="128",
-)
+@flags.takes_options(without=("items", "batch_size"), method="threshold", gen_length="128")
 def generate(
-    given: dict[str, Any],
+    given: dict[str, Json],
     prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 1,2,3")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="show the denoising as it happens")] = False,
@@ -49,8 +38,7 @@ def generate(
     _exactly_one(prompt, prompt_ids)
     if trace and not trace.absolute().parent.is_dir():
         raise RequestError(f"--trace {trace} has no folder to be written to; make {trace.parent} first.")
-    settings = parse_assignments(given.pop("set", ()))
-    run = RunSpec(task="nano-gsm", against=(), batch_size=1, settings=settings, **given).resolve()
+    run = RunSpec.from_flags(given, task="nano-gsm", against=[], batch_size=1).resolve()
     print_notes(note for note in run.notes if "near zero" not in note)
     engine = build(run)
     ids = _ids(engine.tokenizer, prompt, prompt_ids, run.chat_template)
@@ -71,7 +59,7 @@ def generate(
         typer.echo(_summary(result), err=True)
 
 
-def as_json(result) -> dict:
+def as_json(result: Generation) -> dict[str, object]:
     """The public JSON of a generation: ids, text, counts, tokens, seconds, stop reason, steps."""
     return {
         "ids": result.ids,
@@ -84,7 +72,7 @@ def as_json(result) -> dict:
     }
 
 
-def _summary(result) -> str:
+def _summary(result: Generation) -> str:
     forwards = sum(n["calls"] for kind, n in result.counts["target"].items() if kind != "prefill")
     return (
         f"{result.tokens} tokens in {forwards} forwards ({result.tokens / forwards:.2f} a forward), "
@@ -93,14 +81,12 @@ def _summary(result) -> str:
 
 
 def _exactly_one(prompt: str | None, prompt_ids: str | None) -> None:
-
     if (prompt is None) == (prompt_ids is None):
         raise RequestError('Give exactly one of --prompt and --prompt-ids; for example --prompt "2+3=".')
 
 
-def _ids(tokenizer: Any, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
-    from dlmbench.engine.prompts import prompt_ids as encode
-    from dlmbench.engine.prompts import render_chat
+def _ids(tokenizer: Tokenizer, prompt: str | None, prompt_ids: str | None, chat_template: bool) -> list[int]:
+    from dlmbench.engine import prompts
 
     if prompt_ids is not None:
         try:
@@ -111,5 +97,5 @@ def _ids(tokenizer: Any, prompt: str | None, prompt_ids: str | None, chat_templa
     if chat_template:
         if not getattr(tokenizer, "chat_template", None):
             raise RequestError("This model's tokenizer has no chat template; leave out --chat-template.")
-        text = render_chat(tokenizer, [{"role": "user", "content": text}])
-    return list(encode(tokenizer, text, chat_template))
+        text = prompts.render_chat(tokenizer, [{"role": "user", "content": text}])
+    return list(prompts.prompt_ids(tokenizer, text, chat_template))

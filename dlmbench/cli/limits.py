@@ -2,74 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from dlmbench.backbone import load_tokenizer
 from dlmbench.cli import flags
 from dlmbench.errors import RequestError
-from dlmbench.models.presets import ASSETS
-from dlmbench.oracle.options import OracleOptions
+from dlmbench.files import Json
+from dlmbench.oracle.options import MODELS, OracleOptions
 from dlmbench.registry import DECODERS, load_plugin
-from dlmbench.request import options
-from dlmbench.request.values import parse_assignments
+from dlmbench.request import RunSpec, options
 from dlmbench.stats import bracket, points
 from dlmbench.tasks import load_task
 
+if TYPE_CHECKING:
+    from dlmbench.decoders.base import Options
 
-def limits(
-    method: Annotated[str, typer.Option(help="Decoder.")] = "threshold",
-    task: Annotated[str, typer.Option(help="Task that lists its right answers.")] = "stress-shuffle/6",
-    set_: flags.Set = None,
-    threshold: flags.Threshold = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; equally likely answers are ties then.")] = 1.0,
-    limit: Annotated[int, typer.Option(min=1, help="First N test items.")] = 200,
-    attention: Annotated[str, typer.Option(help="full or block_causal.")] = "full",
-    block_length: Annotated[
-        int | None, typer.Option(min=1, help="Positions decoded together.", show_default="the whole answer")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    plugin: flags.Plugin = None,
-    json: flags.Json = False,
-) -> None:
-    """Accuracy and forwards of a decoder on an ideal model, where only the rule loses, and on a too sure one."""
+
+@flags.takes_options(
+    only=("rule", "task", "limit", "attention"),
+    method="threshold",
+    task="stress-shuffle/6",
+    temperature="1.0",
+    limit="200",
+    attention="full",
+)
+def limits(given: dict[str, Json], json: flags.Json = False) -> None:
+    """Accuracy and forwards of a decoder on an ideal model, where only the rule loses, and on a too sure one.
+
+    A block is the whole answer unless --block-length says otherwise. At temperature 0 equally likely answers are ties.
+    """
     import json as json_module
 
     from rich.console import Console
     from rich.table import Table
 
-    from dlmbench.decoders.predict import Sampling
-    from dlmbench.oracle.limits import MODELS
     from dlmbench.oracle.limits import limit as limit_of
 
-    if attention not in ("full", "block_causal"):
-        raise RequestError(f"--attention is {attention!r}; the ideal model has full or block_causal.")
-    if plugin:
-        load_plugin(plugin)
+    spec = RunSpec.from_flags(given, against=[])
+    method = spec.method
+    if spec.attention not in ("full", "block_causal"):
+        raise RequestError(f"--attention is {spec.attention!r}; the ideal model has full or block_causal.")
+    if spec.plugin:
+        load_plugin(spec.plugin)
     decoder = DECODERS.get(method)
-    settings = parse_assignments(set_ or ())
-    own = settings.pop(method, {})
-    if threshold is not None:
+    own = dict(spec.settings.get(method, {}))
+    if spec.threshold is not None:
         name = options.threshold_field(decoder.Config)
         if name is None:
             raise RequestError(f"Method {method} has no threshold: use --set {method}.OPTION=VALUE.")
-        own = {name: threshold, **own}
+        own = {name: spec.threshold, **own}
     models = dict(MODELS)
-    if chosen := settings.pop("oracle", None):
+    if chosen := spec.settings.get("oracle"):
         models["as set"] = options.bind(OracleOptions, chosen, "oracle")
-    if settings:
-        raise RequestError(f"--set {next(iter(settings))}.* is of no use here; take {method}.OPTION or oracle.OPTION.")
-    config = options.bind(decoder.Config, own, method)
-    loaded = load_task(task)
-    items, tokenizer = loaded.items("test", limit), load_tokenizer(ASSETS / "nano" / "tokenizer", plain=True)
-    found = [
-        limit_of(
-            decoder, config, loaded, items, tokenizer, model=name, options=chosen, attention=attention,
-            block_length=block_length, sampling=Sampling(temperature=temperature), seed=seed,
-        )
-        for name, chosen in models.items()
-    ]  # fmt: skip
+    useless = [owner for owner in spec.settings if owner not in (method, "oracle")]
+    if useless:
+        raise RequestError(f"--set {useless[0]}.* is of no use here; take {method}.OPTION or oracle.OPTION.")
+    config: Options = options.bind(decoder.Config, own, method)
+    task = load_task(spec.task)
+    items = task.items("test", spec.limit)
+    found = [limit_of(spec, decoder, config, task, items, name, chosen) for name, chosen in models.items()]
     if json:
         print(json_module.dumps([{**one.__dict__, "low": one.interval[0], "high": one.interval[1]} for one in found]))
         return
@@ -83,5 +73,6 @@ def limits(
             f"{one.tokens_per_forward:.2f}",
         )  # fmt: skip
     console = Console(highlight=False)
-    console.print(f"{method} on {loaded.name}, {len(items)} items, temperature {temperature:g}, {attention} attention")
+    how = f"temperature {spec.temperature:g}, {spec.attention} attention"
+    console.print(f"{method} on {task.name}, {len(items)} items, {how}")
     console.print(table)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import builtins
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -17,6 +18,10 @@ from dlmbench.request.options import threshold_field
 from dlmbench.tasks import catalogue
 from dlmbench.tasks.protocols import PROTOCOLS
 
+if TYPE_CHECKING:
+    from dlmbench.decoders.base import Decoder
+
+Rows: TypeAlias = "builtins.list[dict[str, object]]"  # of a table; `list` is the verb here
 KINDS = ("methods", "models", "tasks", "protocols", "recipes")
 _NAMES = ("group", "method", "model", "task", "protocol", "read", "file", "family", "where", "verb")
 _ONLY_JSON = ("recipe", "source", "evaluation")  # the file, the preset's `show` and the protocol's name say as much
@@ -28,7 +33,6 @@ def list(  # noqa: A001  (the verb's name)
     json: flags.Json = False,
 ) -> None:
     """List methods, models, tasks, protocols or recipes."""
-
     if kind not in KINDS:
         raise RequestError(f"Cannot list {kind!r}; there are {', '.join(KINDS)}.")
     if plugin:
@@ -54,9 +58,9 @@ def list(  # noqa: A001  (the verb's name)
     stdout().print(table)
 
 
-def _methods() -> Any:
-
-    rows, places = [], {group: place for place, group in enumerate(GROUPS)}
+def _methods() -> Rows:
+    rows: Rows = []
+    places = {group: place for place, group in enumerate(GROUPS)}
     found = [(name, DECODERS.get(name)) for name in DECODERS.names()]
     for name, decoder in sorted(found, key=lambda one: places.get(one[1].group, len(places))):
         rows.append(
@@ -66,13 +70,14 @@ def _methods() -> Any:
                 "threshold": threshold_field(decoder.Config),
                 "attention": ", ".join(decoder.attention),
                 "networks": ", ".join(decoder.roles),
+                "evidence": decoder.evidence.kind,
                 "what it does": first_sentence(decoder),
             }
         )
     return rows
 
 
-def first_sentence(decoder: Any) -> str:
+def first_sentence(decoder: type[Decoder]) -> str:
     """First sentence of the decoder's own docstring, else of its module's, without the leading name."""
     import re
     import sys
@@ -84,13 +89,13 @@ def first_sentence(decoder: Any) -> str:
     return re.sub(r"\s*\([^()]*\bcards?\b[^()]*\)", "", paragraph).split(". ")[0].rstrip(".")
 
 
-def _models() -> Any:
-
+def _models() -> Rows:
     return [
         {
             "model": preset.name,
             "family": preset.family,
             "block": preset.block_length or "ask",
+            "status": preset.status,
             "where": "absent" if preset.absent else "shipped" if preset.shipped else "hub",
             "source": preset.source,
             "what it is": preset.description,
@@ -99,16 +104,14 @@ def _models() -> Any:
     ]
 
 
-def _tasks() -> Any:
-
+def _tasks() -> Rows:
     return [
         {"task": row.name, "items": row.items, "needs": row.needs, "what it asks": row.description}
         for row in catalogue()
     ]
 
 
-def _protocols() -> Any:
-
+def _protocols() -> Rows:
     return [
         {
             "protocol": protocol.name,
@@ -124,9 +127,8 @@ def _protocols() -> Any:
     ]
 
 
-def _recipes() -> Any:
-
-    rows = []
+def _recipes() -> Rows:
+    rows: Rows = []
     for path in recipe_files():
         record = read_recipe(path)
         verb = "sweep" if "methods" in record else "train"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from dlmbench.cli.console import print_json, stderr, stdout
-from dlmbench.runs.preflight import Needs, disk, needed_by
+from dlmbench.runs.estimate import CostEstimate, Planned, estimate, plan
+from dlmbench.runs.preflight import Need, Needs, disk, needed_by
+from dlmbench.stats import ALPHA, least_difference
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dlmbench.request import ResolvedRun
     from dlmbench.runs.local import LocalRunner
 
@@ -20,8 +24,6 @@ def print_plan(
     name: str, runs: Sequence[ResolvedRun], runner: LocalRunner, json: bool, tune_on: str | None = None
 ) -> None:
     """Plan `runs`, try them on a few items, print. Leaves no file."""
-    from dlmbench.runs.estimate import estimate, plan
-
     needs = Needs()
     with stderr().status("trying a few items of every run ..."):
         planned = plan(runs, runner, needs)
@@ -53,17 +55,15 @@ def print_plan(
 DISCORDANCE = 0.1  # taken for what is not known before: the share of items that only one of two settings solves
 
 
-def least_differences(planned: Sequence[Any]) -> list[tuple[str, int, int, float | None]]:
+def least_differences(planned: Sequence[Planned]) -> list[tuple[str, int, int, float | None]]:
     """(task, items, comparisons with static, least true difference that they show) of every task and split."""
-    from dlmbench.stats import ALPHA, least_difference
-
-    tasks: dict[tuple[str, str], list[Any]] = {}
+    tasks: dict[tuple[str, str], list[int]] = {}
     for one in planned:
         if one.items:
-            tasks.setdefault((one.resolved.spec.task, one.resolved.spec.split), []).append(one)
+            tasks.setdefault((one.resolved.spec.task, one.resolved.spec.split), []).append(one.items)
     found = []
-    for (task, split), runs in tasks.items():
-        items, others = min(one.items for one in runs), max(len(runs) - 1, 1)
+    for (task, split), counts in tasks.items():
+        items, others = min(counts), max(len(counts) - 1, 1)
         found.append((f"{task} ({split})", items, others, least_difference(items, DISCORDANCE, alpha=ALPHA / others)))
     return found
 
@@ -77,7 +77,7 @@ def _what_shows(task: str, items: int, others: int, least: float | None) -> str:
     )
 
 
-def sentence(cost: Any, planned: Sequence[Any]) -> str:
+def sentence(cost: CostEstimate, planned: Sequence[Planned]) -> str:
     """The estimate in words."""
     open_runs = sum(not one.finished for one in planned)
     if not open_runs:
@@ -121,7 +121,24 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def _row(one: Any) -> dict[str, Any]:
+class PlanRow(TypedDict):
+    """One run of a plan, as ``--dry-run --json`` prints it; None: not known."""
+
+    task: str
+    model: str
+    method: str
+    split: str
+    batch_size: int
+    folder: str | None
+    done: int
+    items: int | None
+    finished: bool
+    missing: list[str]
+    forwards: float | None
+    minutes: float | None
+
+
+def _row(one: Planned) -> PlanRow:
     run, spec = one.resolved, one.resolved.spec
     return {
         "task": spec.task,
@@ -139,7 +156,9 @@ def _row(one: Any) -> dict[str, Any]:
     }
 
 
-def _record(name: str, planned: Sequence[Any], cost: Any, missing: Sequence[Any], tune_on: str | None) -> dict:
+def _record(
+    name: str, planned: Sequence[Planned], cost: CostEstimate, missing: Sequence[Need], tune_on: str | None
+) -> dict[str, object]:
     estimate = {
         "runs": cost.runs,
         "tried": cost.tried,
@@ -162,7 +181,7 @@ def _record(name: str, planned: Sequence[Any], cost: Any, missing: Sequence[Any]
     }
 
 
-def _table(planned: Sequence[Any]) -> Any:
+def _table(planned: Sequence[Planned]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
@@ -170,8 +189,9 @@ def _table(planned: Sequence[Any]) -> Any:
         table.add_column(column.replace("_", " "), justify="left" if number < _TEXT else "right")
     for one in planned:
         row = _row(one)
-        row["forwards"] = "" if row["forwards"] is None else f"{row['forwards']:,.0f}"
-        row["minutes"] = "" if row["minutes"] is None else f"{row['minutes']:.2f}"
-        row["items"] = "?" if row["items"] is None else row["items"]
-        table.add_row(*(str(row[column]) for column in _COLUMNS))
+        words: dict[str, object] = {**row}
+        words["forwards"] = "" if row["forwards"] is None else f"{row['forwards']:,.0f}"
+        words["minutes"] = "" if row["minutes"] is None else f"{row['minutes']:.2f}"
+        words["items"] = "?" if row["items"] is None else row["items"]
+        table.add_row(*(str(words[column]) for column in _COLUMNS))
     return table

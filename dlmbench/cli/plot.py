@@ -24,8 +24,14 @@ def plot(
     kind: Annotated[
         str, typer.Option(help="pareto; threshold (curves); acceptance (of drafts); batch (speed by batch size).")
     ] = "pareto",
-    x: Annotated[str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf.")] = "cost",
+    x: Annotated[
+        str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf; several as bytes,flops.")
+    ] = "cost",
     y: Annotated[str, typer.Option("--y", help="pareto: accuracy, strict or flexible.")] = "accuracy",
+    model: Annotated[
+        str | None,
+        typer.Option(help="pareto: a model of these runs, or all.", show_default="the one with most to tell"),
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="pareto: published accuracies of the same settings, as grey diamonds.")
     ] = False,
@@ -36,15 +42,16 @@ def plot(
     json: flags.Json = False,
 ) -> None:
     """Draw finished runs, accuracy against cost by default: .png, .svg and .pdf."""
-
     if kind not in curves.KINDS:
         raise RequestError(f"--kind is {kind!r}; it takes one of {', '.join(curves.KINDS)}.")
     if published and kind != "pareto":
         raise RequestError(f"--published is for --kind pareto, this is {kind}: leave it out.")
+    if model and kind != "pareto":
+        raise RequestError(f"--model is for --kind pareto, this is {kind}: leave it out.")
     rows = Results.load(*folders, split=split).rows
     place, name = out or folders[0], name or kind
     if kind == "pareto":
-        written = pareto.plot(rows, place, x, y, name, _pairs(rows) if published else (), column)
+        written = pareto.plot(rows, place, x, y, name, _pairs(rows) if published else (), column, model)
     else:
         draw = {"threshold": curves.threshold_curves, "acceptance": curves.acceptance, "batch": curves.batch_curves}
         written = draw[kind](rows, place, name, column)
@@ -57,7 +64,6 @@ def plot(
 
 def _pairs(rows: list[Row]) -> list[Pair]:
     """Published figures of the settings that these rows have."""
-
     pairs = published.pairs(rows, published.read())
     if not pairs:
         raise RequestError(

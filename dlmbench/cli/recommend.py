@@ -29,7 +29,6 @@ def recommend(
     json: flags.Json = False,
 ) -> None:
     """Say which setting to use, or that the items are too few to tell."""
-
     if by not in BY:
         raise RequestError(f"--by is {by!r}; it takes {' or '.join(BY)}.")
     if not 0 <= max_drop < 100:
@@ -66,7 +65,6 @@ def recommend(
 
 
 def _record(one: Advice) -> dict[str, object]:
-
     return {
         "reference": record(one.reference, samples=False),
         "drop": one.drop,

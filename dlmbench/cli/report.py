@@ -11,9 +11,10 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
 from dlmbench.errors import RequestError
+from dlmbench.report.answer import answer
 from dlmbench.report.latex import choices_of, latex
-from dlmbench.report.summary import paragraphs
-from dlmbench.report.terminal import print_paragraphs
+from dlmbench.report.terminal import print_answer
+from dlmbench.stats import MARGIN
 
 if TYPE_CHECKING:
     from dlmbench.analysis.load import Results
@@ -28,6 +29,7 @@ def report(
     latex: Annotated[
         bool, typer.Option("--latex", help="Also write tables and settings for a paper, as .tex.")
     ] = False,
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy that a decoder may lose.")] = 100 * MARGIN,
     json: flags.Json = False,
 ) -> None:
     """Write the report: summary, figures, tables, every item, and recorded decodings to replay."""
@@ -35,24 +37,25 @@ def report(
 
     if out and out.is_dir():
         raise RequestError(f"--out {str(out)!r} is a folder; name the file, for example {out / 'report.html'}.")
+    if not 0 <= max_drop < 100:
+        raise RequestError(f"--max-drop is {max_drop:g}; it takes points of accuracy, from 0 to below 100.")
     results = Results.load(*folders, split=split)
     title, description = _named(folders[0])
-    path = write_report(results, out or folders[0] / "report.html", title, description)
+    found = answer(results, max_drop / 100)
+    path = write_report(results, out or folders[0] / "report.html", title, description, head=found)
     tex = _latex(results, folders, path) if latex else None
     if json:
-        summary = dict(paragraphs(results))
-        print_json({"file": str(path), "latex": tex and str(tex), "rows": len(results.rows), "summary": summary})
+        print_json({"file": str(path), "latex": tex and str(tex), "rows": len(results.rows), "answer": found.record})
         return
 
     console = stdout()
-    print_paragraphs(console, results)
+    print_answer(console, found)
     names = " and ".join(str(one) for one in (path, tex) if one)
     console.print(f"saved   {names}", style="dim", markup=False, soft_wrap=True)
 
 
 def _latex(results: Results, folders: list[Path], report: Path) -> Path:
     """Write the tables for a paper beside the report; the path is returned."""
-
     path = report.with_suffix(".tex")
     path.write_text(latex(results, [choice for folder in folders for choice in choices_of(folder)]), encoding="utf-8")
     return path

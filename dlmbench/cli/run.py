@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,22 +13,24 @@ from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
 from dlmbench.cli.served import all_served, method_of, sentences, served_runner
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 from dlmbench.report.columns import record
 from dlmbench.report.terminal import print_run, print_served
 from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
-from dlmbench.request.values import parse_assignments, parse_values
+from dlmbench.request.values import parse_values
+from dlmbench.runs.local import LocalRunner
 
 if TYPE_CHECKING:
-    from dlmbench.request import ResolvedRun, RunSpec
+    from dlmbench.request import ResolvedRun
     from dlmbench.request.resolved import Machine
     from dlmbench.runs import RunFolder
 
 
 @flags.takes_options(required=("task",), many=("concurrency", "slo"))
 def run(
-    given: dict[str, Any],
+    given: dict[str, Json],
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
@@ -40,11 +41,9 @@ def run(
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    from dlmbench.runs.local import LocalRunner
-
     concurrency = parse_values(given.pop("concurrency", None))
     given["method"] = method_of(given)
-    spec = RunSpec(settings=parse_assignments(given.pop("set", ())), concurrency=concurrency[0], **given)
+    spec = RunSpec.from_flags(given, concurrency=concurrency[0])
     if all_served([spec], dry_run=dry_run):
         return _served(spec, concurrency, gpu_hour, json)
     if gpu_hour is not None:
@@ -63,7 +62,6 @@ def run(
 
 def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRun], list[str]]:
     """The run of `spec`, then its baselines that are other runs; and the notes for the user."""
-
     ours = spec.resolve(machine)
     found = {same_request(ours): ours}
     for baseline in with_baselines([spec])[:-1]:
@@ -78,9 +76,9 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
     return list(found.values()), notes
 
 
-def _served(spec: RunSpec, many: Sequence[Any], hour: float | None, json: bool) -> None:
+def _served(spec: RunSpec, many: Sequence[Json], hour: float | None, json: bool) -> None:
     """A row of the server for each concurrency, beside those of the folders in ``--against``."""
-    runs = [replace(spec, concurrency=one).resolve() for one in many]
+    runs = [RunSpec.written({**vars(spec), "concurrency": one}).resolve() for one in many]
     print_notes(note for run in runs for note in run.notes)
     with Bars(len(runs)) as bars:
         folders = served_runner(bars).run(runs)
@@ -95,7 +93,6 @@ def _served(spec: RunSpec, many: Sequence[Any], hour: float | None, json: bool) 
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:
     """The table of the runs; the first is the one that was asked for."""
-
     results = Results(folders)
     if json:
         ours = results.row(folders[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -16,8 +16,18 @@ from dlmbench.runs.aggregate import aggregate
 from dlmbench.tasks import load_task
 
 if TYPE_CHECKING:
+    from dlmbench.engine.text import Tokenizer
     from dlmbench.runs import Manifest, RunFolder
     from dlmbench.tasks.task import Task
+
+
+class Rescored(TypedDict):
+    """What became of one run; accuracy is None while it is unfinished."""
+
+    run: str
+    items: int
+    accuracy: float | None
+    changed: int
 
 
 def score(
@@ -30,7 +40,6 @@ def score(
     json: flags.Json = False,
 ) -> None:
     """Score stored generations again and renew their metrics; generated code runs in the sandbox only."""
-
     runs = find_runs(*folders)
     if not runs:
         raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
@@ -54,11 +63,8 @@ def score(
         )
 
 
-def _rescore(
-    run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model: str | None, workers: int
-) -> dict[str, Any]:
+def _rescore(run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model: str | None, workers: int) -> Rescored:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
-
     manifest = run.manifest
     before = run.metrics if run.finished else None
     task = _task(manifest, tasks, data_dir, model)
@@ -73,12 +79,16 @@ def _rescore(
         metrics = aggregate(samples, manifest.prices, before.speed) if before else None
         if metrics:
             writer.metrics(metrics)
-    return {"run": run.name, "items": len(samples), "accuracy": metrics and metrics.accuracy, "changed": changed}
+    return {
+        "run": run.name,
+        "items": len(samples),
+        "accuracy": metrics.accuracy if metrics else None,
+        "changed": changed,
+    }
 
 
 def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, model: str | None) -> Task:
     """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
-
     facts = manifest.task
     asked = (manifest.spec.protocol, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
     name = " ".join(map(str, (facts.name, *asked)))
@@ -104,7 +114,7 @@ def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, mode
     return tasks[name]
 
 
-def _tokenizer(model: str) -> Any:
+def _tokenizer(model: str) -> Tokenizer:
     from dlmbench.engine import tokenizer_of
 
     try:

@@ -11,10 +11,9 @@ import typer
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json, stdout
 from dlmbench.errors import RequestError
-from dlmbench.lab.selectors import laboratory
 from dlmbench.registry import load_plugin
 from dlmbench.runs import RunFolder, find_runs
-from dlmbench.runs.states import recorded
+from dlmbench.runs.recording import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +43,8 @@ def selectors(
         raise RequestError(
             f"{str(folder)!r} holds no run with recorded logits: give --record-logits 4 to the command that made it."
         )
+    from dlmbench.lab.selectors import laboratory
+
     found = [(run, *laboratory(run, wanted)) for run in runs]
     if json:
         print_json({"label": LABEL, "runs": [_record(*one) for one in found]})

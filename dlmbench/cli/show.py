@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -13,12 +13,14 @@ from dlmbench.cli.list import first_sentence
 from dlmbench.cli.sweep import find_recipe, recipe_files
 from dlmbench.errors import RequestError
 from dlmbench.models.descriptors import asked_for, described
-from dlmbench.models.presets import ABSENT, PRESETS, resolve
+from dlmbench.models.presets import ABSENT, PRESETS, STATUS, Preset, resolve
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import SweepSpec, read_recipe
 from dlmbench.request.resolved import Anywhere
 from dlmbench.request.shared import POLICIES, CacheOptions
 from dlmbench.tasks import catalogue
+
+Facts: TypeAlias = dict[str, object]  # name -> fact, or a list of mappings, which is shown as a table
 
 
 def show(
@@ -27,7 +29,6 @@ def show(
     json: flags.Json = False,
 ) -> None:
     """Show a method's options, a model's settings, a task, or a recipe's plan."""
-
     if plugin:
         load_plugin(plugin)
     for look in (_method, _model, _task, _recipe, _cache):
@@ -48,8 +49,7 @@ def _near(name: str) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _method(name: str) -> dict[str, Any] | None:
-
+def _method(name: str) -> Facts | None:
     if name not in DECODERS:
         return None
     decoder = DECODERS.get(name)
@@ -67,6 +67,7 @@ def _method(name: str) -> dict[str, Any] | None:
         "method": name,
         "version": decoder.version,
         "what it does": first_sentence(decoder),
+        "evidence": str(decoder.evidence),
         "attention": ", ".join(decoder.attention),
         "cache policies": ", ".join(decoder.caches) if "full" in decoder.attention else "exact, none to choose",
         "networks": ", ".join(decoder.roles),
@@ -75,8 +76,7 @@ def _method(name: str) -> dict[str, Any] | None:
     }
 
 
-def _cache(name: str) -> dict[str, Any] | None:
-
+def _cache(name: str) -> Facts | None:
     if name not in POLICIES:
         return None
     recomputed, approximated = POLICIES[name]
@@ -93,7 +93,7 @@ def _cache(name: str) -> dict[str, Any] | None:
     return {"cache policy": name, "recomputed": recomputed, "approximated": approximated, "options": rows}
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _default(field: dataclasses.Field) -> object:
     if field.default is not dataclasses.MISSING:
         return field.default
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else "required"
@@ -104,7 +104,7 @@ def _meaning(field: dataclasses.Field) -> str:
     return field.metadata.get("help", "") + (f" ({', '.join(choices)})" if choices else "")
 
 
-def _model(name: str) -> dict[str, Any] | None:
+def _model(name: str) -> Facts | None:
     from pathlib import Path
 
     if name not in PRESETS and not Path(name).expanduser().is_dir():
@@ -118,6 +118,7 @@ def _model(name: str) -> dict[str, Any] | None:
         "what it is": preset.description,
         **settings,
         "family": preset.family or "from config.json",
+        "status": f"{preset.status}: {STATUS[preset.status]}",
         "where": place if local else f"hub, {preset.source}",
         "revision": preset.revision or ("-" if local else "newest"),
         "block length": _blocks(preset),
@@ -134,16 +135,15 @@ def _model(name: str) -> dict[str, Any] | None:
     }
 
 
-def _descriptor(preset: Any) -> list[dict[str, Any]]:
+def _descriptor(preset: Preset) -> list[Facts]:
     """How the model is used, each value with who says it, and what is asked for."""
-
     settled = described(preset)
     known = [(name, value, settled.sources[name]) for name, value in settled.descriptor.said().items()]
     asked = [(name, "not known", f"asked for: {place}") for name, place in asked_for(preset).items()]
     return [{"field": name, "value": value, "who says it": source} for name, value, source in (*known, *asked)]
 
 
-def _blocks(preset: Any) -> str:
+def _blocks(preset: Preset) -> str:
     if preset.whole_answer:
         return "the whole answer"
     if preset.block_length is None:
@@ -152,14 +152,12 @@ def _blocks(preset: Any) -> str:
     return ", ".join([*by_task, f"others {preset.block_length}"] if by_task else [str(preset.block_length)])
 
 
-def _task(name: str) -> dict[str, Any] | None:
-
+def _task(name: str) -> Facts | None:
     row = next((row for row in catalogue() if row.name == name), None)
     return row and {"task": row.name, "what it asks": row.description, "items": row.items, "needs": row.needs}
 
 
-def _recipe(name: str) -> dict[str, Any] | None:
-
+def _recipe(name: str) -> Facts | None:
     path = find_recipe(name)
     if not path.is_file():
         return None
@@ -191,7 +189,7 @@ def _recipe(name: str) -> dict[str, Any] | None:
     }
 
 
-def _print(record: dict[str, Any]) -> None:
+def _print(record: Facts) -> None:
     """Facts as lines, lists of mappings as tables."""
     from rich.table import Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,33 +16,37 @@ from dlmbench.cli.plan import print_plan
 from dlmbench.cli.served import all_served, method_of, served_runner
 from dlmbench.cli.served import sentences as beside
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
+from dlmbench.report.answer import answer
 from dlmbench.report.columns import record
 from dlmbench.report.markdown import write_table
-from dlmbench.report.summary import paragraphs
-from dlmbench.report.terminal import print_paragraphs, print_sweep
+from dlmbench.report.terminal import print_answer
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
-from dlmbench.request.run_spec import OPTIONS
 from dlmbench.resources import recipe_folders
+from dlmbench.runs.local import LocalRunner
+from dlmbench.runs.pool import Pool, require_ray
+from dlmbench.runs.ray import RayRunner
+from dlmbench.runs.sweep import Swept, planned_runs, run_sweep, tries
 
 if TYPE_CHECKING:
-    from dlmbench.request import SweepSpec
-    from dlmbench.runs.local import LocalRunner
     from dlmbench.runs.runner import Runner
-    from dlmbench.runs.sweep import Swept
 
 Text = str | None
 
 
-@flags.takes_options(many=OPTIONS)
+@flags.takes_options(many=True)
 def sweep(
-    given: dict[str, Any],
+    given: dict[str, Json],
     recipe: Annotated[
         Text, typer.Argument(help="Recipe file or name; flags override what it says.", show_default=False)
     ] = None,
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     tune_on: Annotated[Text, typer.Option(help="dev: choose each method's setting there, report on test.")] = None,
+    dev_limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of a trial on dev.", show_default="as many as are reported on")
+    ] = None,
     executor: Annotated[str, typer.Option(help="local: here, one by one; ray: many at once on a cluster.")] = "local",
     address: Annotated[Text, typer.Option(help="Ray cluster (host:port, auto); default: one started here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, cost and what is missing, and stop.")] = False,
@@ -52,9 +56,6 @@ def sweep(
 
     Options take lists a,b and ranges 0.3:0.95:0.05; with a recipe, --method and --task choose among those it names.
     """
-    from dlmbench.runs.local import LocalRunner
-    from dlmbench.runs.sweep import planned_runs, run_sweep, tries
-
     if executor not in ("local", "ray"):
         raise RequestError(f"--executor is {executor!r}; it takes local or ray.")
     if address and executor != "ray":
@@ -62,10 +63,8 @@ def sweep(
     if record_logits and executor == "ray":
         raise RequestError("--record-logits is not built for --executor ray: record with the local one.")
     if executor == "ray":
-        from dlmbench.runs.pool import require_ray
-
         require_ray()
-    given |= {"tune_on": tune_on} if tune_on else {}
+    given |= {name: value for name, value in (("tune_on", tune_on), ("dev_limit", dev_limit)) if value}
     if "server" in given and not recipe:
         given["method"] = method_of(given)
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
@@ -80,7 +79,7 @@ def sweep(
     if dry_run:
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
-    with Bars(len(runs) * (2 if spec.tune_on else 1)) as bars:
+    with Bars(len(planned_runs(spec, runs))) as bars:
         if served:
             swept = run_sweep(spec, runs, served_runner(bars))
         else:
@@ -113,9 +112,6 @@ def _on(executor: str, address: str | None, local: LocalRunner, bars: Bars) -> I
         local.progress = bars
         yield local
         return
-    from dlmbench.runs.pool import Pool
-    from dlmbench.runs.ray import RayRunner
-
     with Pool(address) as pool:
         cluster = RayRunner(pool, bars, local.traces)
         yield cluster
@@ -143,14 +139,11 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
                 "name": spec.name,
                 "rows": [record(row) for row in results.rows],
                 "choices": sentences,
-                "summary": dict(paragraphs(results)),
+                "answer": answer(results).record,
                 "files": [str(path) for path in written],
             }
         )
         return
     console = stdout()
-    print_sweep(console, results)
-    for sentence in sentences:
-        console.print(sentence, markup=False, soft_wrap=True)
-    print_paragraphs(console, results)
+    print_answer(console, answer(results))
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)

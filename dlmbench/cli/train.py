@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dlmbench.errors import RequestError
+from dlmbench.training.recipe import read_recipe
 
 
 def train(
@@ -22,8 +23,6 @@ def train(
 
     A run that is at its last step is left as it is.
     """
-    from dlmbench.training.recipe import read_recipe
-
     plan = read_recipe(recipe)
     out = out or Path("training-runs") / plan.name
     checkpoint = out / "checkpoint.pt"

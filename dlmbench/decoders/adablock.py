@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Marker, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
-
-NEWLINE = 198  # of LLaDA's tokenizer and of those that descend from GPT-2's
+from dlmbench.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class AdaBlockConfig:
         0.9, "confidence that a position must pass (0.9); equal passes", threshold=True, unit="confidence"
     )
     delimiters: tuple[int, ...] = option(
-        (NEWLINE,), "ids of tokens that end a block, joined by + (LLaDA's newline: 198)"
+        (), "ids of tokens that end a block, joined by +; they belong to the model's tokenizer (LLaDA's newline: 198)"
     )
     delimiter_tau: float = option(
         0.3, "confidence that a delimiter must pass to end the block (LLaDA 0.3, Dream 0.5); above 1: none does"
@@ -36,23 +35,33 @@ class AdaBlockConfig:
     def __post_init__(self):
         if not 0 < self.window <= 1:
             raise ValueError("window must be above 0 and at most 1")
-        if not self.delimiters or min(self.delimiters) < 0:
-            raise ValueError("delimiters must be token ids, at least one")
 
 
 class AdaBlock(StepDecoder):
     name = "adablock"
+    group = "length"
+    evidence = Evidence("official trace", ("adablock",))
     Config = AdaBlockConfig
     attention = ("full",)
     caches = ("none", "prefix", "dual", "dkv")
     equalities = (
-        "delimiter_tau=2 == threshold",
-        "tau=1.1,delimiter_tau=2 == static:k=1",
-        "tau=0.3,delimiter_tau=2,window=1 == threshold:tau=0.3",
+        "delimiters=5+6+7+8+9,delimiter_tau=2 == threshold",
+        "delimiters=5+6+7+8+9,delimiter_tau=2,tau=1.1 == static:k=1",
     )
 
+    @classmethod
+    def on_task(
+        cls, config: AdaBlockConfig, attention: str | None, fixed: Marker | None, offered: bool
+    ) -> AdaBlockConfig:
+        if config.delimiters:
+            return config
+        raise RequestError(
+            "Method adablock ends blocks at delimiters, and those of this model are not known: give the ids of a "
+            "newline and the like in its tokenizer, for example --set adablock.delimiters=198+271."
+        )
+
     def bind(self, nets: Networks, block_length: int) -> Traits:
-        self._delimiters = torch.tensor(self.config.delimiters, device=nets["target"].device)
+        self._delimiters = torch.tensor(self.config.delimiters, dtype=torch.long, device=nets["target"].device)
         return Traits(reach=self.config.window)
 
     def decide(self, view: View, forward: Forward) -> Decision:
@@ -70,7 +79,7 @@ class AdaBlock(StepDecoder):
         """End [R] of the block that begins now."""
         reach = ((view.ends - view.prompt_length).double() * self.config.window).long()
         ahead = view.valid & (view.positions < (view.start + reach).unsqueeze(1))
-        expected = ahead & torch.isin(best.tokens, self._delimiters)
+        expected = ahead & (best.tokens.unsqueeze(2) == self._delimiters).any(2)
         surest = top_n(best.log_odds, expected, 1)
         found = (surest & (best.confidence >= self.config.delimiter_tau)).any(1)
         usual = torch.minimum(view.start + view.block_length, view.ends)

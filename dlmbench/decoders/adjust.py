@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Sampling
 from dlmbench.heads.adjust import AdjustModule, load_module
 from dlmbench.heads.adjust_network import AdjustHead
@@ -73,6 +73,7 @@ def most(length: int, K: int, steps: int, eps: float) -> tuple[int, ...]:
 class Adjust(RoundDecoder):
     name = "adjust"
     group = "trained"
+    evidence = Evidence("official trace", ("adjust",))
     Config = AdjustConfig
     roles = ("target", "head")
     attention = ("full",)

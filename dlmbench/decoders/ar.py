@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View
+from dlmbench.decoders.base import Decision, Evidence, StepDecoder, View
 
 
 class AR(StepDecoder):
     name = "ar"
     group = "selectors"
+    evidence = Evidence("own reference")
     attention = ("causal",)
 
     def decide(self, view: View, forward: Forward) -> Decision:

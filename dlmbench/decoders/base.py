@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dlmbench.backbone.network import Forward, Network
 from dlmbench.decoders.predict import Candidates, Sampling
+from dlmbench.errors import RequestError
 
 Networks: TypeAlias = Mapping[str, Any]  # role -> `Network`, or the sort of it that the decoder knows in that role
 Options: TypeAlias = Any  # an instance of the decoder's Config
@@ -77,6 +78,7 @@ class Traits:
     reach: float = 0.0  # share of the answer that the view of a block covers at least; above 0 decisions end blocks
     initial: int = 0  # positions that an answer begins with and grows from; 0: all of its budget at once
     growth: int = 0  # most positions that a step adds to a row
+    extra_answers: int = 0  # cache slots that packed forwards need beyond a block, in answers of the largest budget
 
 
 class HostRow(NamedTuple):
@@ -244,12 +246,33 @@ class Decision:
     tail: Tensor | None = None
 
 
+EVIDENCE = ("official trace", "own reference", "equations", "read only")
+
+
+class Evidence(NamedTuple):
+    """What shows that a decoder is the method of its name: what its decodings on tiny random weights are compared with.
+
+    `kind`: traces of code that its authors or a framework have published; of a reference that we wrote; values of its
+    paper's equations; or nothing, paper and code were read. `areas` are the folders of tests/golden that hold the
+    traces, `but` the settings for which something else holds.
+    """
+
+    kind: str
+    areas: tuple[str, ...] = ()
+    but: str = ""
+
+    def __str__(self) -> str:
+        areas = f" (golden area{'s' * (len(self.areas) > 1)} {', '.join(self.areas)})" if self.areas else ""
+        return self.kind + areas + (f"; {self.but}" if self.but else "")
+
+
 class Decoder:
     """Common part of step and round decoders. Subclasses set the class attributes they differ in; these say what the
     method is, whatever its options and networks."""
 
     name: str
     group: str = "others"  # of `registry.GROUPS`
+    evidence: Evidence = Evidence("read only")
     version: int = 1
     Config: type = NoOptions
     roles: tuple[str, ...] = ("target",)
@@ -346,6 +369,14 @@ class StepDecoder(Decoder):
 class RoundDecoder(Decoder):
     """Asks its networks for forwards itself, in `round`; called once for all live rows, never loops over blocks or
     rows."""
+
+
+def refuse_fixed(name: str, fixed: Marker | None) -> None:
+    """For methods whose answers grow. Raises RequestError for a task's marker that is written in advance."""
+    if fixed:
+        raise RequestError(
+            f"Method {name} lets answers grow, so none of their tokens can be fixed: leave sampling.constraint out."
+        )
 
 
 def top_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option
 from dlmbench.decoders.hierarchy import Hierarchy, HierarchyConfig
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
@@ -40,6 +40,7 @@ class CreditConfig:
 class Credit(StepDecoder):
     name = "credit"
     group = "selectors"
+    evidence = Evidence("official trace", ("credit",))
     Config = CreditConfig
     attention = ("full", "block_causal")
     equalities = (

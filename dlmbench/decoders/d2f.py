@@ -16,7 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.base import (
+    Decision,
+    Evidence,
+    Marker,
+    Networks,
+    RoundDecoder,
+    Traits,
+    View,
+    option,
+    refuse_fixed,
+)
 from dlmbench.decoders.predict import Candidates
 
 
@@ -37,11 +47,18 @@ class D2FConfig:
 
 class D2F(RoundDecoder):
     name = "d2f"
+    group = "length"
+    evidence = Evidence("official trace", ("multiblock",))
     Config = D2FConfig
     attention = ("full",)
     caches = ("none",)
     needs_training = True
     guidable = False
+
+    @classmethod
+    def on_task(cls, config: D2FConfig, attention: str | None, fixed: Marker | None, offered: bool) -> D2FConfig:
+        refuse_fixed(cls.name, fixed)
+        return config
 
     def bind(self, nets: Networks, block_length: int) -> Traits:
         self._eos = nets["target"].config.eos_ids
@@ -54,17 +71,24 @@ class D2F(RoundDecoder):
     def round(self, view: View, nets: Networks) -> Decision:
         best = view.candidates(nets["target"].forcing(view, view.state["stored"]).logits)
         view.state["stored"] = view.start.clone()  # by this forward
-        blocks = Blocks(view)
-        passed = view.masked & (best.confidence > self.config.tau)
-        reveal = passed | blocks.forced(best, passed, self.config.full)
-        view.state["ended"] = view.state["ended"] | (reveal & self._is_eos(best.tokens)).any(1)
-        opens = ~view.state["ended"] & (blocks.share_of_last(reveal) >= self.config.gate)
+        reveal, passed = self.commits(view, best)
+        view.state["ended"] = view.state["ended"] | (reveal & self.is_eos(best.tokens)).any(1)
+        opens = self.opens(view, reveal, view.state["ended"])
         return Decision(
             best.tokens, reveal, fallback=~passed.any(1), ends=view.ends + opens * view.block_length,
-            extra={"open_blocks": blocks.opened} if view.tracing else None,
+            extra={"open_blocks": Blocks(view).opened} if view.tracing else None,
         )  # fmt: skip
 
-    def _is_eos(self, tokens: Tensor) -> Tensor:
+    def commits(self, view: View, best: Candidates) -> tuple[Tensor, Tensor]:
+        """What is revealed, and what of it has passed `tau`, both [R,W]."""
+        passed = view.masked & (best.confidence > self.config.tau)
+        return passed | Blocks(view).forced(best, passed, self.config.full), passed
+
+    def opens(self, view: View, revealed: Tensor, ended: Tensor) -> Tensor:
+        """Rows [R] in which the next block opens once `revealed` [R,W] is; not in those that have `ended` [R]."""
+        return ~ended & (Blocks(view).share_of_last(revealed) >= self.config.gate)
+
+    def is_eos(self, tokens: Tensor) -> Tensor:
         found = torch.zeros_like(tokens, dtype=torch.bool)
         for token in self._eos:
             found = found | (tokens == token)

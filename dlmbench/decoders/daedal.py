@@ -14,7 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Marker, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import (
+    Decision,
+    Evidence,
+    Marker,
+    Networks,
+    RoundDecoder,
+    Traits,
+    View,
+    option,
+    refuse_fixed,
+    top_n,
+)
 from dlmbench.errors import RequestError
 
 
@@ -35,6 +46,8 @@ class DaedalConfig:
 
 class Daedal(RoundDecoder):
     name = "daedal"
+    group = "length"
+    evidence = Evidence("official trace", ("daedal",))
     Config = DaedalConfig
     attention = ("full",)
     caches = ("none",)
@@ -42,8 +55,7 @@ class Daedal(RoundDecoder):
 
     @classmethod
     def on_task(cls, config: DaedalConfig, attention: str | None, fixed: Marker | None, offered: bool) -> DaedalConfig:
-        if fixed:
-            raise RequestError("Method daedal moves tokens, so none can be fixed: leave sampling.constraint out.")
+        refuse_fixed(cls.name, fixed)
         return config
 
     def bind(self, nets: Networks, block_length: int) -> Traits:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class EditConfig:
 class Edit(StepDecoder):
     name = "edit"
     group = "remasking"
+    evidence = Evidence("official trace", ("llada2",))
     Config = EditConfig
     needs_training = True
     equalities = (

@@ -15,7 +15,7 @@ import torch
 
 from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import without
 from dlmbench.decoders.static import scores
 
@@ -45,6 +45,7 @@ class EntropyConfig:
 class Entropy(StepDecoder):
     name = "entropy"
     group = "selectors"
+    evidence = Evidence("official trace", ("entropy_gate",), but="rule=gate alone; the others are read only")
     Config = EntropyConfig
     attention = ("block_causal", "full")
     grids = GRIDS

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.anchored import AnchoredNetwork
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.errors import RequestError
 
 
@@ -49,6 +49,7 @@ class FastDLLM2Config:
 class FastDLLM2(RoundDecoder):
     name = "fastdllm2"
     group = "caches"
+    evidence = Evidence("official trace", ("fastdllm2",))
     Config = FastDLLM2Config
     anchored = True
     caches = ("none",)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View, option, ranks
+from dlmbench.decoders.base import Decision, Evidence, StepDecoder, View, option, ranks
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class FrechetConfig:
 class Frechet(StepDecoder):
     name = "frechet"
     group = "selectors"
+    evidence = Evidence("official trace", ("frechet",))
     Config = FrechetConfig
     attention = ("full", "block_causal")
     equalities = ("margin=1 == static:k=1", "margin=-1e9 == threshold:tau=0")

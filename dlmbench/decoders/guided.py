@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Marker, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.base import Decision, Evidence, Marker, Networks, RoundDecoder, Traits, View, option
 from dlmbench.decoders.predict import Sampling
 from dlmbench.errors import RequestError
 
@@ -74,6 +74,7 @@ def agrees(config: GuidedConfig, tokens: Tensor, logits: Tensor, sure: Tensor) -
 class Guided(RoundDecoder):
     name = "guided"
     group = "speculation"
+    evidence = Evidence("official trace", ("guided",))
     Config = GuidedConfig
     roles = ("target", "guide")
     attention = ("full",)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View, option, ranks
+from dlmbench.decoders.base import Decision, Evidence, StepDecoder, View, option, ranks
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class HierarchyConfig:
 class Hierarchy(StepDecoder):
     name = "hierarchy"
     group = "selectors"
+    evidence = Evidence("official trace", ("hierarchy",))
     Config = HierarchyConfig
     attention = ("full", "block_causal")
     equalities = (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.static import share
 
 FLOOR = 1e-12  # added inside the logarithms
@@ -45,6 +45,7 @@ class KlassConfig:
 class Klass(StepDecoder):
     name = "klass"
     group = "selectors"
+    evidence = Evidence("read only")
     Config = KlassConfig
     attention = ("full", "block_causal")
     caches = ("none", "prefix", "freecache")

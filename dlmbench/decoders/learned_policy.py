@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Sampling, uniform
 from dlmbench.heads.policy import PolicyConfig, PolicyNetwork, load_policy
 from dlmbench.heads.policy_network import PolicyHead
@@ -45,6 +45,7 @@ class LearnedPolicyConfig:
 class LearnedPolicy(RoundDecoder):
     name = "learned_policy"
     group = "trained"
+    evidence = Evidence("official trace", ("learned_policy",))
     Config = LearnedPolicyConfig
     roles = ("target", "head")
     attention = ("full",)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates, Sampling
 from dlmbench.decoders.static import share
 from dlmbench.errors import RequestError
@@ -100,6 +100,7 @@ class MRPConfig:
 class MRP(RoundDecoder):
     name = "mrp"
     group = "trained"
+    evidence = Evidence("official trace", ("mrp",), but="mode=remask: own reference")
     Config = MRPConfig
     roles = ("target", "head")
     equalities = (

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class MultiblockConfig:
 class Multiblock(StepDecoder):
     name = "multiblock"
     group = "selectors"
+    evidence = Evidence("official trace", ("multiblock",))
     Config = MultiblockConfig
     attention = ("full",)
     caches = ("none", "freecache", "dkv")
     equalities = (
         "tau=-1,gate=1 == static:k=1,order=entropy",
         "tau=-1,gate=1,best=first == static:k=1,order=entropy",
+        "tau=4.35,gate=1 == entropy:rule=gate,budget=4.35",
         "tau=1e9,gate=1 == static:k=64",
     )
 

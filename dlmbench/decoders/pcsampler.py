@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Marker, Networks, Traits, View, option, top_n
+from dlmbench.decoders.base import Evidence, Marker, Networks, Traits, View, option, top_n
 from dlmbench.decoders.frequencies import Table
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import Static
@@ -43,10 +43,13 @@ class PCSamplerConfig:
 class PCSampler(Static):
     name = "pcsampler"
     group = "selectors"
+    evidence = Evidence("official trace", ("pcsampler",))
     Config = PCSamplerConfig  # type: ignore[assignment]  # its options are not those of static
     attention = ("full", "block_causal")
     fixed_schedule = False  # EOS comes late by its frequency, and not by LLaDA's control of it
-    equalities = ("decay=0 == static:schedule=quota", "decay=50 == sequential")  # where all tokens are equally frequent
+    equalities = (  # the first where all tokens are equally frequent
+        "decay=0 == static:schedule=quota", "decay=50 == sequential", "alpha=1e-6 == sequential",
+    )  # fmt: skip
 
     @classmethod
     def on_task(

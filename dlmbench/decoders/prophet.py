@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Marker, View, option
+from dlmbench.decoders.base import Evidence, Marker, View, option
 from dlmbench.decoders.early_commit import EarlyCommit, logit_gap
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.errors import RequestError
@@ -42,6 +42,7 @@ class ProphetConfig(StaticConfig):
 class Prophet(EarlyCommit):
     name = "prophet"
     group = "early commit"
+    evidence = Evidence("official trace", ("prophet",))
     Config = ProphetConfig
     equalities = (
         "early=1e9,mid=1e9,late=1e9,answer_start=2 == static:k=1",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Network
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option
 from dlmbench.decoders.static import Static, StaticConfig
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.errors import RequestError
@@ -124,6 +124,7 @@ def mix(mask: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:
 class RCD(RoundDecoder):
     name = "rcd"
     group = "trained"
+    evidence = Evidence("own reference", ("rcd",))
     Config = RCDConfig
     roles = ("target", "reference")
     attention = ("block_causal", "full")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.remasking import changes, filled_after, weakest
 from dlmbench.decoders.static import scores
 
@@ -60,6 +60,7 @@ class RCRConfig:
 class RCR(StepDecoder):
     name = "rcr"
     group = "remasking"
+    evidence = Evidence("official trace", ("rcr",))
     Config = RCRConfig
     attention = ("full",)
     caches = ("none",)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.remasking import changes, standing, weakest
 
 
@@ -38,6 +38,7 @@ class RemdmLoopConfig:
 class RemdmLoop(StepDecoder):
     name = "remdm_loop"
     group = "remasking"
+    evidence = Evidence("official trace", ("remdm_loop",))
     Config = RemdmLoopConfig
     attention = ("full",)
     caches = ("none",)

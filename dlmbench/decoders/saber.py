@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.remasking import changes, filled_after, standing, weakest
 
@@ -45,6 +45,7 @@ class SaberConfig:
 class Saber(StepDecoder):
     name = "saber"
     group = "remasking"
+    evidence = Evidence("official trace", ("saber",))
     Config = SaberConfig
     attention = ("full",)
     caches = ("none",)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import View, option
+from dlmbench.decoders.base import Evidence, View, option
 from dlmbench.decoders.early_commit import EarlyCommit, logit_gap
 from dlmbench.decoders.predict import Sampling
 from dlmbench.decoders.static import StaticConfig
@@ -52,6 +52,7 @@ class SchedConfig(StaticConfig):
 class Sched(EarlyCommit):
     name = "sched"
     group = "early commit"
+    evidence = Evidence("official trace", ("sched",))
     Config = SchedConfig
     equalities = (
         "high=1e9,low=1e9 == static:k=1",

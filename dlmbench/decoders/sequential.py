@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View, option
+from dlmbench.decoders.base import Decision, Evidence, StepDecoder, View, option
 from dlmbench.decoders.static import share
 
 
@@ -23,6 +23,7 @@ class SequentialConfig:
 class Sequential(StepDecoder):
     name = "sequential"
     group = "selectors"
+    evidence = Evidence("official trace", ("sdar",))
     Config = SequentialConfig
     attention = ("block_causal", "full")
     grids = GRIDS

@@ -10,15 +10,15 @@ because a forward of the target costs nearly the same for one row as for all.
 ``verify=packed`` is the published method. It is NOT lossless: the mask copies of positions that are revealed later see
 the very draft token that is being judged, so from the second layer on the target's answer depends on it.
 
-``verify=replicated`` is dlmbench's own variant, and it is lossless. The target gets one full copy of the block for
-every draft step: copy t is the block as it stood before step t, with masks elsewhere; copies are blind to each other
-and all see the cached prefix. In copy t the target therefore sees exactly what it would have seen decoding alone, so
-its own choice there (its most confident position and the token for it) is known. Copies are compared with the draft in
-STEP order: as long as the draft revealed the same token at the same position, the reveal is kept; at the first
-difference the target's own choice is committed instead and drafting resumes from that partly revealed block. Every
-commit is one step that the target would have taken itself, hence the output is that of ``static`` with k = 1, whatever
-the draft proposes (float32; ties of the ranking aside). The price is B query tokens for each draft step instead of 2B a
-block, and rounds that end at the first step where the two orders differ.
+``verify=replicated`` is dlmbench's own variant, and it is lossless: static's ids, in float32. The target gets one full
+copy of the block for every draft step: copy t is the block as it stood before step t, with masks elsewhere; copies are
+blind to each other and all see the cached prefix. In copy t the target therefore sees exactly what it would have seen
+decoding alone, so its own choice there (its most confident position and the token for it) is known. Copies are compared
+with the draft in STEP order: as long as the draft revealed the same token at the same position, the reveal is kept; at
+the first difference the target's own choice is committed instead and drafting resumes from that partly revealed block.
+Every commit is one step that the target would have taken itself, hence the output is that of ``static`` with k = 1,
+whatever the draft proposes (float32; ties of the ranking aside). The price is B query tokens for each draft step
+instead of 2B a block, and rounds that end at the first step where the two orders differ.
 
 ``cached=false`` is the official uncached path: blocks follow the last committed token off the absolute grid, every
 forward brings the whole row, and `lookahead` blocks are drafted before they are verified together. It exists for
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from dlmbench.backbone.network import Network
 from dlmbench.decoders import speculation as rules
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 from dlmbench.decoders.lookahead import Grid, Rows, Window
 from dlmbench.decoders.predict import Candidates, Sampling, draw, uniform
 from dlmbench.decoders.speculation import KNOWN, NEVER
@@ -123,6 +123,7 @@ class Verification:
 class SimSD(RoundDecoder):
     name = "simsd"
     group = "speculation"
+    evidence = Evidence("official trace", ("simsd",))
     Config = SimSDConfig
     roles = ("target", "draft")
     equalities = ("verify=replicated == static:k=1", "verify=replicated,draft_steps=2 == static:k=1")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, StepDecoder, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, StepDecoder, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 
 ORDERS = ("confidence", "entropy", "margin", "random", "origin")
@@ -98,6 +98,7 @@ def scores(best: Candidates, order: str) -> Tensor:
 class Static(StepDecoder):
     name = "static"
     group = "selectors"
+    evidence = Evidence("official trace", ("sdar", "llada", "dream", "a2d"))
     Config = StaticConfig
     attention = ("block_causal", "full")
     grids = GRIDS

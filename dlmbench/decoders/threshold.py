@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlmbench.backbone.descriptor import GRIDS
 from dlmbench.backbone.network import Forward
-from dlmbench.decoders.base import Decision, Networks, StepDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, StepDecoder, Traits, View, option, top_n
 from dlmbench.decoders.predict import Candidates
 from dlmbench.decoders.static import share
 from dlmbench.errors import RequestError
@@ -72,6 +72,7 @@ class ThresholdConfig:
 class Threshold(StepDecoder):
     name = "threshold"
     group = "selectors"
+    evidence = Evidence("official trace", ("sdar", "fastdllm", "llada2"))
     Config = ThresholdConfig
     attention = ("block_causal", "full")
     grids = GRIDS

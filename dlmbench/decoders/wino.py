@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmbench.decoders.base import Decision, Networks, RoundDecoder, Traits, View, option, top_n
+from dlmbench.decoders.base import Decision, Evidence, Networks, RoundDecoder, Traits, View, option, top_n
 
 FIRST_LIMIT = 30  # the release lets the first verification of a block take back as if 30 had been drafted
 
@@ -36,6 +36,7 @@ class WinoConfig:
 class Wino(RoundDecoder):
     name = "wino"
     group = "remasking"
+    evidence = Evidence("read only")
     Config = WinoConfig
     attention = ("full", "block_causal")
     caches = ("none",)

@@ -8,7 +8,7 @@ the block that holds an EOS. Other grids (`Descriptor`) end the answer with its 
 prompt's end as well (``prompt``), or decode as many blocks as the budget alone fills (``split``). Full-attention rows:
 blocks are counted from the prompt's end, the answer has exactly its budget of positions, and no token stops anything
 unless `fill_after_eos`: then whatever lies right of the first EOS becomes EOS after every step (FreeCache's early
-stop).
+stop). Rows with ends of their own are in `dlmbench.engine.lengths`.
 
 Axes: R rows (slots), L capacity, B block length, W positions of the view.
 """

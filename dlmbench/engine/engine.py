@@ -259,7 +259,8 @@ class Engine:
             answer = max(self._end(len(r.prompt_ids) + r.max_tokens) - len(r.prompt_ids) for r in requests)
         fixed = bool(self.fixed) or any(r.fixed for r in requests)
         reach = self._reach(max(r.max_tokens for r in requests))
-        return Sizes(min(self.batch_size, len(requests)), self._capacity(longest), answer, fixed, reach)
+        capacity = self._capacity(longest, max(r.max_tokens for r in requests))
+        return Sizes(min(self.batch_size, len(requests)), capacity, answer, fixed, reach)
 
     def _sizes_of_service(self, max_length: int, max_tokens: int) -> Sizes:
         """For any requests up to these lengths."""
@@ -267,14 +268,16 @@ class Engine:
         if self.traits.scope == "answer":
             answer = max_tokens + (0 if self.target.config.attention == "full" else self.target.block_length - 1)
         reach = self._reach(max_tokens)
-        return Sizes(self.batch_size, self._capacity(max_length), answer, bool(self.fixed), reach)
+        return Sizes(self.batch_size, self._capacity(max_length, max_tokens), answer, bool(self.fixed), reach)
 
     def _reach(self, max_tokens: int) -> int:
         """Width of a view in which decisions end blocks; 0 where none does."""
         return max(int(max_tokens * self.traits.reach), self.target.block_length) if self.traits.reach else 0
 
-    def _capacity(self, longest: int) -> int:
-        return bucket(self.step.padded(longest) + self.target.block_length + 1 + self.traits.extra_slots)
+    def _capacity(self, longest: int, max_tokens: int) -> int:
+        block, traits = self.target.block_length, self.traits
+        extra = traits.extra_slots + traits.extra_answers * bucket(max_tokens + block)
+        return bucket(self.step.padded(longest) + block + 1 + extra)
 
     def _end(self, length: int) -> int:
         """End of a row's canvas: on the absolute grid it is filled up to a whole block."""

@@ -48,7 +48,10 @@ class OwnEnds(Canvas):
 
 
 class OwnBlocks(OwnEnds):
-    """A row's first decision in a block says where the block ends, at most a share of the answer from its start."""
+    """A row's first decision in a block says where the block ends, at most a share of the answer from its start.
+
+    `block_masks` counts those of a block of the usual length.
+    """
 
     def _set_up(self, traits: Traits, reach: int) -> None:
         super()._set_up(traits, reach)

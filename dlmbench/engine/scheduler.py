@@ -291,6 +291,7 @@ class Scheduler:
         text, tokens, stopped = self.text.cut(read, request.stop, request.prompt_ids)
         if stopped and (end is None or tokens <= end):  # a stop string that is the EOS itself has not come first
             reason = "stop"
+        step.finished, step.budgets = step.finished + 1, step.budgets + slot.limit
         counts = step.counter.read(row, launched.totals)
         for key, work in counts.work.items():
             self.shapes[key] = self.shapes.get(key, ForwardSum()).plus(work)

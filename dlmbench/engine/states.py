@@ -51,22 +51,22 @@ def summary(logits: Tensor, mask_id: int, kept: int = KEPT) -> Marginals:
 def restored(known: Marginals, mask_id: int, vocabulary: int) -> Tensor:
     """Logits [M,V] with the kept tokens as they were; some of the others share the rest of the mass, as evenly as its
     entropy allows, and the remaining ones are impossible."""
-    kept = known.logits.double()
-    out = kept.new_full((len(kept), vocabulary), float("-inf")).scatter(1, known.ids, kept)
-    free = torch.ones_like(out, dtype=torch.bool).scatter(1, known.ids, False)
+    ids, logits = known.ids, known.logits
     if mask_id < vocabulary:
-        out[:, mask_id], free[:, mask_id] = known.mask.double(), False
-    number = vocabulary - kept.shape[1] - (mask_id < vocabulary)
-    if not number:
-        return out.float()
+        ids = torch.cat([ids, torch.full_like(ids[:, :1], mask_id)], 1)
+        logits = torch.cat([logits, known.mask.unsqueeze(1)], 1)
+    if (number := vocabulary - ids.shape[1]) == 0:
+        return torch.zeros(ids.shape).scatter(1, ids, logits)
     spread = _spread_of_rest(known, number)
     count = spread.ceil().clamp_min(1)  # tokens that share: all alike but the last, which has less
-    last = _smallest_share(spread, count)
-    alike, last = ((1 - last) / (count - 1)).log(), last.log()  # the first is of no use where one token has it all
-    place = free.cumsum(1)
-    share = torch.where(place < count.unsqueeze(1), alike.unsqueeze(1), float("-inf"))
-    share = torch.where(place == count.unsqueeze(1), last.unsqueeze(1), share)
-    return torch.where(free, share + known.rest.double().unsqueeze(1), out).float()
+    smallest, rest = _smallest_share(spread, count), known.rest.double()
+    alike = rest + ((1 - smallest) / (count - 1)).log()  # of no use where one token has it all
+    before = ids.sort(1).values - torch.arange(ids.shape[1])  # free tokens before each kept one
+    last = count.long() - 1 + (before <= count.unsqueeze(1) - 1).sum(1)  # the last of the first `count` free tokens
+    shared = torch.arange(vocabulary) < last.unsqueeze(1)
+    out = torch.where(shared, alike.float().unsqueeze(1), float("-inf"))
+    out.scatter_(1, last.unsqueeze(1), (rest + smallest.log()).float().unsqueeze(1))
+    return out.scatter_(1, ids, logits)
 
 
 def _spread_of_rest(known: Marginals, number: int) -> Tensor:
@@ -129,7 +129,8 @@ class Listener:
         width = int((view.ends - view.prompt_length).max())  # the host may wait: nothing here is timed
         positions = view.prompt_length.unsqueeze(1) + torch.arange(width, device=view.ends.device)
         reachable = positions.clamp_max(self.target.canvas.shape[1] - 1)
-        return replace(view, tokens=self.target.canvas.gather(1, reachable), positions=positions, overhangs=True)
+        tokens = self.target.canvas.gather(1, reachable)
+        return replace(view, tokens=tokens, positions=positions, overhangs=True, edge=None)
 
 
 class StateRecorder(Recorder):
@@ -147,8 +148,11 @@ class StateRecorder(Recorder):
         super().begin(row)
         self.states[row] = []
 
-    def step(self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None) -> None:
-        super().step(view, decision, log, filled)
+    def step(
+        self, view: View, decision: Decision, log: list[LogEntry], filled: Tensor | None = None,
+        moved: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().step(view, decision, log, filled, moved)
         wide, forward = self.listener.heard
         masks = wide.masked if forward.predicted is None else wide.masked & forward.predicted
         reveal = decision.reveal & view.masked

@@ -82,6 +82,7 @@ class Step:
         self.device, self.block_length = self.target.device, self.target.block_length
         self.lag, self.graphs, self.fill_after_eos = lag, graphs, fill_after_eos
         self.recorder: Recorder | None = None  # while a call is traced
+        self.finished = self.budgets = 0  # rows that have ended, and the positions of their prompts and budgets
         self.sizes: Sizes | None = None  # of the buffers; None: there are none, or rows have been given up
         self.canvas: Canvas
         self.counter: Counter

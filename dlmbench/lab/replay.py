@@ -105,7 +105,7 @@ class _Row:
 
 
 class _Shown:
-    """A state as a view of this `scope` and `width`, and its forward: a copy for each decoder, which may write."""
+    """A state as a view of this `scope` and `width`, and its forward."""
 
     def __init__(self, state: State, run: Replay, given: Tensor, scope: str, width: int):
         self.state, self.facts, self.sampling, self.given = state, run.facts, run.sampling, given
@@ -127,7 +127,7 @@ class _Shown:
     @property
     def forward(self) -> Forward:
         logits, predicted = self._said
-        return Forward(logits.clone(), logits.new_zeros(*self.positions.shape, 0), predicted)
+        return Forward(logits, logits.new_zeros(*self.positions.shape, 0), predicted)
 
     @cached_property
     def _said(self) -> tuple[Tensor, Tensor | None]:

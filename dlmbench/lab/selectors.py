@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from dlmbench.decoders.base import Decoder
+from dlmbench.decoders.base import Decoder, Options
 from dlmbench.errors import RequestError
 from dlmbench.lab.replay import Replay, Revealed, left_out
 from dlmbench.models.presets import PRESETS
@@ -140,7 +140,7 @@ def _selector(spec: RunSpec, facts: Facts) -> Selector:
     own |= spec.settings.get(method, {})
     if spec.threshold is not None and (name := options.threshold_field(decoder.Config)):
         own[name] = spec.threshold
-    config = options.bind(decoder.Config, own, method)
+    config: Options = options.bind(decoder.Config, own, method)
     reason = left_out(decoder(config), facts, spec.cache)
     try:
         config = config if reason else decoder.on_task(config, facts.attention, None, False)

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
-from dlmbench.files import JsonObject, read_json
+from dlmbench.files import Json, JsonObject, read_json
 from dlmbench.registry import BACKBONES
 from dlmbench.tasks.stress.answer_sets import KINDS
 
+_Settings: TypeAlias = Mapping[str, Mapping[str, Json]]
 ASSETS = Path(__file__).parents[1] / "assets"
 ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
+
+STATUS = {
+    "measured": "its accuracy was measured by us, on the tasks that it was trained for",
+    "traces": "its family decodes tiny random weights as golden traces have it; no accuracy of these weights is known",
+    "layout": "files of its layout are read, on tiny random weights; no trace and no accuracy",
+}
+TRACED = {  # family -> its area of tests/golden
+    "sdar": "sdar", "sdarmoe": "sdarmoe", "llada": "llada", "lladamoe": "lladamoe", "llada2": "llada2",
+    "dream": "dream", "illada": "illada", "dreamreasoner": "dreamreasoner", "a2d-qwen3": "a2d", "a2d-qwen2": "a2d",
+    "fastdllm2": "fastdllm2", "oracle": "oracle",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Preset:
     chat: str | None = None  # the template itself, for tokenizers that come without one
     revision: str | None = None
     companions: dict[str, str] = field(default_factory=dict)  # role, or role/method where methods differ -> preset name
-    settings: dict[str, dict[str, object]] = field(default_factory=dict)  # method, cache, sampling -> options here
+    settings: _Settings = field(default_factory=dict)  # method, cache, sampling -> options here
     tokenizer: str | None = None  # where the tokenizer lives when it is not beside the weights
     trained: tuple[str, ...] = ()  # methods that it was trained for, of those that ask for it
     tasks: tuple[str, ...] = ()  # tasks it can be expected to solve; empty: a general model
@@ -66,6 +80,13 @@ class Preset:
         return self.source.startswith("nano/") or self.source == "oracle"
 
     @property
+    def status(self) -> str:
+        """What is known of it, a key of `STATUS`."""
+        if self.shipped and self.family != "oracle":
+            return "measured"
+        return "traces" if self.family in TRACED else "layout"
+
+    @property
     def absent(self) -> bool:
         """Shipped, but this copy has no weights of it."""
         weightless = self.family == "oracle"
@@ -80,13 +101,21 @@ class Preset:
 
 
 _NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
-_ORACLE = partial(Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8)
-_COUNTS: dict[str, dict[str, object]] = {"pcsampler": {"table": "nano/tokenizer/frequency.json"}}
+_ORACLE = partial(
+    Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8,
+    settings={"adablock": {"delimiters": [202]}},
+)  # fmt: skip
+_BY_TOKENIZER: _Settings = {
+    "pcsampler": {"table": "nano/tokenizer/frequency.json"},
+    "adablock": {"delimiters": [202]},  # its newline
+}
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
-_LLADA = partial(Preset, family="llada", shape="llada-8b", block_length=32)
+_LLADA = partial(
+    Preset, family="llada", shape="llada-8b", block_length=32, settings={"adablock": {"delimiters": [198]}}
+)
 _LAST: dict[str, str] = {"gsm8k": "last", "math500": "last", "mbpp": "last"}
-_DREAM_ORDER: dict[str, object] = {"order": "entropy", "schedule": "dream"}
+_DREAM_ORDER: Mapping[str, Json] = {"order": "entropy", "schedule": "dream"}
 _DREAM = partial(
     Preset,
     family="dream",
@@ -95,7 +124,7 @@ _DREAM = partial(
     whole_answer=True,
     settings={
         **dict.fromkeys(("static", "prophet", "sched"), _DREAM_ORDER),
-        "adablock": {"delimiters": (198, 271), "delimiter_tau": 0.5},  # a newline, two newlines
+        "adablock": {"delimiters": [198, 271], "delimiter_tau": 0.5},  # a newline, two newlines
         "sampling": {"filtered": True},
     },
 )
@@ -124,7 +153,6 @@ _DREAM_CODER = partial(_DREAM, chat_template=True, gen_length={"humaneval": 768,
 _A2D = partial(Preset, gen_length=dict.fromkeys(_LONG, 256), chat_template=True)
 _MDLM = Descriptor(attention="full")
 _BD3LM = Descriptor(attention="block_causal", block_length=32, grid="prompt")
-_Settings = dict[str, dict[str, object]]
 _ONE_BLOCK: _Settings = {"static": {"schedule": "linear", "steps": 256}}  # of 256 tokens in 256 steps
 _BLOCKS: _Settings = {"static": {"schedule": "linear", "steps": 32}}  # 256 steps for eight blocks
 _QWEN3_MASK = 151_669  # Qwen2.5's tokenizer ends elsewhere and names its own
@@ -140,7 +168,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={**_COUNTS, "mrp": {"tau": 0.7}},  # the least tau that lost nothing to static on 120 dev items
+            settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # least tau that lost nothing to static on 120 dev items
         ),
         _ORACLE(
             name="oracle",
@@ -160,7 +188,7 @@ PRESETS: dict[str, Preset] = {
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
-            settings=_COUNTS,
+            settings=_BY_TOKENIZER,
         ),
         _NANO("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano"),
         _NANO("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too"),
@@ -172,7 +200,7 @@ PRESETS: dict[str, Preset] = {
             "sdar",
             "nano, trained on with residuals for --method rcd",
             companions={"reference": "nano-rcd-ref"},
-            settings=_COUNTS,
+            settings=_BY_TOKENIZER,
         ),
         _NANO("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals"),
         _SDAR("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b"),

@@ -1,15 +1,11 @@
-"""Backbone shapes to time, with random weights made on the device: nothing is downloaded."""
+"""Backbone shapes: sizes of known models, before anything is downloaded. `bench` times them with random weights."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from dlmbench.backbone.config import BackboneConfig, Experts
-from dlmbench.backbone.memory import check_room
-from dlmbench.backbone.model import Transformer
 from dlmbench.errors import RequestError
 
 _LLADA = partial(BackboneConfig, qk_norm=False, attention="full")
@@ -159,16 +155,3 @@ def scaled(config: BackboneConfig, device: str) -> BackboneConfig:
     if device != "cpu" or experts is None or experts.count <= CPU_EXPERTS:
         return config
     return replace(config, experts=replace(experts, count=CPU_EXPERTS))
-
-
-def random_model(name: str, device: str, dtype: torch.dtype) -> Transformer:
-    """A network of that shape, `scaled`, with small normal weights. Raises RequestError for an unknown shape, and for
-    one that is larger than the device."""
-    config = scaled(shape_of(name), device)
-    check_room(name, config.parameters * dtype.itemsize, device, dtype)
-    with torch.device("meta"):
-        model = Transformer(config)
-    model = model.to_empty(device=device).to(dtype)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)
-    return model.requires_grad_(False).eval()

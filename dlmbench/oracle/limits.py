@@ -10,31 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
 
-from dlmbench.decoders.base import Decoder
+from dlmbench.backbone import load_tokenizer
+from dlmbench.decoders.base import Decoder, Options
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine
+from dlmbench.engine.text import Tokenizer
 from dlmbench.errors import RequestError
+from dlmbench.models.presets import ASSETS
 from dlmbench.oracle.family import oracle_config
 from dlmbench.oracle.network import Oracle
-from dlmbench.oracle.options import OVERCONFIDENT, OracleOptions
+from dlmbench.oracle.options import OracleOptions
+from dlmbench.request import RunSpec
 from dlmbench.stats import wilson
 from dlmbench.tasks.base import Item
-from dlmbench.tasks.lm import evaluate
+from dlmbench.tasks.evaluate import evaluate
 from dlmbench.tasks.task import Task
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from dlmbench.backbone.tokenizer import PlainTokenizer
-
-MODELS = {
-    "ideal": OracleOptions(),
-    "ideal, unequal": OracleOptions(weights="zipf"),
-    "overconfident": OVERCONFIDENT,
-}
 BATCH = 64
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    return load_tokenizer(ASSETS / "nano" / "tokenizer", plain=True)
 
 
 @dataclass(frozen=True)
@@ -66,29 +65,22 @@ class Limit:
 
 
 def limit(
+    spec: RunSpec,
     decoder: type[Decoder],
-    config: Any,
+    config: Options,
     task: Task,
     items: Sequence[Item],
-    tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
-    *,
-    model: str = "ideal",
-    options: OracleOptions | None = None,
-    attention: str = "full",
-    block_length: int | None = None,
-    sampling: Sampling | None = None,
-    seed: int = 0,
+    model: str,
+    options: OracleOptions,
 ) -> Limit:
-    """A decoder on a task that lists its right answers.
-
-    Args:
-        model: one of MODELS, or any name for `options`.
-        attention: "full" or "block_causal".
-        block_length: default the whole answer.
+    """A decoder with its options on the ideal model `options`, called `model`, and on items of a task that lists its
+    right answers. Of `spec`: attention ("full" or "block_causal"), block length (default the whole answer), sampling
+    and seed.
 
     Raises:
         RequestError: the task lists no answers, or the decoder needs what an oracle does not have.
     """
+    attention = spec.attention or "full"
     needed = [role for role in decoder.needs(config, attention) if role != "target"]
     if needed:
         raise RequestError(
@@ -100,11 +92,13 @@ def limit(
             f"Method {decoder.name} works with {' or '.join(decoder.attention)} attention, not {attention}: give "
             f"--attention {decoder.attention[0]}."
         )
+    tokenizer = _tokenizer()
     ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     shape = oracle_config(len(tokenizer), tokenizer.mask_token_id, ends, attention)
-    network = Oracle(shape, block_length or task.max_tokens, MODELS[model] if options is None else options)
+    network = Oracle(shape, spec.block_length or task.max_tokens, options)
+    sampling = Sampling(spec.temperature, spec.top_k, spec.top_p)
     engine = Engine({"target": network}, decoder(config), tokenizer, batch_size=BATCH, sampling=sampling)
-    done = evaluate(task, engine, items, seed=seed)
+    done = evaluate(task, engine, items, seed=spec.seed)
     return Limit(
         model,
         right=sum(1 for _, _, scores in done if scores["accuracy"] == 1),

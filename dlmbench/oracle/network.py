@@ -201,6 +201,9 @@ class Oracle(Network):
     def forcing(self, view, stored: Tensor) -> Forward:
         raise self._refusal("reads under an attention of its own")
 
+    def branching(self, view, stored: Tensor, places: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        raise self._refusal("reads under an attention of its own")
+
     def surveyed(self, view, token: int, kind: Kinds = "") -> tuple[Forward, Tensor]:
         raise self._refusal("lets answers grow, and the oracle's have one length")
 

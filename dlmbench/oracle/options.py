@@ -35,3 +35,8 @@ class OracleOptions:
 
 
 OVERCONFIDENT = OracleOptions(temperature=0.5, noise=1.0)  # sure of things that only look likely
+MODELS = {
+    "ideal": OracleOptions(),
+    "ideal, unequal": OracleOptions(weights="zipf"),
+    "overconfident": OVERCONFIDENT,
+}  # on which the limits of decoders are measured

@@ -299,6 +299,9 @@ COLUMNS: tuple[Column, ...] = (
     _plain("threshold_unit", "manifest.threshold_unit"),
     _plain("batch_size", "batch_size", title="batch", where=PAGE, shown=several, width=92,
            help="rows decoded together"),
+    _plain("tried", "tried", title="tried", where=(MARKDOWN, HTML), help="settings of the method that competed on dev "
+           "items before this one was taken, the cheapest that loses at most "
+           f"{100 * MARGIN:g} points against static there; a dash where it was given"),
     _plain("items", "metrics.items"),
     Column("accuracy", attrgetter("accuracy"), "accuracy", "in percent, with its 95 % Wilson interval (the bootstrap's "
            "for graded items)", _accuracy, where=ALL, formula="sum of scores / items; Wilson's score interval"),
@@ -322,7 +325,8 @@ COLUMNS: tuple[Column, ...] = (
            formula="Holm's p at most 0.05; else both one-sided score tests against the margin at most 0.05; else too "
            "close to tell"),
     _percent("changed", "changed", "changed", "items whose tokens are not those of static, in percent; 0 for a "
-             "lossless method", where=(MARKDOWN,), sampled=True, formula="items with other ids / items"),
+             "lossless method, which in float32 gives static's tokens (not those of the best order)", where=(MARKDOWN,),
+             sampled=True, formula="items with other ids / items"),
     _percent("front_share", "front_share", "front", "in how many of a hundred new draws of the items the row is on the "
              "front of accuracy against cost", where=(MARKDOWN, HTML), sampled=True,
              formula="bootstrap over items, all rows of a group together; no other row is as good in both and better "

@@ -127,8 +127,9 @@ def _sampling(rows: Sequence[Row]) -> str:
     specs = [row.manifest.spec for row in rows]
     if not any(spec.temperature for spec in specs):
         return "greedy decoding"
-    temperatures, shares = ([f"{getattr(spec, name):g}" for spec in specs] for name in ("temperature", "top_p"))
-    return f"temperature {listed(list(dict.fromkeys(temperatures)))}, top-p {listed(list(dict.fromkeys(shares)))}"
+    temperatures = dict.fromkeys(f"{spec.temperature:g}" for spec in specs)
+    shares = dict.fromkeys(f"{spec.top_p:g}" for spec in specs)
+    return f"temperature {listed(list(temperatures))}, top-p {listed(list(shares))}"
 
 
 def _stores(rows: Sequence[Row]) -> str:

@@ -1,7 +1,7 @@
-"""A results table in plain words: which setting keeps the accuracy for less, which costs least, and how sure that is.
+"""A group's table in plain words: which setting keeps the accuracy for less, which costs least, and how sure that is.
 
-Three sentences for every group of comparable rows, printed by `sweep` and opening the report. A claim that the items
-cannot carry is not made: the sentence then says that they are too few.
+Three sentences for every group of comparable rows, in the report's sections; answer.py speaks for the whole sweep. A
+claim that the items cannot carry is not made: the sentence then says that they are too few.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ def _facts(row: Row) -> dict[str, object]:
     plain = {name: value for name, value in row.paired.items() if name not in ("task", "weights", "prompt_hash")}
     first: dict[str, object] = {"split": plain.pop("split"), "model": row.model, "items": row.metrics.items}
     return first | plain
-
-
-def paragraphs(results: Results) -> list[tuple[str, list[str]]]:
-    """(title, sentences) of every group: what a sweep prints and a report begins with."""
-    return [(title, sentences(group)) for title, group in titled(results)]
 
 
 def sentences(group: Group) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a finished run or sweep shows in a terminal: circumstances, rows, paired differences, where it was saved.
+"""What a finished run or sweep shows in a terminal: a run with its paired differences, a sweep as its answer.
 
 Everything is built as rich renderables and adapts to the width: a narrow terminal loses the columns that matter least,
 never the accuracy or its interval.
@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.console import Group as Lines
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, RIVAL, Row
 from dlmbench.analysis.text import percent, rate, signed
+from dlmbench.report.answer import Answer
 from dlmbench.report.columns import TERMINAL, table_columns
-from dlmbench.report.summary import paragraphs
 from dlmbench.runs.folder import RunFolder
 from dlmbench.stats import LEVEL
+
+_LABEL = 38  # letters of a decoder and its setting; longer ones take two lines
 
 
 def print_run(console: Console, results: Results, run: RunFolder) -> None:
@@ -90,21 +92,34 @@ def _price(row: Row, hour: float | None) -> Iterable[str]:
     yield f"  at {hour:g} an hour: {1e6 * token:.3g} for a million useful tokens{right}"
 
 
-def print_sweep(console: Console, results: Results) -> None:
-    """All rows of a sweep, a table a task and model."""
-    for (task, split), section in results.sections.items():
-        for model in dict.fromkeys(row.model for row in section):
-            rows = [row for row in section if row.model == model]
-            console.print(Text(f"{task} ({split}, {rows[0].metrics.items} items), {model}", style="bold"))
-            console.print(Padding(table(rows, console.width - 1), (0, 0, 0, 1)))
+def print_answer(console: Console, found: Answer) -> None:
+    """The screen of a whole sweep or folder."""
+    console.print(answer_table(found, console.width))
+    for line in (*found.sentences, *found.panels):
+        console.print(Text(line))
 
 
-def print_paragraphs(console: Console, results: Results) -> None:
-    """The sentences that matter, a paragraph a group."""
-    for title, sentences in paragraphs(results):
-        console.print(Text(f"\n{title}", style="bold"))
-        for sentence in sentences:
-            console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+def answer_table(found: Answer, width: int) -> Table:
+    """The table of an answer in so many letters; columns of the highest rank go first where they do not fit."""
+    shown = list(range(len(found.headings)))
+    ends = [
+        max(map(cell_len, [head.title, head.note, *(line.cells[n] for line in found.lines)]))
+        for n, head in enumerate(found.headings)
+    ]
+    sections = sum(line.leads for line in found.lines)
+    ends[0] = min(ends[0] + 2 * (sections > 1), _LABEL)
+    while sum(ends[n] + 2 for n in shown) - 2 > width and (least := max(found.headings[n].rank for n in shown)):
+        shown = [n for n in shown if found.headings[n].rank < least]
+    made = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, header_style="bold")
+    for n in shown:
+        head = found.headings[n]
+        title = Text(f"{head.title}\n{head.note}")
+        made.add_column(title, justify="right" if n else "left", no_wrap=n > 0, max_width=_LABEL if n == 0 else None)
+    for line in found.lines:
+        inside = "" if line.leads or sections < 2 else "  "
+        cells = [inside + line.cells[0], *(line.cells[n] for n in shown[1:])]
+        made.add_row(*map(Text, cells), style="bold" if line.leads else "")
+    return made
 
 
 def _header(ours: Row) -> Text:

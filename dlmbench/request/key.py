@@ -11,28 +11,29 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlmbench.request import options
 from dlmbench.request.run_spec import HELPERS, OPTIONS, REMOTE, RunSpec
 
 if TYPE_CHECKING:
+    from dlmbench.files import Json
     from dlmbench.request.resolved import ResolvedRun
 
 
-def canonical(record: Any) -> str:
+def canonical(record: object) -> str:
     """JSON with sorted keys and no spaces: equal records give equal strings."""
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest(record: Any) -> str:
+def digest(record: object) -> str:
     """sha256 of the canonical JSON, hexadecimal."""
     return hashlib.sha256(canonical(record).encode()).hexdigest()
 
 
 def identity(
-    run: ResolvedRun, weights: Mapping[str, str], prompts: str, limits: Mapping[str, Any], content: Mapping[str, Any]
-) -> dict[str, Any]:
+    run: ResolvedRun, weights: Mapping[str, str], prompts: str, limits: Mapping[str, Json], content: Mapping[str, Json]
+) -> dict[str, Json]:
     """Everything that decides what a run produces; `digest` of it is the run's key.
 
     weights: role -> hash of weights and configurations; prompts: hash of the items' keys and prompts, in order; limits:
@@ -43,7 +44,7 @@ def identity(
     The batch size is part of it although ids do not depend on it (within the identity rule), because the row's speed
     and cost do, and a sweep over batch sizes needs one row for each.
     """
-    record: dict[str, Any] = {
+    record: dict[str, Json] = {
         "weights": dict(weights),
         "version": run.version,
         "parameters": options.deciding(run.config),
@@ -55,15 +56,22 @@ def identity(
     settled = run.settled
     for name, option in OPTIONS.items():
         if option.key:
-            *groups, last = option.key.split(".")
-            place = record
-            for group in groups:
-                place = place.setdefault(group, {})
-            place[last] = getattr(settled, name)
+            _put(record, option.key, getattr(settled, name))
     record["device"] = run.device.partition(":")[0]
-    chosen = {**run.shared.chosen(), "eos": run.eos, "fixed": run.fixed}
-    shared = {name: value for name, value in chosen.items() if value not in ("free", None)}
+    chosen: dict[str, Json] = {**run.shared.chosen(), "eos": run.eos, "fixed": dict(run.fixed) if run.fixed else None}
+    shared: dict[str, Json] = {name: value for name, value in chosen.items() if value not in ("free", None)}
     return {**record, "shared": shared} if shared else record
+
+
+def _put(record: dict[str, Json], key: str, value: Json) -> None:
+    """Set ``group.name`` of a nested record."""
+    group, _, rest = key.partition(".")
+    if not rest:
+        record[key] = value
+        return
+    inner = record.setdefault(group, {})
+    assert isinstance(inner, dict)
+    _put(inner, rest, value)
 
 
 def same_request(run: ResolvedRun) -> str:
@@ -77,11 +85,12 @@ def same_request(run: ResolvedRun) -> str:
 
 def one_curve(spec: RunSpec) -> str:
     """Equal for specs that differ only in the method's own settings: they compete with each other."""
-    return canonical(dataclasses.asdict(dataclasses.replace(spec, threshold=None, settings={}, against=())))
+    return canonical(
+        dataclasses.asdict(dataclasses.replace(spec, threshold=None, settings=spec.shared_settings, against=()))
+    )
 
 
 def same_items_and_weights(spec: RunSpec) -> str:
     """Equal for specs whose rows stand beside each other: everything but the method and what belongs to it."""
-    helpers: dict[str, Any] = dict.fromkeys(HELPERS)
-    plain = dataclasses.replace(spec, method="any", threshold=None, settings=spec.shared_settings, **helpers)
-    return canonical(dataclasses.asdict(plain))
+    plain = dataclasses.replace(spec, method="any", threshold=None, settings=spec.shared_settings)
+    return canonical({**dataclasses.asdict(plain), **dict.fromkeys(HELPERS)})

@@ -12,23 +12,30 @@ import difflib
 import enum
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dlmbench.errors import RequestError
-from dlmbench.request.values import convert
+from dlmbench.request.values import Hint, convert
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from dlmbench.files import Json
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
-def threshold_field(config: type) -> str | None:
+def threshold_field(config: type[DataclassInstance]) -> str | None:
     """Name of the field that ``--threshold`` sets, None for a method without one."""
     return next((f.name for f in dataclasses.fields(config) if f.metadata.get("threshold")), None)
 
 
-def used_threshold(config: Any) -> str | None:
+def used_threshold(config: DataclassInstance) -> str | None:
     """The same of these options, None also where they make no use of it (a property `uses_threshold` says so)."""
     return threshold_field(type(config)) if getattr(config, "uses_threshold", True) else None
 
 
-def threshold_unit(config: type) -> str:
+def threshold_unit(config: type[DataclassInstance]) -> str:
     """What the threshold's numbers are: "confidence" for a probability that a position must pass, "" for anything else.
 
     Only values of one named unit mean the same to two methods.
@@ -36,7 +43,7 @@ def threshold_unit(config: type) -> str:
     return next((f.metadata.get("unit", "") for f in dataclasses.fields(config) if f.metadata.get("threshold")), "")
 
 
-def bind(config: type, values: Mapping[str, Any], owner: str) -> Any:
+def bind(config: type[T], values: Mapping[str, object], owner: str) -> T:
     """An instance of the dataclass `config` from written values.
 
     Raises RequestError for an unknown option (with near matches), a value of the wrong type, and whatever the
@@ -49,7 +56,7 @@ def bind(config: type, values: Mapping[str, Any], owner: str) -> Any:
         if name not in known:
             raise RequestError(_unknown_option(name, list(known), owner))
         choices = known[name].metadata.get("choices")
-        hint = typing.Literal[tuple(choices)] if choices else hints[name]
+        hint: Hint = typing.Literal[tuple(choices)] if choices else hints[name]
         bound[name] = convert(value, hint, f"{owner}.{name}")
     try:
         return config(**bound)
@@ -65,12 +72,12 @@ def _unknown_option(name: str, known: list[str], owner: str) -> str:
     return f"Method {owner} has no option {name!r}: {hint}It has {', '.join(known)}."
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flat(config: DataclassInstance) -> dict[str, Json]:
     """All parameters after defaults, as plain JSON values, in the order of the dataclass."""
     return {f.name: _json_value(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
-def deciding(config: Any) -> dict[str, Any]:
+def deciding(config: DataclassInstance) -> dict[str, Json]:
     """The parameters that tell settings apart: all but options that were added later and stand at their default."""
     late = {
         f.name for f in dataclasses.fields(config) if f.metadata.get("added") and getattr(config, f.name) == _default(f)
@@ -78,13 +85,13 @@ def deciding(config: Any) -> dict[str, Any]:
     return {name: value for name, value in flat(config).items() if name not in late}
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: Json | enum.Enum | tuple[Json, ...]) -> Json:
     if isinstance(value, enum.Enum):
         return value.value
     return list(value) if isinstance(value, tuple) else value
 
 
-def label(method: str, config: Any) -> str:
+def label(method: str, config: DataclassInstance) -> str:
     """How a row is called: method, its threshold's value, then whatever differs from the defaults: ``threshold 0.6``.
 
     A method without a threshold shows its first option by name (``static k=1``), so that no row hides its setting; a
@@ -104,7 +111,7 @@ def label(method: str, config: Any) -> str:
     return " ".join(words)
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _default(field: dataclasses.Field) -> object:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlmbench.errors import RequestError
 from dlmbench.models.compatibility import (
@@ -40,12 +40,14 @@ from dlmbench.request.rules import (
     notes_on,
     protocol_notes,
 )
-from dlmbench.request.run_spec import OPTIONS, RunSpec
+from dlmbench.request.run_spec import DTYPES, RunSpec
 from dlmbench.request.shared import SharedOptions
+from dlmbench.request.values import one_of
 from dlmbench.tasks.protocols import PROTOCOLS, Protocol, asked, protocol
 
 if TYPE_CHECKING:
-    from dlmbench.decoders.base import Decoder
+    from dlmbench.decoders.base import Decoder, Marker, Options
+    from dlmbench.files import Json
 
 _AUTO_BATCH = 16  # rows decoded together when nobody says
 
@@ -85,7 +87,7 @@ class Anywhere(Machine):
 
 def dtype_on(device: str, dtype: str) -> str:
     """What is computed in on this device. Raises RequestError for a dtype that is none."""
-    dtype = OPTIONS["dtype"].convert(dtype, "dtype")
+    dtype = one_of(DTYPES)(dtype, "dtype")
     return dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
 
 
@@ -96,15 +98,17 @@ class ResolvedRun:
     spec: RunSpec  # as it was asked for
     preset: Preset
     decoder: type[Decoder]
-    config: Any  # the decoder's bound options
+    config: Options  # the decoder's bound options
     companions: dict[str, str]  # role -> model
     block_length: int
     shared: SharedOptions  # options of cache and sampling
     notes: tuple[str, ...]  # sentences for the user
-    fixed: Mapping[str, Any] | None = None  # the task's answer marker, when it is written in advance
+    fixed: Marker | None = None  # the task's answer marker, when it is written in advance
     device: str = "cpu"
     dtype: str = "float32"
     batch_size: int = _AUTO_BATCH
+    trial: bool = False  # a setting that competes on dev items: nothing of it is shown but accuracy and cost
+    reported: bool = False  # whatever dev says
 
     def on(self, machine: Machine) -> ResolvedRun:
         """The same run on a machine. Raises RequestError for a device that it does not have."""
@@ -140,10 +144,8 @@ class ResolvedRun:
         return not self.decoder.needs_training or self.spec.method in self.preset.trained
 
     def _unusual(self, role: str, name: str) -> bool:
-        unsaid: dict[str, Any] = {role: None}
-        usual = replace(self.spec, **unsaid)
         try:
-            return companion_of(usual, self.preset, role) != name
+            return companion_of(self.spec, self.preset, role, None) != name
         except RequestError:
             return False  # the model names none, so there is no other to tell it from
 
@@ -159,7 +161,7 @@ class ResolvedRun:
         return options.threshold_unit(type(self.config)) if self.threshold is not None else ""
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Json]:
         """Every option of the method, after defaults."""
         return options.flat(self.config)
 
@@ -227,7 +229,9 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     check_sampling(spec, decoder, config)
     check_cache(spec, preset, decoder, attention)
     needed = decoder.needs(config, attention)
-    companions = {role: companion_of(spec, preset, role) for role in needed if role != "target"}
+    companions = {
+        role: companion_of(spec, preset, role, getattr(spec, role, None)) for role in needed if role != "target"
+    }
     for role, name in companions.items():
         check_helper(role, preset, resolve(name))
     if decoder.needs_training and spec.method not in preset.trained:
@@ -251,10 +255,10 @@ def _block_length(spec: RunSpec, preset: Preset, attention: str | None) -> int:
     return (gen_length_of(spec, preset) or usual) if preset.whole_answer else usual
 
 
-def _bind(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Any, list[str]]:
+def _bind(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Options, list[str]]:
     """The decoder's options: the preset's, then ``--set``, then ``--threshold``; with notes for the user."""
     values = {**preset.settings.get(spec.method, {}), **spec.settings.get(spec.method, {})}
-    config = options.bind(decoder.Config, values, spec.method)
+    config: Options = options.bind(decoder.Config, values, spec.method)
     if spec.threshold is None:
         return config, []
     name = options.threshold_field(decoder.Config)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlmbench.errors import RequestError
 from dlmbench.models.compatibility import attention_type
 from dlmbench.models.presets import PRESETS, Preset, config_of, resolve
 from dlmbench.request.shared import SharedOptions
-from dlmbench.tasks import protocols
+from dlmbench.tasks import protocols, task_files
 
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
     from dlmbench.backbone.descriptor import Descriptor
-    from dlmbench.decoders.base import Decoder
+    from dlmbench.decoders.base import Decoder, Marker, Options
     from dlmbench.request.run_spec import RunSpec
 
 USUAL_BLOCK = 4  # of full attention, where block length is a choice and nobody makes it
@@ -78,17 +77,13 @@ def gen_length_of(spec: RunSpec, preset: Preset) -> int | None:
     return spec.gen_length or (asked and asked.gen_length) or preset.gen_length.get(spec.task.partition("/")[0])
 
 
-def answer_of(task: str) -> Mapping[str, Any] | None:
-    """A task's answer marker: {"text", "position", "window"}, positions counted from the prompt's end."""
-    from dlmbench.tasks import task_files
-
+def answer_of(task: str) -> Marker | None:
+    """A task's answer marker, positions counted from the prompt's end."""
     file = task_files.find(task)
     return file.metadata.get("answer") if file else None
 
 
-def check_shared(
-    spec: RunSpec, preset: Preset, decoder: type[Decoder], shared: SharedOptions
-) -> Mapping[str, Any] | None:
+def check_shared(spec: RunSpec, preset: Preset, decoder: type[Decoder], shared: SharedOptions) -> Marker | None:
     """Refuse options of cache, sampling and oracle that cannot act; returns the marker to be written in advance."""
     _check_oracle(spec, preset, shared)
     full = attention_type(preset) in ("full", None)
@@ -131,8 +126,6 @@ def _check_oracle(spec: RunSpec, preset: Preset, shared: SharedOptions) -> None:
         )
     if shared.sampling.guidance:
         raise RequestError(f"Guidance needs a model that reads its prompt, and {spec.model} is none: leave it out.")
-    from dlmbench.tasks import task_files
-
     file = task_files.find(spec.task)
     if file and "answers" not in file.metadata:
         raise RequestError(
@@ -182,7 +175,7 @@ def check_cache(spec: RunSpec, preset: Preset, decoder: type[Decoder], attention
         )
 
 
-def check_sampling(spec: RunSpec, decoder: type[Decoder], config: Any) -> None:
+def check_sampling(spec: RunSpec, decoder: type[Decoder], config: Options) -> None:
     """Refuse sampling that the method has no rule for."""
     from dlmbench.decoders.predict import Sampling
 
@@ -191,10 +184,10 @@ def check_sampling(spec: RunSpec, decoder: type[Decoder], config: Any) -> None:
         raise RequestError(objection)
 
 
-def companion_of(spec: RunSpec, preset: Preset, role: str) -> str:
-    """The model that plays a role: given, or the preset's."""
+def companion_of(spec: RunSpec, preset: Preset, role: str, given: str | None) -> str:
+    """The model that plays a role: the one that was given, or the preset's."""
     usual = preset.companions.get(f"{role}/{spec.method}") or preset.companions.get(role)
-    given = getattr(spec, role, None) or usual
+    given = given or usual
     if role == "head":
         given = given or (spec.model if _holds_head(preset) else None)
         if given is None:

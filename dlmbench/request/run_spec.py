@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlmbench.backbone.descriptor import ATTENTIONS, GRIDS, Descriptor
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 from dlmbench.models.presets import default_model
 from dlmbench.request import values
 from dlmbench.request.shared import OWNERS, POLICIES
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SERVED = "served"  # the method of a run whose answers a server gives
 APIS = ("dlmbench", "sglang", "vllm", "lmdeploy", "diffulex", "openai")  # interfaces of servers
+T = TypeVar("T")
 HELPERS = ("draft", "guide", "reference", "head")
 BASELINES = ("static", "threshold")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -51,30 +53,46 @@ class Option:
         paired: must two rows share it to be compared item by item?
         place: names a model, a folder or a file.
         local: how this process decodes; a server decides that itself.
+        about: "items" for what is asked of a task or a server, and where rows are kept, which verbs that decode other
+            prompts do not take; "rule" for the decoder's own rule, whatever the network; else empty.
+        word: for it before its value, where that tells two rows apart; empty where the value says all, None for its
+            name.
+        told: published with a paper's figures, and named where ours is another (`dlmbench.analysis.published`).
     """
 
     help: str
-    convert: Converter
+    convert: Converter[object]
     shown: str | None = None
     panel: str | None = None
     many: bool = True
     key: str = ""
     paired: bool = False
     place: bool = False
+    about: str = ""
+    told: bool = False
+    word: str | None = None
     local: bool = False
 
 
-def option(default: Any, help: str, convert: Converter, **more: Any) -> Any:
-    """A field of `RunSpec`; `more` as in `Option`."""
-    return field(default=default, metadata={"option": Option(help, convert, **more)})
+def option(
+    default: T, help: str, convert: Converter[T], *, shown: str | None = None, panel: str | None = None,
+    many: bool = True, key: str = "", paired: bool = False, place: bool = False, about: str = "", told: bool = False,
+    word: str | None = None, local: bool = False,
+) -> T:  # fmt: skip
+    """A field of `RunSpec`; the rest as in `Option`."""
+    known = Option(help, convert, shown, panel, many, key, paired, place, about, told, word, local)
+    return field(default=default, metadata={"option": known})
 
 
-def _helper(help: str) -> Any:
+def _helper(help: str) -> str | None:
     return option(None, help, optional(text), panel="Models", place=True, local=True)
 
 
-_TOLD: dict[str, Any] = {"panel": "Models", "shown": "by model"}  # of a checkpoint that does not say it
-_DESCRIBED: dict[str, Any] = {**_TOLD, "local": True}
+def _described(help: str, convert: Converter[T], many: bool = True, local: bool = True) -> T | None:
+    """What the user says of a checkpoint that does not say it."""
+    return option(None, help, optional(convert), panel="Models", shown="by model", many=many, local=local)
+
+
 _SERVER = "Server"  # panel
 
 
@@ -82,16 +100,24 @@ _SERVER = "Server"  # panel
 class RunSpec:
     """One row of a table: a method at one setting, on one task, with one model."""
 
-    method: str = field(metadata={"option": Option("Decoding method; see dlmbench list methods.", text, key="method")})
-    task: str = field(metadata={"option": Option("Task; see dlmbench list tasks.", text, key="task", paired=True)})
+    method: str = field(
+        metadata={"option": Option("Decoding method; see dlmbench list methods.", text, key="method", about="rule")}
+    )
+    task: str = field(
+        metadata={
+            "option": Option("Task; see dlmbench list tasks.", text, key="task", paired=True, about="items", word="")
+        }
+    )
     model: str = field(
         default_factory=default_model,
-        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano", place=True)},
+        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano", place=True, word="")},
     )
     like: str | None = option(
         None, "Preset whose settings a folder or hub name takes, or none.", optional(text), panel="Models"
     )
-    threshold: float | None = option(None, "Value of the method's threshold.", optional(number(float)), local=True)
+    threshold: float | None = option(
+        None, "Value of the method's threshold.", optional(number(float)), about="rule", local=True
+    )
     settings: values.Settings = field(
         default_factory=dict,
         metadata={
@@ -99,101 +125,112 @@ class RunSpec:
                 "An option of a method; see dlmbench show METHOD. Repeatable.",
                 values.settings,
                 many=False,
+                about="rule",
                 local=True,
             )
         },
     )
     against: tuple[str, ...] = option(
-        BASELINES, "Baselines that come along, or none.", values.names, shown="static,threshold", many=False
-    )
-    limit: int | None = option(None, "First N items only.", optional(number(int, 1)))
+        BASELINES, "Baselines that come along, or none.", values.names, shown="static,threshold", many=False,
+        about="items",
+    )  # fmt: skip
+    limit: int | None = option(None, "First N items only.", optional(number(int, 1)), about="items")
     split: str = option(
-        "test", "test reports, dev chooses settings.", one_of(("test", "dev")), key="split", paired=True
-    )
+        "test", "test reports, dev chooses settings.", one_of(("test", "dev")), key="split", paired=True,
+        about="items", word="",
+    )  # fmt: skip
     draft: str | None = _helper("Draft model.")
     guide: str | None = _helper("Guide model.")
     reference: str | None = _helper("Reference model.")
     head: str | None = _helper("Folder of a trained head.")
-    attention: str | None = option(
-        None, f"How the model attends: {', '.join(ATTENTIONS)}.", optional(one_of(ATTENTIONS)), **_DESCRIBED
-    )
-    mask_id: int | None = option(None, "Number of its mask token.", optional(number(int, 0)), **_DESCRIBED)
-    shift: int | None = option(
-        None, "1 when its head predicts the next position, else 0.", optional(number(int, 0, 1)), **_DESCRIBED
-    )
-    grid: str | None = option(None, f"Where its blocks lie: {', '.join(GRIDS)}.", optional(one_of(GRIDS)), **_DESCRIBED)
-    bos: bool | None = option(None, "Begin raw prompts with BOS.", optional(values.flag), **_TOLD)
-    end_ids: tuple[int, ...] | None = option(
-        None, "Tokens that end a row, as 1,2.", optional(values.ids), many=False, **_TOLD
-    )
+    attention: str | None = _described(f"How the model attends: {', '.join(ATTENTIONS)}.", one_of(ATTENTIONS))
+    mask_id: int | None = _described("Number of its mask token.", number(int, 0))
+    shift: int | None = _described("1 when its head predicts the next position, else 0.", number(int, 0, 1))
+    grid: str | None = _described(f"Where its blocks lie: {', '.join(GRIDS)}.", one_of(GRIDS))
+    bos: bool | None = _described("Begin raw prompts with BOS.", values.flag, local=False)
+    end_ids: tuple[int, ...] | None = _described("Tokens that end a row, as 1,2.", values.ids, many=False, local=False)
     block_length: int | None = option(
-        None,
-        "Positions decoded together.",
-        optional(number(int, 1)),
-        shown="by model",
-        paired=True,
-        local=True,
-    )
-    gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task")
+        None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True, about="rule",
+        told=True, word="block", local=True,
+    )  # fmt: skip
+    gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task", told=True)
     cache: str = option(
-        "none",
-        f"{', '.join(POLICIES)} (bidirectional).",
-        one_of(tuple(POLICIES)),
-        key="cache",
-        paired=True,
-        local=True,
-    )
+        "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True,
+        told=True, local=True,
+    )  # fmt: skip
     store: str | None = option(
         None, "fused, or separate: an extra forward a block.", optional(one_of(("fused", "separate"))),
         shown="fused where it can be", key="store", paired=True, local=True,
     )  # fmt: skip
     protocol: str = option(
         DEFAULT, "How the task is asked and read; see dlmbench list protocols.", one_of((DEFAULT, *PROTOCOLS)),
-        paired=True,
+        paired=True, about="items",
     )  # fmt: skip
-    num_fewshot: int | None = option(None, "Worked examples.", optional(number(int, 0)), shown="by task")
+    num_fewshot: int | None = option(
+        None, "Worked examples.", optional(number(int, 0)), shown="by task", about="items", told=True
+    )
     chat_template: bool | None = option(
         None, "Put prompts into the model's chat markup.", optional(values.flag), shown="by model"
     )
-    temperature: float = option(0.0, "0 is greedy.", number(float, 0), key="sampling.temperature", paired=True)
-    top_k: int = option(0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True, local=True)
-    top_p: float = option(1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True, local=True)
-    batch_size: int | str = option(
-        "auto", "Rows decoded together.", values.batch_size, key="batch_size", paired=True, local=True
+    temperature: float = option(
+        0.0, "0 is greedy.", number(float, 0), key="sampling.temperature", paired=True, about="rule", told=True
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True, local=True)
+    top_k: int = option(
+        0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True, about="rule", told=True, local=True
+    )
+    top_p: float = option(
+        1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True, about="rule", told=True, local=True
+    )
+    batch_size: int | str = field(
+        default="auto",
+        metadata={
+            "option": Option(
+                "Rows decoded together.",
+                values.batch_size,
+                key="batch_size",
+                paired=True,
+                told=True,
+                word="batch",
+                local=True,
+            )
+        },
+    )
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True, word="", local=True
+    )
     dtype: str = option(
-        "auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True, local=True
+        "auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True, word="", local=True
     )
-    seed: int = option(0, "Seed of every draw.", number(int, 0), key="seed", paired=True)
+    seed: int = option(0, "Seed of every draw.", number(int, 0), key="seed", paired=True, about="rule")
     data_dir: str | None = option(
-        None, "Folder with the task's JSONL files, instead of the hub.", optional(text), many=False
+        None, "Folder with the task's JSONL files, instead of the hub.", optional(text), many=False, about="items"
     )
-    out: str = option("runs", "Where run folders are kept.", text, panel="Output", many=False)
+    out: str = option("runs", "Where run folders are kept.", text, panel="Output", many=False, about="items")
     plugin: str | None = option(
-        None, "Python file that registers a decoder.", optional(text), many=False, place=True, local=True
+        None, "Python file that registers a decoder.", optional(text), many=False, place=True, about="rule", local=True
     )
     server: str | None = option(
         None, "Ask the server at this URL, which decodes as it was started to.", optional(text), panel=_SERVER,
-        many=False,
+        many=False, about="items",
     )  # fmt: skip
     api: str | None = option(
-        None, f"Its interface: {', '.join(APIS)}.", optional(one_of(APIS)), panel=_SERVER, paired=True, many=False
-    )
+        None, f"Its interface: {', '.join(APIS)}.", optional(one_of(APIS)), panel=_SERVER, paired=True, many=False,
+        about="items", word="",
+    )  # fmt: skip
     concurrency: int | None = option(
-        None, "Requests under way at a time.", optional(number(int, 1)), shown="1", panel=_SERVER
+        None, "Requests under way at a time.", optional(number(int, 1)), shown="1", panel=_SERVER, about="items"
     )
     rate: float | None = option(
         None, "Requests a second that arrive at random in timed passes, instead of one after another.",
-        optional(number(float, 1e-6)), panel=_SERVER,
+        optional(number(float, 1e-6)), panel=_SERVER, about="items",
     )  # fmt: skip
     slo: float | None = option(
-        None, "Seconds that a request may take: how many a second do?", optional(values.seconds), panel=_SERVER
-    )
+        None, "Seconds that a request may take: how many a second do?", optional(values.seconds), panel=_SERVER,
+        about="items",
+    )  # fmt: skip
     server_flags: str | None = option(
         None, "What it was started with, where it does not tell: part of the row's name and key.",
-        optional(values.placeless),
-        panel=_SERVER, many=False,
+        optional(values.placeless), panel=_SERVER, many=False, about="items",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -220,7 +257,7 @@ class RunSpec:
         """Does it speak of a server? Then `dlmbench.request.served` says whether it is a run."""
         return self.method == SERVED or any(getattr(self, name) is not None for name in REMOTE)
 
-    def baseline(self, method: str, threshold: float | None, own: Mapping[str, Any] = MappingProxyType({})) -> RunSpec:
+    def baseline(self, method: str, threshold: float | None, own: Mapping[str, Json] = MappingProxyType({})) -> RunSpec:
         """This run by another method, with that method's `own` settings, beside which it is judged."""
         return replace(
             self,
@@ -244,13 +281,13 @@ class RunSpec:
         )
 
     @property
-    def shared_settings(self) -> dict[str, dict[str, Any]]:
+    def shared_settings(self) -> dict[str, dict[str, Json]]:
         """Settings that reach every method of the run."""
         return {owner: dict(self.settings[owner]) for owner in OWNERS if owner in self.settings}
 
-    def portable(self) -> dict[str, Any]:
+    def portable(self) -> dict[str, Json]:
         """The spec as JSON that names no place on this machine: folders and files become their last component."""
-        record = dataclasses.asdict(self)
+        record: dict[str, Json] = dataclasses.asdict(self)
         for name, known in OPTIONS.items():
             if known.place:
                 record[name] = _placeless(record[name])
@@ -260,12 +297,23 @@ class RunSpec:
         return record
 
     @classmethod
-    def from_portable(cls, record: Mapping[str, Any]) -> RunSpec:
+    def from_portable(cls, record: Mapping[str, Json]) -> RunSpec:
         """What `portable` wrote, by this or an earlier version."""
-        return cls(**{name: value for name, value in record.items() if name in OPTIONS})
+        return cls.written({name: value for name, value in record.items() if name in OPTIONS})
+
+    @classmethod
+    def from_flags(cls, given: Mapping[str, Json], **usual: Json) -> RunSpec:
+        """From the flags of a verb, ``set`` as it was written; `usual`: what the verb settles itself."""
+        options = {name: value for name, value in given.items() if name != "set"}
+        return cls.written({**usual, **options, "settings": values.assigned(given.get("set"))})
+
+    @classmethod
+    def written(cls, options: Mapping[str, Any]) -> RunSpec:
+        """From options as flags, recipes and files have them: each is converted by its own `Option`."""
+        return cls(**options)
 
 
-def _placeless(value: Any) -> Any:
+def _placeless(value: Json) -> Json:
     """The last component of what names a place on this machine; anything else as it is."""
     if isinstance(value, str) and value and (Path(value).is_absolute() or Path(value).exists()):
         return Path(value).name

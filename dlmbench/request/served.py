@@ -57,7 +57,7 @@ class ServedRun(ResolvedRun):
 
     @property
     def version(self) -> str:
-        return self.facts.version or "not told"
+        return (self.server and self.server.version) or "not told"
 
     @property
     def parameters(self) -> dict[str, Json]:

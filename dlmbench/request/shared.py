@@ -6,12 +6,17 @@ They reach every method of a run, its baselines included, so that rows stay comp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dlmbench.oracle.options import OracleOptions
 from dlmbench.request import options
+
+if TYPE_CHECKING:
+    from dlmbench.files import Json
+    from dlmbench.request.values import Settings
+
+T = TypeVar("T")
 
 OWNERS = ("cache", "sampling", "oracle")
 
@@ -37,7 +42,7 @@ POLICIES = {  # name -> (what a forward recomputes, what is approximated by that
 }
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+def _option(default: T, help: str, choices: tuple[str, ...] = ()) -> T:
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -88,15 +93,16 @@ class SharedOptions:
     oracle: OracleOptions
 
     @classmethod
-    def bind(cls, settings: Mapping[str, Mapping[str, Any]], preset: Mapping[str, Mapping[str, Any]]) -> SharedOptions:
+    def bind(cls, settings: Settings, preset: Settings) -> SharedOptions:
         """From ``--set`` values on top of a preset's. Raises RequestError for unknown options and wrong values."""
-        kinds = {"cache": CacheOptions, "sampling": SamplingOptions, "oracle": OracleOptions}
-        return cls(**{
-            owner: options.bind(kind, {**preset.get(owner, {}), **settings.get(owner, {})}, owner)
-            for owner, kind in kinds.items()
-        })  # fmt: skip
+        cache, sampling, oracle = ({**preset.get(owner, {}), **settings.get(owner, {})} for owner in OWNERS)
+        return cls(
+            options.bind(CacheOptions, cache, "cache"),
+            options.bind(SamplingOptions, sampling, "sampling"),
+            options.bind(OracleOptions, oracle, "oracle"),
+        )
 
-    def chosen(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Json]:
         """Every option that differs from its default, as ``owner.name``."""
         return {
             f"{owner}.{f.name}": getattr(group, f.name)

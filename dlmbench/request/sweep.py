@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Machine, ResolvedRun, with_baselines
 from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
 from dlmbench.request.shared import OWNERS
-from dlmbench.request.values import parse_assignments, parse_values
+from dlmbench.request.suite import Suite
+from dlmbench.request.values import assigned, number, optional, parse_values
 
-_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on")
+_RECIPE_KEYS = ("name", "description", "tasks", "methods", "tune_on", "dev_limit", "suite")
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,22 @@ class SweepSpec:
     out: str = "runs"
     tune_on: str | None = None  # "dev": each method's setting is chosen there, and reported on test
     description: str = ""
+    dev_limit: int | None = None  # items of a trial on dev; None: as many as are reported on
+    reported: tuple[RunSpec, ...] = ()  # of the runs: those of entries with ``report: all``, whatever dev says
+    suite: Suite | None = None  # what a frozen sweep holds to
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise RequestError(f"Sweep {self.name!r} has no runs; name at least one method and one task.")
         if self.tune_on not in (None, "dev"):
             raise RequestError(f"tune_on is {self.tune_on!r}; settings are chosen on dev or not at all.")
+        if not self.tune_on and (self.dev_limit is not None or self.reported):
+            raise RequestError("dev_limit and report belong to settings chosen on dev: add tune_on: dev.")
         if self.tune_on in {spec.split for spec in self.runs}:
             raise RequestError("Settings chosen on dev cannot be reported on dev: leave --split or --tune-on out.")
 
     @classmethod
-    def from_recipe(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
+    def from_recipe(cls, path: str | Path, overrides: Mapping[str, Json] | None = None) -> SweepSpec:
         """Read a recipe file; `overrides` (flags) win over everything in it.
 
         A recipe has ``tasks`` and ``methods``, lists of names or of mappings with any option of ``run`` (and ``set``);
@@ -49,10 +55,10 @@ class SweepSpec:
         return _sweep(record, given, default_name=Path(path).stem)
 
     @classmethod
-    def from_flags(cls, flags: Mapping[str, Any]) -> SweepSpec:
+    def from_flags(cls, flags: Mapping[str, Json]) -> SweepSpec:
         """The same from flags: ``method``, ``task``, ``set`` and any option, as lists or ranges."""
         given = dict(flags)
-        record = {
+        record: dict[str, Json] = {
             "tasks": parse_values(given.pop("task", None) or []),
             "methods": parse_values(given.pop("method", None) or []),
         }
@@ -70,14 +76,19 @@ class SweepSpec:
         Duplicates are dropped: a method without a threshold runs once.
         """
         unique: dict[str, ResolvedRun] = {}
+        reported = {id(spec) for spec in self.reported}
         for spec in with_baselines(self.runs):
             run = spec.resolve(machine)
-            unique.setdefault(same_request(run), run)
+            first = unique.setdefault(same_request(run), run)
+            if id(spec) in reported:
+                unique[same_request(run)] = replace(first, reported=True)
+        if self.suite:
+            self.suite.check_grid(list(unique.values()))
         notes = [note for run in unique.values() for note in run.notes]
         return list(unique.values()), list(dict.fromkeys(notes))
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(path: str | Path) -> dict[str, Json]:
     """A recipe file as a mapping. Raises RequestError when it is missing or no mapping."""
     import yaml
 
@@ -93,36 +104,51 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def _sweep(record: Mapping[str, Any], given: dict[str, Any], default_name: str) -> SweepSpec:
+def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str) -> SweepSpec:
     if not record.get("tasks") or not record.get("methods"):
         raise RequestError(f"Recipe {default_name} needs tasks and methods; dlmbench show reproduce is an example.")
-    tune_on = given.pop("tune_on", None) or record.get("tune_on")
+    tune_on = given.pop("tune_on", None) or record.get("tune_on") or None
+    dev_limit = optional(number(int, 1))(given.pop("dev_limit", None) or record.get("dev_limit"), "dev_limit")
     given = {name: value for name, value in given.items() if value is not None}
     _refuse_unknown(given)
     common = {name: value for name, value in record.items() if name not in _RECIPE_KEYS}
     tasks = _chosen(record["tasks"], "task", given.pop("task", None))
     methods = _chosen(record["methods"], "method", given.pop("method", None))
-    _refuse_strangers(given.get("set"), [entry["method"] for entry in methods])
+    _refuse_strangers(given.get("set"), [str(entry["method"]) for entry in methods])
     runs: list[RunSpec] = []
+    reported: list[RunSpec] = []
     for task, method in itertools.product(tasks, methods):
-        runs.extend(_expand(common, task, method, given))
+        expanded = list(_expand(common, task, {name: one for name, one in method.items() if name != "report"}, given))
+        runs += expanded
+        reported += expanded if _reports_all(method) else []
+    name = str(record.get("name", default_name))
     return SweepSpec(
-        str(record.get("name", default_name)),
+        name,
         tuple(runs),
         runs[0].out if runs else "runs",
-        tune_on,
+        None if tune_on is None else str(tune_on),
         str(record.get("description", "")),
+        dev_limit,
+        tuple(reported),
+        Suite.of(name, record["suite"]) if "suite" in record else None,
     )
 
 
-def _refuse_unknown(given: Mapping[str, Any]) -> None:
+def _reports_all(method: Mapping[str, Json]) -> bool:
+    """Are all settings of an entry reported, and not only the chosen one? Raises RequestError for another value."""
+    if method.get("report", "all") != "all":
+        raise RequestError(f"report of {method['method']} is {method['report']!r}; it takes all, or is left out.")
+    return "report" in method
+
+
+def _refuse_unknown(given: Mapping[str, Json]) -> None:
     for name in given:
         if name not in (*OPTIONS, "set"):
             raise RequestError(_unknown_key(name))
 
 
-def _refuse_strangers(assignments: Sequence[str] | None, methods: list[str]) -> None:
-    for owner in parse_assignments(assignments or ()):
+def _refuse_strangers(assignments: Json, methods: list[str]) -> None:
+    for owner in assigned(assignments):
         if owner not in (*methods, *OWNERS):
             raise RequestError(
                 f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); add it to --method."
@@ -135,11 +161,11 @@ def _unknown_key(name: str) -> str:
     return f"Unknown option {name!r}: " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
 
 
-def _chosen(entries: Any, key: str, wanted: Any) -> list[dict[str, Any]]:
+def _chosen(entries: Json, key: str, wanted: Json) -> list[dict[str, Json]]:
     """Entries of a recipe's list as mappings; a flag of the same name keeps those it lists."""
-    result = []
+    result: list[dict[str, Json]] = []
     for entry in entries if isinstance(entries, list) else [entries]:
-        mapping = dict(entry) if isinstance(entry, Mapping) else {key: entry}
+        mapping: dict[str, Json] = entry if isinstance(entry, dict) else {key: entry}
         if key not in mapping:
             raise RequestError(f"An entry of {key}s has no {key}: {mapping!r}.")
         result.append(mapping)
@@ -148,20 +174,21 @@ def _chosen(entries: Any, key: str, wanted: Any) -> list[dict[str, Any]]:
     names = parse_values(wanted)
     missing = [name for name in names if name not in [entry[key] for entry in result]]
     if missing:
-        raise RequestError(f"The recipe has no {key} {missing[0]!r}; it has {', '.join(e[key] for e in result)}.")
+        there = ", ".join(str(entry[key]) for entry in result)
+        raise RequestError(f"The recipe has no {key} {missing[0]!r}; it has {there}.")
     return [entry for entry in result if entry[key] in names]
 
 
 def _expand(
-    common: Mapping[str, Any], task: Mapping[str, Any], method: Mapping[str, Any], given: Mapping[str, Any]
+    common: Mapping[str, Json], task: Mapping[str, Json], method: Mapping[str, Json], given: Mapping[str, Json]
 ) -> Iterable[RunSpec]:
     """All combinations of the lists and ranges in the merged options; later mappings win."""
-    merged: dict[str, Any] = {}
-    axes: dict[tuple[str, str], list[Any]] = {}  # (owner, option) -> values; owner "" is an option of the run itself
+    merged: dict[str, Json] = {}
+    axes: dict[tuple[str, str], list[Json]] = {}  # (owner, option) -> values; owner "" is an option of the run itself
     for layer in (common, task, method, given):
         for name, value in layer.items():
             if name == "set":
-                axes.update(_set_axes(value, method["method"]))
+                axes.update(_set_axes(value, str(method["method"])))
             elif name not in OPTIONS:
                 raise RequestError(_unknown_key(name))
             else:
@@ -174,26 +201,24 @@ def _expand(
     ordered = sorted(axes, key=lambda axis: (axis[0] != "", axis[1] == "threshold"))
     for combination in itertools.product(*(axes[axis] for axis in ordered)):
         plain = dict(single)
-        settings: dict[str, dict[str, Any]] = {}
+        settings: dict[str, dict[str, Json]] = {}
         for (owner, name), value in zip(ordered, combination):
             if owner:
                 settings.setdefault(owner, {})[name] = value
             else:
                 plain[name] = value
-        yield RunSpec(**{**plain, "settings": settings})
+        yield RunSpec.written({**plain, "settings": settings})
 
 
-def _is_folder(name: str, value: Any) -> bool:
+def _is_folder(name: str, value: Json) -> bool:
     """One model whose folder has a comma in its name, which would be taken for a list?"""
     return name in ("model", *HELPERS) and isinstance(value, str) and Path(value).expanduser().is_dir()
 
 
-def _set_axes(value: Any, method: str) -> dict[tuple[str, str], list[Any]]:
+def _set_axes(value: Json, method: str) -> dict[tuple[str, str], list[Json]]:
     """``set`` of a recipe ({option: values} of the entry's method, or {method.option: values}), or of flags."""
     if not isinstance(value, Mapping):
-        value = {
-            f"{owner}.{name}": one for owner, inner in parse_assignments(value).items() for name, one in inner.items()
-        }
+        value = {f"{owner}.{name}": one for owner, inner in assigned(value).items() for name, one in inner.items()}
     found = {}
     for name, values in value.items():
         owner, dot, option = str(name).rpartition(".")

@@ -14,12 +14,16 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar, overload
 
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 
-Converter: TypeAlias = Callable[[Any, str], Any]
-Settings: TypeAlias = Mapping[str, Mapping[str, Any]]  # owner -> option -> value, as ``--set owner.option=value`` says
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+Hint: TypeAlias = object  # an annotation: a class, or what `typing` makes of several
+Converter: TypeAlias = Callable[[object, str], T]
+Settings: TypeAlias = Mapping[str, Mapping[str, Json]]  # owner -> option -> value: ``--set owner.option=value``
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER}):({_NUMBER})(?::({_NUMBER}))?")
@@ -30,7 +34,7 @@ _LONGEST_RANGE = 1000
 # --- lists, ranges and assignments ----------------------------------------------------------------------------------
 
 
-def parse_values(value: Any) -> list[Any]:
+def parse_values(value: Json | tuple[Json, ...]) -> list[Json]:
     """The values an option of a sweep takes: ``"0.3:0.95:0.05"`` (ends included), ``"a,b"``, a list, or one value.
 
     Numbers of a range are made in decimal arithmetic, so that 0.3 + 12 * 0.05 is 0.9 and not 0.9000000000000001.
@@ -45,7 +49,7 @@ def parse_values(value: Any) -> list[Any]:
     return [one for part in parts for one in _parse_part(part)]
 
 
-def _parse_part(part: str) -> list[str] | list[int | float]:
+def _parse_part(part: str) -> list[Json]:
     match = _RANGE.fullmatch(part)
     if not match:
         return [part]
@@ -75,10 +79,23 @@ def parse_assignments(items: Iterable[str]) -> dict[str, dict[str, str]]:
     return settings
 
 
+def assigned(value: Json) -> dict[str, dict[str, str]]:
+    """The same of a flag's value: a list of assignments, one, or none."""
+    return parse_assignments(map(str, value if isinstance(value, list) else [value] if value else []))
+
+
 # --- one value ------------------------------------------------------------------------------------------------------
 
 
-def convert(value: Any, hint: Any, name: str) -> Any:
+@overload
+def convert(value: object, hint: type[T], name: str) -> T: ...
+
+
+@overload
+def convert(value: object, hint: Hint, name: str) -> object: ...
+
+
+def convert(value: object, hint: Hint, name: str) -> object:
     """`value` as the annotated type `hint`: int, float, bool, str, Literal, Enum, an optional or a tuple of these."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -95,7 +112,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     return _scalar(value, hint, name)
 
 
-def _first_that_fits(value: Any, hints: list[Any], name: str) -> Any:
+def _first_that_fits(value: object, hints: list[Hint], name: str) -> object:
     for hint in hints[:-1]:
         try:
             return convert(value, hint, name)
@@ -104,14 +121,14 @@ def _first_that_fits(value: Any, hints: list[Any], name: str) -> Any:
     return convert(value, hints[-1], name)
 
 
-def _choice(value: Any, choices: dict[str, Any], name: str) -> Any:
+def _choice(value: object, choices: Mapping[str, T], name: str) -> T:
     text = str(value)
     if text not in choices:
         raise RequestError(f"{name} is {text!r}; it takes one of {', '.join(choices)}.")
     return choices[text]
 
 
-def _scalar(value: Any, hint: Any, name: str) -> Any:
+def _scalar(value: object, hint: Hint, name: str) -> object:
     text = str(value).strip()
     if hint is bool:
         if text.lower() in _TRUE + _FALSE:
@@ -136,27 +153,27 @@ def _scalar(value: Any, hint: Any, name: str) -> Any:
 # --- converters -----------------------------------------------------------------------------------------------------
 
 
-def text(value: Any, name: str) -> str:
+def text(value: object, name: str) -> str:
     """A name."""
     if not isinstance(value, str) or not value.strip():
         raise RequestError(f"{name} is {value!r}; it takes a name.")
     return value.strip()
 
 
-def flag(value: Any, name: str) -> bool | None:
+def flag(value: object, name: str) -> bool:
     """True or false, in words too."""
     return convert(value, bool, name)
 
 
-def optional(inner: Converter) -> Converter:
+def optional(inner: Converter[T]) -> Converter[T | None]:
     """None, or what `inner` takes."""
     return lambda value, name: None if value is None else inner(value, name)
 
 
-def number(kind: type, low: float | None = None, high: float | None = None) -> Converter:
+def number(kind: type[N], low: float | None = None, high: float | None = None) -> Converter[N]:
     """An int or a float within bounds, ends included."""
 
-    def converted(value: Any, name: str) -> Any:
+    def converted(value: object, name: str) -> N:
         found = convert(value, kind, name)
         if (low is not None and found < low) or (high is not None and found > high) or found != found:
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
@@ -166,11 +183,11 @@ def number(kind: type, low: float | None = None, high: float | None = None) -> C
     return converted
 
 
-def one_of(choices: Sequence[str]) -> Converter:
+def one_of(choices: Sequence[str]) -> Converter[str]:
     """One of these words."""
 
-    def converted(value: Any, name: str) -> str:
-        if value not in choices:
+    def converted(value: object, name: str) -> str:
+        if not isinstance(value, str) or value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"did you mean {near[0]}? It" if near else "it"
             raise RequestError(f"{name} is {value!r}: {hint} takes one of {', '.join(choices)}.")
@@ -179,12 +196,12 @@ def one_of(choices: Sequence[str]) -> Converter:
     return converted
 
 
-def batch_size(value: Any, name: str) -> int | str:
+def batch_size(value: object, name: str) -> int | str:
     """``auto`` or a number of rows."""
-    return value if value == "auto" else number(int, 1)(value, name)
+    return "auto" if value == "auto" else number(int, 1)(value, name)
 
 
-def device(value: Any, name: str) -> str:
+def device(value: object, name: str) -> str:
     """auto, cpu, cuda or cuda:N."""
     kind, _, index = str(value).partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
@@ -192,20 +209,22 @@ def device(value: Any, name: str) -> str:
     return str(value)
 
 
-def names(value: Any, name: str) -> tuple[str, ...]:
+def names(value: object, name: str) -> tuple[str, ...]:
     """Names separated by commas, or a list of them; ``none`` is no name."""
-    parts = value.split(",") if isinstance(value, str) else list(value or ())
+    if not isinstance(value, str | Iterable | None):
+        raise RequestError(f"{name} is {value!r}; it takes names separated by commas.")
+    parts = value.split(",") if isinstance(value, str) else map(str, value or ())
     found = tuple(part.strip() for part in parts if part.strip())
     return () if found == ("none",) else found
 
 
-def ids(value: Any, name: str) -> tuple[int, ...]:
+def ids(value: object, name: str) -> tuple[int, ...]:
     """Numbers of tokens separated by commas, or a list of them."""
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     return tuple(number(int, 0)(part, name) for part in parts)
 
 
-def seconds(value: Any, name: str) -> float:
+def seconds(value: object, name: str) -> float:
     """Seconds above 0, as 2, 2s or 500ms."""
     written = str(value).strip()
     unit = next((unit for unit in ("ms", "s") if written.endswith(unit)), "")
@@ -213,12 +232,12 @@ def seconds(value: Any, name: str) -> float:
     return found / 1000 if unit == "ms" else found
 
 
-def placeless(value: Any, name: str) -> str:
+def placeless(value: object, name: str) -> str:
     """A text in which every path has become its last component."""
     return re.sub(r"(?:(?<=^)|(?<=[\s=:,]))(?:~|\.{1,2})?/\S*/(?=\S)", "", text(value, name))
 
 
-def settings(value: Any, name: str) -> dict[str, dict[str, Any]]:
+def settings(value: object, name: str) -> Settings:
     """What ``--set`` says: owner -> option -> value."""
     if not isinstance(value, Mapping) or not all(isinstance(inner, Mapping) for inner in value.values()):
         raise RequestError(f"{name} is {value!r}; it maps methods to their options.")

@@ -160,17 +160,14 @@ def _nearest(runs: Sequence[Planned], number: int) -> Trial | None:
 
 def _try(run: Run, local: LocalRunner, allowed: float, loads: dict[str, float]) -> Trial:
     """Decode a few items within about `allowed` seconds; loading is measured apart, in `loads`."""
-    from dlmbench.tasks.lm import evaluate
-
     began = time.monotonic()
-    engine = local.loaders.build(run.resolved)
+    engine = local.catalog.loaders.build(run.resolved)
     loads.setdefault(canonical(run.identity["weights"]), time.monotonic() - began)
     items, tokens = _affordable(run, engine, allowed)
     engine.shapes.clear()
     began = time.monotonic()
-    found = evaluate(
-        run.task, engine, [replace(item, max_tokens=tokens) for item in items], seed=run.resolved.spec.seed
-    )
+    shorter = [replace(item, max_tokens=tokens) for item in items]
+    found = run.task.evaluate(engine, shorter, seed=run.resolved.spec.seed)
     seconds = time.monotonic() - began
     more, slower = _growth(run, engine, tokens, [generation for _, generation, _ in found])
     calls = sum(sum(generation.forward_counts.values()) for _, generation, _ in found)
@@ -220,6 +217,7 @@ def _add_up(runs: Sequence[Planned], local: LocalRunner, loads: dict[str, float]
             continue
         batch, items = run.resolved.batch_size, len(run.items)
         timed = SPEED_REPEATS * min(max(SPEED_LEAST, SPEED_ROUNDS * batch), items) + min(batch, items)
+        timed = 0 if one.resolved.trial else timed
         recorded = 0 if local.traced(run) else min(batch, items)  # few items, in about the time of a full batch
         if run.folder.path.parent not in roots:
             prices.read(local.catalog.index(run.resolved.spec.out).runs())

@@ -23,7 +23,7 @@ from dlmbench.runs.aggregate import aggregate
 from dlmbench.runs.folder import RunFolder, Writer
 from dlmbench.runs.prices import PriceList
 from dlmbench.runs.record import Calibration, Rate, Sample, Speed, Trace
-from dlmbench.runs.recording import TRACED, record
+from dlmbench.runs.recording import TRACED, record, recorded
 from dlmbench.runs.runner import (
     Catalog,
     FittingMachine,
@@ -31,19 +31,17 @@ from dlmbench.runs.runner import (
     NoProgress,
     Progress,
     Run,
-    installed,
     run_each,
     sample_of,
     with_history,
 )
-from dlmbench.runs.states import check_recordable, record_states, recorded, write_states
 from dlmbench.stats import spread
 from dlmbench.threads import THREADS
 
 if TYPE_CHECKING:
     from dlmbench.engine import Engine, Generation, Request
     from dlmbench.tasks.base import Item
-    from dlmbench.tasks.lm import Scores
+    from dlmbench.tasks.evaluate import Scores
 
 SPEED_REPEATS = 3
 SPEED_TRIES = 2  # of all repeats
@@ -73,8 +71,7 @@ class LocalRunner:
     def __init__(
         self, loaders: Loaders | None = None, progress: Progress | None = None, traces: int = TRACED, logits: int = 0
     ):
-        self.loaders = loaders or installed()
-        self.catalog = Catalog(self.loaders)
+        self.catalog = Catalog(loaders)
         self.machine = FittingMachine(self.catalog)
         self.progress = progress or NoProgress()
         self.traces, self.logits = traces, logits
@@ -84,8 +81,11 @@ class LocalRunner:
     def run(self, runs: Iterable[ResolvedRun]) -> list[RunFolder]:
         """Make or resume every run; the finished folders, in their order. Raises RunError as `run_each`."""
         runs = list(runs)
-        for run in runs if self.logits else ():
-            check_recordable(run)
+        if self.logits:
+            from dlmbench.runs.states import check_recordable
+
+            for run in runs:
+                check_recordable(run)
         return run_each(runs, self.run_one)
 
     def run_one(self, resolved: ResolvedRun) -> RunFolder:
@@ -97,7 +97,7 @@ class LocalRunner:
             if not run.folder.finished:  # another process may have finished it meanwhile
                 self._work(run, writer)
             elif not self.recorded(run):
-                self._record(run, self.loaders.build(run.resolved), writer)
+                self._record(run, self.catalog.loaders.build(run.resolved), writer)
         return run.folder
 
     # --- one run ----------------------------------------------------------------------------------------------------
@@ -109,15 +109,15 @@ class LocalRunner:
         manifest = with_history(run.manifest(run.environment()), before, done)
         writer.manifest(manifest)
         self.progress.begin(run.label, done, len(run.items))
-        engine = self.loaders.build(run.resolved)
+        engine = self.catalog.loaders.build(run.resolved)
         if run.missing:
             self._generate(run, engine, writer)
         samples = run.folder.samples
         check_whole(run)
         self.progress.stage("timing")
-        speed = self.speed(run, engine, samples)
+        speed = None if run.resolved.trial else self.speed(run, engine, samples)
         calibration = self.calibration(run, engine, samples)
-        if speed.threads:  # pricing may have changed them since
+        if speed and speed.threads:  # pricing may have changed them since
             manifest = replace(manifest, environment=replace(manifest.environment, threads=speed.threads))
         writer.manifest(replace(manifest, model=run.described(engine), calibration=calibration))
         self._record(run, engine, writer)
@@ -129,9 +129,7 @@ class LocalRunner:
             writer.sample(sample_of(item, generation, scores))
             self.progress.advance()
 
-        from dlmbench.tasks.lm import evaluate
-
-        evaluate(run.task, engine, run.missing, on_item=keep, seed=run.resolved.spec.seed)
+        run.task.evaluate(engine, run.missing, keep, run.resolved.spec.seed)
 
     def speed(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> Speed:
         """Natural-stop speed over the first items: a warm-up, then repeats, and these once more where they lie too far
@@ -160,8 +158,8 @@ class LocalRunner:
         )
 
     def traced(self, run: Run) -> bool:
-        """Are as many items recorded as are wanted?"""
-        return len(run.folder.traces) >= min(self.traces, len(run.items))
+        """Are as many items recorded as are wanted? None are of a trial."""
+        return run.resolved.trial or len(run.folder.traces) >= min(self.traces, len(run.items))
 
     def recorded(self, run: Run) -> bool:
         """The same, and as many items' logits?"""
@@ -174,6 +172,8 @@ class LocalRunner:
         if not self.traced(run):
             writer.traces(self.record(run, engine, run.folder.samples))
         if not self.recorded(run):
+            from dlmbench.runs.states import record_states, write_states
+
             stored = {sample.key: sample.ids for sample in run.folder.samples}
             requests = run.requests(engine, run.items[: self.logits])
             write_states(run.folder.path, record_states(engine, requests, stored))

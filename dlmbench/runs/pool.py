@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.runs.worker import Shard, Worker
@@ -26,6 +26,14 @@ _STORE_BYTES = 256 << 20  # of a local cluster's object store; samples are small
 _STILLBORN = 3  # workers in a row that did not come up, after which the reason is told
 _KNOCK = 5.0  # seconds for a cluster to answer at all
 _PATIENCE = 30.0  # seconds without any room for work before giving up
+
+
+class Node(TypedDict):
+    """What Ray tells of a machine."""
+
+    Alive: bool
+    NodeID: str
+    Resources: dict[str, float]
 
 
 class Lost:
@@ -102,7 +110,7 @@ class Pool:
         """Workers of this kind that the cluster has room for, work of others aside."""
         return sum(int(node["Resources"].get(_COUNTED[kind], 0)) for node in self._nodes())
 
-    def _nodes(self) -> list[dict[str, Any]]:
+    def _nodes(self) -> list[Node]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def staff(self, kind: str, wanted: int) -> None:

@@ -13,11 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dlmbench.backbone.configuration import read_config
 from dlmbench.errors import RequestError
 from dlmbench.files import weight_files
 from dlmbench.models.presets import Preset, resolve
+from dlmbench.models.shapes import SHAPES
 from dlmbench.request import ResolvedRun
 from dlmbench.request.resolved import Machine
+from dlmbench.scoring import capabilities
+from dlmbench.tasks import data, load_task
 
 if TYPE_CHECKING:
     from dlmbench.backbone.config import BackboneConfig
@@ -171,9 +175,6 @@ def fitting_batch(run: ResolvedRun, task: Any, room: int, most: int = 256) -> in
 def config_of_checkpoint(preset: Preset) -> BackboneConfig | None:
     """Backbone configuration of a checkpoint: a preset's known shape, so that what follows from it is the same before
     and after a download; else by its config.json, which the hub's client may fetch; None when neither can be had."""
-    from dlmbench.backbone.configuration import read_config
-    from dlmbench.models.shapes import SHAPES
-
     if preset.shape and not Path(preset.location).expanduser().is_dir():
         return SHAPES[preset.shape]
     folder = config_folder(preset)
@@ -192,8 +193,6 @@ def config_folder(preset: Preset) -> Path | None:
 def _fetched_config(preset: Preset) -> Path | None:
     """Folder with the config.json of a hub checkpoint: the cache's, else fetched where the hub answers."""
     from huggingface_hub import hf_hub_download
-
-    from dlmbench.tasks import data
 
     here = checkpoint_here(preset) is not None or not data._hub_answers()
     try:
@@ -229,8 +228,6 @@ def weights_need(preset: Preset, head: bool = False) -> Need:
 
 
 def _load(run: ResolvedRun) -> tuple[Any, Need]:
-    from dlmbench.tasks import load_task
-
     spec, what = run.spec, f"data of {run.spec.task}"
     try:
         task = load_task(
@@ -244,8 +241,6 @@ def _load(run: ResolvedRun) -> tuple[Any, Need]:
     except RequestError as error:
         return None, Need(what, "missing", str(error))
     if task.is_code:
-        from dlmbench.scoring import capabilities
-
         (wall, (holds, remark)), *_ = capabilities().items()
         if not holds:
             return task, Need(f"{wall} for {spec.task}", "missing", remark)

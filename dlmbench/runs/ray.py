@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dlmbench.errors import RequestError, RunError
 from dlmbench.forwards import ForwardKey
@@ -143,7 +142,7 @@ class RayRunner:
         traces = 0 if self.local.traced(run) else self.local.traces
         shard = Shard(
             open_run.spec, run.key, samples=tuple(run.folder.samples), prices=self.prices, timed=open_run.timed,
-            traces=traces,
+            trial=run.resolved.trial, traces=traces,
         )  # fmt: skip
         self.queue.appendleft(shard)
 
@@ -276,9 +275,9 @@ def _name(shard: Shard) -> str:
 
 def _placed(spec: RunSpec) -> RunSpec:
     """The spec with every place that exists here made absolute: workers may stand in another folder."""
-    places: dict[str, Any] = {}
+    options = {name: getattr(spec, name) for name in OPTIONS}
     for name in (*(name for name, option in OPTIONS.items() if option.place), "data_dir"):
-        value = getattr(spec, name)
+        value = options[name]
         if value and value not in PRESETS and Path(value).expanduser().exists():
-            places[name] = str(Path(value).expanduser().absolute())
-    return replace(spec, **places)
+            options[name] = str(Path(value).expanduser().absolute())
+    return RunSpec.written(options)

@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
+from dlmbench.files import Json as Json
 from dlmbench.forwards import ForwardKey
 from dlmbench.request.run_spec import RunSpec
 
@@ -23,7 +24,6 @@ UNSTEADY = 1.3  # the fastest of repeated passes over the slowest; above it thei
 
 SPARSE = {"sparse": True}  # metadata of a field that is left out of its file where it is None
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target
 Spreads: TypeAlias = dict[ForwardKey, tuple[float, float]]  # the 95 % interval of a price
 
@@ -179,23 +179,19 @@ class ServerFacts:
 
 @dataclass(frozen=True)
 class Environment:
-    """Who made it: nothing here names a host or a path."""
+    """Who made it: nothing here names a host or a path. Parts of a run whose environments are equal were made under
+    the same circumstances."""
 
     device: str
     """Model of the GPU or the processor."""
-    threads: int | None = None
-    """Of torch on the CPU; those of the speed pass."""
+    threads: int | None = field(default=None, compare=False)
+    """Of torch on the CPU; those of the speed pass, which alone they concern."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     commit: str | None = None
     """Of the checkout, None for an installed package."""
-    samples_before: int | None = None
+    samples_before: int | None = field(default=None, compare=False)
     """In a run that several processes made: samples that stood there when this one began."""
-
-    def same_machine(self, other: Environment) -> bool:
-        """Were both parts of a run made under the same circumstances? Threads concern speed alone."""
-        plain = [dataclasses.replace(one, samples_before=None, threads=None) for one in (self, other)]
-        return plain[0] == plain[1]
 
 
 @dataclass(frozen=True)
@@ -282,6 +278,19 @@ class Manifest:
     def prices(self) -> Prices:
         """Empty before the run is measured."""
         return self.calibration.prices if self.calibration else {}
+
+    def settled(self, option: str) -> Hashable:
+        """An option of the run as it came out, where more is known of it than what was asked."""
+        match option:
+            case "task":
+                return self.task.name
+            case "num_fewshot":
+                return self.task.num_fewshot
+            case "device":
+                return self.environment.device
+            case "block_length" | "gen_length":
+                return getattr(self, option)
+        return getattr(self.spec, option)
 
     @property
     def spreads(self) -> Spreads:

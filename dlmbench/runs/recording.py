@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmbench.runs.record import Trace
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from dlmbench.engine import Engine, Request
 
 TRACED = 4
+LOGITS = "logits.npz"  # what `dlmbench.runs.states` writes and reads
+LOGITS_FORMAT = 1
 
 
 def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Sequence[int]]) -> list[Trace]:
@@ -28,6 +32,18 @@ def record(engine: Engine, requests: Sequence[Request], stored: Mapping[str, Seq
         )
         for request, generation in zip(requests, generations)
     ]
+
+
+def recorded(folder: Path) -> int:
+    """How many items of a run have their states recorded; 0 where the file is not there or cannot be read."""
+    import numpy as np
+
+    try:
+        with np.load(folder / LOGITS, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            return len(about["items"]) if about["format"] == LOGITS_FORMAT else 0
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def rewrites(step: Mapping[str, Any]) -> dict[int, int]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dlmbench.errors import RunError
-from dlmbench.files import file_dtype, files_hash, tell, tokenizer_files
+from dlmbench.files import file_dtype, tell
 from dlmbench.request import ResolvedRun, canonical, digest, identity
 from dlmbench.request.resolved import Machine
 from dlmbench.request.served import ServedRun
 from dlmbench.runs.environment import environment
 from dlmbench.runs.folder import Index, RunFolder, prompt_hash
+from dlmbench.runs.preflight import fitting_batch
 from dlmbench.runs.prompts import keep_prompts
 from dlmbench.runs.record import Circumstances, Environment, Json, Manifest, Sample, TaskFacts, Work
 from dlmbench.threads import THREADS
@@ -22,7 +23,7 @@ from dlmbench.threads import THREADS
 if TYPE_CHECKING:
     from dlmbench.engine import Engine, Generation, Request
     from dlmbench.tasks.base import Item
-    from dlmbench.tasks.lm import Scores
+    from dlmbench.tasks.evaluate import Scores
     from dlmbench.tasks.task import Task
 
 
@@ -161,10 +162,7 @@ class Run:
 
     def requests(self, engine: Engine, items: Sequence[Item]) -> list[Request]:
         """The engine's requests of some items, exactly as scoring makes them."""
-        from dlmbench.tasks.lm import EngineLM
-
-        maker = EngineLM(engine, chat_template=self.task.chat_template, seed=self.resolved.spec.seed)
-        return [maker.request_of(self.task, item) for item in items]
+        return self.task.requests(engine, items, self.resolved.spec.seed)
 
     def described(self, engine: Engine) -> dict[str, Json]:
         """What was loaded, as the manifest keeps it."""
@@ -188,7 +186,7 @@ def with_history(manifest: Manifest, before: Manifest | None, done: int) -> Mani
     if before is None:
         return manifest
     known = before.environments or [replace(before.environment, samples_before=0)]
-    if not manifest.environment.same_machine(known[-1]):
+    if manifest.environment != known[-1]:
         known = [*known, replace(manifest.environment, samples_before=done)]
     return replace(manifest, environments=known) if len(known) > 1 else manifest
 
@@ -250,18 +248,27 @@ class Loaders:
 
 
 def installed() -> Loaders:
-    """The real thing: torch and lm-eval are imported when it is first used."""
-    return Loaders(_build, _load_task, _weights, _tokenizer_hash)
+    """The real thing. What is heavy to import, torch and lm-eval, comes with it and not before."""
+    from dlmbench.runs import loading
+
+    return Loaders(loading.build, loading.load, loading.network_hashes, loading.tokenizer_hash)
 
 
 class Catalog:
     """Finds out which run a resolved one is: its task, its items, its key and its folder. Each task is loaded once and
     each root's folders are read once."""
 
-    def __init__(self, loaders: Loaders):
-        self.loaders = loaders
+    def __init__(self, loaders: Loaders | None = None):
+        self._loaders = loaders
         self._tasks: dict[str, Task] = {}
         self._roots: dict[str, Index] = {}
+
+    @property
+    def loaders(self) -> Loaders:
+        """Those that were given, or the installed ones, from the first use on: a wrong request is refused before."""
+        if self._loaders is None:
+            self._loaders = installed()
+        return self._loaders
 
     def run(self, resolved: ResolvedRun) -> Run:
         """Loads the task and hashes the weights; loads no model."""
@@ -307,41 +314,4 @@ class FittingMachine(Machine):
             return super().batch_size(run)
         import torch
 
-        from dlmbench.runs.preflight import fitting_batch
-
         return fitting_batch(run, self.catalog.task(run), torch.cuda.mem_get_info(run.device)[1])
-
-
-def _build(run: ResolvedRun) -> Engine:
-    from dlmbench.engine import build
-
-    return build(run)
-
-
-def _weights(run: ResolvedRun) -> dict[str, str]:
-    from dlmbench.engine import network_hashes
-
-    return network_hashes(run)
-
-
-def _tokenizer_hash(run: ResolvedRun) -> str:
-    from dlmbench.backbone.loading import checkpoint_folder, tokenizer_folder
-
-    place = tokenizer_folder if isinstance(run, ServedRun) else checkpoint_folder
-    return files_hash(tokenizer_files(place(run.preset.tokenizer_location, run.preset.revision)))
-
-
-def _load_task(run: ResolvedRun) -> Task:
-    from dlmbench.engine.build import tokenizer_alone, tokenizer_of
-    from dlmbench.tasks import load_task
-
-    tokenizer = tokenizer_alone if isinstance(run, ServedRun) else tokenizer_of
-    return load_task(
-        run.spec.task,
-        data_dir=run.spec.data_dir,
-        num_fewshot=run.spec.num_fewshot,
-        gen_length=run.gen_length,
-        tokenizer=tokenizer(run.preset) if run.chat_template else None,
-        chat_template=run.chat_template,
-        protocol=run.spec.protocol,
-    )

@@ -38,7 +38,6 @@ from dlmbench.runs.runner import (
     NoProgress,
     Progress,
     Run,
-    installed,
     run_each,
     with_history,
 )
@@ -46,7 +45,7 @@ from dlmbench.serve.apis import Ask, BadReply, Reply
 from dlmbench.serve.client import Client, Timed
 from dlmbench.stats import spread
 from dlmbench.tasks.base import Item
-from dlmbench.tasks.lm import item_seed
+from dlmbench.tasks.evaluate import item_seed
 from dlmbench.tasks.task import Task
 
 ROUNDS = 4  # a timed pass takes so many items for each request under way ...
@@ -67,7 +66,7 @@ class ServedRunner:
         self, loaders: Loaders | None = None, progress: Progress | None = None,
         connect: Callable[[ServedRun], Client] = connect,
     ):  # fmt: skip
-        self.catalog = Catalog(loaders or installed())
+        self.catalog = Catalog(loaders)
         self.progress = progress or NoProgress()
         self.connect = connect
 

@@ -26,9 +26,8 @@ from dlmbench.engine.request import Marginals, RowPlace, State
 from dlmbench.errors import RequestError, RunError
 from dlmbench.files import JsonObject
 from dlmbench.request import ResolvedRun
+from dlmbench.runs.recording import LOGITS, LOGITS_FORMAT, recorded
 
-NAME = "logits.npz"
-FORMAT = 1
 ROW = ("item", *RowPlace._fields)
 
 
@@ -72,6 +71,8 @@ def check_recordable(run: ResolvedRun) -> None:
     decoder, spec, reason = run.decoder, run.spec, None
     if not issubclass(decoder, StepDecoder) or decoder.round is not StepDecoder.round:
         reason = "asks for its forwards itself, and what is kept are the logits of one forward a step"
+    elif decoder.group == "length":
+        reason = "decides where blocks and answers end, and other methods do not know such states"
     elif run.attention == "causal":
         reason = "reveals the one mask that there is, so there is nothing to select"
     elif spec.temperature and spec.top_k != 1:
@@ -107,7 +108,7 @@ def write_states(folder: Path, found: States) -> None:
     states = [(number, state) for number, item in enumerate(found.items) for state in item.states]
     rows = [[number, *state.place] for number, state in states]
     about = {
-        "format": FORMAT,
+        "format": LOGITS_FORMAT,
         "facts": asdict(found.facts),
         "sampling": asdict(found.sampling),
         "items": [{name: value for name, value in vars(item).items() if name != "states"} for item in found.items],
@@ -124,24 +125,14 @@ def write_states(folder: Path, found: States) -> None:
     for name in Marginals._fields:
         dtype = torch.int32 if name == "ids" else torch.float32
         arrays[name] = _joined([getattr(state.marginals, name) for _, state in states], dtype)
-    draft = folder / f"{NAME}.part"
+    draft = folder / f"{LOGITS}.part"
     with open(draft, "wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(draft, folder / NAME)
+    os.replace(draft, folder / LOGITS)
 
 
 def _joined(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> np.ndarray:
     return torch.cat([part.to(dtype) for part in parts]).numpy() if parts else np.zeros(0)
-
-
-def recorded(folder: Path) -> int:
-    """How many items of a run have their states recorded; 0 where the file is not there or cannot be read."""
-    try:
-        with np.load(folder / NAME, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            return len(about["items"]) if about["format"] == FORMAT else 0
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def read_states(folder: Path) -> States:
@@ -150,7 +141,7 @@ def read_states(folder: Path) -> States:
         raise RunError(
             f"{folder.name} holds no recorded logits of this version: run its command again with --record-logits 4."
         )
-    with np.load(folder / NAME, allow_pickle=False) as arrays:
+    with np.load(folder / LOGITS, allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
         data: dict[str, torch.Tensor] = {
             name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "about"

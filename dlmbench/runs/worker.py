@@ -30,6 +30,7 @@ class Shard:
     samples: tuple[Sample, ...] = field(default=(), repr=False)  # all of the run, for measuring
     prices: PriceList = field(default_factory=PriceList, repr=False)  # known so far
     timed: bool = True  # False: the run is finished and only lacks recorded steps
+    trial: bool = False  # True: no speed either
     traces: int = 0  # items to record
     threads: int = 1  # of torch on the CPU
 
@@ -77,15 +78,13 @@ class Worker:
             )
         if self._engine[0] != run.key:
             self._engine = ("", None)  # its networks go before others are loaded
-            self._engine = (run.key, self.local.loaders.build(run.resolved))
+            self._engine = (run.key, self.local.catalog.loaders.build(run.resolved))
         answer = self._measured(shard, run) if shard.measures else self._sampled(shard, run)
         return replace(answer, environment=run.environment())
 
     def _sampled(self, shard: Shard, run: Run) -> Answer:
-        from dlmbench.tasks.lm import evaluate
-
         items = [item for item in run.items if item.key in set(shard.items)]
-        found = evaluate(run.task, self._engine[1], items, seed=run.resolved.spec.seed)
+        found = run.task.evaluate(self._engine[1], items, seed=run.resolved.spec.seed)
         return Answer(run.environment(), samples=tuple(sample_of(*one) for one in found))
 
     def _measured(self, shard: Shard, run: Run) -> Answer:
@@ -94,7 +93,7 @@ class Worker:
             self.local.prices = shard.prices
             answer = replace(
                 answer,
-                speed=self.local.speed(run, engine, shard.samples),
+                speed=None if shard.trial else self.local.speed(run, engine, shard.samples),
                 calibration=self.local.calibration(run, engine, shard.samples),
                 model=run.described(engine),
             )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dlmbench.errors import RequestError
+from dlmbench.files import Json
 
 DEFAULT = "lm-eval"
 FIELDS = ("prompt", "examples", "markup", "extraction", "stop strings", "data set", "items")  # what `facts` tells
@@ -29,7 +30,7 @@ class AskedTask:
     base: str  # file of lm-eval that it begins from
     reading: str  # how an answer is read: a name in `dlmbench.tasks.readings.READINGS`
     shots: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict)  # keys of lm-eval's file that are replaced
+    config: Mapping[str, Json] = field(default_factory=dict)  # keys of lm-eval's file that are replaced
     gen_length: int | None = None  # most tokens generated, where one number was published
     first: int | None = None  # only so many test items
     shuffled: int | None = None  # seed of a shuffle before they are taken
@@ -48,7 +49,7 @@ class Protocol:
     one_turn: bool = False  # with a template: examples and question as a single user turn
     template: Mapping[str, object] = field(default_factory=dict)  # options of the chat template
     eos: str = "model"  # EOS under fixed schedules: as the model's preset says, or free
-    sampling: Mapping[str, object] = field(default_factory=dict)  # options of ``sampling`` that belong to it
+    sampling: Mapping[str, Json] = field(default_factory=dict)  # options of ``sampling`` that belong to it
     published: str = ""  # the sampler, as published
 
     @property
@@ -58,7 +59,7 @@ class Protocol:
 
 
 _STEPS = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-_NO_STOPS: Mapping[str, Any] = {"until": [], "do_sample": False}
+_NO_STOPS: dict[str, Json] = {"until": [], "do_sample": False}
 _HUMANEVAL, _HUMANEVAL_INSTRUCT = "humaneval/humaneval.yaml", "humaneval/humaneval_instruct.yaml"
 _MBPP, _MBPP_INSTRUCT = "mbpp/mbpp.yaml", "mbpp/mbpp_instruct.yaml"
 _GSM8K, _GSM8K_COT = "gsm8k/gsm8k.yaml", "gsm8k/gsm8k-cot.yaml"

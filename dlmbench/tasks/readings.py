@@ -9,19 +9,20 @@ the block that the prompt has opened. ``math_verify`` is the task's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from dlmbench.scoring import Problem
 from dlmbench.tasks import answers
+from dlmbench.tasks.base import Doc
 from dlmbench.tasks.code import completed, pass_at_1, whole_program
 from dlmbench.tasks.gsm8k.functions import process_results
 from dlmbench.tasks.sanitise import fenced, sanitised
+from dlmbench.tasks.task_files import Metadata
 
-Doc = Mapping[str, Any]
 Program = Callable[[Doc, str], str]
 
 
-def replaced(reading: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+def replaced(reading: str, config: Metadata) -> tuple[dict[str, object], dict[str, object], tuple[str, ...]]:
     """What a reading changes in a task: (keys of its configuration, metadata, own keys that lm-eval's file replaces).
 
     config: the task's own configuration; whether it has programs for answers decides what the reading means.
@@ -42,7 +43,7 @@ def replaced(reading: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], d
     return {}, {}, ()
 
 
-def _number(read: Callable[[str], str]) -> dict[str, Any]:
+def _number(read: Callable[[str], str]) -> dict[str, object]:
     def chain(resps: list[list[str]], docs: object) -> list[str]:
         return [read(responses[0]) for responses in resps]
 
@@ -60,8 +61,6 @@ _NUMBERS: dict[str, Callable[[str], str]] = {
 
 
 def _entry_point(doc: Doc) -> str:
-    from dlmbench.scoring import Problem
-
     return doc["entry_point"] if "entry_point" in doc else Problem.from_mbpp(doc).entry_point
 
 

@@ -33,11 +33,14 @@ from dlmbench.errors import RequestError, RunError
 from dlmbench.tasks.base import Doc, Item
 from dlmbench.tasks.code import score_program
 from dlmbench.tasks.data import quiet
+from dlmbench.tasks.evaluate import Listener, Scores, evaluate, request_of
 from dlmbench.tasks.task_files import Metadata
 
 if TYPE_CHECKING:
     from lm_eval.api.samplers import ContextSampler
     from transformers import PreTrainedTokenizerBase
+
+    from dlmbench.engine import Engine, Generation, Request
 
 FEWSHOT_SEED = 1234  # lm-eval's default, so that prompts equal its own
 MAX_TOKENS = 256  # lm-eval's default for tasks that name none
@@ -196,7 +199,17 @@ class Task:
 
     # ----------------------------------------------------------------------------------------------------- scoring
 
-    def score(self, item: Item, text: str) -> dict[str, float | bool | str]:
+    def requests(self, engine: Engine, items: Iterable[Item], seed: int = 0) -> list[Request]:
+        """The engine's requests for some items; see `dlmbench.tasks.evaluate.request_of`."""
+        return [request_of(self, engine, item, seed) for item in items]
+
+    def evaluate(
+        self, engine: Engine, items: Iterable[Item], on_item: Listener | None = None, seed: int = 0
+    ) -> list[tuple[Item, Generation, Scores]]:
+        """Generate and score some items; see `dlmbench.tasks.evaluate.evaluate`."""
+        return evaluate(self, engine, items, on_item, seed=seed)
+
+    def score(self, item: Item, text: str) -> Scores:
         """Judge one answer: accuracy, unparsed, and what the task adds (see the head of this file)."""
         responses = self._filtered(item, text)
         if self.is_code:
@@ -229,7 +242,7 @@ class Task:
             )
         return self.metadata["answers"](item.doc)
 
-    def score_many(self, answers: Iterable[tuple[Item, str]], workers: int = 2) -> list[dict[str, float | bool | str]]:
+    def score_many(self, answers: Iterable[tuple[Item, str]], workers: int = 2) -> list[Scores]:
         """Judge many answers, programs in `workers` sandboxes at a time; results in the order of the answers."""
         if not self.is_code:
             return [self.score(item, text) for item, text in answers]

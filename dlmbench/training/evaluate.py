@@ -171,7 +171,8 @@ def _dev_items(source: str) -> Iterator[dict[str, str]]:
     file, tier = FILES[source]
     for row in shipped_rows(f"{file}-dev"):
         if row.get("tier") == tier:
-            yield {"prompt": row.get("prompt", row.get("question", "")) + SEPARATOR, "target": row["target"]}
+            asked = row["prompt"] if "prompt" in row else row["question"]
+            yield {"prompt": asked + SEPARATOR, "target": row["target"]}
 
 
 def dev_accuracy(source: str, count: int, answer: Callable[[list[str]], list[str]]) -> float:

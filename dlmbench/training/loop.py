@@ -280,7 +280,10 @@ class PlainWorker(TrainingWorker[Transformer]):
         return batch_loss(self.network, batch, self.recipe.compile)
 
     def export(self) -> None:
+        """The weights with the tokenizer, so that ``--model`` takes the folder."""
         save_checkpoint(self.master, self.out / "weights")
+        if self.tokenizer:
+            self.tokenizer.save_pretrained(str(self.out / "weights"))
 
     def decode(self, network: Transformer, source: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Ids after each prompt of dev items of a source."""

@@ -66,6 +66,7 @@ ADAPTERS = {  # method of a case -> module with check(case) and check_forward(fi
     "dkv": "dlmbench.verify.dkv",
     "multiblock": "dlmbench.verify.multiblock",
     "multiblock_d2f": "dlmbench.verify.multiblock",
+    "lopa": "dlmbench.verify.lopa",
     "remdm_loop": "dlmbench.verify.remasking",
     "rcr": "dlmbench.verify.remasking",
     "saber": "dlmbench.verify.remasking",

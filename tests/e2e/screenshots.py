@@ -1,7 +1,8 @@
 """Pictures of what a user sees, for looking at: python tests/e2e/screenshots.py RESULTS OUT
 
-The report at desktop and phone width, light and dark, its replay in the middle of an answer, the Pareto figure, and
-``generate --watch`` in a terminal. Needs Chromium.
+The report at desktop and phone width, light and dark: its first screen, the figure with a decoder switched off and a
+point in focus, the items of that point, and a replay in the middle of an answer; the figure of the files, at the width
+of a page and of a column; and ``generate --watch`` in a terminal. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 import dlmbench
+from dlmbench.analysis.load import Results
 from dlmbench.engine.prompts import prompt_ids
+from dlmbench.report.figures import pareto
 from dlmbench.report.watch import Watcher
 from dlmbench.tasks import load_task
 
@@ -34,20 +37,34 @@ def main(results: Path, out: Path) -> None:
             for dark in (False, True):
                 page = browser.open(results / "report.html", width, height, dark)
                 mode = "dark" if dark else "light"
+                page.run("document.documentElement.style.scrollBehavior = 'auto'")
+                for part, show in {"head": lambda page: None, "figure": figure, "item": item, "replay": replay}.items():
+                    show(page)
+                    page.screenshot(out / f"{part}-{name}-{mode}.png")
                 page.screenshot(out / f"report-{name}-{mode}.png", whole=True)
-                replay(page)
-                page.screenshot(out / f"replay-{name}-{mode}.png")
                 if page.complaints():
                     sys.exit(f"The report complains: {page.complaints()}")
                 page.close()
         terminal(browser, out / "watch.png")
+    pareto.plot(Results.load(results, split="test").rows, out, name="pareto-column", column=True)
     for picture in sorted(out.glob("*.png")):
         print(picture)
 
 
+def figure(page: Page) -> None:
+    """Scroll to the figure, switch its last decoder off and go to the point in the middle."""
+    page.run("document.getElementById('figure').scrollIntoView()")
+    page.run("document.getElementById('figure-legend').lastElementChild.click()")
+    page.run("(() => { const dots = document.querySelectorAll('.dots > *'); dots[dots.length >> 1].focus(); })()")
+
+
+def item(page: Page) -> None:
+    """Open what the point in focus stands for."""
+    page.press("Enter")
+
+
 def replay(page: Page) -> None:
     """Scroll to the replay, a third of its steps in."""
-    page.run("document.documentElement.style.scrollBehavior = 'auto'")
     page.run("document.getElementById('replay').scrollIntoView()")
     slide = "const s = document.getElementById('replay-step'); s.value = Math.round(s.max / 3)"
     page.run(f"(() => {{ {slide}; s.dispatchEvent(new Event('input')); }})()")

@@ -1,5 +1,8 @@
 """The report in a real browser, where one is installed. Run: pytest tests/e2e/test_report_browser.py"""
 
+import json
+import re
+
 import pytest
 from browser import Browser, find_chromium
 from tiny import make_data, make_model
@@ -56,7 +59,10 @@ def test_the_page_fits_and_can_be_read(browser, report, size, dark):
     assert page.run("document.documentElement.scrollWidth") == SIZES[size][0], "nothing sticks out sideways"
     assert page.run(CONTRAST) == []
     assert page.run(UNNAMED) == []
-    assert page.run("document.querySelectorAll('figure:not([hidden]) svg').length") == 1
+    assert page.run("document.querySelectorAll('#figure-place svg').length") == 1
+    page.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.run("document.documentElement.scrollWidth") == SIZES[size][0], "with all sections open too"
+    assert page.run(CONTRAST) == []
     assert page.complaints() == []
     page.close()
 
@@ -88,11 +94,56 @@ def test_rows_without_a_value_stay_last_in_both_orders(page):
         assert values[-1] == "" and "" not in values[:-1], "the reference is compared with nothing"
 
 
-def test_the_buttons_choose_one_figure_a_task(page):
-    shown = "[...document.querySelectorAll('figure:not([hidden])')].map((figure) => figure.dataset.axis)"
-    assert page.run(shown) == ["cost"]
-    page.run("document.querySelector('.choice [data-axis=nfe]').click()")
-    assert page.run(shown) == ["nfe"]
+POINTS = "[...document.querySelectorAll('.dots > *')].map((dot) => dot.getAttribute('aria-label'))"
+
+
+def test_the_figure_names_every_setting_and_switches_axis_and_decoders(page):
+    names = page.run(POINTS)
+    assert len(names) == len(set(names)) == 5 and all("% [" in name and ", cost " in name for name in names)
+    choose(page, "figure-axis", "nfe")
+    assert all(", NFE " in name for name in page.run(POINTS))
+    page.run("document.querySelector('#figure-legend button').click()")
+    assert page.run("document.querySelector('#figure-legend button').getAttribute('aria-pressed')") == "false"
+    off = page.run("document.querySelector('#figure-legend button').textContent")
+    assert 0 < len(page.run(POINTS)) < 5 and not any(name.startswith(off) for name in page.run(POINTS))
+    page.run("document.querySelector('#figure-legend button').click()")
+    assert len(page.run(POINTS)) == 5
+
+
+def test_arrow_keys_move_between_points_and_enter_opens_the_items(page):
+    stops = "[...document.querySelectorAll('.dots > *')].filter((dot) => dot.tabIndex === 0).length"
+    assert page.run(stops) == 1, "the figure is one tab stop"
+    page.run("document.querySelector('.dots > [tabindex=\"0\"]').focus()")
+    page.press("ArrowRight")
+    told = page.run("document.activeElement.getAttribute('aria-label')")
+    assert told == page.run(POINTS)[1] and page.run(stops) == 1
+    shown = page.run("document.getElementById('figure-tip').textContent")
+    assert shown == told.replace(": ", "", 1), "what is heard is what is seen"
+    page.press("Enter")
+    chosen = page.run("document.getElementById('items-setting').selectedOptions[0].textContent")
+    assert chosen == told.partition(":")[0] + ", beside one token a step"
+
+
+def test_an_answer_is_marked_where_it_differs_from_one_token_a_step(browser, report, tmp_path):
+    head, data, tail = re.split(r'(?<=id="data">)(.*?)(?=</script>)', report.read_text(), maxsplit=1, flags=re.DOTALL)
+    record = json.loads(data)
+    names = record["sections"][0]["settings"]
+    slow, fast = names.index("static k=1"), names.index("threshold 0.004")
+    record["sections"][0]["items"][0]["answers"] = [
+        ["2 + 3 is 5", 1.0, "right", [slow]],
+        ["2 + 4 is 6", 0.0, "wrong", [fast]],
+    ]
+    changed = tmp_path / "report.html"
+    changed.write_text(head + json.dumps(record).replace("<", "\\u003c") + tail)
+    page = browser.open(changed, *SIZES["desktop"])
+    choose(page, "items-setting", "threshold 0.004")
+    answers = "[...document.querySelectorAll('#items-detail pre[aria-label=Answer]')].map((pre) => pre.innerHTML)"
+    assert page.run(answers) == [
+        "2 + 3 is 5",
+        "2 + <del>3</del><ins>4</ins> is <del>5</del><ins>6</ins>",
+    ]
+    assert page.complaints() == []
+    page.close()
 
 
 def test_the_slider_replays_the_recorded_steps(page, report):

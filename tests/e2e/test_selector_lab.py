@@ -7,9 +7,11 @@ from tiny import make_data, make_model
 from typer.testing import CliRunner
 
 from dlmbench.cli.app import app
+from dlmbench.registry import DECODERS
 from dlmbench.request import RunSpec
 from dlmbench.runs.local import LocalRunner
-from dlmbench.runs.states import read_states, recorded
+from dlmbench.runs.recording import recorded
+from dlmbench.runs.states import read_states
 
 RULE = """
 from dlmbench.decoders.base import Decision, StepDecoder
@@ -58,7 +60,8 @@ def test_a_finished_run_gets_its_logits_and_nothing_else_changes(run, cell):
     assert (run.path / "logits.npz").read_bytes() == first
 
 
-def test_the_verb_shows_who_reveals_what(run, tmp_path):
+def test_the_verb_shows_who_reveals_what(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(DECODERS, "_targets", dict(DECODERS._targets))
     folder = str(run[0].path.parent)
     rule = tmp_path / "everything.py"
     rule.write_text(RULE)

@@ -15,7 +15,7 @@ from dlmbench.engine import build  # noqa: E402
 from dlmbench.request import RunSpec  # noqa: E402
 from dlmbench.runs import served  # noqa: E402
 from dlmbench.tasks import load_task  # noqa: E402
-from dlmbench.tasks.lm import evaluate  # noqa: E402
+from dlmbench.tasks.evaluate import evaluate  # noqa: E402
 
 METHODS = {"threshold": ["--threshold", "0.9"], "static": [], "mrp": []}
 CASES = [

@@ -219,20 +219,25 @@ def test_settings_are_chosen_on_dev_and_reported_on_test(place, capsys):
     record = json.loads(out)
     assert code == 0 and len(record["rows"]) == 2, "one setting a method"
     assert places_named_in(place / "tuned") == []
-    assert "gsm8k, tiny: settings tried on dev: threshold 2, static 2." in (place / "tuned" / "table.md").read_text()
+    assert "gsm8k, tiny: settings tried on dev: threshold 2." in (place / "tuned" / "table.md").read_text()
     assert {row["split"] for row in record["rows"]} == {"test"} and {row["items"] for row in record["rows"]} == {4}
     assert [row["label"] for row in record["rows"]][0] == "static k=1", "one token a step: the reference"
     assert any("static k=1 was chosen out of 2 settings of static on 8 dev items" in text for text in record["choices"])
+    assert [row["tried"] for row in record["rows"]] == [None, 2]
+    assert all("tps_decode" in row and row["tps_decode"] for row in record["rows"])
+    for trial in find_runs(place / "tuned" / "dev"):
+        assert trial.metrics.speed is None and trial.metrics.cost and not trial.traces, "accuracy and cost alone"
     assert any("the cheapest that loses at most 2 points" in text for text in record["choices"])
     assert len(find_runs(place / "tuned" / "dev")) == 4
     assert "was chosen out of" in (place / "tuned" / "table.md").read_text()
 
 
-def test_unequal_numbers_of_tries_are_called_so(place, capsys):
+def test_the_numbers_of_tries_are_told_before_anything_runs(place, capsys):
     arguments = command(place, "uneven", "--tune-on", "dev", "--dry-run", "--data-dir", str(place / "dev"))
     with pytest.raises(SystemExit):
-        main(["sweep", "--method", "threshold,static", "--threshold", "0.3,0.6,0.9", *arguments])
-    assert "settings tried on dev: threshold 3, static 1; unequal numbers" in capsys.readouterr().err
+        main(["sweep", "--method", "threshold,static,entropy", "--threshold", "0.3,0.6,0.9", *arguments])
+    told = capsys.readouterr().err
+    assert "settings tried on dev: threshold 3, entropy 3." in told
 
 
 def test_a_sweep_may_run_on_dev_items(place, capsys):

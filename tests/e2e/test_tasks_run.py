@@ -14,7 +14,8 @@ pytest.importorskip("lm_eval.api.model")
 
 from dlmbench.engine import Generation  # noqa: E402
 from dlmbench.tasks import load_task  # noqa: E402
-from dlmbench.tasks.lm import EngineLM, evaluate, item_seed  # noqa: E402
+from dlmbench.tasks.evaluate import evaluate, item_seed  # noqa: E402
+from dlmbench.tasks.lm import EngineLM  # noqa: E402
 
 
 class Letters:

@@ -9,10 +9,12 @@ from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.decoders.adablock import AdaBlock, AdaBlockConfig
 from dlmbench.decoders.d2f import D2F, D2FConfig
 from dlmbench.decoders.daedal import Daedal, DaedalConfig
+from dlmbench.decoders.lopa import LoPA, LoPAConfig
 from dlmbench.decoders.testing import MASK, random_requests, tiny_model
 from dlmbench.decoders.threshold import Threshold, ThresholdConfig
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
+from dlmbench.models.presets import PRESETS
 
 BLOCK = 4
 ITEMS = random_requests(2)
@@ -70,7 +72,7 @@ def test_where_every_token_ends_a_block_it_ends_with_the_surest_of_its_window():
 # --- daedal -----------------------------------------------------------------------------------------------------------
 
 GROWS = DaedalConfig(0.4, 0.15, initial=6, expansion=3, enough=0.05, ending=0.8, checked=4)
-LONGER = [replace(item, max_tokens=item.max_tokens + 14) for item in ITEMS]
+LONGER = [replace(item, max_tokens=item.max_tokens + 14) for item in ITEMS[2:6]]
 EOS = 80  # which this model expects now and then
 
 
@@ -156,9 +158,13 @@ def test_sizes_follow_the_bounds(config, sizing, length):
     assert generation.counts["target"]["estimate"]["calls"] == sizing
 
 
-def test_nothing_is_fixed_in_an_answer_that_grows():
-    with pytest.raises(RequestError, match="leave sampling.constraint out"):
-        Daedal.on_task(DaedalConfig(), "full", {"window": 3}, True)
+@pytest.mark.parametrize("decoder", [Daedal, D2F, LoPA])
+def test_nothing_is_fixed_in_an_answer_that_grows(decoder):
+    with pytest.raises(RequestError, match=f"{decoder.name} lets answers grow.*leave sampling.constraint out"):
+        decoder.on_task(decoder.Config(), "full", {"window": 3}, True)
+    with pytest.raises(ValueError, match="given in advance"):
+        network = Bidirectional("target", tiny_model("full"), BLOCK)
+        Engine({"target": network}, decoder()).generate([Request("x", (10, 11), 8, fixed=((1, 7),))])
 
 
 # --- d2f --------------------------------------------------------------------------------------------------------------
@@ -193,9 +199,15 @@ def forced_by_hand(model, item, config):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("late", [0, 1])
-@pytest.mark.parametrize("shift", [0, 1])
-@pytest.mark.parametrize("config", [D2FConfig(0.4, 0.2, 0.7), D2FConfig(0.9, 0.0, 0.0), D2FConfig(0.6, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "config, shift, late",
+    [
+        (D2FConfig(0.4, 0.2, 0.7), 0, 0),
+        (D2FConfig(0.4, 0.2, 0.7), 1, 1),
+        (D2FConfig(0.9, 0.0, 0.0), 1, 0),
+        (D2FConfig(0.6, 1.0, 1.0), 1, 0),
+    ],
+)
 def test_stored_blocks_are_exact(config, shift, late):
     model = tiny_model("full", shift=shift)
     model.config = replace(model.config, eos_ids=(EOS,))
@@ -209,3 +221,104 @@ def test_stored_blocks_are_exact(config, shift, late):
         assert all(tokens <= number * BLOCK + shift for tokens, number in zip(queries[1:], opened[1:]))
         if config.gate == 1.0:
             assert max(queries[1:]) <= 2 * BLOCK + shift
+
+
+# --- lopa -------------------------------------------------------------------------------------------------------------
+
+
+def branched_by_hand(model, item, config):
+    """LoPA's rule in lists, without a cache: ids of the answer, and of every round (extras, winner)."""
+    prompt, shift = list(item.prompt_ids), model.config.shift
+
+    def look(answer):
+        ids = torch.tensor([prompt + answer])
+        block = torch.tensor([0] * len(prompt) + [1 + i // BLOCK for i in range(len(answer))])
+        hidden = model.hidden(ids, mask=(block.unsqueeze(0) <= block.unsqueeze(1)).view(1, 1, len(block), -1))
+        share = model.project(hidden).float().softmax(-1)[0, len(prompt) - shift : ids.shape[1] - shift]
+        share[:, MASK] = -1.0
+        confidence, tokens = (one.tolist() for one in share.max(-1))
+        return confidence, tokens
+
+    def opened(answer):
+        last = answer[(len(answer) - 1) // BLOCK * BLOCK :]
+        grows = EOS not in answer and 1 - last.count(MASK) / len(last) >= config.gate
+        return (answer + [MASK] * BLOCK * grows)[: item.max_tokens]
+
+    def score(answer, confidence, creation):
+        masks = sorted(confidence[i] for i, token in enumerate(answer) if token == MASK)
+        least = masks[: max(1, int(len(masks) * config.lowest))]
+        return config.alpha * creation + (1 - config.alpha) * (sum(least) / len(least) if masks else 1.0)
+
+    base, extras, rounds = [MASK] * min(BLOCK, item.max_tokens), [], []
+    canvas = base
+    while MASK in canvas:
+        branches = [(at, sure, opened([*base[:at], token, *base[at + 1 :]])) for at, token, sure in extras]
+        branches.append((-1, 1.0, canvas))
+        looks = [look(answer) for _, _, answer in branches]
+        scores = [score(answer, seen[0], sure) for (_, sure, answer), seen in zip(branches, looks)]
+        number = scores.index(max(scores))
+        (winner, _, before), (confidence, tokens) = branches[number], looks[number]
+        rounds.append(([at for at, *_ in extras], winner))
+        base = list(before)
+        for start in range(0, len(base), BLOCK):
+            masks = [i for i in range(start, min(start + BLOCK, len(base))) if before[i] == MASK]
+            fill = [i for i in masks if confidence[i] > config.tau]
+            if masks and not fill and 1 - before[max(start - BLOCK, 0) : start].count(MASK) / BLOCK >= config.full:
+                fill = [max(masks, key=lambda i: confidence[i])]
+            for i in fill:
+                base[i] = tokens[i]
+        left = sorted((i for i, token in enumerate(base) if token == MASK), key=lambda i: -confidence[i])
+        extras = [(i, tokens[i], confidence[i]) for i in left[: config.branches]]
+        canvas = opened(base)
+    return canvas, rounds
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "config, shift, late",
+    [
+        (LoPAConfig(0.6, 0.2, 0.7, 2), 0, 0),
+        (LoPAConfig(0.6, 0.2, 0.7, 2), 1, 1),
+        (LoPAConfig(0.9, 0.5, 0.9, 4, 0.5, 0.5), 1, 0),
+        (LoPAConfig(0.9, 0.0, 0.0, 3, 0.2, 0.3), 0, 0),
+    ],
+)
+def test_branches_are_computed_as_if_each_stood_alone(config, shift, late):
+    model = tiny_model("full", shift=shift)
+    model.config = replace(model.config, eos_ids=(EOS,))
+    engine = Engine({"target": Bidirectional("target", model, BLOCK)}, LoPA(config), batch_size=3, lag=late)
+    generations = engine.generate(LONGER, trace=True)
+    expected = [branched_by_hand(model, item, config) for item in LONGER]
+    for item, generation, (answer, rounds) in zip(LONGER, generations, expected):
+        shown = [step["extra"] for step in generation.trace]
+        prompt = len(item.prompt_ids)
+        ours = [([p - prompt for p in s["branches"] if p >= 0], max(s["winner"] - prompt, -1)) for s in shown]
+        assert (generation.raw_ids, ours) == (answer, rounds)
+        assert generation.proposed == sum(len(extras) for extras, _ in rounds)
+        assert sum(generation.accepted) == sum(winner >= 0 for _, winner in rounds)
+        assert sum(work["calls"] for work in generation.counts["target"].values()) == len(rounds)
+    assert any(sum(generation.accepted) for generation in generations)
+
+
+def test_what_a_forward_costs_is_told_in_forwards_of_rows_that_do_not_grow():
+    item = Request("x", (10, 11, 12), 40)
+    engine = Engine(
+        {"target": Bidirectional("target", ending_model(), BLOCK)}, Daedal(replace(GROWS, enough=0.0, low=0.0))
+    )
+    engine.generate([item])
+    assert engine.step.budgets / engine.step.finished == 43
+    prices = engine.calibrate(1).prices
+    assert {key.shape for key in prices} == {"row:all"} and {key.kind for key in prices} == {"estimate", "refresh"}
+
+
+def test_delimiters_are_those_of_the_model_or_asked_for():
+    with pytest.raises(RequestError, match="adablock.delimiters=198"):
+        AdaBlock.on_task(AdaBlockConfig(), "full", None, False)
+    known = {
+        name: preset.settings["adablock"]["delimiters"]
+        for name, preset in PRESETS.items()
+        if preset.family in ("llada", "dream")
+    }
+    assert (
+        known["llada-8b-instruct"] == (198,) and known["dream-7b-base"] == (198, 271) and known["nano-llada"] == (202,)
+    )

@@ -22,10 +22,11 @@ from dlmbench.registry import DECODERS
 from dlmbench.request import RunSpec
 
 
-def decoded(method, options, attention="full"):
+def decoded(method, options, attention="full", batch_size=3):
     cls = DECODERS.get(method)
     decoder = cls(options_of(cls, options))
-    return Engine(tiny_networks(decoder, attention), decoder, batch_size=3).generate(random_requests(0), trace=True)
+    engine = Engine(tiny_networks(decoder, attention), decoder, batch_size=batch_size)
+    return engine.generate(random_requests(0), trace=True)
 
 
 def first_commits(method, options):
@@ -88,6 +89,30 @@ def test_ranks_agree_with_top_n():
         assert torch.equal(top_n(score, eligible, n), eligible & (ranks(score, eligible) < limit))
 
 
+BITING = [  # settings at which the rule itself decides on these networks, and not its guard of progress
+    ("hierarchy", "tau=0.1,low=0.05"), ("credit", "tau=0.1,alpha=2"), ("credit", "selector=hierarchy,tau=0.1,low=0.05"),
+    ("frechet", "margin=-1.8"), ("entropy", "rule=gate,budget=4.35"), ("pcsampler", "k=2,decay=0.1"),
+    ("multiblock", "tau=4.35,gate=0.3"), ("rcr", "steps=3"),
+    ("saber", ""), ("saber", "n=1,rule=token"), ("remdm_loop", "ratio=0.5,k=2,loops=3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method, options, attention", [(*one, kind) for one in BITING for kind in DECODERS.get(one[0]).attention]
+)
+def test_a_batch_gives_what_its_rows_give_alone(method, options, attention):
+    def told(batch_size):
+        return [(g.raw_ids, g.counts, g.fallbacks, g.steps) for g in decoded(method, options, attention, batch_size)]
+
+    alone = told(1)
+    assert told(2) == alone and told(7) == alone
+    assert sum(steps for *_, steps in alone) < sum(len(ids) for ids, *_ in alone)
+
+
+def test_credit_above_every_confidence_reveals_one_token_a_forward():
+    assert all(len(step["positions"]) == 1 for g in decoded("credit", "tau=1.1,alpha=2") for step in g.trace)
+
+
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_votes_change_decisions_and_begin_with_every_block(attention):
     plain, lifted = (decoded("credit", f"tau=0.05,alpha={alpha}", attention) for alpha in (0, 2))
@@ -114,6 +139,23 @@ def test_a_higher_bar_never_ends_a_row_earlier(attention):
     steps = [[len(g.trace) for g in exits(f"max_change=1,{bar}", attention)] for bar in bars]
     assert all(a <= b for low, high in zip(steps, steps[1:]) for a, b in zip(low, high))
     assert steps[0] != steps[1] != steps[2]
+
+
+def test_the_cosine_bar_is_above_the_line_in_the_first_half_and_below_it_in_the_second():
+    steps = torch.arange(17)
+    cosine, line = (
+        Sched(options_of(Sched, f"curve={name}"))._bar(steps, torch.tensor(17)) for name in ("cosine", "linear")
+    )
+    assert (cosine[:8] >= line[:8]).all() and (cosine[9:] <= line[9:]).all() and cosine[0] == line[0] == 7.5
+    assert torch.isclose(cosine[8], line[8]) and torch.isclose(cosine[16], line[16]) and line[16] == 2.5
+
+
+def test_before_it_stops_sched_is_static():
+    stopped, plain = exits("max_change=1,high=0.4,low=0.1"), decoded("static", "k=1")
+    assert any(len(one.trace) < len(other.trace) for one, other in zip(stopped, plain))
+    for one, other in zip(stopped, plain):
+        steps = [[(step["positions"], step["tokens"]) for step in g.trace] for g in (one, other)]
+        assert steps[0][:-1] == steps[1][: len(steps[0]) - 1]
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from dlmbench.bench import core, decoders, rates
 from dlmbench.bench.clock import Clock
 from dlmbench.bench.core import fit_growth
+from dlmbench.bench.networks import random_model
 from dlmbench.bench.plain import PlainLoop, qwen_of
 from dlmbench.cli.app import app
-from dlmbench.models.shapes import SHAPES, random_model
+from dlmbench.models.shapes import SHAPES
+from dlmbench.registry import _DECODERS as BUILT_IN
 
 RATES = {"read_gb_per_s": 1.0, "copy_gb_per_s": 1.0, "matmul_gflop_per_s": 1.0}
 
@@ -58,6 +60,12 @@ def test_decoder_rows_on_shipped_models(monkeypatch):
         assert row["outside_share"] == pytest.approx(row["outside_ms"] / row["ms_per_step"])
     assert rows["mrp mode=direct"]["outside_backbone_ms"] > 1.2 * rows["mrp mode=direct"]["outside_ms"]  # the module
     assert rows["threshold"]["outside_backbone_ms"] == rows["threshold"]["outside_ms"]  # nothing but the target
+
+
+def test_every_decoder_that_a_shipped_model_serves_is_measured():
+    assert {method for _, method, _ in decoders.CASES} == set(BUILT_IN) - {"fastdllm2"}  # no shifted heads here
+    for case in decoders.CASES:
+        assert decoders.spec_of(*case, batch=2).resolve().preset.shipped
 
 
 def test_growth_is_fitted_with_a_constant_rows_and_keys():

@@ -199,6 +199,21 @@ def test_what_is_not_known_is_not_guessed(rows):
     assert bare.bytes_read is None and row.group.pays(bare) is None
 
 
+def test_verdicts_of_two_machines_are_held_against_each_other(rows, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    import same_verdicts
+
+    ours = {row.key: row for row in rows.values()}
+    other = replace(rows["simsd"], manifest=replace(rows["simsd"].manifest, model={}))  # nothing is known of its bytes
+    assert same_verdicts.verdicts(rows["simsd"]) == {
+        "pays?": "pays", "vs static": "too close to tell", "vs threshold": "too close to tell",
+    }  # fmt: skip
+    assert same_verdicts.differing(ours, ours) == []
+    found = same_verdicts.differing(ours, {**ours, other.key: other})
+    assert "nano-gsm, nano, simsd: pays? is 'pays' in one and None in the other" in found
+    assert [same_verdicts.cheaper(rows[name]) for name in ("simsd", "static", "threshold")] == [True, None, False]
+
+
 def test_the_page_of_definitions_is_the_legend():
     page = Path(__file__).parents[2] / "docs" / "definitions.md"
     assert page.read_text() == definitions(), "write it anew with python -m dlmbench.report.definitions"

@@ -1,11 +1,14 @@
 """Every method has a page, the page names every option, and links lead somewhere. pytest tests/unit/test_docs.py"""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from dlmbench.decoders.base import EVIDENCE
+from dlmbench.models.presets import PRESETS, STATUS, TRACED
 from dlmbench.registry import DECODERS
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +59,28 @@ def test_the_walk_of_an_option_stops_where_the_page_says():
         source = (ROOT / "dlmbench" / file).read_text()
         assert re.search(rf"(def |^    ){name}\b", source, flags=re.MULTILINE), (file, name)
         assert "threshold" in source or file == "engine/build.py"
+
+
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_every_method_says_what_shows_that_it_is_right(name):
+    evidence = DECODERS.get(name).evidence
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+    assert page.split("\n\n")[1] == f"*Evidence*: {evidence}."
+    assert evidence.kind in EVIDENCE and bool(evidence.areas) >= (evidence.kind == "official trace")
+    sources = [
+        json.loads(file.read_text()).get("source", "")
+        for area in evidence.areas
+        for file in (ROOT / "tests" / "golden" / area).glob("*.json")
+    ]
+    ours = [source for source in sources if source.startswith(("reference", "no official code", "equations"))]
+    assert not evidence.areas or len(sources) > 1
+    assert evidence.kind != "official trace" or len(ours) < len(sources), "no trace of published code"
+
+
+def test_every_family_with_traces_has_their_area():
+    for area in TRACED.values():
+        assert (ROOT / "tests" / "golden" / area).is_dir()
+    assert {preset.status for preset in PRESETS.values()} == set(STATUS)
 
 
 @pytest.mark.parametrize("name", DECODERS.names())

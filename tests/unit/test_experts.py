@@ -13,9 +13,10 @@ from dlmbench.backbone import load_checkpoint, save_checkpoint
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.experts import SparseMLP, by_all, by_group, by_loop, groupable, route
 from dlmbench.backbone.model import Transformer
+from dlmbench.bench.networks import random_model
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.models.shapes import SHAPES, random_model, scaled
+from dlmbench.models.shapes import SHAPES, scaled
 from dlmbench.verify.tape import HostReads, Tape
 
 D = 16
@@ -249,6 +250,6 @@ def test_bench_times_a_sparse_shape_and_says_how_many_experts_it_has(monkeypatch
         main(["bench", "--shape", "tiny", *short])
     text = capsys.readouterr().out
     record = json.loads(text.splitlines()[-1])
-    assert left.value.code == 0 and "experts a layer: 32 of 64" in text
+    assert left.value.code == 0 and "experts a layer: 16 of 64" in text
     assert (record["experts"], record["experts_of_shape"]) == (16, 64)
     assert record["active_parameters"] < record["parameters"] and len(record["decoding"]) == 4

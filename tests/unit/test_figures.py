@@ -3,39 +3,44 @@
 import dataclasses
 
 import pytest
+from matplotlib.text import Annotation
 from synthetic import make_family, make_run
 
 from dlmbench.analysis import published
 from dlmbench.analysis.load import Results
 from dlmbench.cli.console import stdout
 from dlmbench.errors import RequestError
+from dlmbench.report.answer import answer
 from dlmbench.report.figures import curves
 from dlmbench.report.figures.pareto import draw, plot
-from dlmbench.report.terminal import print_sweep
+from dlmbench.report.terminal import print_answer
 
 
-def boxes(figure):
-    """Label boxes of each panel in pixels."""
-    from matplotlib.text import Annotation
+def boxes(ax):
+    """What is written inside the axes, and what is drawn around them: boxes in pixels."""
+    renderer = ax.figure.canvas.get_renderer()
+    ax.figure.draw_without_rendering()
+    inside = [text.get_window_extent(renderer) for text in ax.texts if isinstance(text, Annotation)]
+    around = [*ax.get_xticklabels(), *ax.get_yticklabels(), ax.xaxis.label, ax.yaxis.label, ax._left_title]
+    shown = [text.get_window_extent(renderer) for text in around if text.get_text()]
+    spines = [ax.spines[side].get_window_extent(renderer) for side in ("left", "bottom")]
+    return inside, shown + spines
 
-    renderer = figure.canvas.get_renderer()
-    return [[a.get_window_extent(renderer) for a in ax.texts if isinstance(a, Annotation)] for ax in figure.axes]
 
-
-@pytest.mark.parametrize("methods, settings", [(1, 1), (1, 6), (4, 4), (12, 3)])
+@pytest.mark.parametrize("methods, settings", [(1, 1), (1, 5), (4, 3), (5, 5), (12, 3)])
+@pytest.mark.parametrize("column", [False, True])
 @pytest.mark.parametrize("x", ["cost", "tps"])
-def test_labels_name_every_method_and_do_not_overlap(tmp_path, methods, settings, x):
+def test_labels_name_every_method_and_overlap_neither_each_other_nor_the_axes(tmp_path, methods, settings, x, column):
     make_family(tmp_path, methods, settings)
     rows = Results.load(tmp_path).rows
-    figure = draw(rows, x, "accuracy")
-    (panel,) = boxes(figure)
-    assert not any(a.overlaps(b) for i, a in enumerate(panel) for b in panel[:i])
-    words = " ".join(text.get_text() for text in figure.axes[0].texts)
-    assert all(row.method in words for row in rows)
-    if methods > 3:
-        assert "other weights" in words
-    window = figure.bbox
-    assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for box in panel)
+    (ax,) = draw(rows, x, "accuracy", column=column).axes
+    labels, frame = boxes(ax)
+    assert len(labels) >= methods
+    assert not any(a.overlaps(b) for i, a in enumerate(labels) for b in [*labels[:i], *frame])
+    words = [text.get_text() for text in ax.texts]
+    assert all(any(word.startswith(row.method) for word in words) for row in rows)
+    if methods > 3 and not column:
+        assert any("other weights" in word for word in words)
 
 
 def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
@@ -167,6 +172,6 @@ def test_names_with_dollars_and_brackets_are_drawn_and_printed_as_they_are(tmp_p
     console = stdout()
     console.width = 120
     with console.capture() as caught:
-        print_sweep(console, results)
+        print_answer(console, answer(results))
     text = caught.get()
     assert "ckpt[red] v2" in text and "a$x^$b [red]" in text

@@ -105,17 +105,6 @@ def test_front_shares_are_the_chance_of_winning():
     assert shares[0] == 1 and shares[1] == pytest.approx(1 - wins.cdf(1 / 800), abs=0.03)
 
 
-def test_aup_of_known_points():
-    # one point: its rectangle; two points at the best accuracy: the trapezium adds up to p_2 y
-    assert fronts.aup([1.0], [80.0], best=80) == 80
-    assert fronts.aup([3.0, 1.0], [80.0, 80.0], best=80) == pytest.approx(240)
-    # the last point is more than five below the first and does not count
-    assert fronts.aup([1, 3, 9], [80, 80, 74.9], best=80) == pytest.approx(240)
-    weighted = 78 * math.exp(-3 * (1 - 78 / 80))
-    assert fronts.aup([1, 2], [80, 78], best=80) == pytest.approx(80 + (80 + weighted) / 2)
-    assert math.isnan(fronts.aup([], [], best=80)) and "W(y)" in fronts.AUP
-
-
 def test_hypervolume_equals_a_count_of_points():
     rng = np.random.default_rng(7)
     cost, accuracy = rng.random(6) * 40, rng.random(6)

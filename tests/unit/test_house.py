@@ -34,7 +34,8 @@ def counted(house, tmp_path, monkeypatch):
         "class B:\n    x: Any\n\n\n"
         'class RunSpec:\n    pass\n\n\nROW = ("accuracy", "nfe", "cost", "tpf")\n'
         "def keywords(f):\n    f(" + ", ".join(f"option_{i}=1" for i in range(8)) + ")\n",
-        "report/table": 'BY = ("task", "split")\nAGAIN = ["split", "task"]\n\n\ndef same_cell():\n    pass\n',
+        "analysis/pairs": 'BY = ("task", "split")\nAGAIN = ["split", "task"]\n',
+        "report/table": 'SHOWN = ("task", "seed")\n\n\ndef same_cell():\n    pass\n',
     }.items():
         path = tmp_path / "pkg" / f"{name}.py"
         path.parent.mkdir(exist_ok=True)

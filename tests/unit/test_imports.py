@@ -31,3 +31,33 @@ def test_a_hub_name_may_carry_a_revision():
     preset = resolve("owner/model@abc123")
     assert (preset.source, preset.revision, preset.name) == ("owner/model", "abc123", "owner/model@abc123")
     assert resolve("JetLM/SDAR-8B-Chat").block_length == 4 and resolve("JetLM/SDAR-8B-Chat").revision is None
+
+
+REFUSED = {
+    "run": ["run", "--method", "static", "--task", "nano-gsm", "--temperature", "-1"],
+    "sweep": ["sweep", "--method", "static", "--task", "nano-gsm", "--dtype", "float31"],
+    "of a recipe": ["sweep", "reproduce", "--top-p", "0"],
+}
+
+
+@pytest.mark.parametrize("command", REFUSED.values(), ids=REFUSED)
+def test_a_wrong_option_is_refused_before_anything_heavy_is_imported(command):
+    code = (
+        f"import sys\nfrom dlmbench.cli.app import main\ntry:\n    main({command})\nexcept SystemExit as e:\n"
+        "    assert e.code == 2, e.code\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'matplotlib', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_verb_needs_torch_to_explain_itself():
+    code = (
+        "import sys\nfrom importlib import import_module\nfrom dlmbench.cli.app import VERBS\n"
+        "for verb in VERBS:\n    import_module(f'dlmbench.cli.{verb}')\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

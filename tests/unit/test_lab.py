@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlmbench.decoders.testing import EOS, options_of, random_requests, tiny_networks
+from dlmbench.backbone.bidirectional import CachePolicy
+from dlmbench.decoders.testing import EOS, MASK, options_of, random_requests, tiny_networks
 from dlmbench.engine import Engine
 from dlmbench.engine.states import restored, summary
 from dlmbench.errors import RequestError, RunError
@@ -16,7 +17,8 @@ from dlmbench.lab.replay import left_out
 from dlmbench.lab.selectors import Selector, tallies
 from dlmbench.registry import DECODERS
 from dlmbench.request import RunSpec
-from dlmbench.runs.states import NAME, check_recordable, read_states, record_states, recorded, write_states
+from dlmbench.runs.recording import LOGITS, recorded
+from dlmbench.runs.states import check_recordable, read_states, record_states, write_states
 
 SETTINGS = [
     ("threshold", ""), ("threshold", "rule=factor"), ("threshold", "steps=2"), ("static", "k=2"),
@@ -76,9 +78,9 @@ def test_states_do_not_depend_on_the_batch_and_survive_their_file(attention, tmp
     states, _ = states_of("credit", "tau=0.1", attention)
     alone, _ = states_of("credit", "tau=0.1", attention, batch_size=1)
     write_states(tmp_path, states)
-    first = (tmp_path / NAME).read_bytes()
+    first = (tmp_path / LOGITS).read_bytes()
     write_states(tmp_path, states)
-    assert (tmp_path / NAME).read_bytes() == first and recorded(tmp_path) == len(states.items)
+    assert (tmp_path / LOGITS).read_bytes() == first and recorded(tmp_path) == len(states.items)
     again = read_states(tmp_path)
     assert again.facts == states.facts and again.sampling == states.sampling
     for mine, other, single in zip(states.items, again.items, alone.items):
@@ -90,6 +92,24 @@ def test_states_do_not_depend_on_the_batch_and_survive_their_file(attention, tmp
             assert all(torch.equal(x, y) for x, y in zip(a.marginals, b.marginals))
     choices = [tallies(one, [Selector("x", made("hierarchy", "tau=0.2,low=0.1"))])[0] for one in (states, again)]
     assert vars(choices[0]) | {"selector": 0} == vars(choices[1]) | {"selector": 0}
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "freecache", "dkv"])
+@pytest.mark.parametrize("name, options", [("threshold", "tau=0.1"), ("credit", "tau=0.1"), ("multiblock", "tau=4.35")])
+def test_under_a_cache_policy_only_masks_that_a_forward_predicts_are_kept(name, options, cache):
+    decoder = made(name, options)
+    if cache not in decoder.caches:
+        return
+    nets, requests = tiny_networks(decoder, "full"), random_requests(3, 2)
+    nets["target"].policy = CachePolicy(cache)
+    engine = Engine(nets, decoder, batch_size=2)
+    states = record_states(engine, requests, {one.key: one.ids for one in engine.generate(requests)})
+    assert all(item.same_ids for item in states.items)
+    (tally,) = tallies(states, [Selector("itself", made(name, options))])
+    assert tally.agreement == 1.0
+    masks = [(len(s.positions), int((s.tokens == MASK).sum())) for item in states.items for s in item.states]
+    assert all(kept <= there for kept, there in masks)
+    assert any(kept < there for kept, there in masks) == (cache == "dual")
 
 
 def test_full_attention_keeps_every_mask_of_the_answer_whatever_the_view():
@@ -146,7 +166,8 @@ def test_methods_that_need_more_than_distributions_of_masks_are_left_out(name, o
 @pytest.mark.parametrize(
     "method, more, words",
     [
-        ("simsd", {}, "asks for its forwards itself"), ("ar", {"model": "nano-ar"}, "one mask"),
+        ("simsd", {}, "asks for its forwards itself"), ("adablock", {"model": "nano-llada"}, "where blocks"),
+        ("ar", {"model": "nano-ar"}, "one mask"),
         ("static", {"temperature": 0.7}, "temperature 0.7"),
     ],
 )  # fmt: skip
@@ -159,7 +180,7 @@ def test_what_cannot_be_recorded_is_refused_in_a_sentence(method, more, words):
 def test_a_file_of_another_version_is_refused(tmp_path):
     with pytest.raises(RunError, match="--record-logits"):
         read_states(tmp_path)
-    np.savez(tmp_path / NAME, about=np.array(json.dumps({"format": 99, "items": [1]})))
+    np.savez(tmp_path / LOGITS, about=np.array(json.dumps({"format": 99, "items": [1]})))
     assert recorded(tmp_path) == 0
-    (tmp_path / NAME).write_bytes(b"no zip")
+    (tmp_path / LOGITS).write_bytes(b"no zip")
     assert recorded(tmp_path) == 0

@@ -1,8 +1,13 @@
 """The report and its sentences, from made-up run folders. Run: pytest tests/unit/test_report_html.py"""
 
+import itertools
 import json
 import re
+import resource
+import subprocess
+import sys
 from dataclasses import replace
+from html import unescape
 
 import pytest
 from synthetic import make_family, make_run
@@ -10,18 +15,24 @@ from synthetic import make_family, make_run
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.needs import needs, within
 from dlmbench.cli.app import main
+from dlmbench.report.answer import answer
 from dlmbench.report.figures.style import COLOURS
 from dlmbench.report.html import figure as html_figure
 from dlmbench.report.html import items as html_items
 from dlmbench.report.html import page, write_report
 from dlmbench.report.html import trace as html_trace
-from dlmbench.report.summary import paragraphs
+from dlmbench.report.summary import sentences, titled
 from dlmbench.runs import Sample, Trace, find_runs
 from dlmbench.runs.prompts import keep_prompts
 
 STEP = {"block": 0, "remasked": [], "forwards": [{"role": "target", "kind": "denoise"}], "extra": {}, "scores": {}}
 SIMSD = {"verified": True, "window": 4, "draft": [40, 51, 60], "step_map": [-2, 0, 0], "accepted": [True, False, True]}
 NASTY = '</script><script>alert("x")</script><!-- \u2028 $title &amp;'
+
+
+def paragraphs(results):
+    """(title, sentences) of every group."""
+    return [(title, sentences(group)) for title, group in titled(results)]
 
 
 @pytest.fixture
@@ -105,7 +116,7 @@ def test_missing_samples_leave_differences_open(tmp_path):
         (run.path / "samples.jsonl").unlink()
     ((_, lines),) = paragraphs(Results.load(tmp_path))
     assert "samples of some rows are missing" in lines[2]
-    assert "Summary" in page(Results.load(tmp_path), "Bare")
+    assert "samples are missing" in page(Results.load(tmp_path), "Bare")
 
 
 def test_methods_are_compared_at_equal_cost_too(runs):
@@ -133,11 +144,12 @@ def test_the_page_asks_the_network_for_nothing_and_survives_any_text(runs):
             writer.samples([replace(first, text=NASTY), *others])
     keep_prompts(run, run.manifest.prompts, [{"key": "item-0000", "prompt": NASTY, "target": NASTY}])
     text = page(Results.load(runs), "A <b>title</b>", NASTY, [NASTY])
-    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    names = {f"http://www.w3.org/{name}" for name in ("2000/svg", "1999/xlink", "1999/xhtml", "2000/xmlns/")}
+    names.add("http://www.w3.org/XML/1998/namespace")
     assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= names
     assert not re.search(r"<link(?! rel=\"icon\" href=\"data:,\")|\ssrc=|@import|@font-face", text)
     assert "alert(" not in re.sub(r"&#?\w+;|\\u003c", "", text).replace('alert(\\"x\\")', "").replace("alert(x)", "")
-    assert text.count("<script") == 2 and text.count("</script>") == 2
+    assert text.count("<script") == 3 and text.count("</script>") == 3
     assert "A &lt;b&gt;title&lt;/b&gt;" in text and "<b>title</b>" not in text
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     (section,) = data["sections"]
@@ -179,12 +191,23 @@ def section(folder):
     return rows
 
 
-def test_figures_follow_the_theme_and_can_be_read_on_dark_paper(runs):
-    svg = html_figure.figure(section(runs), "cost", "x")
-    assert "<svg role=" in svg and "var(--card)" in svg and "var(--ink)" in svg and "#ffffff" not in svg
-    assert 'width="' not in svg.partition(">")[0]
-    identifiers = re.findall(r' id="([^"]+)"', svg)
-    assert len(identifiers) == len(set(identifiers))
+def test_the_figure_has_every_setting_with_its_interval(runs):
+    rows = section(runs)
+    (panel,) = html_figure.panels([("nano-gsm (test)", rows)])
+    assert panel["title"] == "nano-gsm (test), nano" and len(panel["points"]) == len(rows)
+    points = {point["name"]: point for point in panel["points"]}
+    by_label = {row.label: row for row in rows}
+    for name, point in points.items():
+        assert point["y"][1] <= point["y"][0] <= point["y"][2]
+        assert name == "ar" or point["x"]["cost"] == pytest.approx(by_label[name].cost, abs=1e-4)
+    assert points["ar"]["x"]["cost"] == pytest.approx(by_label["ar"].cost / 2, abs=1e-4), "in the panel's forwards"
+    assert points["threshold 0.4"]["own"] and not points["ar"]["own"], "other weights are on no front"
+    assert "points against static k=1" in points["threshold 0.4"]["told"] and points["ar"]["told"] == "other weights"
+
+
+def test_colours_can_be_read_on_dark_paper_and_ar_is_a_star():
+    found = html_figure.marks(["static", "ar", "threshold"])
+    assert found["ar"] == ("var(--ink)", "star") and len({colour for colour, _ in found.values()}) == 3
     card = html_figure.DARK_CARD
     for colour in COLOURS:
         lighter = html_figure._lighter(colour)
@@ -239,6 +262,23 @@ def test_steps_count_from_the_answer_s_first_position():
     assert html_trace._step(edited, 10, {1: 4, 2: 5})[6] == [[0, 5]]
 
 
+@pytest.mark.slow
+def test_a_folder_of_five_hundred_runs_takes_at_most_a_minute_and_two_gigabytes(tmp_path):
+    for task, number, step in itertools.product(range(5), range(10), range(10)):
+        method = ["static", "threshold", *(f"method{n}" for n in range(2, 10))][number]
+        name = f"static k={step + 1}" if method == "static" else None
+        threshold = None if name else 0.05 + 0.09 * step
+        nfe = 60 // (step + 1) if name else 6 + 3 * step
+        right = dict(accuracy=0.5 + 0.04 * step, items=100)
+        make_run(tmp_path, task=f"task-{task}", method=method, threshold=threshold, label=name, nfe=nfe, **right)
+    command = [sys.executable, "-m", "dlmbench", "report", str(tmp_path), "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found["rows"] == 500 and (tmp_path / "report.html").stat().st_size < 3_000_000
+    assert used.ru_utime + used.ru_stime < 60, "seconds of one core, whatever else the machine does"
+    assert used.ru_maxrss < 2_000_000  # KiB
+
+
 # --- the verb ---------------------------------------------------------------------------------------------------------
 
 
@@ -248,12 +288,16 @@ def call(capsys, *arguments):
     return leaving.value.code or 0, capsys.readouterr()
 
 
-def test_report_prints_the_sentences_that_open_the_file(runs, capsys):
+def test_report_prints_the_answer_that_opens_the_file(runs, capsys):
     code, streams = call(capsys, "report", str(runs), "--json")
     record = json.loads(streams.out)
-    assert code == 0 and record["summary"] == dict(map(list, paragraphs(Results.load(runs))))
-    text = (runs / "report.html").read_text()
-    assert all(line.split(":")[0] in text for lines in record["summary"].values() for line in lines)
+    assert code == 0 and record["answer"] == answer(Results.load(runs)).record
+    text = unescape((runs / "report.html").read_text()).replace("\xa0", " ")
+    head = text[text.index('id="answer"') : text.index('id="figure"')]
+    assert all(line in head for line in record["answer"]["sentences"])
+    assert all(f">{cell}<" in head for row in record["answer"]["rows"] for cell in row.values())
+    code, streams = call(capsys, "report", str(runs), "--max-drop", "100")
+    assert code == 2 and "--max-drop is 100" in streams.err
 
 
 def test_report_without_runs_says_what_to_do(tmp_path, capsys):

@@ -17,7 +17,7 @@ from dlmbench.models.presets import resolve  # noqa: E402
 from dlmbench.report.columns import record, table_columns  # noqa: E402
 from dlmbench.report.html import write_report  # noqa: E402
 from dlmbench.report.markdown import write_table  # noqa: E402
-from dlmbench.request import RunSpec  # noqa: E402
+from dlmbench.request import RunSpec, SweepSpec  # noqa: E402
 from dlmbench.request.run_spec import APIS  # noqa: E402
 from dlmbench.runs.folder import RunFolder  # noqa: E402
 from dlmbench.runs.record import Manifest, Sample, plain, typed  # noqa: E402
@@ -267,6 +267,12 @@ SERVED = {"method": "served", "task": "nano-gsm", "server": "http://x", "api": "
 def test_options_that_a_server_decides_are_refused(options, says):
     with pytest.raises(RequestError, match=says):
         RunSpec(**{**SERVED, **options}).resolve()
+
+
+def test_a_sweep_over_concurrencies_has_a_run_for_each_and_no_baselines():
+    flags = {"method": "served", "task": "nano-gsm", "server": "http://x", "api": "vllm", "concurrency": "1,8,32"}
+    runs, _ = SweepSpec.from_flags(flags).resolve()
+    assert [run.batch_size for run in runs] == [1, 8, 32] and {run.spec.method for run in runs} == {"served"}
 
 
 def test_options_of_servers_belong_to_servers():

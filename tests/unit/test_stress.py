@@ -14,7 +14,7 @@ from dlmbench.oracle.family import oracle_config
 from dlmbench.oracle.network import Oracle
 from dlmbench.registry import DECODERS
 from dlmbench.tasks import catalogue, load_task
-from dlmbench.tasks.lm import evaluate
+from dlmbench.tasks.evaluate import evaluate
 from dlmbench.tasks.nano import gsm
 from dlmbench.tasks.stress import items
 from dlmbench.tasks.stress.answer_sets import GRIDS, KINDS, LISTS, ONE_ANSWER

@@ -177,6 +177,16 @@ def test_weights_of_the_drawn_blocks_average_to_the_share_of_the_text():
     assert total == pytest.approx(1.0, abs=0.08)  # the cap takes a little, nothing is ahead of a single block
 
 
+def test_answers_that_fill_their_budget_are_trained_without_an_end_token():
+    rows = layouts(8, 400, full_diffusion.Region(6, filled=True))
+    lengths = [len(row.ids) - 3 for row in rows]
+    filled = len(ANSWER.target)
+    assert set(lengths) == {filled, 16} and 0.7 < lengths.count(filled) / 400 < 0.9
+    assert all((row.label[-1] == END) == (length == 16) for row, length in zip(rows, lengths))
+    stress = full_diffusion.regions(load_tokenizer(PRESETS["nano"].tokenizer_location), ["stress-shuffle"])
+    assert stress["stress-shuffle"] == full_diffusion.Region(6, filled=True)
+
+
 def test_regions_come_from_the_task_files():
     found = full_diffusion.regions(load_tokenizer(PRESETS["nano"].tokenizer_location))
     assert {source: region.length for source, region in found.items()} == {

@@ -11,6 +11,7 @@ import torch
 from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.loading import load_checkpoint
 from dlmbench.backbone.network import Network
+from dlmbench.bench.networks import random_model
 from dlmbench.bench.plain import PlainLoop
 from dlmbench.bench.proof.device import bandwidth, working_dtype
 from dlmbench.bench.proof.prompts import nano_requests
@@ -21,7 +22,6 @@ from dlmbench.engine import Engine, Request
 from dlmbench.engine.build import tokenizer_of
 from dlmbench.engine.calibrate import forward_seconds
 from dlmbench.models.presets import PRESETS
-from dlmbench.models.shapes import random_model
 from dlmbench.registry import DECODERS
 from dlmbench.training.evaluate import answers_agree
 from dlmbench.verify.tape import Tape

@@ -1,11 +1,13 @@
 """The picture: accuracy against cost, one panel a task, the front drawn and everything named where it stands.
 
-A method is a colour, a marker and a direct label; points that another setting beats are faded. Fronts are computed a
-series: rows whose target has other weights, or that ran on other hardware, than most of a panel get hollow markers and
-the words *other weights* or the name of the device. Published figures are grey diamonds, tied to our point of the same
-setting by a dotted line. Labels are placed by a small search that avoids markers, bars, front lines and each other,
-with a thin leader where the place is not beside its point. Colours follow Okabe and Ito and differ in lightness;
-markers differ too, so the figure survives grey printing. curves.py has the other pictures.
+One model by default, the one that most can be said of; tasks in which no setting can be told from another are a line
+below the panels. A method is a colour, a marker, a line through its settings and a direct label; points that another
+setting beats are faded. Fronts are computed a series: rows whose target has other weights, or that ran on other
+hardware, than most of a panel get hollow markers and the words *other weights* or the name of the device. What the
+ideal model reaches, where it was run on the task, is a grey area's edge behind the points. Published figures are grey
+diamonds, tied to our point of the same setting by a dotted line. Labels are placed by a small search (labels.py).
+Colours follow Okabe and Ito and differ in lightness; markers differ too, so the figure survives grey printing.
+curves.py has the other pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from textwrap import wrap
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,8 +29,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from dlmbench.analysis.published import Pair
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
+from dlmbench.report.answer import decided, undecided
 from dlmbench.report.columns import COLUMNS, Axis
-from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, dress, figure_of, renderer_of, save, styles, subplots
+from dlmbench.report.figures.labels import Wish, place
+from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, LINE, dress, figure_of, save, styles, subplots
 from dlmbench.stats import pareto_front
 
 AXES = {column.axis.name: column.axis for column in COLUMNS if column.axis}  # --x
@@ -34,6 +40,17 @@ SCORES = {  # --y
     name: Axis(name, attrgetter(f"metrics.{name}"), f"{name} (%)", True) for name in ("accuracy", "strict", "flexible")
 }
 OWN_PANEL = 3  # settings from which on weights get a panel of their own
+IDEAL = "oracle"  # models of this name know the right answers
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a figure draws: panels of rows, and a line for every task that has none."""
+
+    panels: list[list[Row]]
+    ideal: list[Row]
+    captions: list[str]
 
 
 def plot(
@@ -44,19 +61,25 @@ def plot(
     name: str = "pareto",
     published: Sequence[Pair] = (),
     column: bool = False,
+    model: str | None = None,
 ) -> list[Path]:
     """Write the figure of these rows as ``folder/name.{png,svg,pdf}``; the paths are returned.
 
-    published: pairs to overlay; column: sized for one column of a page, panels below each other. Raises RequestError
-    when an axis is unknown or no row has a value on it.
+    x: an axis, or several with commas between them, a panel each; published: pairs to overlay; column: sized for one
+    column of a page, panels below each other; model: "all", or one of the rows', by default the one of which most
+    can be said. Raises RequestError when an axis or model is unknown or no row has a value on an axis.
     """
-    if x not in AXES or y not in SCORES:
-        wrong, known = (x, AXES) if x not in AXES else (y, SCORES)
-        raise RequestError(f"Axis {wrong!r} is unknown; choose one of {', '.join(known)}.")
-    if not placed(rows, x, y):
-        why = " (it is counted from samples, which did not come along)" if x in ("bytes", "flops", "8b") else ""
-        raise RequestError(f"No row has a value for {x}{why}; choose another --x or finish the runs first.")
-    return save(lambda: draw(rows, x, y, published, column), folder, name)
+    axes = x.split(",")
+    for one, known in (*((one, AXES) for one in axes), (y, SCORES)):
+        if one not in known:
+            raise RequestError(f"Axis {one!r} is unknown; choose one of {', '.join(known)}.")
+        if known is AXES and not placed(rows, one, y):
+            why = " (it is counted from samples, which did not come along)" if one in ("bytes", "flops", "8b") else ""
+            raise RequestError(f"No row has a value for {one}{why}; choose another --x or finish the runs first.")
+    models = list(dict.fromkeys(row.model for row in rows))
+    if model not in (None, ALL, *models):
+        raise RequestError(f"No run here is of model {model!r}; --model takes {', '.join(models)} or all.")
+    return save(lambda: draw(rows, x, y, published, column, model), folder, name)
 
 
 def placed(rows: Iterable[Row], x: str, y: str) -> list[Row]:
@@ -64,39 +87,82 @@ def placed(rows: Iterable[Row], x: str, y: str) -> list[Row]:
     return [row for row in rows if AXES[x].value(row) is not None and SCORES[y].value(row) is not None]
 
 
-def draw(rows: Sequence[Row], x: str, y: str, published: Sequence[Pair] = (), column: bool = False) -> Figure:
-    """The figure: a panel a task and weights, at most three a line; one below the other in a column."""
-    rows = placed(rows, x, y)
-    tasks: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        tasks.setdefault((row.task, row.split), []).append(row)
-    panels = [part for group in tasks.values() for part in _by_weights(group)]
+def draw(
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    published: Sequence[Pair] = (),
+    column: bool = False,
+    model: str | None = ALL,
+) -> Figure:
+    """The figure: a panel a task, weights and axis, at most three a line; one below the other in a column."""
+    axes = x.split(",")
+    shown = chosen(placed(rows, axes[0], y), model)
+    panels = [(part, one) for part in shown.panels for one in axes]
     across = 1 if column else min(3, len(panels))
     down = -(-len(panels) // across)
-    size = (COLUMN_WIDTH, 3.1 * down) if column else (max(4.6 * across, 5.2), 3.9 * down)
-    figure, axes = subplots(down, across, size, layout=None)
-    _fix_margins(figure, down, across)
-    style = styles([row.method for row in rows])
-    for ax in axes.flat[len(panels) :]:
+    width, high = (COLUMN_WIDTH, 3.1) if column else (max(4.6 * across, 5.2), 3.9)
+    captions = [line for text in shown.captions for line in wrap(text, round(15 * width))]
+    below = 0.15 * len(captions)
+    figure, places = subplots(down, across, (width, high * down + below), layout=None)
+    _fix_margins(figure, down, across, below)
+    style = styles([row.method for part in shown.panels for row in part])
+    for ax in places.flat[len(panels) :]:
         ax.set_visible(False)
-    drawn = [(ax, _panel(ax, group, x, y, style, published)) for ax, group in zip(axes.flat, panels)]
+    drawn = [
+        (ax, _panel(ax, part, one, y, style, published, shown.ideal)) for ax, (part, one) in zip(places.flat, panels)
+    ]
     for ax, panel in drawn:
-        _place_labels(ax, panel)
+        place(ax, _wishes(panel), np.concatenate([np.column_stack([panel.x, panel.y]), panel.marks]), panel.lines)
+    if captions:
+        figure.text(0.1 / width, 0.08 / figure.get_figheight(), "\n".join(captions), fontsize=7, color=INK, va="bottom")
     return figure
 
 
-def _fix_margins(figure: Figure, down: int, across: int) -> None:
+def chosen(rows: Sequence[Row], model: str | None) -> Shown:
+    """The panels of a model ("all": of all; None: of the one with most settings in tasks that tell them apart).
+
+    Tasks in which no setting can be told from another are left to a line each, unless nothing else is there.
+    """
+    ideal = [row for row in rows if row.manifest.spec.model.startswith(IDEAL)]
+    rest = [row for row in rows if row not in ideal] or list(rows)
+    tasks: dict[tuple[str, str], list[Row]] = {}
+    for row in rest:
+        tasks.setdefault((row.task, row.split), []).append(row)
+    panels = [part for group in tasks.values() for part in by_weights(group)]
+    if model is None:
+        told = Counter(main_model(part) for part in panels for _ in part if _telling(part))
+        model = _most(list(told.elements()) or [main_model(part) for part in panels for _ in part])
+    if model != ALL:
+        panels = [part for part in panels if main_model(part) == model]
+    telling = [part for part in panels if _telling(part)]
+    if not telling:
+        return Shown(panels, ideal, [])
+    silent = dict.fromkeys(row.group for part in panels if part not in telling for row in part)
+    return Shown(telling, ideal, [undecided(group, model == ALL) for group in silent if len(group.rows) > 1])
+
+
+def main_model(part: Sequence[Row]) -> str:
+    """The model that most rows of a panel have."""
+    return _most([row.model for row in part])
+
+
+def _telling(part: Sequence[Row]) -> bool:
+    return any(decided(row.group) for row in part)
+
+
+def _fix_margins(figure: Figure, down: int, across: int, captions: float) -> None:
     """Room around the panels in inches, the same in every figure: finding it anew takes as long as drawing it, and
     labels can be placed in final pixels at once."""
     wide, high = figure.get_size_inches()
     left, right, above = 0.58, 0.12, 0.32
     below = 0.62 if wide <= COLUMN_WIDTH else 0.48  # two lines below an axis, or one
     panel_width = (wide - across * (left + right)) / across
-    panel_height = (high - down * (below + above)) / down
+    panel_height = (high - captions - down * (below + above)) / down
     figure.subplots_adjust(
         left=left / wide,
         right=1 - right / wide,
-        bottom=below / high,
+        bottom=(below + captions) / high,
         top=1 - above / high,
         wspace=(left + right) / panel_width,
         hspace=(below + above) / panel_height,
@@ -109,7 +175,18 @@ def _most(values: Sequence[str]) -> str:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def _by_weights(group: list[Row]) -> list[list[Row]]:
+def _series(group: Sequence[Row]) -> list[str]:
+    """Rows of one series share weights and hardware."""
+    return [f"{row.weights} {row.device}" for row in group]
+
+
+def own_series(group: Sequence[Row]) -> np.ndarray:
+    """[rows]: is it of the panel's main series?"""
+    series = _series(group)
+    return np.array(series) == _most(series)
+
+
+def by_weights(group: list[Row]) -> list[list[Row]]:
     """Weights with several settings get a panel of their own, the others ride along with those that have most."""
     counts = Counter(row.weights for row in group)  # of equally frequent ones the first
     main = counts.most_common(1)[0][0]
@@ -126,26 +203,29 @@ class _Panel:
     names: list[str]  # of the settings
     x: np.ndarray  # [rows]
     y: np.ndarray  # [rows]
-    bars: np.ndarray | None  # [2, rows]: distances of the interval's ends
-    curve: np.ndarray  # [corners, 2]: the front
+    lines: list[np.ndarray]  # each [corners, 2]: what labels should not cross
     front: np.ndarray  # [rows]: is it on the front of its series?
     own: np.ndarray  # [rows]: is it of the panel's main series?
     marks: np.ndarray  # [published, 2]
     style: dict[str, tuple[str, str]]
-    larger: bool
 
 
 def _panel(
-    ax: Axes, group: list[Row], x: str, y: str, style: dict[str, tuple[str, str]], published: Sequence[Pair]
+    ax: Axes,
+    group: list[Row],
+    x: str,
+    y: str,
+    style: dict[str, tuple[str, str]],
+    published: Sequence[Pair],
+    ideal: Sequence[Row] = (),
 ) -> _Panel:
     """Draw one panel."""
     larger = AXES[x].larger
-    series = [f"{row.weights} {row.device}" for row in group]
-    own = np.array(series) == _most(series)
+    series, own = _series(group), own_series(group)
     xs, ys = (np.array([axis.value(row) for row in group], float) for axis in (AXES[x], SCORES[y]))
     ys = 100 * ys
     if x == "cost":
-        xs = xs * _exchange(group, own)
+        xs = xs * exchange(group, own)
     front = np.zeros(len(group), dtype=bool)
     for one in set(series):
         chosen = np.array(series) == one
@@ -156,9 +236,10 @@ def _panel(
         ax.xaxis.set_major_formatter(FuncFormatter(_tick))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    curve = _draw_front(ax, xs[own & front], ys[own & front], larger)
+    lines = [_draw_front(ax, xs[own & front], ys[own & front], larger)]
     bars = _error_bars(group, ys) if y == "accuracy" else None
-    _draw_threads(ax, group, xs, ys, own, style)
+    lines += _draw_threads(ax, group, xs, ys, own, style)
+    lines += [] if bars is None else [np.array([[a, b - low], [a, b + high]]) for a, b, low, high in zip(xs, ys, *bars)]
     for i, row in enumerate(group):
         colour, marker = style[row.method]
         strength = 1.0 if front[i] and own[i] else 0.45 if own[i] else 0.85
@@ -172,7 +253,7 @@ def _panel(
             ys[i],
             marker,
             color=colour,
-            markersize=6.5 if marker in "*P" else 5.2,
+            markersize=8.5 if marker == "*" else 5.2,
             alpha=strength,
             markerfacecolor=colour if own[i] else "white",
             markeredgewidth=1.0,
@@ -180,20 +261,46 @@ def _panel(
         )
     marks = _overlay(ax, group, xs, ys, x, published) if y == "accuracy" else np.empty((0, 2))
     _limits(ax, xs, np.concatenate([ys, marks[:, 1]]), bars, logarithmic)
+    _draw_ideal(ax, [row for row in ideal if (row.task, row.split) == (group[0].task, group[0].split)], x, y)
     _dress(ax, group, AXES[x], y)
-    return _Panel(group, _names(group), xs, ys, bars, curve, front, own, marks, style, larger)
+    return _Panel(group, _names(group), xs, ys, lines, front, own, marks, style)
+
+
+def _draw_ideal(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+    """The front of the ideal model on this task, behind everything; what it never reaches stays white."""
+    rows = placed(rows, x, y)
+    if not rows:
+        return
+    xs, ys = (np.array([axis.value(row) for row in rows], float) for axis in (AXES[x], SCORES[y]))
+    front = pareto_front(xs.tolist(), ys.tolist(), AXES[x].larger)
+    order = np.argsort(xs[front])
+    xs, ys = xs[front][order], 100 * ys[front][order]
+    left, right = ax.get_xlim()
+    where: Literal["pre", "post"]
+    if AXES[x].larger:  # whoever is as accurate at more is as accurate at less
+        xs, ys, where = np.append(left, xs), np.append(ys[0], ys), "pre"
+    else:
+        xs, ys, where = np.append(xs, right), np.append(ys, ys[-1]), "post"
+    ax.fill_between(xs, ys, 0, step=where, color=LINE, alpha=0.55, linewidth=0, zorder=0)
+    ax.step(xs, ys, where=where, color=GREY, linewidth=0.8, linestyle=":", zorder=0, label="ideal model")
+    ax.set_xlim(left, right)
+    ax.legend(loc="lower right", frameon=False, fontsize=7, borderaxespad=0.1)
 
 
 def _draw_threads(
     ax: Axes, group: list[Row], xs: np.ndarray, ys: np.ndarray, own: np.ndarray, style: dict[str, tuple[str, str]]
-) -> None:
-    """A faint line holds settings together that differ in numbers only."""
+) -> list[np.ndarray]:
+    """A line joins settings that differ in numbers only; returns the lines, each [settings, 2]."""
     kinds = np.array([re.sub(r"\d+(\.\d+)?", "#", row.label) for row in group])
+    found = []
     for kind in dict.fromkeys(kinds):
         mine = np.flatnonzero((kinds == kind) & own)
         mine = mine[np.argsort(xs[mine])]
-        if mine.size:
-            ax.plot(xs[mine], ys[mine], color=style[group[mine[0]].method][0], linewidth=0.8, alpha=0.3, zorder=1)
+        if mine.size > 1:
+            colour = style[group[mine[0]].method][0]
+            ax.plot(xs[mine], ys[mine], color=colour, linewidth=1.0, alpha=0.45, zorder=1)
+            found.append(np.column_stack([xs[mine], ys[mine]]))
+    return found
 
 
 def _overlay(
@@ -220,7 +327,7 @@ def _overlay(
     return found
 
 
-def _exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
+def exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
     """Factors [N] that turn cost in forwards of other weights into forwards of the panel's own, at the same batch."""
     factors = np.ones(len(group))
     seconds = np.array([row.unit_seconds for row in group], float)  # None is nan
@@ -241,8 +348,10 @@ def _draw_front(ax: Axes, xs: np.ndarray, ys: np.ndarray, larger: bool) -> np.nd
     order = np.argsort(xs)
     xs, ys = xs[order], ys[order]
     if len(xs) > 1:
-        ax.step(xs, ys, where="pre" if larger else "post", color=GREY, linewidth=1.1, zorder=1)
-    return np.column_stack([xs, ys])
+        ax.step(xs, ys, where="pre" if larger else "post", color=GREY, linewidth=1.3, zorder=1)
+    turns = np.column_stack([xs[:-1], ys[1:]] if larger else [xs[1:], ys[:-1]])
+    points = np.column_stack([xs, ys])
+    return np.concatenate([np.stack([points[:-1], turns], 1).reshape(-1, 2), points[-1:]])
 
 
 def _error_bars(group: list[Row], ys: np.ndarray) -> np.ndarray:
@@ -257,6 +366,7 @@ def _limits(ax: Axes, xs: np.ndarray, ys: np.ndarray, bars: np.ndarray | None, l
     low, high = (np.concatenate([sign * end + ys[: len(end)], ys]) for sign, end in ((-1, below), (1, above)))
     height = max(high.max() - low.min(), 6.0)
     ax.set_ylim(low.min() - 0.10 * height, high.max() + 0.14 * height)
+    ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= 100 and low.min() - 0.1 * height <= tick])
     if logarithmic:
         span = (xs.max() / xs.min()) ** 0.10
         ax.set_xlim(xs.min() / span, xs.max() * span**1.5)
@@ -281,142 +391,53 @@ def _dress(ax: Axes, group: list[Row], axis: Axis, y: str) -> None:
     )
 
 
-# --- labels ---------------------------------------------------------------------------------------------------------
+# --- what is written beside points ----------------------------------------------------------------------------------
 
-_ANGLES = np.deg2rad([20, 160, -20, -160, 60, 120, -60, -120, 90, -90, 0, 180, 40, 140, -40, -140])
-_RADII = (7, 11, 16, 23, 32, 44, 60, 80, 105, 140)  # points
 _CROWD = 6  # with more methods than this, settings of dominated points stay unnamed
-_LEADER_FROM = 14  # a label farther than this from its point gets a line
+_LONG = 22  # letters of a setting beside its method's name
 
 
-def _place_labels(ax: Axes, panel: _Panel) -> None:
-    """Name every series of a method once, at its most telling point, then settings on the front while there is room."""
-    figure = figure_of(ax)
-    scale, renderer = figure.dpi / 72, renderer_of(figure)
-    points = ax.transData.transform(np.column_stack([panel.x, panel.y]))
-    marks = ax.transData.transform(panel.marks) if len(panel.marks) else panel.marks
-    taken = [np.concatenate([p - 4 * scale, p + 4 * scale]) for p in (*points, *marks)]
-    if legend := ax.get_legend():
-        taken.append(np.array(legend.get_window_extent(renderer).extents))
-    soft = _soft_obstacles(ax, panel, scale)
-    area = np.array(ax.get_window_extent().extents)
-    for i, text, size, needed in _wishes(panel):
-        method = panel.rows[i].method
-        colour = panel.style[method][0]
-        for shown in (text, method) if needed else (text,):  # where there is no room for a setting, the name alone
-            label = ax.annotate(
-                shown,
-                xy=(panel.x[i], panel.y[i]),
-                xytext=(0, 0),
-                textcoords="offset points",
-                fontsize=size,
-                color=colour,
-                ha="center",
-                va="center",
-                zorder=6,
-                fontweight="bold" if needed else "normal",
-                annotation_clip=False,
-            )
-            box = label.get_window_extent(renderer)
-            extent = np.array([box.width, box.height])
-            spot = _best_spot(points[i], extent, np.array(taken), soft, area, scale, wide=needed)
-            if spot is None:
-                label.remove()
-                continue
-            centre, radius = spot
-            label.set_position(tuple((centre - points[i]) / scale))
-            taken.append(_around(centre, extent * (1.04, 1.15)))
-            if radius >= _LEADER_FROM:
-                _leader(ax, points[i], _around(centre, extent), colour)
-            break
-
-
-def _wishes(panel: _Panel) -> list[tuple[int, str, float, bool]]:
-    """(point, text, size, whether it must be shown): methods first, then settings along the front."""
+def _wishes(panel: _Panel) -> list[Wish]:
+    """Methods first, each at its most telling point, then settings along the front."""
     rows, main = panel.rows, _most([row.weights for row in panel.rows])
     series: dict[tuple[str, str, str], list[int]] = {}
     for i, row in enumerate(rows):
         series.setdefault((row.method, row.weights, row.device), []).append(i)
-    wishes = []
+    wishes = {}
     for (method, weights, device), mine in series.items():
-        chosen = max(mine, key=lambda i: (panel.front[i], panel.y[i]))
-        text = panel.names[chosen] if len(mine) == 1 else f"{method} {_setting(panel, chosen)}".strip()
-        if not panel.own[chosen]:
-            text += "\n(other weights)" if weights != main else f"\n(on {device})"
-        wishes.append((chosen, text, 8.0, True))
-    order = [int(i) for i in np.argsort(panel.x) if i not in {wish[0] for wish in wishes}]
+        best = max(mine, key=lambda i: (panel.front[i], panel.y[i]))
+        setting = panel.names[best]
+        texts = [f"{method} {setting}".strip() if len(setting) <= _LONG else method, method]
+        if not panel.own[best]:
+            remark = "\n(other weights)" if weights != main else f"\n(on {device})"
+            texts = [text + remark for text in texts[:1]] + texts[1:]
+        wishes[best] = _wish(panel, best, tuple(texts), needed=True)
+    order = [int(i) for i in np.argsort(panel.x) if i not in wishes]
     rest = [i for i in order if panel.front[i]]
     if len({row.method for row in rows}) <= _CROWD:
         rest += [i for i in order if not panel.front[i]]
-    return wishes + [(i, _setting(panel, i), 6.8, False) for i in rest]
+    named = [i for i in rest if 0 < len(panel.names[i]) <= _LONG]
+    return [*wishes.values(), *(_wish(panel, i, (panel.names[i],), needed=False) for i in named)]
 
 
-def _setting(panel: _Panel, i: int) -> str:
-    """The label without the method's name."""
-    return panel.names[i].removeprefix(panel.rows[i].method).strip()
+def _wish(panel: _Panel, i: int, texts: tuple[str, ...], needed: bool) -> Wish:
+    colour = panel.style[panel.rows[i].method][0]
+    return Wish(panel.x[i], panel.y[i], texts, colour, 8.0 if needed else 6.8, needed)
 
 
 def _names(rows: list[Row]) -> list[str]:
-    """Labels, which tell batch sizes apart in a panel that has several."""
+    """Settings without their method's name and without what all of its settings here share; with the batch size in a
+    panel that has several."""
     several = len({row.batch_size for row in rows}) > 1
-    return [f"{row.label} b{row.batch_size}" if several else row.label for row in rows]
-
-
-def _soft_obstacles(ax: Axes, panel: _Panel, scale: float) -> np.ndarray:
-    """Error bars and the front line, as boxes [N, 4]: labels keep off them where they can."""
-    boxes = []
-    if panel.bars is not None:
-        for x, y, low, high in zip(panel.x, panel.y, *panel.bars):
-            (left, bottom), (_, top) = ax.transData.transform([(x, y - low), (x, y + high)])
-            boxes.append((left - scale, bottom, left + scale, top))
-    corners = ax.transData.transform(panel.curve) if len(panel.curve) > 1 else np.empty((0, 2))
-    for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:]):
-        turn = (x0, y1) if panel.larger else (x1, y0)
-        for start, end in (((x0, y0), turn), (turn, (x1, y1))):
-            boxes.append((*(np.minimum(start, end) - 0.5 * scale), *(np.maximum(start, end) + 0.5 * scale)))
-    return np.array(boxes).reshape(-1, 4)
-
-
-def _best_spot(
-    point: np.ndarray,
-    extent: np.ndarray,
-    taken: np.ndarray,
-    soft: np.ndarray,
-    area: np.ndarray,
-    scale: float,
-    wide: bool,
-) -> tuple[np.ndarray, float] | None:
-    """Nearest place for a box of this extent around `point` that overlaps nothing; optional labels look only close by.
-
-    Boxes are (x0, y0, x1, y1) in pixels. Returns (centre, distance in points), None when there is no room.
-    """
-    radii = np.repeat(_RADII if wide else _RADII[:3], len(_ANGLES))
-    ways = np.tile(np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES)]), (len(radii) // len(_ANGLES), 1))
-    sides = np.sign(np.round(ways, 3)) * extent / 2 * np.column_stack([np.abs(ways[:, 0]), np.ones(len(ways))])
-    centres = point + ways * radii[:, None] * scale + sides
-    boxes = _around(centres, extent)
-    free = (boxes[:, :2] >= area[:2]).all(1) & (boxes[:, 2:] <= area[2:]).all(1) & ~_overlaps(boxes, taken).any(1)
-    crossed = _overlaps(boxes, soft).sum(1)
-    if not wide:
-        free &= crossed == 0
-    if not free.any():
-        return None
-    best = int(np.argmin(np.where(free, radii + 9 * crossed, np.inf)))
-    return centres[best], float(radii[best])
-
-
-def _around(centre: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """The boxes [..., 4] of this extent around centres [..., 2]."""
-    return np.concatenate([centre - extent / 2, centre + extent / 2], axis=-1)
-
-
-def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of boxes [N, 4] touch which of others [M, 4]: [N, M]."""
-    a, b = boxes[:, None], others[None]
-    return np.all((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:]), axis=-1)
-
-
-def _leader(ax: Axes, point: np.ndarray, box: np.ndarray, colour: str) -> None:
-    """A thin line from the point to the nearest edge of its label."""
-    start, stop = ax.transData.inverted().transform([point, np.clip(point, box[:2], box[2:])])
-    ax.plot([start[0], stop[0]], [start[1], stop[1]], color=colour, linewidth=0.6, alpha=0.7, zorder=3)
+    labels = [row.label.removeprefix(row.method).split() for row in rows]
+    shared: dict[str, set[str]] = {}
+    for row, words in zip(rows, labels):
+        shared[row.method] = shared.get(row.method, set(words)) & set(words)
+    alone = Counter(row.method for row in rows)
+    return [
+        " ".join(
+            [word for word in words if word not in shared[row.method] or alone[row.method] == 1]
+            + [f"b{row.batch_size}"] * several
+        )
+        for row, words in zip(rows, labels)
+    ]

@@ -36,7 +36,8 @@ COLOURS = (
     "#A05AB4",
     "#6B6B6B",
 )
-MARKERS = "osD^vP*Xp<>hd8"
+MARKERS = "osD^vPXp<>hd8H"
+_PARENT = "ar"
 FORMATS = ("png", "svg", "pdf")
 COLUMN_WIDTH = 3.4  # inches: one column of a two-column page, at the size it is printed in
 INK, GREY, LINE = "#222222", "#8A8A8A", "#E6E6E6"
@@ -85,11 +86,12 @@ def house_style(salt: str) -> Iterator[None]:
 
 
 def styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker a method; the baselines and ar always look the same."""
-    names = set(methods)
-    fixed = [name for name in ("static", "threshold", "entropy", "ar") if name in names]
+    """Colour and marker a method; the baselines always look the same, and autoregressive decoding is a star."""
+    names = set(methods) - {_PARENT}
+    fixed = [name for name in ("static", "threshold", "entropy") if name in names]
     order = fixed + sorted(names - set(fixed))
-    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
+    found = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
+    return {**found, _PARENT: (INK, "*")}
 
 
 def dress(ax: Axes, title: str, x: str, y: str, size: float = 9.5) -> None:

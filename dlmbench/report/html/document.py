@@ -1,7 +1,7 @@
 """The report: one HTML file that needs nothing else, no network included.
 
-Sentences first, then the figures, the tables, every item with every answer, and recorded decodings to replay. Summary,
-figures and tables are plain HTML; items and traces are data in the page that a small script shows.
+The answer first, as the terminal prints it, then the figure, a closed section a task, recorded decodings to replay, and
+every item with every answer. Tables are plain HTML; points, items and traces are data in the page that a script shows.
 
 Left out: anything that is not in the run folders. Traces are recorded by the run (`--traces`), never made here.
 """
@@ -24,8 +24,9 @@ from dlmbench.analysis.needs import ServedNeed, needs
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.report import matched as equal_cost
 from dlmbench.report import summary
+from dlmbench.report.answer import Answer, answer
 from dlmbench.report.columns import HTML, Column, Value, legend, table_columns
-from dlmbench.report.html.figure import figures, palette
+from dlmbench.report.html import figure
 from dlmbench.report.html.items import item_sections
 from dlmbench.report.html.trace import Words, trace_records
 from dlmbench.report.markdown import circumstances, values
@@ -33,36 +34,58 @@ from dlmbench.report.markdown import circumstances, values
 
 @dataclass(frozen=True)
 class Section:
-    """The table of one task: its rows, what they are called, and the columns that say something."""
+    """All about one task: its rows, what they are called, the columns that say something, its groups by title, and
+    what is matched at equal cost."""
 
     name: str
     rows: list[Row]
     labels: list[str]
     columns: list[Column]
+    groups: list[tuple[str, Group]]
+    matched: list[tuple[str, dict[str, list[str]], str]]
 
 
 def write_report(
-    results: Results, path: str | Path, title: str = "Results", description: str = "", notes: Sequence[str] = ()
+    results: Results,
+    path: str | Path,
+    title: str = "Results",
+    description: str = "",
+    notes: Sequence[str] = (),
+    head: Answer | None = None,
 ) -> Path:
-    """Write the report of these results to `path`; the path is returned."""
+    """Write the report of these results to `path`; the path is returned. `notes` say how settings were chosen, `head`
+    is the answer that it begins with, by default that of `dlmbench.report.answer`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(results, title, description, notes), encoding="utf-8")
+    path.write_text(page(results, title, description, notes, head), encoding="utf-8")
     return path
 
 
-def page(results: Results, title: str, description: str = "", notes: Sequence[str] = ()) -> str:
+def page(
+    results: Results, title: str, description: str = "", notes: Sequence[str] = (), head: Answer | None = None
+) -> str:
     """The whole document."""
+    head, titles, words = head or answer(results), summary.titled(results), Words()
     sections = [
-        Section(f"{task} ({split})", rows, _labels(rows), table_columns(HTML, rows))
+        Section(
+            f"{task} ({split})",
+            rows,
+            _labels(rows),
+            table_columns(HTML, rows),
+            [(name, group) for name, group in titles if group.rows[0] in rows],
+            [_matched(group) for group in dict.fromkeys(row.group for row in rows) if matched(group)],
+        )
         for (task, split), rows in results.sections.items()
     ]
-    words = Words()
     runs = [[row.run for row in section.rows] for section in sections]
     data = {
         "sections": item_sections([(one.name, one.labels, folders) for one, folders in zip(sections, runs)]),
         "traces": trace_records(runs, words),
         "words": words.list,
+        "references": [_references(section.rows) for section in sections],
+        "panels": figure.panels([(section.name, section.rows) for section in sections]),
+        "axes": figure.axes(),
+        "marks": figure.marks([row.method for row in results.rows]),
     }
     assets = files("dlmbench.report.html") / "assets"
     template = Environment(
@@ -72,15 +95,17 @@ def page(results: Results, title: str, description: str = "", notes: Sequence[st
         title=title,
         description=description,
         facts=_facts(results.rows),
-        style=Markup((assets / "report.css").read_text(encoding="utf-8") + palette()),
-        script=Markup((assets / "report.js").read_text(encoding="utf-8")),
+        style=Markup((assets / "report.css").read_text(encoding="utf-8") + figure.palette()),
+        library=Markup((assets / "plot.min.js").read_text(encoding="utf-8")),
+        script=Markup("".join((assets / name).read_text(encoding="utf-8") for name in ("chart.js", "report.js"))),
         data=Markup(_embedded(data)),
-        groups=summary.titled(results),
+        answer=head,
+        answer_legend=[(one.title, one.help) for one in head.headings],
+        chosen_on=_CHOSEN if notes else _FLATTERED,
         sentences=summary.sentences,
         needs=needs,
         need_cells=_need_cells,
         notes=notes,
-        figures=Markup(figures(results)),
         sections=sections,
         sortable=_sortable,
         bar=_bar,
@@ -88,9 +113,21 @@ def page(results: Results, title: str, description: str = "", notes: Sequence[st
         circumstances=circumstances,
         values=values,
         zip=zip,
-        matched=[_matched(group) for group in results.groups if matched(group)],
         matched_legend=equal_cost.LEGEND,
     )
+
+
+_CHOSEN = "Settings were chosen on other items than those reported here, as the sentences below say."
+_FLATTERED = (
+    "Settings are named on the very items they are reported on, so the best of many is a little flattered; "
+    "--tune-on dev chooses them on others."
+)
+
+
+def _references(rows: Sequence[Row]) -> list[int | None]:
+    """For each row the number of the one that its answers are compared with; None for none."""
+    numbers = {row: number for number, row in enumerate(rows)}
+    return [numbers[base] if (base := row.group.judged_by) and base is not row else None for row in rows]
 
 
 def _facts(rows: Sequence[Row]) -> str:

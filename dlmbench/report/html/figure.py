@@ -1,65 +1,114 @@
-"""The Pareto figures of a report: inline SVG whose colours are CSS variables, so that a dark page gets lighter ones."""
+"""What the report's figure draws: settings as points with their interval, a panel a task and model, and the colours.
+
+The drawing itself is Observable Plot's (assets/plot.min.js, assets/chart.js). Colours are CSS variables, so that a dark
+page gets lighter ones.
+"""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
-from html import escape
+from typing import TypedDict
 
-from dlmbench.analysis.load import Results
-from dlmbench.analysis.row import Row
-from dlmbench.analysis.text import number, percent
+from dlmbench.analysis import needs, text
+from dlmbench.analysis.row import REFERENCE, Row
+from dlmbench.report.columns import COLUMNS
 from dlmbench.report.figures import pareto
-from dlmbench.report.figures.style import COLOURS, GREY, INK, LINE, house_style
+from dlmbench.report.figures.style import COLOURS, styles
 
-_AXES = {"cost": "Cost", "nfe": "Forwards", "tps": "Tokens/s"}
-_PAPER = {"#ffffff": "var(--card)", INK: "var(--ink)", GREY.lower(): "var(--quiet)", LINE.lower(): "var(--line)"}
-DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of a figure's colours
+DARK_CARD = 0.012  # luminance of the page's dark cards, for the contrast of the figure's colours
 _CONTRAST = 4.5
+_SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "wye", "hexagon")  # Plot's names
+_STAR = "*"
 
 
-def figures(results: Results) -> str:
-    """One figure a task and axis; the axes are switched by buttons."""
-    axes = [name for name in _AXES if pareto.placed(results.rows, name, "accuracy")]
-    buttons = "".join(
-        f'<button type="button" data-axis="{name}" aria-pressed="{str(name == axes[0]).lower()}">{_AXES[name]}</button>'
-        for name in axes
-    )
-    parts = [
-        f'<figure class="card" data-axis="{axis}">{figure(shown, axis, f"{task}-{split}")}</figure>'
-        for axis in axes
-        for (task, split), rows in results.sections.items()
-        if (shown := pareto.placed(rows, axis, "accuracy"))
+class Point(TypedDict):
+    """One setting."""
+
+    setting: int
+    name: str
+    method: str
+    thread: str  # settings of one thread are joined by a line
+    told: str  # its difference and verdict
+    x: dict[str, float]  # by the name of an axis
+    y: list[float]  # accuracy and the ends of its interval, in percent
+    own: bool  # is it of the weights and hardware that most of the panel have? These have a front
+
+
+class Panel(TypedDict):
+    """One task and model."""
+
+    title: str
+    section: int
+    points: list[Point]
+
+
+def panels(sections: Sequence[tuple[str, list[Row]]]) -> list[Panel]:
+    """All panels, the one to begin with first; sections: (title, rows)."""
+    found: list[tuple[bool, Panel]] = []
+    rows = [row for _, part in sections for row in part]
+    first = pareto.chosen(rows, None).panels if rows else []
+    for number, (title, mine) in enumerate(sections):
+        numbers = {row: setting for setting, row in enumerate(mine)}
+        for part in pareto.by_weights(mine):
+            made: Panel = {
+                "title": f"{title}, {pareto.main_model(part)}",
+                "section": number,
+                "points": _points(part, numbers),
+            }
+            if any(point["x"] for point in made["points"]):
+                found.append((bool(first) and set(part) == set(first[0]), made))
+    return [panel for _, panel in sorted(found, key=lambda pair: not pair[0])]
+
+
+def _points(rows: list[Row], numbers: dict[Row, int]) -> list[Point]:
+    own = pareto.own_series(rows)
+    places: dict[str, list[float | None]] = {}
+    for name, axis in pareto.AXES.items():
+        places[name] = [axis.value(row) for row in rows]
+    factors = pareto.exchange(rows, own)
+    places["cost"] = [None if cost is None else cost * factor for cost, factor in zip(places["cost"], factors)]
+    several = len({row.batch_size for row in rows}) > 1
+    return [
+        {
+            "setting": numbers[row],
+            "name": f"{row.label}, batch {row.batch_size}" if several else row.label,
+            "method": row.method,
+            "thread": f"{row.weights} {row.device} {row.batch_size} {re.sub(r'[0-9.]+', '#', row.label)}",
+            "told": _told(row),
+            "x": {name: round(float(value), 4) for name, values in places.items() if (value := values[i]) is not None},
+            "y": [
+                round(100 * share, 2) for share in (row.accuracy, row.metrics.accuracy_low, row.metrics.accuracy_high)
+            ],
+            "own": bool(own[i]),
+        }
+        for i, row in enumerate(rows)
     ]
-    choice = f'<div class="choice" role="group" aria-label="Horizontal axis of the figures">{buttons}</div>'
-    return f'{choice}<div class="figures">{"".join(parts)}</div>'
 
 
-def figure(rows: Sequence[Row], axis: str, salt: str) -> str:
-    """The Pareto figure of one task as inline SVG whose colours are CSS variables."""
-    stream = io.StringIO()
-    with house_style(f"{salt} {axis}"):
-        drawn = pareto.draw(rows, axis, "accuracy")
-        drawn.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(rf'(<g|<clipPath) id="(?:{_NAMED})[^"]*"', r"\1", svg)
-    head, _, body = svg.partition(">")
-    svg = re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
-    svg = re.sub(r"#[0-9a-fA-F]{6}", _variable, svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(_spoken(rows, axis))}" ', 1)
+def _told(row: Row) -> str:
+    gap = row.against.get(REFERENCE)
+    if gap is None:
+        return "other weights" if len(row.group.rows) == 1 else ""
+    shown = f"{text.signed(gap.difference, gap.low, gap.high)} points against {gap.baseline.label}"
+    return f"{shown}, {needs.verdict(row)}"
 
 
-def _variable(match: re.Match[str]) -> str:
-    """CSS variable of a colour of the figure; unknown ones stay."""
-    colour = match[0].lower()
-    return _PAPER.get(colour) or _NAMES.get(colour, colour)
+def axes() -> dict[str, tuple[str, str, bool]]:
+    """What each axis is called, in short too, and whether more of it is better."""
+    shown = [(column.title or column.axis.name, column.axis) for column in COLUMNS if column.axis]
+    shown.sort(key=lambda pair: pair[1].name != "cost")  # the others in their order
+    return {axis.name: (axis.title, short, axis.larger) for short, axis in shown}
 
 
-_NAMED = "figure|axes|matplotlib|xtick|ytick|text|line2d|patch|LineCollection"  # ids that nothing refers to
-_NAMES = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(COLOURS)}
+def marks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and symbol of each method; the same colours as in the figures of files."""
+    found = {}
+    for number, (name, (colour, marker)) in enumerate(styles(methods).items()):
+        place = COLOURS.index(colour) if colour in COLOURS else None
+        shown = "var(--ink)" if place is None else f"var(--c{place})"
+        found[name] = (shown, "star" if marker == _STAR else _SYMBOLS[number % len(_SYMBOLS)])
+    return found
 
 
 def palette() -> str:
@@ -82,14 +131,3 @@ def luminance(channels: Sequence[int]) -> float:
     """Relative luminance of sRGB channels 0..255, as WCAG defines it."""
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in channels)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _spoken(rows: Sequence[Row], name: str) -> str:
-    """What the figure shows, for those who hear it; the tables hold every number."""
-    axis = pareto.AXES[name]
-    ordered = sorted(rows, key=lambda row: axis.value(row) or 0.0)
-    ends = [f"{row.label} ({number(axis.value(row))}, {percent(row.accuracy)} %)" for row in (ordered[0], ordered[-1])]
-    return (
-        f"Accuracy against {axis.title} of {len(rows)} settings on {rows[0].task}: from {ends[0]} to {ends[1]}. "
-        "The table below has every value."
-    )

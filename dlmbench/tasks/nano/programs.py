@@ -48,7 +48,7 @@ MIRRORED = {">": "<", "<": ">", ">=": "<=", "<=": ">="}
 
 
 @dataclass(frozen=True)
-class Size:
+class Length:
     """How long programs are."""
 
     values: tuple[int, ...] = (2, 3)  # named values, or running totals
@@ -57,7 +57,7 @@ class Size:
     last: float = 0.5  # share of results with one operation more than the values need
 
 
-SIZE = Size()
+SIZE = Length()
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Program:
         return self.kind == "list"
 
 
-def generate(rng: random.Random, as_told: float = 0.0, size: Size = SIZE) -> dict:
+def generate(rng: random.Random, as_told: float = 0.0, size: Length = SIZE) -> dict:
     """Draw one item without tests.
 
     Args:
@@ -119,11 +119,12 @@ def generate(rng: random.Random, as_told: float = 0.0, size: Size = SIZE) -> dic
     }
 
 
-def draw(rng: random.Random, size: Size = SIZE) -> Program:
+def draw(rng: random.Random, size: Length = SIZE) -> Program:
     """A program in which every parameter and every value is used."""
     kind = rng.choice(("int", "two ints", "list"))
     parameters = rng.choice([names for names in PARAMETERS[kind] if "value" not in names])  # a word of the descriptions
     names = rng.sample([name for name in NAMES if name not in parameters], rng.choice(size.values))
+    values: tuple[tuple[str, Expr], ...]
     if kind == "list":
         names = names[:2]
         values = tuple((name, rng.choice(("0", "1", *CONSTANTS[:10]))) for name in names)
@@ -154,7 +155,7 @@ def _condition(rng: random.Random, left: str) -> Condition:
     return Condition(left, *rng.choice(COMPARE), rng.choice(CONSTANTS))
 
 
-def _running_total(rng: random.Random, name: str, size: Size) -> Change:
+def _running_total(rng: random.Random, name: str, size: Length) -> Change:
     condition = _condition(rng, "x") if rng.random() < size.conditions else None
     return Change(name, _expression(rng, ("x",), rng.choice((0, *size.operations))), condition)
 
@@ -164,7 +165,7 @@ def _conditional(rng: random.Random, names: list[str]) -> Change:
     return Change(changed, rng.choice(CONSTANTS), _condition(rng, watched))
 
 
-def _result(rng: random.Random, names: list[str], size: Size) -> Expr:
+def _result(rng: random.Random, names: list[str], size: Length) -> Expr:
     first, *others = rng.sample(names, len(names))
     result: Expr = first
     operations = [operation for operation in SPOKEN if operation != "%"]

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, switching figures, replaying traces, browsing items. Texts of models reach the page as text nodes only.
+// Sorting, replaying traces, browsing items. Texts of models reach the page as text nodes only.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
@@ -21,16 +21,6 @@
     const values = options.map(([value]) => String(value));
     select.value = values.includes(String(chosen)) ? chosen : values[0];
   }
-
-  // --- figures -------------------------------------------------------------------------------------------------------
-
-  const axes = [...document.querySelectorAll(".choice button")];
-  function showAxis(name) {
-    for (const button of axes) button.setAttribute("aria-pressed", String(button.dataset.axis === name));
-    for (const figure of document.querySelectorAll("figure[data-axis]")) figure.hidden = figure.dataset.axis !== name;
-  }
-  for (const button of axes) button.addEventListener("click", () => showAxis(button.dataset.axis));
-  if (axes.length) showAxis(axes[0].dataset.axis);
 
   // --- tables --------------------------------------------------------------------------------------------------------
 
@@ -291,12 +281,21 @@
   }
 
   const list = byId("items-list"), detail = byId("items-detail");
-  const filters = { section: byId("items-section"), filter: byId("items-filter"), search: byId("items-search") };
-  const right = (item) => item.answers.reduce((sum, answer) => sum + (answer[1] === 1 ? answer[3].length : 0), 0);
-  const asked = (item) => item.answers.reduce((sum, answer) => sum + answer[3].length, 0);
+  const filters = { section: byId("items-section"), filter: byId("items-filter"), setting: byId("items-setting"), search: byId("items-search") };
+  const ALL = "all";
+  // The settings that are looked at: all, or one and what it is compared with.
+  function wanted() {
+    if (filters.setting.value === ALL) return null;
+    const setting = Number(filters.setting.value);
+    return [setting, data.references[Number(filters.section.value)][setting]];
+  }
+  const given = (answer) => (wanted() ? answer[3].filter((setting) => wanted().includes(setting)) : answer[3]);
+  const answers = (item) => item.answers.filter((answer) => given(answer).length);
+  const right = (item) => item.answers.reduce((sum, answer) => sum + (answer[1] === 1 ? given(answer).length : 0), 0);
+  const asked = (item) => item.answers.reduce((sum, answer) => sum + given(answer).length, 0);
   const passes = {
     all: () => true,
-    split: (item) => new Set(item.answers.map((answer) => answer[1])).size > 1,
+    split: (item) => new Set(answers(item).map((answer) => answer[1])).size > 1,
     wrong: (item) => right(item) < asked(item),
     none: (item) => right(item) === 0,
   };
@@ -323,18 +322,59 @@
     const prompt = element("pre", { tabindex: 0, "aria-label": "Prompt" }, item.prompt ?? "The prompts did not come with these runs.");
     parts.push(element("h4", {}, "Prompt"), prompt);
     if (item.target) parts.push(element("h4", {}, "Right answer, as the data have it"), element("pre", { tabindex: 0, "aria-label": "Right answer" }, item.target));
-    for (const answer of item.answers) {
-      const chips = answer[3].map((setting) => {
+    for (const answer of answers(item)) {
+      const base = data.references[number][given(answer)[0]];
+      const plain = item.answers.find((one) => one[3].includes(base));
+      const differs = plain && plain !== answer;
+      const chips = given(answer).map((setting) => {
         const forwards = item.nfe[setting] == null ? "" : ` · ${item.nfe[setting]}`;
         const name = section.settings[setting] + forwards;
         if (!traced.has(setting)) return element("span", {}, name);
         return element("button", { type: "button", title: "Replay", onclick: () => replay(number, item.key, setting) }, `▶ ${name}`);
       });
-      parts.push(element("h4", {}, badge(answer)), element("pre", { tabindex: 0, "aria-label": "Answer" }, answer[0] || "(nothing)"), element("div", { class: "chips" }, ...chips));
+      const shown = differs ? difference(plain[0], answer[0]) : [answer[0] || "(nothing)"];
+      parts.push(element("h4", {}, badge(answer)), element("pre", { tabindex: 0, "aria-label": "Answer" }, ...shown), element("div", { class: "chips" }, ...chips));
     }
-    parts.push(element("p", { class: "quiet" }, "The number behind a setting is its forwards for this item."));
+    parts.push(element("p", { class: "quiet" }, "The number behind a setting is its forwards for this item. ", element("ins", {}, "Marked"), " is what one token a step did not write, ", element("del", {}, "struck"), " what it wrote instead."));
     detail.replaceChildren(...parts);
     prompt.scrollTop = prompt.scrollHeight; // the question stands behind the examples
+  }
+
+  // Words of an answer beside those of another: the longest common row of words stays plain.
+  function difference(from, to) {
+    const [a, b] = [from, to].map((text) => text.split(/(\s+)/));
+    if (a.length * b.length > 1e6) return [to];
+    const common = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+    for (let i = a.length - 1; i >= 0; i--) for (let j = b.length - 1; j >= 0; j--) {
+      common[i][j] = a[i] === b[j] ? common[i + 1][j + 1] + 1 : Math.max(common[i + 1][j], common[i][j + 1]);
+    }
+    const found = [];
+    const add = (tag, word) => {
+      const last = found[found.length - 1];
+      if (last && last[0] === tag) last[1] += word;
+      else found.push([tag, word]);
+    };
+    for (let i = 0, j = 0; i < a.length || j < b.length;) {
+      if (i < a.length && j < b.length && a[i] === b[j]) add("", a[i++]), j++;
+      else if (j >= b.length || (i < a.length && common[i + 1][j] >= common[i][j + 1])) add("del", a[i++]);
+      else add("ins", b[j++]);
+    }
+    return found.filter(([, text]) => text).map(([tag, text]) => (tag ? element(tag, {}, text) : text));
+  }
+
+  function chooseSettings(chosen) {
+    const names = data.sections[Number(filters.section.value)].settings;
+    fill(filters.setting, [[ALL, "all settings"], ...names.map((name, i) => [i, `${name}, beside one token a step`])], chosen);
+  }
+
+  function openItems(number, setting) {
+    filters.section.value = number;
+    chooseSettings(setting);
+    filters.filter.value = data.sections[number].items.some(passes.split) ? "split" : ALL;
+    filters.search.value = "";
+    listItems();
+    byId("items").scrollIntoView();
+    filters.setting.focus({ preventScroll: true });
   }
 
   function replay(number, key, setting) {
@@ -347,9 +387,20 @@
   if (data.sections.some((section) => section.items.length)) {
     byId("items").hidden = false;
     fill(filters.section, data.sections.map((section, i) => [i, section.title]));
+    filters.setting.replaceChildren(element("option", { value: ALL }));
     const most = data.sections.map((section) => section.items.filter(passes.split).length);
     filters.section.value = most.indexOf(Math.max(...most));
+    chooseSettings(ALL);
+    filters.section.addEventListener("input", () => chooseSettings(ALL));
     for (const input of Object.values(filters)) input.addEventListener("input", listItems);
     listItems();
+  }
+
+  // --- figure --------------------------------------------------------------------------------------------------------
+
+  if (data.panels.length) {
+    byId("figure").hidden = false;
+    fill(byId("figure-panel"), data.panels.map((panel, i) => [i, panel.title]));
+    chart(data, element, openItems);
   }
 })();
