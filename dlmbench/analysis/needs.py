@@ -35,9 +35,10 @@ def needs(group: Group) -> list[ServedNeed]:
         if fast := _fastest(group, reference):
             wish = f"at most {100 * MARGIN:g} points below {reference.label}, most tokens/s"
             found.append(ServedNeed(wish, fast, _loss(fast, MARGIN)))
-    best, least = most_accurate(group.rows), cheapest(group, group.rows)
+    best = most_accurate(group.rows)
+    least = cheapest(group, group.rows) if group.counted else None
     for wish, row in (("highest accuracy", best), ("least cost, whatever the accuracy", least)):
-        found.append(ServedNeed(wish, row, "" if row is reference else verdict(row)))
+        found.append(ServedNeed(wish, row, "" if row is None or row is reference else verdict(row)))
     return found
 
 

@@ -164,6 +164,8 @@ class Row:
 
     def _mean(self, measure: Callable[[str, Work], float]) -> float | None:
         """Of a measure of the forwards of one role and kind, summed over an item's, prefill left out."""
+        if not all(sample.counted for sample in self.samples.values()):
+            return None
         found = [
             sum(
                 measure(role, work)
@@ -182,8 +184,14 @@ class Row:
 
     @property
     def tps(self) -> float | None:
-        """Median tokens/s of decoding alone."""
-        return self.metrics.speed.decode.median if self.metrics.speed else None
+        """Median tokens/s of decoding alone; None for a server, which does not tell it from prefill."""
+        speed = self.metrics.speed
+        return speed.decode.median if speed and speed.decode else None
+
+    @property
+    def tps_end_to_end(self) -> float | None:
+        """The same, prefill included."""
+        return self.metrics.speed.end_to_end.median if self.metrics.speed else None
 
     @property
     def outside(self) -> float | None:
@@ -246,7 +254,7 @@ class Group:
         """[rows, items], of decoding: plain forwards; forwards of the target where a row has no prices (`unit`)."""
         costs = self._prices
         if costs is None:
-            costs = [[float(row.samples[key].calls()) for key in self.items] for row in self.rows]
+            costs = [[float(row.samples[key].nfe or 0) for key in self.items] for row in self.rows]
         return self._array(costs)
 
     def _array(self, values: Sequence[Sequence[float]]) -> np.ndarray:
@@ -324,7 +332,7 @@ class Group:
     @cached_property
     def front_shares(self) -> dict[Row, float]:
         """How often each row is on the front of all of them when the items are drawn again."""
-        if not self.items:
+        if not self.items or not self.counted:
             return {}
         return dict(zip(self.rows, map(float, fronts.front_shares(self.curve(*self.rows)))))
 
@@ -359,6 +367,11 @@ class Group:
         gaps = [self.accuracy[rows.index(row)] != self.accuracy[rows.index(one.baseline)] for row, one in found.items()]
         discordance = max(float(np.mean([gap.mean() for gap in gaps])), 1 / len(self.items))
         return stats.least_difference(len(self.items), discordance, alpha=stats.ALPHA / len(found))
+
+    @property
+    def counted(self) -> bool:
+        """Has every row a number of forwards? Not every server tells it."""
+        return all(row.metrics.nfe is not None for row in self.rows)
 
     @property
     def priced(self) -> bool:

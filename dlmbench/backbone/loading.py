@@ -24,7 +24,7 @@ from dlmbench.backbone.sparse_families import stacked, usual_fields
 from dlmbench.backbone.tensors import HARMLESS, Tensors, tensor_names
 from dlmbench.backbone.tokenizer import PlainTokenizer, plain_tokenizer
 from dlmbench.errors import RequestError
-from dlmbench.files import LARGE, broken, model_name, no_file, read_json, tell, weight_files
+from dlmbench.files import LARGE, TOKENIZER_FILES, broken, model_name, no_file, read_json, tell, weight_files
 from dlmbench.files import weights_hash as weights_hash  # belongs to what is saved and loaded here
 from dlmbench.registry import BACKBONES
 
@@ -40,16 +40,23 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
     Raises RequestError when neither a folder of that name exists nor the hub can be reached.
     """
     path = Path(name).expanduser()
-    return path if path.is_dir() else _snapshot(name, revision)
+    return path if path.is_dir() else _snapshot(name, revision, tuple(WEIGHT_FILES))
+
+
+def tokenizer_folder(name: str, revision: str | None = None) -> Path:
+    """The same with the files of the tokenizer alone, for a model that runs elsewhere."""
+    path = Path(name).expanduser()
+    files = ("config.json", *(f"{start}*" for start in TOKENIZER_FILES))
+    return path if path.is_dir() else _snapshot(name, revision, files)
 
 
 @lru_cache(maxsize=32)  # asked for many times a run; a name means one snapshot for as long as the process lives
-def _snapshot(name: str, revision: str | None) -> Path:
+def _snapshot(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHT_FILES), etag_timeout=10))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), etag_timeout=10))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise RequestError(
             f"Model {name!r} is neither a folder nor in the hub's cache, and the hub did not deliver it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +12,15 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
+from dlmbench.cli.served import all_served, method_of, sentences, served_runner
+from dlmbench.errors import RequestError
 from dlmbench.files import Json
 from dlmbench.report.columns import record
-from dlmbench.report.terminal import print_run
+from dlmbench.report.terminal import print_run, print_served
 from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
+from dlmbench.request.values import number, optional, parse_values
 from dlmbench.runs.local import LocalRunner
 
 if TYPE_CHECKING:
@@ -25,16 +29,27 @@ if TYPE_CHECKING:
     from dlmbench.runs import RunFolder
 
 
-@flags.takes_options(required=("method", "task"))
+@flags.takes_options(required=("task",), many=("concurrency", "slo"))
 def run(
     given: dict[str, Json],
     traces: flags.Traces = flags.TRACED,
     record_logits: flags.RecordLogits = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cost and what is missing, and stop.")] = False,
+    gpu_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="What an hour of it costs: prices of tokens and answers.", rich_help_panel="Server"),
+    ] = None,
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    spec = RunSpec.from_flags(given)
+    count = optional(number(int, 1))
+    concurrency = [count(one, "concurrency") for one in parse_values(given.pop("concurrency", None))]
+    given["method"] = method_of(given)
+    spec = RunSpec.from_flags(given, concurrency=concurrency[0])
+    if all_served([spec], dry_run=dry_run):
+        return _served(spec, concurrency, gpu_hour, json)
+    if gpu_hour is not None:
+        raise RequestError("--gpu-hour prices a server: give --server, or leave it out.")
     runner = LocalRunner(traces=traces, logits=record_logits)
     runs, notes = with_its_baselines(spec, Anywhere() if dry_run else runner.machine)
     print_notes(notes)
@@ -61,6 +76,21 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
             "no baseline. A sweep shows it beside diffusion models."
         )
     return list(found.values()), notes
+
+
+def _served(spec: RunSpec, many: Sequence[int | None], hour: float | None, json: bool) -> None:
+    """A row of the server for each concurrency, beside those of the folders in ``--against``."""
+    runs = [replace(spec, concurrency=one).resolve() for one in many]
+    print_notes(note for run in runs for note in run.notes)
+    with Bars(len(runs)) as bars:
+        folders = served_runner(bars).run(runs)
+    results = Results(folders)
+    beside = sentences(results, spec.against)
+    if json:
+        rows = [{**record(row), "beside": beside[row]} for row in results.rows]
+        print_json({"runs": rows, "saved": [str(folder.path) for folder in folders]})
+        return
+    print_served(stdout(), results, beside, hour)
 
 
 def _print(folders: Sequence[RunFolder], json: bool) -> None:

@@ -13,6 +13,8 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import Bars, print_json, print_notes, stdout
 from dlmbench.cli.plan import print_plan
+from dlmbench.cli.served import all_served, method_of, served_runner
+from dlmbench.cli.served import sentences as beside
 from dlmbench.errors import RequestError
 from dlmbench.files import Json
 from dlmbench.report.answer import answer
@@ -21,6 +23,7 @@ from dlmbench.report.markdown import write_table
 from dlmbench.report.terminal import print_answer
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.resources import recipe_folders
 from dlmbench.runs.local import LocalRunner
 from dlmbench.runs.pool import Pool, require_ray
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 Text = str | None
 
 
-@flags.takes_options(many=True)
+@flags.takes_options(many=OPTIONS)
 def sweep(
     given: dict[str, Json],
     recipe: Annotated[
@@ -63,7 +66,12 @@ def sweep(
     if executor == "ray":
         require_ray()
     given |= {name: value for name, value in (("tune_on", tune_on), ("dev_limit", dev_limit)) if value}
+    if "server" in given and not recipe:
+        given["method"] = method_of(given)
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
+    served = all_served(spec.runs, dry_run=dry_run, elsewhere=executor == "ray")
+    if served and spec.tune_on:
+        raise RequestError("--tune-on chooses settings, and those of a server are its own: leave one of them out.")
     runner = LocalRunner(traces=traces, logits=record_logits)
     here = executor == "local" and not dry_run
     runs, notes = spec.resolve(runner.machine if here else Anywhere())
@@ -72,8 +80,12 @@ def sweep(
     if dry_run:
         print_plan(spec.name, planned_runs(spec, runs), runner, json, spec.tune_on)
         return
-    with Bars(len(planned_runs(spec, runs))) as bars, _on(executor, address, runner, bars) as chosen:
-        swept = run_sweep(spec, runs, chosen)
+    with Bars(len(planned_runs(spec, runs))) as bars:
+        if served:
+            swept = run_sweep(spec, runs, served_runner(bars))
+        else:
+            with _on(executor, address, runner, bars) as chosen:
+                swept = run_sweep(spec, runs, chosen)
     _write(spec, swept, sentences, json)
 
 
@@ -115,7 +127,12 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
 
     results = Results(swept.folders)
     sentences = [*(choice.sentence for choice in swept.choices), *tried]
-    written = write_table(results, spec.out, spec.name, sentences) + plot(results.rows, spec.out)
+    served = any(run.served for run in spec.runs)
+    if served:
+        found = beside(results, spec.runs[0].against)
+        sentences += [f"{row.label}, {row.batch_size} at a time: {one}." for row in found for one in found[row]]
+    written = write_table(results, spec.out, spec.name, sentences)
+    written += plot(results.rows, spec.out, x="tps_end_to_end" if served else "cost")
     written.append(write_report(results, Path(spec.out) / "report.html", spec.name, spec.description, sentences))
     if json:
         print_json(

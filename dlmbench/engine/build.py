@@ -18,7 +18,7 @@ from dlmbench.backbone.bidirectional import Bidirectional, CachePolicy
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.configuration import describe, read_config, tokenizer_mask_id
 from dlmbench.backbone.descriptor import NOTHING, Told
-from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder
+from dlmbench.backbone.loading import check_checkpoint, check_vocabulary, checkpoint_folder, tokenizer_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine.engine import Engine
@@ -129,7 +129,17 @@ def tokenizer_of(model: str | Preset) -> Tokenizer:
     folder = _folder(preset)
     read_config(folder, preset.told)
     place = checkpoint_folder(preset.tokenizer_location, preset.revision)
-    begins = describe(folder, preset.told).descriptor.bos_on_raw_prompts
+    return _tokenizer_in(place, preset, describe(folder, preset.told).descriptor.bos_on_raw_prompts)
+
+
+def tokenizer_alone(preset: Preset) -> Tokenizer:
+    """The same for a model that runs elsewhere: nothing else of its files is fetched or read."""
+    flags, usual, _ = preset.told
+    begins = usual.bos_on_raw_prompts if flags.bos_on_raw_prompts is None else flags.bos_on_raw_prompts
+    return _tokenizer_in(tokenizer_folder(preset.tokenizer_location, preset.revision), preset, begins)
+
+
+def _tokenizer_in(place: Path, preset: Preset, begins: bool | None) -> Tokenizer:
     tokenizer = _tokenizer(place, stamps(tokenizer_files(place)), begins is None and not preset.chat)
     if begins is not None:
         tokenizer.add_bos_token = begins

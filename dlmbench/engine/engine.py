@@ -27,6 +27,7 @@ from dlmbench.engine.recorder import Recorder
 from dlmbench.engine.request import (
     Arrivals,
     Generation,
+    OnBlock,
     Request,
     Source,
     Timing,
@@ -180,12 +181,15 @@ class Engine:
 
     @_at_work
     def serve(
-        self, source: Source, on_finish: Callable[[int, Generation], None], *, max_length: int, max_tokens: int
-    ) -> None:
+        self, source: Source, on_finish: Callable[[int, Generation], None], *, max_length: int, max_tokens: int,
+        on_block: OnBlock | None = None,
+    ) -> None:  # fmt: skip
         """Decode requests as they come, until the source ends the service; all that `check` lets through.
 
-        `on_finish` is called with a request's number as it finishes, on this thread. The batch keeps its size: rows
-        that nobody uses are computed too. Out of memory, it goes on with half the slots, like `generate`.
+        `on_finish` is called with a request's number as it finishes, on this thread; `on_block` with what is decoded of
+        a request that wants to hear of it, whenever a block is, unless a later step may change it. The batch keeps its
+        size: rows that nobody uses are computed too. Out of memory, it goes on with half the slots, like `generate`,
+        and rows that begin again are told again.
 
         Raises:
             RunError: as `generate` does; requests under way are lost.
@@ -207,9 +211,15 @@ class Engine:
         while True:
             try:
                 scheduler = self._prepare(self._sizes_of_service(max_length, max_tokens), max_length)
+                scheduler.on_block = on_block if self._blocks_are_final else None
                 return scheduler.serve(deque(under_way.items()), done, arrivals)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
+
+    @property
+    def _blocks_are_final(self) -> bool:
+        """Does a finished block stand in the answer as it is?"""
+        return self.traits.scope == "block" and type(self.decoder).answer is Decoder.answer
 
     def check(self, request: Request, max_length: int, max_tokens: int) -> None:
         """Raises RequestError for a request that a service of this size does not take."""

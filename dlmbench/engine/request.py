@@ -18,7 +18,7 @@ from dlmbench.forwards import ForwardKey
 class Request:
     """One item to generate: prompt ids, token budget, stop strings, the seed of its own draws, and tokens of the answer
     that are given in advance as (offset behind the prompt, token) pairs. For an oracle `answers` [A,L] are the ids of
-    all valid answers, -1 behind the end of each."""
+    all valid answers, -1 behind the end of each. `stream`: who serves it hears of each finished block."""
 
     key: str
     prompt_ids: tuple[int, ...]
@@ -27,6 +27,7 @@ class Request:
     seed: int = 0
     fixed: tuple[tuple[int, int], ...] = ()
     answers: Tensor | None = field(default=None, compare=False, repr=False)
+    stream: bool = False
 
 
 class Arrivals(NamedTuple):
@@ -40,6 +41,10 @@ class Arrivals(NamedTuple):
 Source: TypeAlias = Callable[[int, bool], Arrivals]
 """Asked before every step: source(free slots, is the engine idle?). To an idle engine it returns when a request has
 come, and without one to end its service."""
+
+
+OnBlock: TypeAlias = Callable[[int, list[int]], None]
+"""Called with a request's number and the tokens of its answer up to the end of a block that was just finished."""
 
 
 class TracedForward(TypedDict):

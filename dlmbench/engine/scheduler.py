@@ -21,7 +21,7 @@ from dlmbench.backbone.network import prefill_rows
 from dlmbench.decoders.base import HostRow
 from dlmbench.engine.canvas import BLOCK_DONE, HINT, IDLE, ROW_DONE, SKIPPED
 from dlmbench.engine.clock import ForwardClock
-from dlmbench.engine.request import Generation, Request, Source, Timing, now
+from dlmbench.engine.request import Generation, OnBlock, Request, Source, Timing, now
 from dlmbench.engine.step import Bounds, Launched, Step
 from dlmbench.engine.text import Text
 from dlmbench.errors import RunError
@@ -77,6 +77,7 @@ class Scheduler:
         self.slots: list[Slot | None] = [None] * rows
         self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
         self.launched = 0  # steps
+        self.on_block: OnBlock | None = None  # hears of finished blocks of requests that stream
         self._unwanted: set[int] = set()  # numbers of requests whose rows are to be given up
 
     def serve(self, queue: Queue, done: Callable[[int, Generation], None], source: Source | None = None) -> None:
@@ -253,6 +254,8 @@ class Scheduler:
             if not self.step.lag:
                 for net in self.step.nets.values():
                     net.waiting.add(row)
+            if slot.request.stream and self.on_block:
+                self.on_block(slot.index, self._decoded(row, slot))
             if slot.request.stop and self.step.canvas.attention != "full" and self._stopped(row, slot):
                 self.step.canvas.live[row] = False
                 return last_block
@@ -267,8 +270,11 @@ class Scheduler:
 
     def _stopped(self, row: int, slot: Slot) -> bool:
         """Does the text so far contain a stop string? Looked at once a block, for tasks that have any."""
-        ids = self.step.canvas.tokens[row, len(slot.request.prompt_ids) : slot.start].tolist()
-        return self.text.stops(ids, slot.request.stop, slot.request.prompt_ids)
+        return self.text.stops(self._decoded(row, slot), slot.request.stop, slot.request.prompt_ids)
+
+    def _decoded(self, row: int, slot: Slot) -> list[int]:
+        """What stands behind the prompt, up to the active block."""
+        return self.step.canvas.tokens[row, len(slot.request.prompt_ids) : slot.start].tolist()
 
     # --- the end of a row ---------------------------------------------------------------------------------------------
 

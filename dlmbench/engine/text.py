@@ -26,7 +26,7 @@ class Text:
 
     def of(self, ids: list[int], before: Sequence[int] = ()) -> str:
         """The text of `ids` without special tokens."""
-        return self._plain(self._marked(ids, before))
+        return self.plain(self._marked(ids, before))
 
     def stops(self, ids: list[int], stop: tuple[str, ...], before: Sequence[int] = ()) -> bool:
         """Does the text of `ids` contain a stop string?"""
@@ -37,8 +37,8 @@ class Text:
         text = self._marked(ids, before)
         at = _first(text, stop)
         if at is None:
-            return self._plain(text), len(ids), False
-        return self._plain(text[:at]), self._tokens_until(ids, stop, before), True
+            return self.plain(text), len(ids), False
+        return self.plain(text[:at]), self._tokens_until(ids, stop, before), True
 
     def _tokens_until(self, ids: list[int], stop: tuple[str, ...], before: Sequence[int]) -> int:
         low, high = 0, len(ids)
@@ -58,7 +58,8 @@ class Text:
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False) if ids and self.tokenizer is not None else ""
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
+        """A text without special tokens."""
         return text if self._special is None else self._special.sub("", text)
 
 

@@ -244,8 +244,9 @@ def _speed_items(row: Row) -> str:
 
 
 def _projected(row: Row) -> float | None:
-    """`8B cost`, on the device that `projected_on` names."""
-    return projected_cost(row.samples.values(), row.method, row.manifest.block_length, H100, row.batch_size)
+    """`8B cost`, on the device that `projected_on` names; None for a server, which does not tell its forwards."""
+    block = row.manifest.block_length
+    return projected_cost(row.samples.values(), row.method, block, H100, row.batch_size) if block else None
 
 
 def _number_or_none(value: float) -> float | None:
@@ -401,7 +402,8 @@ COLUMNS: tuple[Column, ...] = (
             formula="tokens of a pass / its synchronised seconds without prefill",
             circumstances=_repeats, axis=Axis("tps", attrgetter("tps"), "tokens/s, decode only", larger=True)),
     *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92,
-            circumstances=_repeats),
+            circumstances=_repeats,
+            axis=Axis("tps_end_to_end", attrgetter("tps_end_to_end"), "tokens/s, prefill included", larger=True)),
     Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),
     Column("speed_repeats", _of_speed("repeats")),

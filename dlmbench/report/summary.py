@@ -96,6 +96,8 @@ _TEST = (
 
 def _without_reference(group: Group) -> list[str]:
     best, least = most_accurate(group.rows), cheapest(group, group.rows)
+    if not group.counted:
+        return [f"Most accurate is {best.label} with {_accuracy(best)}; its server tells no forwards."]
     return [
         f"Most accurate is {best.label} with {_accuracy(best)}, at {group.spent(best):.1f} plain forwards an item.",
         f"Cheapest is {least.label} with {_accuracy(least)}, at {group.spent(least):.1f}.",

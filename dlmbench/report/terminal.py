@@ -6,7 +6,7 @@ never the accuracy or its interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from rich.cells import cell_len
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, RIVAL, Row
-from dlmbench.analysis.text import percent, signed
+from dlmbench.analysis.text import percent, rate, signed
 from dlmbench.report.answer import Answer
 from dlmbench.report.columns import TERMINAL, table_columns
 from dlmbench.runs.folder import RunFolder
@@ -44,6 +44,52 @@ def print_run(console: Console, results: Results, run: RunFolder) -> None:
     again = f"dlmbench sweep --task {ours.task} --method {ours.method} ... | dlmbench plot {run.path.parent}"
     for word, line in (("saved", str(run.path)), ("next", again)):
         console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
+
+
+def print_served(
+    console: Console, results: Results, beside: Mapping[Row, Sequence[str]], hour: float | None = None
+) -> None:
+    """The screen of a server's rows, one a number of requests at a time; `beside` says how each compares; `hour` is
+    what an hour of the server costs."""
+    ours = results.rows[0]
+    server = ours.manifest.server
+    flags = (server.flags if server else {}).items()
+    told = ", ".join(f"{name} {value}" for name, value in flags if isinstance(value, str | int) and name != "label")
+    console.print(f"model   {server and server.model}, read by the tokenizer of {ours.model}", soft_wrap=True)
+    console.print(f"task    {ours.task}  {ours.split}, {ours.metrics.items} items", soft_wrap=True)
+    console.print(f"server  {ours.label}: {told or 'it tells no flags'}", soft_wrap=True, style="dim")
+    console.print(table(results.rows, console.width))
+    for row in results.rows:
+        for sentence in [*_times(row), *_price(row, hour), *beside[row]]:
+            console.print(sentence, soft_wrap=True)
+    label = ours.metrics.speed.label if ours.metrics.speed else None
+    for word, line in (("speed", label), ("saved", ", ".join(str(row.run.path) for row in results.rows))):
+        if line:
+            console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
+
+
+def _times(row: Row) -> Iterable[str]:
+    """What a server's requests took."""
+    speed = row.metrics.speed
+    if speed is None or speed.requests is None:
+        return
+    times = speed.requests
+    arriving = f"{row.batch_size} at a time" if times.rate is None else f"{times.rate:g} arriving a second"
+    first = "" if times.first_token is None else f", its first text after {times.first_token:.3g} s (p50)"
+    good = "" if times.goodput is None else f"; {times.goodput:.3g} a second take at most {times.slo:g} s"
+    yield (
+        f"{arriving}: {rate(speed.end_to_end)} tokens/s; a request takes {times.p50:.3g} s (p50), {times.p95:.3g} s "
+        f"(p95), {times.p99:.3g} s (p99){first}{good}; prefix cache: {times.prefix_cache}"
+    )
+
+
+def _price(row: Row, hour: float | None) -> Iterable[str]:
+    """Of useful tokens and of right answers, at the speed that was measured."""
+    if hour is None or not row.tps_end_to_end or not row.metrics.tokens:
+        return
+    token = hour / 3600 / row.tps_end_to_end
+    right = f", {token * row.metrics.tokens / row.accuracy:.3g} for a right answer" if row.accuracy else ""
+    yield f"  at {hour:g} an hour: {1e6 * token:.3g} for a million useful tokens{right}"
 
 
 def print_answer(console: Console, found: Answer) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dlmbench.request import options
-from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
+from dlmbench.request.run_spec import HELPERS, OPTIONS, REMOTE, RunSpec
 
 if TYPE_CHECKING:
     from dlmbench.files import Json
@@ -79,7 +79,7 @@ def same_request(run: ResolvedRun) -> str:
     before anything is loaded."""
     spec, names = run.spec, {"target": run.spec.model, **run.companions}
     asked = [spec.data_dir, spec.num_fewshot, run.chat_template, spec.limit, spec.like, spec.plugin, spec.out]
-    asked.append(spec.protocol)
+    asked += [spec.protocol, *(getattr(spec, name) for name in REMOTE)]
     return canonical(identity(run, names, canonical(asked), {"gen_length": run.gen_length}, {}))
 
 

@@ -289,7 +289,7 @@ def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
     found: list[RunSpec] = []
     for group in groups.values():
         first, added = group[0], []
-        usable = fills_masks(with_flags(resolve(first.model, first.like), first.descriptor))
+        usable = not first.served and fills_masks(with_flags(resolve(first.model, first.like), first.descriptor))
         for name in first.against if usable else ():
             if name in [spec.method for spec in group]:
                 continue

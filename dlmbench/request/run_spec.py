@@ -30,6 +30,8 @@ from dlmbench.tasks.protocols import DEFAULT, PROTOCOLS
 if TYPE_CHECKING:
     from dlmbench.request.resolved import Machine, ResolvedRun
 
+SERVED = "served"  # the method of a run whose answers a server gives
+APIS = ("dlmbench", "sglang", "vllm", "lmdeploy", "diffulex", "openai")  # interfaces of servers
 T = TypeVar("T")
 HELPERS = ("draft", "guide", "reference", "head")
 BASELINES = ("static", "threshold")
@@ -51,10 +53,12 @@ class Option:
         paired: must two rows share it to be compared item by item?
         place: names a model, a folder or a file.
         about: "items" for what is asked of a task and where rows are kept, which verbs that decode other prompts do
-            not take; "rule" for the decoder's own rule, whatever the network; else empty.
+            not take; "server" for whom to ask instead; "rule" for the decoder's own rule, whatever the network; else
+            empty.
         word: for it before its value, where that tells two rows apart; empty where the value says all, None for its
             name.
         told: published with a paper's figures, and named where ours is another (`dlmbench.analysis.published`).
+        local: how this process decodes; a server decides that itself.
     """
 
     help: str
@@ -68,25 +72,31 @@ class Option:
     about: str = ""
     told: bool = False
     word: str | None = None
+    local: bool = False
 
 
 def option(
     default: T, help: str, convert: Converter[T], *, shown: str | None = None, panel: str | None = None,
     many: bool = True, key: str = "", paired: bool = False, place: bool = False, about: str = "", told: bool = False,
-    word: str | None = None,
+    word: str | None = None, local: bool = False,
 ) -> T:  # fmt: skip
     """A field of `RunSpec`; the rest as in `Option`."""
-    known = Option(help, convert, shown, panel, many, key, paired, place, about, told, word)
+    known = Option(help, convert, shown, panel, many, key, paired, place, about, told, word, local)
     return field(default=default, metadata={"option": known})
 
 
 def _helper(help: str) -> str | None:
-    return option(None, help, optional(text), panel="Models", place=True)
+    return option(None, help, optional(text), panel="Models", place=True, local=True)
 
 
-def _described(help: str, convert: Converter[T], many: bool = True) -> T | None:
+def _described(help: str, convert: Converter[T], many: bool = True, local: bool = True) -> T | None:
     """What the user says of a checkpoint that does not say it."""
-    return option(None, help, optional(convert), panel="Models", shown="by model", many=many)
+    return option(None, help, optional(convert), panel="Models", shown="by model", many=many, local=local)
+
+
+def _server(help: str, convert: Converter[T], shown: str | None = None, many: bool = True, paired=False) -> T | None:
+    """What is asked of a server."""
+    return option(None, help, optional(convert), panel="Server", shown=shown, many=many, paired=paired, about="server")
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,9 @@ class RunSpec:
     like: str | None = option(
         None, "Preset whose settings a folder or hub name takes, or none.", optional(text), panel="Models"
     )
-    threshold: float | None = option(None, "Value of the method's threshold.", optional(number(float)), about="rule")
+    threshold: float | None = option(
+        None, "Value of the method's threshold.", optional(number(float)), about="rule", local=True
+    )
     settings: values.Settings = field(
         default_factory=dict,
         metadata={
@@ -117,6 +129,7 @@ class RunSpec:
                 values.settings,
                 many=False,
                 about="rule",
+                local=True,
             )
         },
     )
@@ -137,20 +150,20 @@ class RunSpec:
     mask_id: int | None = _described("Number of its mask token.", number(int, 0))
     shift: int | None = _described("1 when its head predicts the next position, else 0.", number(int, 0, 1))
     grid: str | None = _described(f"Where its blocks lie: {', '.join(GRIDS)}.", one_of(GRIDS))
-    bos: bool | None = _described("Begin raw prompts with BOS.", values.flag)
-    end_ids: tuple[int, ...] | None = _described("Tokens that end a row, as 1,2.", values.ids, many=False)
+    bos: bool | None = _described("Begin raw prompts with BOS.", values.flag, local=False)
+    end_ids: tuple[int, ...] | None = _described("Tokens that end a row, as 1,2.", values.ids, many=False, local=False)
     block_length: int | None = option(
         None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True, about="rule",
-        told=True, word="block",
+        told=True, word="block", local=True,
     )  # fmt: skip
     gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task", told=True)
     cache: str = option(
         "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True,
-        told=True,
+        told=True, local=True,
     )  # fmt: skip
     store: str | None = option(
         None, "fused, or separate: an extra forward a block.", optional(one_of(("fused", "separate"))),
-        shown="fused where it can be", key="store", paired=True,
+        shown="fused where it can be", key="store", paired=True, local=True,
     )  # fmt: skip
     protocol: str = option(
         DEFAULT, "How the task is asked and read; see dlmbench list protocols.", one_of((DEFAULT, *PROTOCOLS)),
@@ -165,21 +178,31 @@ class RunSpec:
     temperature: float = option(
         0.0, "0 is greedy.", number(float, 0), key="sampling.temperature", paired=True, about="rule", told=True
     )
-    top_k: int = option(0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True, about="rule", told=True)
+    top_k: int = option(
+        0, "0 keeps all.", number(int, 0), key="sampling.top_k", paired=True, about="rule", told=True, local=True
+    )
     top_p: float = option(
-        1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True, about="rule", told=True
+        1.0, "1 keeps all.", number(float, 0, 1), key="sampling.top_p", paired=True, about="rule", told=True, local=True
     )
     batch_size: int | str = field(
         default="auto",
         metadata={
             "option": Option(
-                "Rows decoded together.", values.batch_size, key="batch_size", paired=True, told=True, word="batch"
-            )
+                "Rows decoded together.",
+                values.batch_size,
+                key="batch_size",
+                paired=True,
+                told=True,
+                word="batch",
+                local=True,
+            )  # fmt: skip
         },
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True, word="")
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N.", values.device, key="device", paired=True, word="", local=True
+    )
     dtype: str = option(
-        "auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True, word=""
+        "auto", "auto, float32, bfloat16 or float16.", one_of(DTYPES), key="dtype", paired=True, word="", local=True
     )
     seed: int = option(0, "Seed of every draw.", number(int, 0), key="seed", paired=True, about="rule")
     data_dir: str | None = option(
@@ -187,7 +210,19 @@ class RunSpec:
     )
     out: str = option("runs", "Where run folders are kept.", text, panel="Output", many=False, about="items")
     plugin: str | None = option(
-        None, "Python file that registers a decoder.", optional(text), many=False, place=True, about="rule"
+        None, "Python file that registers a decoder.", optional(text), many=False, place=True, about="rule", local=True
+    )
+    server: str | None = _server("Ask the server at this URL, which decodes as it was started to.", text, many=False)
+    api: str | None = _server(f"Its interface: {', '.join(APIS)}.", one_of(APIS), many=False, paired=True)
+    concurrency: int | None = _server("Requests under way at a time.", number(int, 1), shown="1")
+    rate: float | None = _server(
+        "Requests a second that arrive at random in timed passes, instead of one after another.", number(float, 1e-6)
+    )
+    slo: float | None = _server("Seconds that a request may take: how many a second do?", values.seconds)
+    server_flags: str | None = _server(
+        "What it was started with, where it does not tell: part of the row's name and key.",
+        values.placeless,
+        many=False,
     )
 
     def __post_init__(self) -> None:
@@ -205,9 +240,14 @@ class RunSpec:
 
         Raises RequestError with the reason and the remedy.
         """
-        from dlmbench.request.resolved import resolved
+        from dlmbench.request import resolved, served
 
-        return resolved(self, machine)
+        return served.resolved(self) if self.served else resolved.resolved(self, machine)
+
+    @property
+    def served(self) -> bool:
+        """Does it speak of a server? Then `dlmbench.request.served` says whether it is a run."""
+        return self.method == SERVED or any(getattr(self, name) is not None for name in REMOTE)
 
     def baseline(self, method: str, threshold: float | None, own: Mapping[str, Json] = MappingProxyType({})) -> RunSpec:
         """This run by another method, with that method's `own` settings, beside which it is judged."""
@@ -245,7 +285,7 @@ class RunSpec:
                 record[name] = _placeless(record[name])
         own = {name: _placeless(value) for name, value in self.settings.get(self.method, {}).items()}
         record["settings"] = {self.method: own, **self.shared_settings}
-        del record["out"], record["data_dir"], record["against"]
+        del record["out"], record["data_dir"], record["against"], record["server"]
         return record
 
     @classmethod
@@ -273,4 +313,5 @@ def _placeless(value: Json) -> Json:
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(RunSpec)}
+REMOTE: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.about == "server")
 PAIRED: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.paired)

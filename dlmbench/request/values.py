@@ -224,6 +224,19 @@ def ids(value: object, name: str) -> tuple[int, ...]:
     return tuple(number(int, 0)(part, name) for part in parts)
 
 
+def seconds(value: object, name: str) -> float:
+    """Seconds above 0, as 2, 2s or 500ms."""
+    written = str(value).strip()
+    unit = next((unit for unit in ("ms", "s") if written.endswith(unit)), "")
+    found = number(float, 1e-6)(written.removesuffix(unit), name)
+    return found / 1000 if unit == "ms" else found
+
+
+def placeless(value: object, name: str) -> str:
+    """A text in which every path has become its last component."""
+    return re.sub(r"(?:(?<=^)|(?<=[\s=:,]))(?:~|\.{1,2})?/\S*/(?=\S)", "", text(value, name))
+
+
 def settings(value: object, name: str) -> Settings:
     """What ``--set`` says: owner -> option -> value."""
     if not isinstance(value, Mapping) or not all(isinstance(inner, Mapping) for inner in value.values()):

@@ -26,7 +26,9 @@ def aggregate(samples: Sequence[Sample], prices: Prices | None = None, speed: Sp
     samples = sorted(samples, key=lambda sample: sample.key)
     accuracy = [sample.accuracy for sample in samples]
     low, high = stats.mean_interval(accuracy)
-    nfe = [sample.calls() for sample in samples]
+    counted = all(sample.counted for sample in samples)
+    nfe = [calls for sample in samples if (calls := sample.nfe) is not None]
+    nfe = nfe if len(nfe) == len(samples) else []
     tokens = [sample.tokens for sample in samples]
     accepted = Counter(length for sample in samples for length in sample.accepted)
     proposed = sum(sample.proposed for sample in samples)
@@ -41,15 +43,15 @@ def aggregate(samples: Sequence[Sample], prices: Prices | None = None, speed: Sp
         cut_off=_mean([sample.stop_reason == "length" for sample in samples]),
         verdicts=_verdicts(samples),
         nfe=_mean(nfe),
-        store_forwards=_mean([sample.calls(kinds=("store",)) for sample in samples]),
-        prefills=_mean([sample.calls(kinds=("prefill",)) for sample in samples]),
+        store_forwards=_mean([sample.calls(kinds=("store",)) for sample in samples]) if counted else None,
+        prefills=_mean([sample.calls(kinds=("prefill",)) for sample in samples]) if counted else None,
         helpers=_helpers(samples),
         cost=_mean(item_costs(samples, prices) or []) if prices else None,
-        flops=_mean([_total(sample, "flops") for sample in samples]),
-        query_tokens=_mean([_total(sample, "query_tokens") for sample in samples]),
+        flops=_mean([_total(sample, "flops") for sample in samples]) if counted else None,
+        query_tokens=_mean([_total(sample, "query_tokens") for sample in samples]) if counted else None,
         tokens=_mean(tokens),
         tpf=sum(tokens) / sum(nfe) if sum(nfe) else None,
-        fallbacks=sum(sample.fallbacks for sample in samples),
+        fallbacks=sum(sample.fallbacks for sample in samples) if counted else None,
         acceptance=sum(accepted.elements()) / proposed if proposed else None,
         accepted_lengths={str(length): times for length, times in sorted(accepted.items())} if proposed else {},
         speed=speed,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dlmbench.errors import RunError
-from dlmbench.files import tell
 from dlmbench.forwards import ForwardKey
 from dlmbench.request import ResolvedRun, RunSpec
 from dlmbench.runs.aggregate import aggregate
@@ -32,6 +31,7 @@ from dlmbench.runs.runner import (
     NoProgress,
     Progress,
     Run,
+    run_each,
     sample_of,
     with_history,
 )
@@ -79,34 +79,14 @@ class LocalRunner:
         self._priced: set[Path] = set()  # the roots whose runs' prices are known
 
     def run(self, runs: Iterable[ResolvedRun]) -> list[RunFolder]:
-        """Make or resume every run; the finished folders, in their order.
-
-        One that fails, because memory ends or another process writes its folder, does not stop the others: one
-        RunError at the end names all that failed.
-        """
+        """Make or resume every run; the finished folders, in their order. Raises RunError as `run_each`."""
         runs = list(runs)
         if self.logits:
             from dlmbench.runs.states import check_recordable
 
             for run in runs:
                 check_recordable(run)
-        if len(runs) == 1:
-            return [self.run_one(runs[0])]
-        folders: list[RunFolder] = []
-        failures: list[str] = []
-        for run in runs:
-            try:
-                folders.append(self.run_one(run))
-            except RunError as error:
-                failures.append(f"{run.label} on {run.spec.task} with {run.preset.name}: {error}")
-                tell(f"failed  {failures[-1]}")
-        if failures:
-            kept = f"the other {len(folders)} are finished and kept" if folders else "none is finished"
-            raise RunError(
-                f"{len(failures)} of {len(runs)} runs failed, {kept}; the same command tries again. "
-                f"{' '.join(failures)}"
-            )
-        return folders
+        return run_each(runs, self.run_one)
 
     def run_one(self, resolved: ResolvedRun) -> RunFolder:
         """Make or resume one run; nothing happens when it is finished."""

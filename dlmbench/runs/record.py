@@ -22,6 +22,9 @@ from dlmbench.request.run_spec import RunSpec
 FORMAT = 2
 UNSTEADY = 1.3  # the fastest of repeated passes over the slowest; above it their speed is not shown
 
+
+SPARSE = {"sparse": True}  # metadata of a field that is left out of its file where it is None
+
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target
 Spreads: TypeAlias = dict[ForwardKey, tuple[float, float]]  # the 95 % interval of a price
 
@@ -46,6 +49,19 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What a server told of an answer beside its text; None is what it did not tell."""
+
+    tokens: int
+    """Its own count, whatever it counts."""
+    prompt_tokens: int | None = None
+    nfe: int | None = None
+    """Forwards of the target after prefill."""
+    cost: float | None = None
+    """In plain denoise forwards, prefill included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One decoded and scored item: a line of samples.jsonl."""
 
@@ -60,7 +76,7 @@ class Sample:
     scores: dict[str, Json]
     """``accuracy`` in [0, 1] and whatever else the task says: strict, flexible, unparsed, verdict."""
     counts: dict[str, dict[str, Work]]
-    """role -> kind of forward -> its work."""
+    """role -> kind of forward -> its work; empty where a server does not tell it."""
     forwards: dict[ForwardKey, int]
     """Forwards by what decides their price."""
     tokens: int
@@ -68,13 +84,25 @@ class Sample:
     seconds: float
     """From admission to the end of its row; the batch's other rows ran beside it."""
     stop_reason: str
-    """``eos``, ``stop`` (a stop string) or ``length``."""
+    """``eos``, ``stop`` (a stop string; either of them, where a server tells no more) or ``length``."""
     fallbacks: int
     """Steps in which the decoder's own rule revealed nothing and its fallback did."""
     proposed: int
     """Draft tokens proposed; 0 without a draft."""
     accepted: list[int]
     """How many of them were accepted, a number each time."""
+    report: EngineReport | None = field(default=None, metadata=SPARSE)
+    """Of an answer that a server gave."""
+
+    @property
+    def counted(self) -> bool:
+        """Are its forwards known by role and kind?"""
+        return self.report is None or bool(self.counts)
+
+    @property
+    def nfe(self) -> int | None:
+        """Forwards of the target after prefill; None where nobody told them."""
+        return self.report.nfe if self.report and not self.counted else self.calls()
 
     @property
     def accuracy(self) -> float:
@@ -106,6 +134,7 @@ class Sample:
             fallbacks=record["fallbacks"] if "fallbacks" in record else record["guards"],
             proposed=record["proposed"],
             accepted=record["accepted"],
+            report=EngineReport(**record["report"]) if "report" in record else None,
         )
 
 
@@ -125,6 +154,28 @@ class TaskFacts:
     """Were prompts put into the model's chat markup?"""
     items: int | None = None
     """Asked in this run."""
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """Who answered: what a server tells of itself, by an allow-list, without its address."""
+
+    api: str
+    """The interface by which it was asked."""
+    model: str | None = None
+    """The model's name there."""
+    version: str | None = None
+    """Of its engine."""
+    flags: dict[str, Json] = field(default_factory=dict)
+    """What it was started with."""
+    stated: str | None = None
+    """The same as the user says it (``--server-flags``), for engines that do not."""
+
+    def changes(self, other: ServerFacts) -> list[str]:
+        """Names of what the two tell differently."""
+        ours, theirs = ({**dataclasses.asdict(one), **one.flags} for one in (self, other))
+        names = sorted({*ours, *theirs} - {"flags"})
+        return [name for name in names if ours.get(name) != theirs.get(name)]
 
 
 @dataclass(frozen=True)
@@ -202,8 +253,8 @@ class Manifest:
     spec: RunSpec
     """The request, with nothing left to ``auto`` and no place of this machine in it."""
     task: TaskFacts
-    block_length: int
-    """Positions decoded together."""
+    block_length: int | None
+    """Positions decoded together; None where a server does not tell."""
     gen_length: int
     """Most tokens an item."""
     weights: dict[str, str]
@@ -220,6 +271,8 @@ class Manifest:
     """What was loaded; empty until the run is measured."""
     calibration: Calibration | None = None
     """Prices; None until the run is measured."""
+    server: ServerFacts | None = field(default=None, metadata=SPARSE)
+    """Who answered, where it was a server."""
     format: int = FORMAT
 
     @property
@@ -265,6 +318,25 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class RequestTimes:
+    """How long requests took, seen from the client, in all passes together; seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+    prefix_cache: str
+    """Before each pass: ``flushed``, ``off``, or ``not known``."""
+    first_token: float | None = field(default=None, metadata=SPARSE)
+    """Median until the first text came, where answers are streamed."""
+    rate: float | None = field(default=None, metadata=SPARSE)
+    """Requests a second that were sent, at random times; None in a closed loop."""
+    slo: float | None = field(default=None, metadata=SPARSE)
+    """What a request may take ..."""
+    goodput: float | None = field(default=None, metadata=SPARSE)
+    """... and how many a second took no longer."""
+
+
+@dataclass(frozen=True)
 class Speed:
     """The speed pass: natural stop, nothing scored."""
 
@@ -274,8 +346,8 @@ class Speed:
     """Passes, after a warm-up."""
     same_ids: int
     """Items whose ids were those of the samples, in the last pass."""
-    decode: Rate
-    """Tokens per second of decoding alone."""
+    decode: Rate | None
+    """Tokens per second of decoding alone; None where a server does not tell it from prefill."""
     end_to_end: Rate
     """The same, prefill included."""
     threads: int | None = None
@@ -287,6 +359,8 @@ class Speed:
     outside: float | None = None
     """Share of the seconds of decoding that passed outside networks' forwards, the median pass's; None where no clock
     of the host can tell."""
+    requests: RequestTimes | None = field(default=None, metadata=SPARSE)
+    """Of a server."""
 
 
 @dataclass(frozen=True)
@@ -326,8 +400,8 @@ class Metrics:
     """Generated."""
     tpf: float | None = None
     """Tokens of all items / NFE of all items."""
-    fallbacks: int = 0
-    """Steps of all items in which a decoder's fallback revealed."""
+    fallbacks: int | None = 0
+    """Steps of all items in which a decoder's fallback revealed; None where a server does not tell."""
     acceptance: float | None = None
     """Accepted share of the proposed draft tokens."""
     accepted_lengths: dict[str, int] = field(default_factory=dict)
@@ -367,12 +441,20 @@ def plain(value: object) -> Json:
     if isinstance(value, RunSpec):
         return value.portable()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        sparse = _sparse(type(value))
+        return {name: plain(one) for name, one in found.items() if one is not None or name not in sparse}
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return typing.cast(Json, value)
+
+
+@functools.cache
+def _sparse(kind: type) -> tuple[str, ...]:
+    """Names of the fields that are left out where they are None."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get("sparse"))
 
 
 def typed(kind: type[T], record: Mapping[str, typing.Any]) -> T:

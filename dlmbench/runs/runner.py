@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from dlmbench.files import file_dtype
+from dlmbench.errors import RunError
+from dlmbench.files import file_dtype, tell
 from dlmbench.request import ResolvedRun, canonical, digest, identity
 from dlmbench.request.resolved import Machine
+from dlmbench.request.served import ServedRun
 from dlmbench.runs.environment import environment
 from dlmbench.runs.folder import Index, RunFolder, prompt_hash
 from dlmbench.runs.preflight import fitting_batch
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """Who makes runs: `dlmbench.runs.local.LocalRunner` here, `dlmbench.runs.ray.RayRunner` on many machines."""
+    """Who makes runs: `dlmbench.runs.local.LocalRunner` here, `dlmbench.runs.ray.RayRunner` on many machines,
+    `dlmbench.runs.served.ServedRunner` on a server."""
 
     def run(self, runs: Iterable[ResolvedRun]) -> list[RunFolder]:
         """Make, resume or find finished every run; the folders, in the order of the runs."""
@@ -60,6 +63,30 @@ class NoProgress:
     def end(self) -> None: ...
 
 
+def run_each(runs: Sequence[ResolvedRun], make: Callable[[ResolvedRun], RunFolder]) -> list[RunFolder]:
+    """Make every run; the finished folders, in their order.
+
+    One that fails, because memory ends or another process writes its folder, does not stop the others: one RunError at
+    the end names all that failed.
+    """
+    if len(runs) == 1:
+        return [make(runs[0])]
+    folders: list[RunFolder] = []
+    failures: list[str] = []
+    for run in runs:
+        try:
+            folders.append(make(run))
+        except RunError as error:
+            failures.append(f"{run.label} on {run.spec.task} with {run.preset.name}: {error}")
+            tell(f"failed  {failures[-1]}")
+    if failures:
+        kept = f"the other {len(folders)} are finished and kept" if folders else "none is finished"
+        raise RunError(
+            f"{len(failures)} of {len(runs)} runs failed, {kept}; the same command tries again. {' '.join(failures)}"
+        )
+    return folders
+
+
 @dataclass(frozen=True)
 class Run:
     """A resolved run with its items, its identity and the folder where it is kept."""
@@ -89,6 +116,7 @@ class Run:
     def manifest(self, environment: Environment) -> Manifest:
         """Everything known before the first forward. `environment`: that of the process which makes it."""
         run, task = self.resolved, self.task
+        server = run.facts if isinstance(run, ServedRun) else None
         return Manifest(
             key=self.key,
             label=run.label,
@@ -100,12 +128,13 @@ class Run:
             task=TaskFacts(
                 task.name, task.version, task.content_hash, task.num_fewshot, task.chat_template, len(self.items)
             ),
-            block_length=run.block_length,
+            block_length=run.block_length or None,
             gen_length=task.max_tokens,
             weights=self.weights,
             prompts=str(self.identity["prompts"]),
             identity=self.identity,
             environment=environment,
+            server=server,
         )
 
     def keep_prompts(self) -> None:
@@ -251,7 +280,10 @@ class Catalog:
             "content_hash": task.content_hash,
             "tokenizer": self.loaders.tokenizer(resolved),
         }
-        record = identity(resolved, self.loaders.weights(resolved), prompts, limits, content)
+        if isinstance(resolved, ServedRun):
+            record = resolved.key_record(prompts, limits, content)
+        else:
+            record = identity(resolved, self.loaders.weights(resolved), prompts, limits, content)
         key = digest(record)
         folder = self.index(spec.out).at(spec.task, spec.method, key)
         return Run(resolved, task, task.items(spec.split, spec.limit), record, key, folder)

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-Record: TypeAlias = Mapping[str, Any]  # a JSON object that was not checked yet
+from dlmbench.forwards import ForwardKey
+from dlmbench.runs.record import EngineReport, Json, Work
+
+Record: TypeAlias = Mapping[str, Json]  # a JSON object that was not checked yet
+Body: TypeAlias = dict[str, Json]
 
 FORWARD_COUNTS = ("dllm_forward_counts", "dllm_forward_counts_per_block", "nfe")  # of SGLang's forks, in meta_info
 
@@ -33,35 +37,51 @@ class Ask:
     temperature: float | None = None
 
     @property
-    def sampling(self) -> dict[str, int | float]:
-        given = {"seed": self.seed, "temperature": self.temperature}
+    def sampling(self) -> Body:
+        given: Body = {"seed": self.seed, "temperature": self.temperature}
         return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What our own server tells besides: an answer's forwards as a run in process keeps them."""
+
+    counts: dict[str, dict[str, Work]]
+    forwards: dict[ForwardKey, int]
+    fallbacks: int
+    proposed: int
+    accepted: list[int]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """What an engine answered. None is what it did not tell. `tokens` are its own count, `cost` only ours."""
+    """What an engine answered. `ids` are None where it tells the text alone."""
 
     text: str
-    tokens: int
-    cut_off: bool
-    prompt_tokens: int | None = None
+    ended: str
+    """``length`` where its budget ended it, else ``stop`` or ``eos``."""
+    report: EngineReport
     ids: tuple[int, ...] | None = None
-    nfe: int | None = None
-    cost: float | None = None
+    counted: Counted | None = None
+
+    @property
+    def cut_off(self) -> bool:
+        return self.ended == "length"
 
 
 @dataclass(frozen=True)
 class Api:
-    """An interface: where to post, what, and how to read the answer. `stops`: are stop strings its business? Where not,
-    the client cuts the text. `about` are the paths that tell of the server, `told` the names that are kept of it."""
+    """An interface: where to post, what, and how to read the answer. `about` are the paths that tell of the server,
+    `told` the names that are kept of it; a POST to `flush` empties its prefix cache. `streams`: are answers known to
+    come as OpenAI's events, with a last one that counts tokens?"""
 
     path: str
-    body: Callable[[Ask, str | None], dict[str, Any]]
+    body: Callable[[Ask, str | None], Body]
     parse: Callable[[Record], Reply]
     about: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
-    stops: bool = True
+    flush: str | None = None
+    streams: bool = False
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -88,59 +108,94 @@ def _part(record: Record, name: str) -> Record:
     return value
 
 
-def _ids(record: Record, name: str) -> tuple[int, ...]:
+def _numbers(record: Record, name: str) -> list[int]:
     value = record.get(name)
-    if not isinstance(value, list) or not all(isinstance(one, int) for one in value):
-        raise BadReply(f"{name} is no list of token ids")
-    return tuple(value)
+    numbers = [one for one in value if isinstance(one, int)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(numbers) != len(value):
+        raise BadReply(f"{name} is no list of whole numbers")
+    return numbers
 
 
-def _ended(reason: object) -> bool:
-    """Was an answer cut off by its budget? Raises BadReply when it did not end at all."""
-    if reason not in ("stop", "length", "eos"):
+def _ended(reason: object) -> str:
+    """How an answer ended. Raises BadReply when it did not."""
+    if not isinstance(reason, str) or reason not in ("stop", "length", "eos"):
         raise BadReply(f"the answer ended by {reason!r}, so it is not whole")
-    return reason == "length"
+    return reason
 
 
 # --- the interfaces ---------------------------------------------------------------------------------------------------
 
 
-def _dlmbench_body(ask: Ask, model: str | None) -> dict[str, Any]:
+def _dlmbench_body(ask: Ask, model: str | None) -> Body:
     return {"prompt_ids": list(ask.prompt_ids), "max_tokens": ask.max_tokens, "stop": list(ask.stop), **ask.sampling}
 
 
 def _dlmbench(record: Record) -> Reply:
     usage, cost = _part(record, "usage"), record.get("cost")
-    cut_off = _ended(record.get("stop_reason"))
+    report = EngineReport(
+        _number(usage, "completion_tokens"), _number(usage, "prompt_tokens"), _number(record, "nfe"),
+        cost if isinstance(cost, float) else None,
+    )  # fmt: skip
     return Reply(
-        _text(record), _number(usage, "completion_tokens"), cut_off, _number(usage, "prompt_tokens"),
-        _ids(record, "ids"), _number(record, "nfe"), cost if isinstance(cost, float) else None,
+        _text(record), _ended(record.get("stop_reason")), report, tuple(_numbers(record, "ids")), _counted(record)
+    )
+
+
+def _counted(record: Record) -> Counted:
+    counts, forwards = _part(record, "counts"), _part(record, "forwards")
+    roles = {role: _part(counts, role) for role in counts}
+    return Counted(
+        {role: {kind: _work(_part(kinds, kind)) for kind in kinds} for role, kinds in roles.items()},
+        {_forward(name): _number(forwards, name) for name in forwards},
+        _number(record, "fallbacks"), _number(record, "proposed"), _numbers(record, "accepted"),
     )  # fmt: skip
 
 
-def _openai_body(ask: Ask, model: str | None) -> dict[str, Any]:
-    stop = {"stop": list(ask.stop)} if ask.stop else {}
+def _forward(name: str) -> ForwardKey:
+    try:
+        return ForwardKey.parse(name)
+    except ValueError as error:
+        raise BadReply(str(error)) from error
+
+
+def _work(counted: Record) -> Work:
+    flops = counted.get("flops")
+    if not isinstance(flops, int | float):
+        raise BadReply(f"flops are {flops!r} and no number")
+    calls, queries, keys = (_whole(counted, name) for name in ("calls", "query_tokens", "key_tokens"))
+    return Work(calls, queries, keys, float(flops))
+
+
+def _whole(record: Record, name: str) -> int:
+    """A count that may come as 3.0."""
+    value = record.get(name)
+    return _number({name: int(value)} if isinstance(value, float) and value.is_integer() else record, name)
+
+
+def _openai_body(ask: Ask, model: str | None) -> Body:
+    stop: Body = {"stop": list(ask.stop)} if ask.stop else {}
     return {"model": model, "prompt": ask.prompt, "max_tokens": ask.max_tokens, **stop, **ask.sampling}
 
 
-def _vllm_body(ask: Ask, model: str | None) -> dict[str, Any]:
+def _vllm_body(ask: Ask, model: str | None) -> Body:
     """Ids, so that no special token is added a second time."""
     return {**_openai_body(ask, model), "prompt": list(ask.prompt_ids)}
 
 
 def _openai(record: Record) -> Reply:
     choices = record.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    if not isinstance(choice, Mapping):
         raise BadReply("choices is no list of one answer")
-    usage, choice = _part(record, "usage"), choices[0]
-    cut_off = _ended(choice.get("finish_reason"))
-    return Reply(_text(choice), _number(usage, "completion_tokens"), cut_off, _number(usage, "prompt_tokens"))
+    ended, usage = _ended(choice.get("finish_reason")), _part(record, "usage")
+    report = EngineReport(_number(usage, "completion_tokens"), _number(usage, "prompt_tokens"))
+    return Reply(_text(choice), ended, report)
 
 
-def _sglang_body(ask: Ask, model: str | None) -> dict[str, Any]:
+def _sglang_body(ask: Ask, model: str | None) -> Body:
     names = {"seed": "sampling_seed"}
     sampling = {names.get(name, name): value for name, value in ask.sampling.items()}
-    stop = {"stop": list(ask.stop)} if ask.stop else {}
+    stop: Body = {"stop": list(ask.stop)} if ask.stop else {}
     return {
         "input_ids": list(ask.prompt_ids),
         "sampling_params": {"max_new_tokens": ask.max_tokens, **stop, **sampling},
@@ -149,32 +204,32 @@ def _sglang_body(ask: Ask, model: str | None) -> dict[str, Any]:
 
 def _sglang(record: Record) -> Reply:
     told = _part(record, "meta_info")
-    cut_off = _ended(_part(told, "finish_reason").get("type"))
-    ids = _ids(record, "output_ids") if record.get("output_ids") is not None else None
-    return Reply(
-        _text(record), _number(told, "completion_tokens"), cut_off, _number(told, "prompt_tokens"), ids, _forwards(told)
-    )
+    ended = _ended(_part(told, "finish_reason").get("type"))
+    ids = tuple(_numbers(record, "output_ids")) if record.get("output_ids") is not None else None
+    report = EngineReport(_number(told, "completion_tokens"), _number(told, "prompt_tokens"), _forwards(told))
+    return Reply(_text(record), ended, report, ids)
 
 
 def _forwards(told: Record) -> int | None:
     """Forwards of an answer, told as a number or block by block; None where nobody counts them."""
     for name in FORWARD_COUNTS:
         value = told.get(name)
-        if isinstance(value, list) and value and all(isinstance(one, int) for one in value):
-            return sum(value)
+        if isinstance(value, list) and value:
+            return sum(_numbers(told, name))
         if value is not None:
             return _number(told, name)
     return None
 
 
-def _diffulex_body(ask: Ask, model: str | None) -> dict[str, Any]:
+def _diffulex_body(ask: Ask, model: str | None) -> Body:
     temperature = 0.0 if ask.temperature is None else ask.temperature  # its own default is 1
     return {"prompt": list(ask.prompt_ids), "max_tokens": ask.max_tokens, "temperature": temperature, "stream": False}
 
 
 def _diffulex(record: Record) -> Reply:
-    ids, reason = _ids(record, "token_ids"), record.get("finish_reason")
-    return Reply(_text(record), len(ids), reason is not None and _ended(reason), None, ids, _number(record, "nfe"))
+    ids, reason = tuple(_numbers(record, "token_ids")), record.get("finish_reason")
+    report = EngineReport(len(ids), None, _number(record, "nfe"))
+    return Reply(_text(record), "stop" if reason is None else _ended(reason), report, ids)
 
 
 _SGLANG_FLAGS = (
@@ -183,17 +238,28 @@ _SGLANG_FLAGS = (
 )  # fmt: skip
 _OWN_FLAGS = (
     "version", "model", "label", "options", "sampling", "cache", "store", "block_length", "decoder", "dtype", "device",
-    "batch_size", "graphs", "limits",
+    "batch_size", "graphs", "limits", "weights", "processor",
 )  # fmt: skip
 
-APIS: dict[str, Api] = {
+INTERFACES: dict[str, Api] = {  # by the names of `dlmbench.request.run_spec.APIS`
     "dlmbench": Api("/generate", _dlmbench_body, _dlmbench, ("/info",), _OWN_FLAGS),
-    "sglang": Api("/generate", _sglang_body, _sglang, ("/get_server_info",), _SGLANG_FLAGS),
-    "diffulex": Api("/generate", _diffulex_body, _diffulex, ("/v1/models",), stops=False),
-    "vllm": Api("/v1/completions", _vllm_body, _openai, ("/version", "/v1/models"), ("version",)),
-    "lmdeploy": Api("/v1/completions", _openai_body, _openai, ("/v1/models",)),
+    "sglang": Api("/generate", _sglang_body, _sglang, ("/get_server_info",), _SGLANG_FLAGS, "/flush_cache"),
+    "diffulex": Api("/generate", _diffulex_body, _diffulex, ("/v1/models",)),
+    "vllm": Api("/v1/completions", _vllm_body, _openai, ("/version", "/v1/models"), ("version",), streams=True),
+    "lmdeploy": Api("/v1/completions", _openai_body, _openai, ("/v1/models",), streams=True),
     "openai": Api("/v1/completions", _openai_body, _openai, ("/v1/models",)),
 }
+
+
+def whole(events: Sequence[Record]) -> Record:
+    """A streamed completion as if it had come at once. Raises BadReply for a stream that says no text at all."""
+    choices = [one[0] for event in events if isinstance(one := event.get("choices"), list) and one]
+    parts = [one for one in choices if isinstance(one, Mapping)]
+    if not parts:
+        raise BadReply("the stream has no choices")
+    text = "".join(_text(one) for one in parts)
+    usage = next((event["usage"] for event in reversed(events) if event.get("usage")), None)
+    return {"choices": [{"text": text, "finish_reason": parts[-1].get("finish_reason")}], "usage": usage}
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

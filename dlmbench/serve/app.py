@@ -1,8 +1,8 @@
 """The endpoints: /generate, /v1/completions, /v1/chat/completions, /v1/models, /info, /health.
 
 Errors are ``{"error": {"message", "type"}}``: 400 what was asked wrongly, 404 another model, 413 too large a body, 429
-(with Retry-After) a full queue, 500 what failed, 503 a server that stops, 504 an answer that took too long. Left out:
-streaming, log-probabilities, several answers of one prompt.
+(with Retry-After) a full queue, 500 what failed, 503 a server that stops, 504 an answer that took too long; in a stream
+that has begun they are its last event. Left out: log-probabilities, several answers of one prompt.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from fastapi import FastAPI, HTTPException
 from fastapi import Request as Http
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,7 +25,9 @@ from dlmbench.engine import Generation, Request
 from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import DlmbenchError, RequestError
 from dlmbench.forwards import ForwardKey
+from dlmbench.runs.record import Json
 from dlmbench.serve import schemas
+from dlmbench.serve.stream import Sent, Stream
 from dlmbench.serve.worker import EngineWorker, Full, Stopping, Ticket
 
 
@@ -36,7 +37,7 @@ class Served:
     of requests that bring none."""
 
     model: str
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Json] = field(default_factory=dict)
     prices: Mapping[ForwardKey, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -56,24 +57,28 @@ def application(worker: EngineWorker, served: Served) -> FastAPI:
         [result] = await asked.decode(http, [request])
         return schemas.generated(result, len(request.prompt_ids), served.prices)
 
-    @app.post("/v1/completions")
-    async def completions(http: Http, body: schemas.Completion) -> dict[str, Any]:
+    @app.post("/v1/completions", response_model=None)
+    async def completions(http: Http, body: schemas.Completion) -> dict[str, Json] | StreamingResponse:
         asked.same_model(body)
         requests = [asked.request(body, prompt) for prompt in body.prompts]
+        if body.stream:
+            return asked.stream(http, body, requests, chat=False)
         return asked.answer(requests, await asked.decode(http, requests), chat=False)
 
-    @app.post("/v1/chat/completions")
-    async def chat(http: Http, body: schemas.Chat) -> dict[str, Any]:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(http: Http, body: schemas.Chat) -> dict[str, Json] | StreamingResponse:
         asked.same_model(body)
         request = asked.conversation(body)
+        if body.stream:
+            return asked.stream(http, body, [request], chat=True)
         return asked.answer([request], await asked.decode(http, [request]), chat=True)
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    @app.get("/v1/models", response_model=None)
+    async def models() -> dict[str, Json]:
         return {"object": "list", "data": [{"id": served.model, "object": "model", "owned_by": "dlmbench"}]}
 
-    @app.get("/info")
-    async def info() -> dict[str, Any]:
+    @app.get("/info", response_model=None)
+    async def info() -> dict[str, Json]:
         return {**served.info, "limits": asdict(worker.limits)}
 
     @app.get("/health")
@@ -110,17 +115,38 @@ class _Asked:
         if body.model not in (None, self.served.model):
             raise HTTPException(404, f"The model {body.model!r} is not here; this server has {self.served.model!r}.")
 
-    def answer(self, requests: Sequence[Request], results: Sequence[Generation], chat: bool) -> dict[str, Any]:
+    def answer(self, requests: Sequence[Request], results: Sequence[Generation], chat: bool) -> dict[str, Json]:
+        prompts, answers = (len(one.prompt_ids) for one in requests), (one.tokens for one in results)
         return {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion" if chat else "text_completion",
-            "created": int(time.time()),
-            "model": self.served.model,
+            **self._head("chat.completion" if chat else "text_completion"),
             "choices": [schemas.choice(result, index, chat) for index, result in enumerate(results)],
-            "usage": schemas.usage(
-                sum(len(request.prompt_ids) for request in requests), sum(result.tokens for result in results)
-            ),
+            "usage": schemas.usage(sum(prompts), sum(answers)),
         }
+
+    def _head(self, kind: str) -> dict[str, Json]:
+        created = int(time.time())
+        return {"id": f"cmpl-{uuid.uuid4().hex}", "object": kind, "created": created, "model": self.served.model}
+
+    def stream(self, http: Http, body: schemas.OpenAI, requests: Sequence[Request], chat: bool) -> StreamingResponse:
+        """One answer as events; refusals come before the first of them. Raises RequestError for several prompts."""
+        if len(requests) > 1:
+            raise RequestError(f"stream takes one prompt at a time, and {len(requests)} came.")
+        request, engine = replace(requests[0], stream=True), self.worker.engine
+        head = self._head("chat.completion.chunk" if chat else "text_completion")
+        count = bool(body.stream_options and body.stream_options.include_usage)
+        stream = Stream(Sent(engine.text, request), engine.target.config.eos_ids, head, chat, count)
+        tickets = self.worker.submit([request], stream.on_block)
+
+        async def events() -> AsyncIterator[str]:
+            left = asyncio.ensure_future(_left(http))
+            try:
+                async for event in stream.events(tickets[0], left, self.worker.limits.seconds):
+                    yield event
+            finally:
+                left.cancel()
+                self.worker.cancel(tickets)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     async def decode(self, http: Http, requests: Sequence[Request]) -> list[Generation]:
         """The generations, in order; a client that leaves, and one that waits too long, gives its rows up."""

@@ -8,13 +8,14 @@ are accepted and have no effect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlmbench.engine import Generation
 from dlmbench.forwards import ForwardKey
 from dlmbench.runs.aggregate import price
+from dlmbench.runs.record import Json
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -48,12 +49,21 @@ class Generate(ServedRequest):
     prompt_ids: Ids | None = None
 
 
+class StreamOptions(BaseModel):
+    """`include_usage`: a last event without choices that counts tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
 class OpenAI(ServedRequest):
     """What both endpoints of OpenAI's interface take; the fields behind `model` have one value that is no request."""
 
     model: str | None = None
     n: Literal[1] | None = None
-    stream: Literal[False] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     user: str | None = None
@@ -107,14 +117,6 @@ class Chat(OpenAI):
     logprobs: Literal[False] | None = None
 
 
-class Usage(TypedDict):
-    """Tokens of a request; of the answer up to and including the first EOS or stop string."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class Generated(TypedDict):
     """Answer of /generate. `nfe` are the forwards of the target after prefill, `counts` all forwards by role and kind,
     `forwards` the same by role, kind and shape; `cost` is in plain denoise forwards, null where one was not priced."""
@@ -131,10 +133,11 @@ class Generated(TypedDict):
     proposed: int
     accepted: list[int]
     seconds: float
-    usage: Usage
+    usage: dict[str, Json]
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Json]:
+    """Tokens of a request; of the answer up to and including the first EOS or stop string."""
     total = prompt_tokens + completion_tokens
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
@@ -169,11 +172,17 @@ def cost(result: Generation, prices: Mapping[ForwardKey, float]) -> float | None
     return round(total, 4)
 
 
-def choice(result: Generation, index: int, chat: bool) -> dict[str, Any]:
+def choice(result: Generation, index: int, chat: bool) -> dict[str, Json]:
     """A generation as OpenAI's interface answers it."""
-    said = {"message": {"role": "assistant", "content": result.text}} if chat else {"text": result.text}
-    reason = "length" if result.stop_reason == "length" else "stop"
-    return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+    said: dict[str, Json] = {"text": result.text}
+    if chat:
+        said = {"message": {"role": "assistant", "content": result.text}}
+    return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason(result)}
+
+
+def finish_reason(result: Generation) -> str:
+    """In OpenAI's words."""
+    return "length" if result.stop_reason == "length" else "stop"
 
 
 def _is_step(key: ForwardKey) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -57,6 +57,7 @@ class Ticket:
 
     number: int
     request: Request
+    on_block: Callable[[list[int]], None] | None = None  # called on the engine's thread
     future: Future[Generation] = field(default_factory=Future)
 
 
@@ -79,8 +80,9 @@ class EngineWorker:
 
     # --- who asks ---------------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
-        """A ticket for each, or for none of them.
+    def submit(self, requests: Sequence[Request], on_block: Callable[[list[int]], None] | None = None) -> list[Ticket]:
+        """A ticket for each, or for none of them. `on_block` hears of the finished blocks of requests that stream, with
+        all tokens up to the end of the last one, on the engine's thread.
 
         Raises RequestError for what is not decoded here, Full, and Stopping.
         """
@@ -94,7 +96,7 @@ class EngineWorker:
             room = self.limits.queue + max(0, self.engine.batch_size - len(self._busy))
             if len(self._waiting) + len(requests) > room:
                 raise Full(self.limits.queue, max(1, round(self._mean_seconds)))
-            tickets = [Ticket(next(self._numbers), request) for request in requests]
+            tickets = [Ticket(next(self._numbers), request, on_block) for request in requests]
             self._waiting.extend(tickets)
             self._changed.notify()
         return tickets
@@ -133,8 +135,9 @@ class EngineWorker:
         while True:
             try:
                 self.engine.serve(
-                    self._source, self._finish, max_length=self.limits.max_length, max_tokens=self.limits.max_tokens
-                )
+                    self._source, self._finish, max_length=self.limits.max_length, max_tokens=self.limits.max_tokens,
+                    on_block=self._tell,
+                )  # fmt: skip
                 return  # the source has ended it
             except Exception as error:
                 wrong = error if isinstance(error, DlmbenchError) else RunError(f"{type(error).__name__}: {error}")
@@ -156,6 +159,12 @@ class EngineWorker:
             if unwanted:
                 self._changed.notify_all()
         return Arrivals([(ticket.number, ticket.request) for ticket in come], unwanted)
+
+    def _tell(self, number: int, ids: list[int]) -> None:
+        with self._changed:
+            ticket = self._busy.get(number)
+        if ticket and ticket.on_block:
+            ticket.on_block(ids)
 
     def _finish(self, number: int, generation: Generation) -> None:
         with self._changed:

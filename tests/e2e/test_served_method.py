@@ -1,87 +1,50 @@
-"""The loop closed: a decoder that is asked over HTTP answers like the one in this process, item by item.
+"""The loop closed: a decoder that is asked over HTTP makes the row of the one in this process, item by item.
 
-pytest tests/e2e/test_serve.py              threshold, 16 at a time, 20 items
-pytest tests/e2e/test_serve.py -m ""        static too, one at a time too, and 200 items
+pytest tests/e2e/test_served_method.py              threshold, 16 at a time, 40 items
+pytest tests/e2e/test_served_method.py -m ""        static and mrp too, one at a time too, all on 200 items
 """
-
-import signal
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 pytest.importorskip("fastapi")
-httpx = pytest.importorskip("httpx2")
+pytest.importorskip("httpx2")
+
+from serving import dlmbench  # noqa: E402
 
 from dlmbench.engine import build  # noqa: E402
 from dlmbench.request import RunSpec  # noqa: E402
-from dlmbench.serve.apis import Ask  # noqa: E402
-from dlmbench.serve.client import Client  # noqa: E402
+from dlmbench.runs import served  # noqa: E402
 from dlmbench.tasks import load_task  # noqa: E402
-from dlmbench.tasks.evaluate import request_of  # noqa: E402
+from dlmbench.tasks.evaluate import evaluate  # noqa: E402
 
-METHODS = {"threshold": ["--threshold", "0.9"], "static": []}
-
-
+METHODS = {"threshold": ["--threshold", "0.9"], "static": [], "mrp": []}
 CASES = [
-    ("threshold", 16),
-    *(pytest.param(case, marks=pytest.mark.slow) for case in [("threshold", 1), ("static", 16), ("static", 1)]),
+    ("threshold", 16, 40),
+    *(pytest.param(method, rows, 200, marks=pytest.mark.slow) for method in METHODS for rows in (16, 1)),
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def served(request):
-    """(method, rows, url) of a server of its own process, stopped by SIGTERM in the end."""
-    method, rows = request.param
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--method", method, *METHODS[method], "--batch-size", str(rows), "--device", "cpu", "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dlmbench", "serve", *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(1200):
-        try:
-            httpx.get(f"{url}/health", trust_env=False)
-            break
-        except httpx.TransportError:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-    yield method, rows, url
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) in (0, -signal.SIGTERM)
-
-
-@pytest.mark.parametrize("items", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_ids_scores_and_forwards_are_those_of_this_process(served, items):
-    method, concurrency, url = served
+@pytest.mark.parametrize("method, concurrency, items", CASES)
+def test_ids_scores_and_forwards_are_those_of_this_process(method, concurrency, items, tmp_path, monkeypatch):
+    for name in ("ROUNDS", "WARM", "SPEED_REPEATS"):  # of the timed passes, which are not looked at here
+        monkeypatch.setattr(served, name, 1)
     threshold = 0.9 if method == "threshold" else None
-    run = RunSpec(
-        method=method, task="nano-gsm", threshold=threshold, batch_size=16, device="cpu", dtype="float32"
-    ).resolve()
+    here = RunSpec(method, "nano-gsm", threshold=threshold, batch_size=16, device="cpu", dtype="float32").resolve()
+    asked = {"limit": items, "api": "dlmbench", "concurrency": concurrency, "out": str(tmp_path)}
+    with dlmbench("--method", method, *METHODS[method], "--batch-size", concurrency) as (process, url):
+        [folder] = served.ServedRunner().run([RunSpec("served", "nano-gsm", server=url, **asked).resolve()])
+    assert process.returncode in (0, -15)
     task = load_task("nano-gsm")
-    engine = build(run)
-    chosen = list(task.items("test", items))
-    requests = [request_of(task, engine, item) for item in chosen]
-    here = engine.generate(requests)
-    with Client(url, "dlmbench") as client:
-        there = client.ask_all([_ask(item, request) for item, request in zip(chosen, requests)], concurrency)
-        assert client.about()["label"] == run.label
-    assert [reply.ids for reply in there] == [tuple(one.ids) for one in here]
-    assert [reply.text for reply in there] == [one.text for one in here]
-    assert [reply.nfe for reply in there] == [_nfe(one) for one in here]
-    assert [reply.tokens for reply in there] == [one.tokens for one in here]
-    assert [task.score(item, reply.text) for item, reply in zip(chosen, there)] == [
-        task.score(item, one.text) for item, one in zip(chosen, here)
-    ]
-    assert all(reply.cost for reply in there)
-
-
-def _ask(item, request):
-    return Ask(item.prompt, request.prompt_ids, request.max_tokens, request.stop, request.seed, 0.0)
+    found = evaluate(task, build(here), task.items("test", items))
+    ours = {sample.key: sample for sample in folder.samples}
+    assert len(ours) == items and folder.metrics.items == items and folder.manifest.label.startswith(here.label)
+    for item, generation, scores in found:
+        sample = ours[item.key]
+        assert (sample.ids, sample.text, sample.tokens) == (generation.ids, generation.text, generation.tokens)
+        assert (sample.scores, sample.stop_reason) == (scores, generation.stop_reason)
+        assert sample.nfe == sample.report.nfe == _nfe(generation) and sample.forwards == generation.forward_counts
+        assert sample.report.cost > 0
+    assert folder.metrics.nfe == pytest.approx(sum(_nfe(one) for _, one, _ in found) / items)
 
 
 def _nfe(generation):

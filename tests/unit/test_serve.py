@@ -1,5 +1,6 @@
 """The server: endpoints, refusals, a full queue, clients that leave, a stop. pytest tests/unit/test_serve.py"""
 
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -15,13 +16,16 @@ from dlmbench.decoders.static import Static  # noqa: E402
 from dlmbench.decoders.testing import EOS, MASK, tiny_model  # noqa: E402
 from dlmbench.engine import Engine, Generation, Request  # noqa: E402
 from dlmbench.engine.request import Arrivals  # noqa: E402
+from dlmbench.engine.text import Text  # noqa: E402
 from dlmbench.errors import RequestError, RunError  # noqa: E402
 from dlmbench.forwards import ForwardKey  # noqa: E402
 from dlmbench.serve.app import Served, application  # noqa: E402
 from dlmbench.serve.server import Server  # noqa: E402
+from dlmbench.serve.stream import Sent  # noqa: E402
 from dlmbench.serve.worker import EngineWorker, Full, Limits, Stopping  # noqa: E402
 
 LIMITS = Limits(max_tokens=20, max_length=40, queue=4, seconds=30.0, body_bytes=2000)
+USER = {"role": "user", "content": "abc"}
 PRICES = {ForwardKey("target", "denoise", "4"): 1.0, ForwardKey("target", "denoise", "8"): 1.5,
           ForwardKey("target", "prefill", "prompt"): 2.0}  # fmt: skip
 
@@ -103,6 +107,53 @@ def test_completions_answer_several_prompts_in_order(client):
     assert client.post("/v1/completions", json={"prompt": ids, "max_tokens": 6}).json()["choices"] == answer["choices"]
 
 
+def events(client, path, **body):
+    """What a stream says, event by event."""
+    with client.stream("POST", path, json={"stream": True, **body}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream"), answer.read()
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@pytest.mark.parametrize("stop", [[], ["DE"], ["never"]])
+def test_a_stream_adds_up_to_the_whole_answer_block_by_block(client, stop):
+    body = {"prompt": "abcde", "max_tokens": 19, "stop": stop}
+    whole = client.post("/v1/completions", json=body).json()
+    found = events(client, "/v1/completions", **body, stream_options={"include_usage": True})
+    texts = [event["choices"][0]["text"] for event in found[:-1]]
+    assert "".join(texts) == whole["choices"][0]["text"] and found[-1]["usage"] == whole["usage"]
+    assert found[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert len({event["id"] for event in found}) == 1
+    if stop == []:
+        assert len([text for text in texts if text]) > 2  # blocks of four
+
+
+def test_a_conversation_is_streamed_in_deltas(client):
+    turns = [{"role": "user", "content": "abc"}]
+    whole = client.post("/v1/chat/completions", json={"messages": turns, "max_tokens": 12}).json()
+    first, *found = events(client, "/v1/chat/completions", messages=turns, max_tokens=12)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    said = "".join(event["choices"][0]["delta"].get("content", "") for event in found)
+    assert said == whole["choices"][0]["message"]["content"] and first["object"] == "chat.completion.chunk"
+
+
+def test_text_is_held_back_while_it_may_become_a_stop_string_or_lacks_bytes():
+    class Words:
+        eos_token_id = EOS
+
+        def decode(self, ids, skip_special_tokens=True):
+            return "".join({5: "a", 6: "b", 7: "c", 8: "\ufffd"}[one] for one in ids)
+
+    sent = Sent(Text(Words()), Request("x", (5,), 9, ("bcb",)))
+    assert [sent.more(ids, (EOS,)) for ids in ([5], [5, 6], [5, 6, 7], [5, 6, 7, 5], [5, 6, 7, 5, 8])] == [
+        "a", "", "", "bca", "",
+    ]  # fmt: skip
+    assert sent.more([5, 6, 7, 5, EOS, 6], (EOS,)) == "" and sent.sent == "abca"
+    with pytest.raises(RunError, match="without stream"):
+        sent.rest(Generation("x", [], [], "other", 1, {}, {}, 0.1, "eos"))
+
+
 def test_a_conversation_is_rendered_in_the_models_markup(client):
     turns = [{"role": "user", "content": [{"type": "text", "text": "abc"}]}]
     answer = client.post("/v1/chat/completions", json={"messages": turns, "max_completion_tokens": 6}).json()
@@ -124,7 +175,8 @@ def test_a_server_says_what_it_is(client):
         ("/v1/completions", {"prompt": "abc", "max_tokens": 21}, 400, "at most 20"),
         ("/v1/completions", {"prompt": "a" * 35}, 400, "40 are kept"),
         ("/v1/completions", {"prompt": "abc", "n": 2}, 400, "n:"),
-        ("/v1/completions", {"prompt": "abc", "stream": True}, 400, "stream:"),
+        ("/v1/completions", {"prompt": ["abc", "x"], "stream": True}, 400, "stream takes one prompt"),
+        ("/v1/completions", {"prompt": "abc", "stream": True, "max_tokens": 21}, 400, "at most 20"),
         ("/v1/completions", {"prompt": "abc", "logit_bias": {}}, 400, "logit_bias:"),
         ("/v1/completions", {"prompt": "abc", "model": "other"}, 404, "this server has 'tiny'"),
         ("/v1/completions", {"prompt": ["abc"] * 5}, 400, "at most 4 wait"),
@@ -161,6 +213,7 @@ class Gate:
     """An engine that holds its rows until `opened`."""
 
     batch_size, sampling, tokenizer = 2, SimpleNamespace(temperature=0.0, top_k=0, top_p=1.0), Letters()
+    text, target = Text(Letters()), SimpleNamespace(config=SimpleNamespace(eos_ids=(EOS,)))
 
     def __init__(self):
         self.opened, self.given_up, self.fails, self.seen = threading.Event(), [], None, []
@@ -169,7 +222,7 @@ class Gate:
         if request.max_tokens > max_tokens:
             raise RequestError("too many")
 
-    def serve(self, source, on_finish, *, max_length, max_tokens):
+    def serve(self, source, on_finish, *, max_length, max_tokens, on_block):
         rows: dict[int, Request] = {}
         while True:
             arrived = source(self.batch_size - len(rows), not rows)
@@ -291,6 +344,22 @@ def test_a_client_that_leaves_gives_its_row_up(gate):
         with pytest.raises(httpx.TimeoutException):
             http.post("/generate", json={"prompt": "a"}, timeout=0.1)
         until(lambda: gate.engine.given_up == [0])
+
+
+def test_a_reader_that_leaves_a_stream_gives_its_row_up(gate):
+    with running(gate) as http:
+        with http.stream("POST", "/v1/chat/completions", json={"messages": [USER], "stream": True}) as answer:
+            next(answer.iter_lines())
+            until(lambda: len(gate.engine.seen) == 1)
+        until(lambda: gate.engine.given_up == [0])
+
+
+def test_a_stream_that_has_begun_ends_with_its_error(gate):
+    with running(gate) as http:
+        threading.Timer(0.1, gate.stop, args=(0.01,)).start()
+        with http.stream("POST", "/v1/chat/completions", json={"messages": [USER], "stream": True}) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        assert "The server is stopping" in lines[-1] and "[DONE]" not in lines[-1]
 
 
 def test_an_answer_that_takes_too_long_is_given_up():

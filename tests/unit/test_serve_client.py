@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("httpx2")
 
 from dlmbench.errors import RequestError, RunError  # noqa: E402
-from dlmbench.serve.apis import APIS, Ask, BadReply  # noqa: E402
+from dlmbench.runs.record import EngineReport, ServerFacts  # noqa: E402
+from dlmbench.serve.apis import INTERFACES, Ask, BadReply  # noqa: E402
 from dlmbench.serve.client import Client  # noqa: E402
 
 ASK = Ask("2+3=", (5, 6, 7), 8, ("\n",), seed=1, temperature=0.0)
@@ -81,8 +82,8 @@ def client(server, api="openai", **options):
 def test_a_completion_is_read_and_has_no_forwards(server, api):
     server.answer = lambda handler: send(handler, COMPLETION)
     reply = client(server, api).ask(ASK)
-    assert (reply.text, reply.tokens, reply.prompt_tokens, reply.cut_off) == ("5", 2, 3, False)
-    assert reply.nfe is None and reply.ids is None and reply.cost is None
+    assert (reply.text, reply.ended, reply.ids) == ("5", "stop", None)
+    assert reply.report == EngineReport(tokens=2, prompt_tokens=3)
     prompt = [5, 6, 7] if api == "vllm" else "2+3="
     assert server.asked == [
         {"model": "m", "prompt": prompt, "max_tokens": 8, "stop": ["\n"], "seed": 1, "temperature": 0.0}
@@ -104,7 +105,7 @@ def test_seed_and_temperature_that_are_not_given_are_not_sent(server):
 def test_sglang_reports_forwards_or_does_not(server, told, nfe):
     server.answer = lambda handler: send(handler, {**SGLANG, "meta_info": {**SGLANG["meta_info"], **told}})
     reply = client(server, "sglang").ask(ASK)
-    assert (reply.ids, reply.nfe) == ((8, 1), nfe)
+    assert (reply.ids, reply.report.nfe) == ((8, 1), nfe)
     assert server.asked[0] == {
         "input_ids": [5, 6, 7],
         "sampling_params": {"max_new_tokens": 8, "stop": ["\n"], "sampling_seed": 1, "temperature": 0.0},
@@ -114,7 +115,7 @@ def test_sglang_reports_forwards_or_does_not(server, told, nfe):
 def test_diffulex_reports_forwards_and_its_text_is_cut_here(server):
     server.answer = lambda handler: send(handler, DIFFULEX)
     reply = client(server, "diffulex").ask(ASK)
-    assert (reply.text, reply.tokens, reply.nfe, reply.ids) == ("5", 3, 2, (8, 9, 1))
+    assert (reply.text, reply.report, reply.ids) == ("5", EngineReport(3, None, 2), (8, 9, 1))
     assert server.asked[0] == {"prompt": [5, 6, 7], "max_tokens": 8, "temperature": 0.0, "stream": False}
 
 
@@ -123,10 +124,8 @@ def test_what_a_server_tells_is_kept_without_places_and_keys(server):
         "version": "0.5.9", "model_path": "/home/x/m", "api_key": "secret", "host": "h", "max_running_requests": 1,
         "dllm_algorithm": "LowConfidence", "dllm_algorithm_config": "/etc/a.yaml",
     }  # fmt: skip
-    assert client(server, "sglang").about() == {
-        "engine": "sglang", "version": "0.5.9", "model_path": "m", "max_running_requests": 1,
-        "dllm_algorithm": "LowConfidence", "dllm_algorithm_config": "a.yaml",
-    }  # fmt: skip
+    flags = {"max_running_requests": 1, "dllm_algorithm": "LowConfidence", "dllm_algorithm_config": "a.yaml"}
+    assert client(server, "sglang").about() == ServerFacts("sglang", "m", "0.5.9", flags)
 
 
 def test_a_refused_request_ends_at_once_with_the_servers_sentence(server):
@@ -134,6 +133,41 @@ def test_a_refused_request_ends_at_once_with_the_servers_sentence(server):
     with pytest.raises(RunError, match="HTTP 400: seed is not supported"):
         client(server).ask(ASK)
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("refused, left", [(("seed",), {"temperature": 0.0}), (("seed", "temperature"), {})])
+def test_sampling_fields_that_are_refused_are_found_out_and_left_out(server, refused, left):
+    def answer(handler):
+        wrong = [name for name in refused if name in server.asked[-1]]
+        send(handler, {"message": f"{wrong[0]} is not supported"} if wrong else COMPLETION, 400 if wrong else 200)
+
+    server.answer = answer
+    asking = client(server, "vllm")
+    asking.try_out(ASK)
+    assert asking.withheld == refused
+    asking.ask(ASK)
+    assert server.asked[-1] == {"model": "m", "prompt": [5, 6, 7], "max_tokens": 8, "stop": ["\n"], **left}
+
+
+def test_any_other_refusal_ends_the_try(server):
+    server.answer = lambda handler: send(handler, {"message": "max_tokens is too large"}, 400)
+    with pytest.raises(RunError, match="max_tokens is too large"):
+        client(server).try_out(ASK)
+
+
+def test_a_server_that_comes_back_as_another_ends_the_run(server):
+    server.told["/version"] = {"version": "1"}
+
+    def answer(handler):
+        again = len(server.asked) > 1
+        server.told["/version"] = {"version": "2"}
+        send(handler, COMPLETION, cut_at=None if again else 20)
+
+    server.answer = answer
+    asking = client(server, "vllm")
+    asking.about()
+    with pytest.raises(RunError, match="version changed"):
+        asking.ask(ASK)
 
 
 def test_a_failing_server_ends_at_once(server):
@@ -201,6 +235,11 @@ def changed(record, **parts):
         ("openai", changed(COMPLETION, usage={**USAGE, "completion_tokens": 0}), "no token is counted"),
         ("openai", changed(COMPLETION, choices=[{"text": "", "finish_reason": None}]), "not whole"),
         ("openai", changed(COMPLETION, choices=[{"text": None, "finish_reason": "stop"}]), "no text"),
+        (
+            "openai",
+            changed(COMPLETION, usage={**USAGE, "prompt_tokens": 4}),
+            "prompt of 4 tokens and our tokenizer makes 3",
+        ),
         ("sglang", changed(SGLANG, output_ids=[8]), "2 tokens are counted and 1 ids came"),
         ("sglang", changed(SGLANG, meta_info={**SGLANG["meta_info"], "finish_reason": {"type": "abort"}}), "'abort'"),
         ("sglang", changed(SGLANG, meta_info={**SGLANG["meta_info"], "nfe": "7"}), "nfe is '7'"),
@@ -222,7 +261,7 @@ def test_the_first_error_ends_many_requests_and_answers_that_came_were_told(serv
     server.answer, told = answer, []
     asks = [ASK, Ask("x", (5,), 9), *[ASK] * 50]
     with pytest.raises(RunError, match="no"):
-        client(server).ask_all(asks, 1, lambda number, reply, seconds: told.append(number))
+        client(server).ask_all(asks, 1, lambda number, answer: told.append(number))
     assert told[0] == 0 and 1 not in told and len(told) < len(asks) - 1
 
 
@@ -232,4 +271,4 @@ def test_wrong_names_are_refused_before_anything_is_sent():
     with pytest.raises(RequestError, match="--server"):
         Client("localhost:80", "vllm")
     with pytest.raises(BadReply):
-        APIS["openai"].parse({})
+        INTERFACES["openai"].parse({})

@@ -205,7 +205,8 @@ def _batch_panel(ax: Axes, panel: Panel, style: dict[str, tuple[str, str]]) -> l
     seen: Counter[str] = Counter()
     for series in _series(panel.rows, lambda row: row.label, but="batch_size"):
         series.rows.sort(key=lambda row: row.batch_size)
-        timed = [(row.batch_size, row.metrics.speed.decode) for row in series.rows if row.metrics.speed]
+        speeds = [(row.batch_size, row.metrics.speed) for row in series.rows]
+        timed = [(size, speed.decode) for size, speed in speeds if speed and speed.decode]
         method = series.rows[0].method
         colour, marker = style[method]
         x = [size for size, _ in timed]
