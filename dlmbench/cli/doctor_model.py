@@ -20,7 +20,7 @@ BATCHES = (1, 16, 64)
 TASKS = ("gsm8k", "math500", "humaneval", "mbpp")
 
 
-class Finding(NamedTuple):
+class Remark(NamedTuple):
     """One thing about a model: state is "ok", "limited" (it is to be known) or "missing"."""
 
     what: str
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     detail: str
 
 
-def examine(name: str) -> list[Finding]:
+def examine(name: str) -> list[Remark]:
     """Settings, files, descriptor, size, tensors, tokenizer and prompts of a preset, folder or hub name.
 
     Raises RequestError for a name that is none of these.
@@ -36,8 +36,8 @@ def examine(name: str) -> list[Finding]:
     preset = resolve(name)
     like = name if name in PRESETS else preset.like
     lines = [
-        Finding(f"settings of {preset.name}", "ok", f"preset {like}" if like else "no preset is known: --like"),
-        Finding(*weights_need(preset)),
+        Remark(f"settings of {preset.name}", "ok", f"preset {like}" if like else "no preset is known: --like"),
+        Remark(*weights_need(preset)),
     ]
     try:
         lines += _descriptor(preset)
@@ -45,26 +45,26 @@ def examine(name: str) -> list[Finding]:
         config = config_of_checkpoint(preset)
         if config is not None:
             about = f"{config.family}, {config.attention} attention, {_size(config)}"
-            lines.append(Finding("configuration", "ok", about))
-            lines += [Finding(f"memory in {dtype}", "ok", _memory(config, width)) for dtype, width in _WIDTHS.items()]
+            lines.append(Remark("configuration", "ok", about))
+            lines += [Remark(f"memory in {dtype}", "ok", _memory(config, width)) for dtype, width in _WIDTHS.items()]
         if folder is not None:
             lines += [_tensors(preset, folder), _tokenizer(preset, folder)]
         lines += _prompts(preset)
     except RequestError as error:
-        lines.append(Finding("checkpoint", "missing", str(error)))
+        lines.append(Remark("checkpoint", "missing", str(error)))
     return lines
 
 
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
-def _descriptor(preset: Preset) -> list[Finding]:
+def _descriptor(preset: Preset) -> list[Remark]:
     settled = described(preset)
     said = settled.descriptor.said()
-    lines = [Finding("family", "ok", family_of(preset) or "its config.json will say")]
+    lines = [Remark("family", "ok", family_of(preset) or "its config.json will say")]
     known = ", ".join(f"{name} {value} ({settled.sources[name]})" for name, value in said.items())
-    lines.append(Finding("descriptor", "ok", known or "its files will say"))
-    return lines + [Finding(name, "missing", f"not known: {place}") for name, place in asked_for(preset).items()]
+    lines.append(Remark("descriptor", "ok", known or "its files will say"))
+    return lines + [Remark(name, "missing", f"not known: {place}") for name, place in asked_for(preset).items()]
 
 
 def _size(config: BackboneConfig) -> str:
@@ -80,30 +80,30 @@ def _memory(config: BackboneConfig, width: int) -> str:
     return f"weights {weights / 2**30:.3g} GiB; with rows of {TOKENS} tokens, by batch: {rows} GiB"
 
 
-def _tensors(preset: Preset, folder: Path) -> Finding:
+def _tensors(preset: Preset, folder: Path) -> Remark:
     from dlmbench.backbone.loading import compare_tensors
 
     found = compare_tensors(folder, preset.told)
     if found is None:
-        return Finding("tensors", "limited", "neither an index nor weights are here to compare")
+        return Remark("tensors", "limited", "neither an index nor weights are here to compare")
     missing, left = found
     if not missing and not left:
-        return Finding("tensors", "ok", "all that the network has, and no others")
+        return Remark("tensors", "ok", "all that the network has, and no others")
     parts = [f"{len(some)} {what}: {', '.join(some[:3])}" for some, what in ((missing, "missing"), (left, "left over"))
              if some]  # fmt: skip
-    return Finding("tensors", "missing", "; ".join(parts))
+    return Remark("tensors", "missing", "; ".join(parts))
 
 
-def _tokenizer(preset: Preset, folder: Path) -> Finding:
+def _tokenizer(preset: Preset, folder: Path) -> Remark:
     from dlmbench.backbone.loading import load_tokenizer
 
     place = Path(preset.tokenizer_location).expanduser()
     tokenizer = load_tokenizer(place if place.is_dir() else folder)
     chat = "with a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
-    return Finding("tokenizer", "ok", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {chat}")
+    return Remark("tokenizer", "ok", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, {chat}")
 
 
-def _prompts(preset: Preset) -> list[Finding]:
+def _prompts(preset: Preset) -> list[Remark]:
     """How tasks are asked unless somebody says otherwise."""
     markup = "chat markup" if preset.chat_template else "raw prompts"
     lines = []
@@ -112,6 +112,6 @@ def _prompts(preset: Preset) -> list[Finding]:
         block = "the answer" if preset.whole_answer else preset.blocks.get(task, preset.block_length) or "asked for"
         eos = f", EOS {preset.eos[task]} under fixed schedules" if task in preset.eos else ""
         lines.append(
-            Finding(f"task {task}", "ok", f"{markup}, {tokens or 'its own number of'} tokens, block {block}{eos}")
+            Remark(f"task {task}", "ok", f"{markup}, {tokens or 'its own number of'} tokens, block {block}{eos}")
         )
     return lines

@@ -43,7 +43,7 @@ class Measured(NamedTuple):
     spreads: Mapping[ForwardKey, tuple[float, float]] = MappingProxyType({})
 
 
-class Trial(NamedTuple):
+class Timed(NamedTuple):
     """A forward to be timed (`forward_of`)."""
 
     role: str
@@ -68,7 +68,7 @@ def prices(engine: Engine, repeats: int) -> Measured:
     found = {key: 1.0} if key else {}
     spreads = {}
     for other in sorted(engine.shapes.keys() - found.keys()):
-        pairs = _in_turns(engine, (plain, _trial(engine, other)), repeats)
+        pairs = _in_turns(engine, (plain, _timed(engine, other)), repeats)
         seconds += [first for first, _ in pairs]
         ratios = [second / first for first, second in pairs]
         low, high = median_interval(ratios)
@@ -77,7 +77,7 @@ def prices(engine: Engine, repeats: int) -> Measured:
     return Measured(statistics.median(seconds), dict(sorted(found.items())), spreads)
 
 
-def _plain(engine: Engine) -> tuple[ForwardKey | None, Trial]:
+def _plain(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     """The forward that costs 1: a denoise (or, without a cache, a refresh) of the target that does nothing else; one of
     the same size where the method never asks for one (speculative methods verify instead)."""
     block = engine.target.block_length
@@ -88,45 +88,45 @@ def _plain(engine: Engine) -> tuple[ForwardKey | None, Trial]:
     candidates = [plainest, *(key for key in ours if key.kind in ("refresh", "denoise"))]
     plain = next((key for key in candidates if key in engine.shapes), None)
     if plain is not None:
-        return plain, _trial(engine, plain)
+        return plain, _timed(engine, plain)
     one = engine.shapes[ours[0]]
-    return None, Trial("target", engine.batch_size, block, round(one.pairs / one.query_tokens), block)
+    return None, Timed("target", engine.batch_size, block, round(one.pairs / one.query_tokens), block)
 
 
-def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Trial]:
+def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     """The unit of full attention: a forward of the whole row without a cache, the block through the head."""
     block = engine.target.block_length
     plain = ForwardKey("target", "refresh", f"row:{block}")
     if plain in engine.shapes:
-        return plain, _trial(engine, plain)
+        return plain, _timed(engine, plain)
     rows = [work for key, work in engine.shapes.items() if key[:2] == plain[:2] and key.shape.startswith("row")]
     whole = rows[0].pairs / rows[0].query_tokens
     if engine.traits.initial:  # rows that grow are compared with those that have all of their budget from the start
         whole = engine.step.budgets / engine.step.finished
     keys = round(whole)
-    return None, Trial("target", engine.batch_size, keys, keys, block)
+    return None, Timed("target", engine.batch_size, keys, keys, block)
 
 
-def _trial(engine: Engine, key: ForwardKey) -> Trial:
+def _timed(engine: Engine, key: ForwardKey) -> Timed:
     """A forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
     calls, queries, pairs, projected = engine.shapes[key]
     halves = 2 if key.shape.endswith("x2") else 1  # guidance: twice the rows, each of half the tokens
     width = int(key.shape) if key.shape.isdigit() else max(round(queries / halves / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
-    return Trial(key.role, halves * engine.batch_size, width, keys, round(width * projected / max(queries, 1)))
+    return Timed(key.role, halves * engine.batch_size, width, keys, round(width * projected / max(queries, 1)))
 
 
-def _in_turns(engine: Engine, trials: Sequence[Trial], repeats: int) -> list[tuple[float, ...]]:
+def _in_turns(engine: Engine, timed: Sequence[Timed], repeats: int) -> list[tuple[float, ...]]:
     """Seconds of each of these forwards in every round, synchronised; fewer rounds than `repeats` where they take long.
 
     On a GPU they are replayed graphs, as steps are.
     """
-    nets = [engine.nets[one.role] for one in trials]
-    for net, one in zip(nets, trials):
+    nets = [engine.nets[one.role] for one in timed]
+    for net, one in zip(nets, timed):
         if net.cache is not None and not net.cache.holds(one.rows, bucket(max(one.keys, one.width))):
             engine.release()  # scratch buffers beside its own might not fit
     with torch.inference_mode(), ExitStack() as stack:
-        calls = [stack.enter_context(forward_of(net, *one[1:])) for net, one in zip(nets, trials)]
+        calls = [stack.enter_context(forward_of(net, *one[1:])) for net, one in zip(nets, timed)]
         timers = [Timer(_ready(once, net.device), net.device, LEAST_SECONDS) for once, net in zip(calls, nets)]
         rounds: list[tuple[float, ...]] = []
         began = time.perf_counter()
