@@ -68,7 +68,7 @@ def prices(engine: Engine, repeats: int) -> Measured:
     found = {key: 1.0} if key else {}
     spreads = {}
     for other in sorted(engine.shapes.keys() - found.keys()):
-        pairs = _in_turns(engine, (plain, _trial(engine, other)), repeats)
+        pairs = _in_turns(engine, (plain, _timed(engine, other)), repeats)
         seconds += [first for first, _ in pairs]
         ratios = [second / first for first, second in pairs]
         low, high = median_interval(ratios)
@@ -88,7 +88,7 @@ def _plain(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     candidates = [plainest, *(key for key in ours if key.kind in ("refresh", "denoise"))]
     plain = next((key for key in candidates if key in engine.shapes), None)
     if plain is not None:
-        return plain, _trial(engine, plain)
+        return plain, _timed(engine, plain)
     one = engine.shapes[ours[0]]
     return None, Timed("target", engine.batch_size, block, round(one.pairs / one.query_tokens), block)
 
@@ -98,7 +98,7 @@ def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     block = engine.target.block_length
     plain = ForwardKey("target", "refresh", f"row:{block}")
     if plain in engine.shapes:
-        return plain, _trial(engine, plain)
+        return plain, _timed(engine, plain)
     rows = [work for key, work in engine.shapes.items() if key[:2] == plain[:2] and key.shape.startswith("row")]
     whole = rows[0].pairs / rows[0].query_tokens
     if engine.traits.initial:  # rows that grow are compared with those that have all of their budget from the start
@@ -107,7 +107,7 @@ def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     return None, Timed("target", engine.batch_size, keys, keys, block)
 
 
-def _trial(engine: Engine, key: ForwardKey) -> Timed:
+def _timed(engine: Engine, key: ForwardKey) -> Timed:
     """A forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
     calls, queries, pairs, projected = engine.shapes[key]
     halves = 2 if key.shape.endswith("x2") else 1  # guidance: twice the rows, each of half the tokens
@@ -116,17 +116,17 @@ def _trial(engine: Engine, key: ForwardKey) -> Timed:
     return Timed(key.role, halves * engine.batch_size, width, keys, round(width * projected / max(queries, 1)))
 
 
-def _in_turns(engine: Engine, trials: Sequence[Timed], repeats: int) -> list[tuple[float, ...]]:
+def _in_turns(engine: Engine, timed: Sequence[Timed], repeats: int) -> list[tuple[float, ...]]:
     """Seconds of each of these forwards in every round, synchronised; fewer rounds than `repeats` where they take long.
 
     On a GPU they are replayed graphs, as steps are.
     """
-    nets = [engine.nets[one.role] for one in trials]
-    for net, one in zip(nets, trials):
+    nets = [engine.nets[one.role] for one in timed]
+    for net, one in zip(nets, timed):
         if net.cache is not None and not net.cache.holds(one.rows, bucket(max(one.keys, one.width))):
             engine.release()  # scratch buffers beside its own might not fit
     with torch.inference_mode(), ExitStack() as stack:
-        calls = [stack.enter_context(forward_of(net, *one[1:])) for net, one in zip(nets, trials)]
+        calls = [stack.enter_context(forward_of(net, *one[1:])) for net, one in zip(nets, timed)]
         timers = [Timer(_ready(once, net.device), net.device, LEAST_SECONDS) for once, net in zip(calls, nets)]
         rounds: list[tuple[float, ...]] = []
         began = time.perf_counter()
