@@ -33,16 +33,16 @@ def takes_options(
     only: Collection[str] = (),
     without: Collection[str] = (),
     required: Collection[str] = (),
-    many: bool | Collection[str] = False,
+    many: Collection[str] = (),
     **defaults: str,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the verb takes the options of a run, all or those in `only`, but those in `without`, and gets, as
     its first argument, what the user gave of them, with ``set`` as it was written.
 
     only, without: names of options (threshold), or what they are about (`Option.about`). required: options that must
-    be given. many: all, or those named, may be a list or a range, as a text. defaults: what an option is in this verb
-    when it is not given, in the place of the field's own. The verb's other parameters stay its own: positional
-    arguments before the options of a run, the rest behind them.
+    be given. many: those that may be a list or a range, as a text. defaults: what an option is in this verb when it is
+    not given, in the place of the field's own. The verb's other parameters stay its own: positional arguments before
+    the options of a run, the rest behind them.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -50,9 +50,7 @@ def takes_options(
         arguments = [p for p in own if _is_argument(p)]
         fields = [f for f in dataclasses.fields(RunSpec) if not only or _among(f.name, only)]
         fields = [f for f in fields if not _among(f.name, without)]
-        options = [
-            _flag(f, f.name in required, many if isinstance(many, bool) else f.name in many, defaults) for f in fields
-        ]
+        options = [_flag(f, f.name in required, f.name in many, defaults) for f in fields]
 
         def command(**values: Any) -> None:
             given = {p.name: values.pop(p.name) for p in options}

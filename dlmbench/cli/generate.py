@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dlmbench.engine.text import Tokenizer
 
 
-@flags.takes_options(without=("items", "batch_size"), method="threshold", gen_length="128")
+@flags.takes_options(without=("items", "server", "batch_size"), method="threshold", gen_length="128")
 def generate(
     given: dict[str, Json],
     prompt: Annotated[str | None, typer.Option(help="text to continue")] = None,

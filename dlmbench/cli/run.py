@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,7 @@ from dlmbench.report.terminal import print_run, print_served
 from dlmbench.request import RunSpec
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Anywhere, with_baselines
-from dlmbench.request.values import parse_values
+from dlmbench.request.values import number, optional, parse_values
 from dlmbench.runs.local import LocalRunner
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def run(
     json: flags.Json = False,
 ) -> None:
     """Run one method on one task, with its baselines. The same command resumes it."""
-    concurrency = parse_values(given.pop("concurrency", None))
+    count = optional(number(int, 1))
+    concurrency = [count(one, "concurrency") for one in parse_values(given.pop("concurrency", None))]
     given["method"] = method_of(given)
     spec = RunSpec.from_flags(given, concurrency=concurrency[0])
     if all_served([spec], dry_run=dry_run):
@@ -76,9 +78,9 @@ def with_its_baselines(spec: RunSpec, machine: Machine) -> tuple[list[ResolvedRu
     return list(found.values()), notes
 
 
-def _served(spec: RunSpec, many: Sequence[Json], hour: float | None, json: bool) -> None:
+def _served(spec: RunSpec, many: Sequence[int | None], hour: float | None, json: bool) -> None:
     """A row of the server for each concurrency, beside those of the folders in ``--against``."""
-    runs = [RunSpec.written({**vars(spec), "concurrency": one}).resolve() for one in many]
+    runs = [replace(spec, concurrency=one).resolve() for one in many]
     print_notes(note for run in runs for note in run.notes)
     with Bars(len(runs)) as bars:
         folders = served_runner(bars).run(runs)

@@ -15,7 +15,7 @@ from dlmbench.request.values import parse_assignments
 _SERVER = "Server"
 
 
-@flags.takes_options(without=("items", "chat_template"), method="threshold", gen_length="256")
+@flags.takes_options(without=("items", "server", "chat_template"), method="threshold", gen_length="256")
 def serve(
     given: dict[str, Any],
     host: Annotated[str, typer.Option(help="Address to listen at.", rich_help_panel=_SERVER)] = "127.0.0.1",

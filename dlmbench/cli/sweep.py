@@ -23,6 +23,7 @@ from dlmbench.report.markdown import write_table
 from dlmbench.report.terminal import print_answer
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
+from dlmbench.request.run_spec import OPTIONS
 from dlmbench.resources import recipe_folders
 from dlmbench.runs.local import LocalRunner
 from dlmbench.runs.pool import Pool, require_ray
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Text = str | None
 
 
-@flags.takes_options(many=True)
+@flags.takes_options(many=OPTIONS)
 def sweep(
     given: dict[str, Json],
     recipe: Annotated[

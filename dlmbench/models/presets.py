@@ -188,7 +188,7 @@ PRESETS: dict[str, Preset] = {
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
             companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
-            settings=_BY_TOKENIZER,
+            settings={**_BY_TOKENIZER, "daedal": {"initial": 32, "checked": 16}},  # of budgets of 64; on 50 dev items
         ),
         _NANO("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano"),
         _NANO("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too"),

@@ -52,12 +52,13 @@ class Option:
             prompts, parameters), or nothing.
         paired: must two rows share it to be compared item by item?
         place: names a model, a folder or a file.
-        local: how this process decodes; a server decides that itself.
-        about: "items" for what is asked of a task or a server, and where rows are kept, which verbs that decode other
-            prompts do not take; "rule" for the decoder's own rule, whatever the network; else empty.
+        about: "items" for what is asked of a task and where rows are kept, which verbs that decode other prompts do
+            not take; "server" for whom to ask instead; "rule" for the decoder's own rule, whatever the network; else
+            empty.
         word: for it before its value, where that tells two rows apart; empty where the value says all, None for its
             name.
         told: published with a paper's figures, and named where ours is another (`dlmbench.analysis.published`).
+        local: how this process decodes; a server decides that itself.
     """
 
     help: str
@@ -93,7 +94,9 @@ def _described(help: str, convert: Converter[T], many: bool = True, local: bool 
     return option(None, help, optional(convert), panel="Models", shown="by model", many=many, local=local)
 
 
-_SERVER = "Server"  # panel
+def _server(help: str, convert: Converter[T], shown: str | None = None, many: bool = True, paired=False) -> T | None:
+    """What is asked of a server."""
+    return option(None, help, optional(convert), panel="Server", shown=shown, many=many, paired=paired, about="server")
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class RunSpec:
                 told=True,
                 word="batch",
                 local=True,
-            )
+            )  # fmt: skip
         },
     )
     device: str = option(
@@ -209,29 +212,18 @@ class RunSpec:
     plugin: str | None = option(
         None, "Python file that registers a decoder.", optional(text), many=False, place=True, about="rule", local=True
     )
-    server: str | None = option(
-        None, "Ask the server at this URL, which decodes as it was started to.", optional(text), panel=_SERVER,
-        many=False, about="items",
-    )  # fmt: skip
-    api: str | None = option(
-        None, f"Its interface: {', '.join(APIS)}.", optional(one_of(APIS)), panel=_SERVER, paired=True, many=False,
-        about="items", word="",
-    )  # fmt: skip
-    concurrency: int | None = option(
-        None, "Requests under way at a time.", optional(number(int, 1)), shown="1", panel=_SERVER, about="items"
+    server: str | None = _server("Ask the server at this URL, which decodes as it was started to.", text, many=False)
+    api: str | None = _server(f"Its interface: {', '.join(APIS)}.", one_of(APIS), many=False, paired=True)
+    concurrency: int | None = _server("Requests under way at a time.", number(int, 1), shown="1")
+    rate: float | None = _server(
+        "Requests a second that arrive at random in timed passes, instead of one after another.", number(float, 1e-6)
     )
-    rate: float | None = option(
-        None, "Requests a second that arrive at random in timed passes, instead of one after another.",
-        optional(number(float, 1e-6)), panel=_SERVER, about="items",
-    )  # fmt: skip
-    slo: float | None = option(
-        None, "Seconds that a request may take: how many a second do?", optional(values.seconds), panel=_SERVER,
-        about="items",
-    )  # fmt: skip
-    server_flags: str | None = option(
-        None, "What it was started with, where it does not tell: part of the row's name and key.",
-        optional(values.placeless), panel=_SERVER, many=False, about="items",
-    )  # fmt: skip
+    slo: float | None = _server("Seconds that a request may take: how many a second do?", values.seconds)
+    server_flags: str | None = _server(
+        "What it was started with, where it does not tell: part of the row's name and key.",
+        values.placeless,
+        many=False,
+    )
 
     def __post_init__(self) -> None:
         for name, known in OPTIONS.items():
@@ -321,5 +313,5 @@ def _placeless(value: Json) -> Json:
 
 
 OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(RunSpec)}
-REMOTE: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.panel == _SERVER)
+REMOTE: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.about == "server")
 PAIRED: tuple[str, ...] = tuple(name for name, known in OPTIONS.items() if known.paired)

@@ -4,8 +4,8 @@ of it is needed."""
 from __future__ import annotations
 
 from dlmbench.backbone.loading import checkpoint_folder, tokenizer_folder
-from dlmbench.engine import build, network_hashes, tokenizer_of
-from dlmbench.engine.build import tokenizer_alone
+from dlmbench.engine import build, network_hashes
+from dlmbench.engine.build import tokenizer_alone, tokenizer_of
 from dlmbench.files import files_hash, tokenizer_files
 from dlmbench.request import ResolvedRun
 from dlmbench.request.served import ServedRun

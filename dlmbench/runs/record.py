@@ -22,6 +22,7 @@ from dlmbench.request.run_spec import RunSpec
 FORMAT = 2
 UNSTEADY = 1.3  # the fastest of repeated passes over the slowest; above it their speed is not shown
 
+
 SPARSE = {"sparse": True}  # metadata of a field that is left out of its file where it is None
 
 Prices: TypeAlias = dict[ForwardKey, float]  # one forward in plain denoise forwards of the target

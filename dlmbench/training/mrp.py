@@ -7,8 +7,9 @@ is what it will find in its cache; its corrected logits are drawn to the backbon
 is still masked, by KL(B || A + C) weighted with the inverse masking rate and divided by what the reveals left
 (``kd_diff_sum``). With several unrolled steps the next pass starts from the sum of states so far.
 
-Logged beside the loss, always against doing nothing: KL(B||A) and KL(B||A+C), and how often A and A + C have B's best
-token; the same on held-out dev texts. A module is worth something only where the second number beats the first.
+Logged beside the loss, always against doing nothing: KL(B||A) and KL(B||A+C), both also over the positions that the
+reveal moved, and how often A and A + C have B's best token; the same on held-out dev texts. A module is worth something
+only where the second number beats the first.
 
 Left out: precomputed backbone states (at this size they cost less than reading them), the reverse KL, cross-entropy
 and squared-error losses of the authors' code.
@@ -40,6 +41,7 @@ from dlmbench.training.step import run_layers
 
 LEAST_LEFT = 0.05  # of the loss weight after the reveals: a batch of nearly full blocks must not dominate
 HELD_OUT_SEED = 20_250
+MOVED = 0.1  # nats: positions that a reveal moves; a few in a hundred, while the mean is of all
 
 
 class MRPWorker(TrainingWorker[MRPModule]):
@@ -171,6 +173,10 @@ class Objective:
             ("agreement_corrected", (ours.argmax(-1) == best).float()),
         ):
             self.facts[name + suffix] = ((values * share).sum() / total).item()
+        nothing = _kl(teacher, old)
+        moved = share * (nothing > MOVED)
+        for name, values in (("kl_moved", nothing), ("kl_moved_corrected", divergence.detach())):
+            self.facts[name + suffix] = ((values * moved).sum() / moved.sum().clamp_min(1e-9)).item()
 
     def _left_out(self, batch: Batch, ids: Tensor, reveal: Tensor, weight: Tensor, student: Tensor) -> Tensor:
         """The same divergence at one revealed position a block, whose teacher does not see that position."""

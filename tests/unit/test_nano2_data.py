@@ -64,11 +64,11 @@ def test_operations_are_said_first_and_written_with_the_brackets_they_need(expre
 
 def test_the_key_ignores_names_and_order_and_keeps_what_is_computed():
     change = programs.Change("k", "7", programs.Condition("t", "above", ">", "3"))
-    one = programs.Program("int", ("n",), (("k", ("+", "n", "2")), ("t", "n")), (change,), ("-", "k", "t"))
+    one = programs.LongProgram("int", ("n",), (("k", ("+", "n", "2")), ("t", "n")), (change,), ("-", "k", "t"))
     change = programs.Change("c", "7", programs.Condition("d", "above", ">", "3"))
-    other = programs.Program("int", ("num",), (("d", "num"), ("c", ("+", "2", "num"))), (change,), ("-", "c", "d"))
+    other = programs.LongProgram("int", ("num",), (("d", "num"), ("c", ("+", "2", "num"))), (change,), ("-", "c", "d"))
     assert programs.canonical(one) == programs.canonical(other)
-    swapped = programs.Program("int", ("num",), other.values, other.changes, ("-", "d", "c"))
+    swapped = programs.LongProgram("int", ("num",), other.values, other.changes, ("-", "d", "c"))
     assert programs.canonical(swapped) != programs.canonical(one)
 
 

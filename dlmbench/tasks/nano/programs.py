@@ -80,7 +80,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Program:
+class LongProgram:
     """What a program does. `values` are starts of totals where there is a loop over the one parameter."""
 
     kind: str  # of its parameters, a key of PARAMETERS
@@ -119,7 +119,7 @@ def generate(rng: random.Random, as_told: float = 0.0, size: Length = SIZE) -> d
     }
 
 
-def draw(rng: random.Random, size: Length = SIZE) -> Program:
+def draw(rng: random.Random, size: Length = SIZE) -> LongProgram:
     """A program in which every parameter and every value is used."""
     kind = rng.choice(("int", "two ints", "list"))
     parameters = rng.choice([names for names in PARAMETERS[kind] if "value" not in names])  # a word of the descriptions
@@ -134,7 +134,7 @@ def draw(rng: random.Random, size: Length = SIZE) -> Program:
         while not all(any(_uses(value, parameter) for _, value in values) for parameter in parameters):
             values = tuple((name, _expression(rng, parameters, rng.choice(size.operations))) for name in names)
         changes = (_conditional(rng, names),) if rng.random() < size.conditions else ()
-    return Program(kind, parameters, values, changes, _result(rng, names, size))
+    return LongProgram(kind, parameters, values, changes, _result(rng, names, size))
 
 
 def _expression(rng: random.Random, leaves: tuple[str, ...], operations: int) -> Expr:
@@ -181,7 +181,7 @@ def _uses(expression: Expr, name: str) -> bool:
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
-def describe(program: Program) -> str:
+def describe(program: LongProgram) -> str:
     """The description, one or several sentences."""
     asked = f"Return {say(program.result)}."
     if program.loops:
@@ -209,7 +209,7 @@ def _say_change(change: Change) -> str:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def write(program: Program, rng: random.Random, ordered: bool) -> list[str]:
+def write(program: LongProgram, rng: random.Random, ordered: bool) -> list[str]:
     """The lines of one right form, without the function's own indentation."""
 
     def in_order(blocks: list[list[str]]) -> list[str]:
@@ -264,7 +264,7 @@ def _write_change(change: Change, rng: random.Random) -> list[str]:
 # --- what is computed ------------------------------------------------------------------------------------------------
 
 
-def canonical(program: Program) -> Canonical:
+def canonical(program: LongProgram) -> Canonical:
     """The result with every value put in its place, parameters numbered, operands in order where it does not matter."""
     known: dict[str, Canonical] = {name: f"p{number}" for number, name in enumerate(program.parameters)}
     values = {name: _put(value, known) for name, value in program.values}
