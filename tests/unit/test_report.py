@@ -202,8 +202,8 @@ def test_at_the_end_of_a_sweep_every_file_is_read_once(tmp_path, monkeypatch):
     text = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, **more: opened.update([path]) or text(path, **more))
     monkeypatch.setattr(stats, "tango", lambda pairs: compared.update(["static"]) or tango(pairs))
-    monkeypatch.setattr(pareto, "plot", lambda rows, folder: [Path(folder) / "pareto.png"])
-    monkeypatch.setattr(document, "figures", lambda results: "")
+    monkeypatch.setattr(pareto, "plot", lambda rows, folder, x: [Path(folder) / "pareto.png"])
+    monkeypatch.setattr(document.figure, "panels", lambda sections: [])
     spec = SweepSpec("many", (RunSpec("static", "nano-gsm"),), out=str(tmp_path))
     _write(spec, Swept(find_runs(tmp_path), []), [], json=False)
     names = Counter(path.name for path in opened if path.is_relative_to(tmp_path))
