@@ -43,7 +43,7 @@ class Measured(NamedTuple):
     spreads: Mapping[ForwardKey, tuple[float, float]] = MappingProxyType({})
 
 
-class Timed(NamedTuple):
+class TimedForward(NamedTuple):
     """A forward to be timed (`forward_of`)."""
 
     role: str
@@ -77,7 +77,7 @@ def prices(engine: Engine, repeats: int) -> Measured:
     return Measured(statistics.median(seconds), dict(sorted(found.items())), spreads)
 
 
-def _plain(engine: Engine) -> tuple[ForwardKey | None, Timed]:
+def _plain(engine: Engine) -> tuple[ForwardKey | None, TimedForward]:
     """The forward that costs 1: a denoise (or, without a cache, a refresh) of the target that does nothing else; one of
     the same size where the method never asks for one (speculative methods verify instead)."""
     block = engine.target.block_length
@@ -90,10 +90,10 @@ def _plain(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     if plain is not None:
         return plain, _timed(engine, plain)
     one = engine.shapes[ours[0]]
-    return None, Timed("target", engine.batch_size, block, round(one.pairs / one.query_tokens), block)
+    return None, TimedForward("target", engine.batch_size, block, round(one.pairs / one.query_tokens), block)
 
 
-def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Timed]:
+def _whole_row(engine: Engine) -> tuple[ForwardKey | None, TimedForward]:
     """The unit of full attention: a forward of the whole row without a cache, the block through the head."""
     block = engine.target.block_length
     plain = ForwardKey("target", "refresh", f"row:{block}")
@@ -104,19 +104,19 @@ def _whole_row(engine: Engine) -> tuple[ForwardKey | None, Timed]:
     if engine.traits.initial:  # rows that grow are compared with those that have all of their budget from the start
         whole = engine.step.budgets / engine.step.finished
     keys = round(whole)
-    return None, Timed("target", engine.batch_size, keys, keys, block)
+    return None, TimedForward("target", engine.batch_size, keys, keys, block)
 
 
-def _timed(engine: Engine, key: ForwardKey) -> Timed:
+def _timed(engine: Engine, key: ForwardKey) -> TimedForward:
     """A forward as it was computed: a numbered shape says its queries, other shapes take their mean."""
     calls, queries, pairs, projected = engine.shapes[key]
     halves = 2 if key.shape.endswith("x2") else 1  # guidance: twice the rows, each of half the tokens
     width = int(key.shape) if key.shape.isdigit() else max(round(queries / halves / calls), 1)
     keys = max(round(pairs / max(queries, 1)), 1)
-    return Timed(key.role, halves * engine.batch_size, width, keys, round(width * projected / max(queries, 1)))
+    return TimedForward(key.role, halves * engine.batch_size, width, keys, round(width * projected / max(queries, 1)))
 
 
-def _in_turns(engine: Engine, timed: Sequence[Timed], repeats: int) -> list[tuple[float, ...]]:
+def _in_turns(engine: Engine, timed: Sequence[TimedForward], repeats: int) -> list[tuple[float, ...]]:
     """Seconds of each of these forwards in every round, synchronised; fewer rounds than `repeats` where they take long.
 
     On a GPU they are replayed graphs, as steps are.

@@ -54,7 +54,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Headline:
     """The screen: headings and lines of the table, sentences, and what has no table."""
 
     headings: list[Heading]
@@ -71,7 +71,7 @@ class Answer:
         return {"rows": rows, "sentences": self.sentences, "panels": self.panels}
 
 
-def answer(results: Results, max_drop: float = MARGIN) -> Answer:
+def answer(results: Results, max_drop: float = MARGIN) -> Headline:
     """The answer of these results; `max_drop` is the loss of accuracy that is allowed, a share."""
     sections = [section for section in _sections(results) if section.decided or section.alone]
     silent = [group for group in results.groups if len(group.rows) > 1 and not decided(group)]
@@ -95,7 +95,7 @@ def answer(results: Results, max_drop: float = MARGIN) -> Answer:
         panels.append(f"{text.listed(others)} {'tells' if len(others) == 1 else 'tell'} settings apart too: table.md.")
     if hidden := sum(len(decoders) for _, decoders in ranked) - len(lines):
         panels.append(f"{hidden} more decoders are in table.md.")
-    return Answer(headings, lines, _sentences(ranked, max_drop), panels)
+    return Headline(headings, lines, _sentences(ranked, max_drop), panels)
 
 
 # --- sections and their decoders ------------------------------------------------------------------------------------

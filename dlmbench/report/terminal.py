@@ -18,7 +18,7 @@ from rich.text import Text
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, RIVAL, Row
 from dlmbench.analysis.text import percent, rate, signed
-from dlmbench.report.answer import Answer
+from dlmbench.report.answer import Headline
 from dlmbench.report.columns import TERMINAL, table_columns
 from dlmbench.runs.folder import RunFolder
 from dlmbench.stats import LEVEL
@@ -92,14 +92,14 @@ def _price(row: Row, hour: float | None) -> Iterable[str]:
     yield f"  at {hour:g} an hour: {1e6 * token:.3g} for a million useful tokens{right}"
 
 
-def print_answer(console: Console, found: Answer) -> None:
+def print_answer(console: Console, found: Headline) -> None:
     """The screen of a whole sweep or folder."""
     console.print(answer_table(found, console.width))
     for line in (*found.sentences, *found.panels):
         console.print(Text(line))
 
 
-def answer_table(found: Answer, width: int) -> Table:
+def answer_table(found: Headline, width: int) -> Table:
     """The table of an answer in so many letters; columns of the highest rank go first where they do not fit."""
     shown = list(range(len(found.headings)))
     ends = [

@@ -24,7 +24,7 @@ from dlmbench.analysis.needs import ServedNeed, needs
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.report import matched as equal_cost
 from dlmbench.report import summary
-from dlmbench.report.answer import Answer, answer
+from dlmbench.report.answer import Headline, answer
 from dlmbench.report.columns import HTML, Column, Value, legend, table_columns
 from dlmbench.report.html import figure
 from dlmbench.report.html.items import item_sections
@@ -51,7 +51,7 @@ def write_report(
     title: str = "Results",
     description: str = "",
     notes: Sequence[str] = (),
-    head: Answer | None = None,
+    head: Headline | None = None,
 ) -> Path:
     """Write the report of these results to `path`; the path is returned. `notes` say how settings were chosen, `head`
     is the answer that it begins with, by default that of `dlmbench.report.answer`."""
@@ -62,7 +62,7 @@ def write_report(
 
 
 def page(
-    results: Results, title: str, description: str = "", notes: Sequence[str] = (), head: Answer | None = None
+    results: Results, title: str, description: str = "", notes: Sequence[str] = (), head: Headline | None = None
 ) -> str:
     """The whole document."""
     head, titles, words = head or answer(results), summary.titled(results), Words()

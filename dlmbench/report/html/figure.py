@@ -35,7 +35,7 @@ class Point(TypedDict):
     own: bool  # is it of the weights and hardware that most of the panel have? These have a front
 
 
-class Panel(TypedDict):
+class FigurePanel(TypedDict):
     """One task and model."""
 
     title: str
@@ -43,15 +43,15 @@ class Panel(TypedDict):
     points: list[Point]
 
 
-def panels(sections: Sequence[tuple[str, list[Row]]]) -> list[Panel]:
+def panels(sections: Sequence[tuple[str, list[Row]]]) -> list[FigurePanel]:
     """All panels, the one to begin with first; sections: (title, rows)."""
-    found: list[tuple[bool, Panel]] = []
+    found: list[tuple[bool, FigurePanel]] = []
     rows = [row for _, part in sections for row in part]
     first = pareto.chosen(rows, None).panels if rows else []
     for number, (title, mine) in enumerate(sections):
         numbers = {row: setting for setting, row in enumerate(mine)}
         for part in pareto.by_weights(mine):
-            made: Panel = {
+            made: FigurePanel = {
                 "title": f"{title}, {pareto.main_model(part)}",
                 "section": number,
                 "points": _points(part, numbers),
