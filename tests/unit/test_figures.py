@@ -28,8 +28,7 @@ def boxes(ax):
 
 
 @pytest.mark.parametrize("methods, settings", [(1, 1), (1, 5), (4, 3), (5, 5), (12, 3)])
-@pytest.mark.parametrize("column", [False, True])
-@pytest.mark.parametrize("x", ["cost", "tps"])
+@pytest.mark.parametrize("x, column", [("cost", False), ("tps", True)])
 def test_labels_name_every_method_and_overlap_neither_each_other_nor_the_axes(tmp_path, methods, settings, x, column):
     make_family(tmp_path, methods, settings)
     rows = Results.load(tmp_path).rows
