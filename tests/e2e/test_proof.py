@@ -72,6 +72,7 @@ def record(out: Path, name: str) -> dict:
 # --- the rehearsal --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_rehearsal_passes_every_stage_without_the_evaluation_packages(tmp_path):
     environment = customised(tmp_path / "bare", ABSENT)
     done = subprocess.run(command(tmp_path / "out", "--budget", "900"), env=environment, capture_output=True, text=True)
