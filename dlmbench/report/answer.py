@@ -140,17 +140,17 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
             continue  # a cache policy or batch size with nothing beside it
         found.setdefault((first.weights, *_circumstances(first).values()), {})[first.task] = group
     facts = [next(iter(groups.values())).rows[0] for groups in found.values()]
-    values: dict[str, set[Hashable]] = {}
+    values: dict[tuple[str, str], set[Hashable]] = {}  # what differs between models is said by their names
     for row in facts:
         for name, value in _circumstances(row).items():
-            values.setdefault(name, set()).add(value)
+            values.setdefault((row.model, name), set()).add(value)
     names = [
         ", ".join(
             [row.model]
             + [
                 text.told(name, value)
                 for name, value in _circumstances(row).items()
-                if len(values[name]) > 1 and not _said(value, row)
+                if len(values[row.model, name]) > 1 and not _said(value, row)
             ]
         )
         for row in facts
