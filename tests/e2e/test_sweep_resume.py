@@ -140,7 +140,7 @@ def test_a_finished_run_is_a_no_op_that_prints_its_table(place, capsys, monkeypa
     def refuse(*_):
         raise AssertionError("a finished run loaded its model")
 
-    monkeypatch.setattr("dlmbench.runs.runner._build", refuse)
+    monkeypatch.setattr("dlmbench.runs.loading.build", refuse)
     assert call(capsys, *arguments) == (0, first)
     assert stamps == {file: file.stat().st_mtime_ns for file in (place / "again").rglob("*") if file.is_file()}
     # another method on the same items finds the same baselines
@@ -256,7 +256,7 @@ def test_dry_run_plans_and_leaves_nothing(place, capsys):
 
 def test_missing_data_name_both_remedies_before_anything_is_loaded(place, capsys, monkeypatch):
     monkeypatch.setattr("dlmbench.tasks.data.PROBE_SECONDS", 0.2)
-    monkeypatch.setattr("dlmbench.runs.runner._build", lambda *_: 1 / 0)
+    monkeypatch.setattr("dlmbench.runs.loading.build", lambda *_: 1 / 0)
     with pytest.raises(SystemExit) as leaving:
         main(
             ["run", "--method", "static", "--task", "gsm8k", "--model", str(place / "tiny"), "--out", str(place / "no")]

@@ -6,6 +6,7 @@ model that they are for; ids where that model has Qwen's vocabulary. Run: pytest
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def data(tmp_path_factory):
     return str(folder)
 
 
+@cache
 def load(data, name, task):
     chat = PROTOCOLS[name].chat
     tokenizer = Template(name) if chat else None

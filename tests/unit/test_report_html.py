@@ -162,6 +162,7 @@ def test_the_report_is_a_file_like_any_other_and_the_same_every_time(runs):
     assert first == write_report(Results.load(runs), runs / "again.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_large_sweep_stays_below_three_megabytes(tmp_path):
     make_family(tmp_path, 6, 5)
     for run in find_runs(tmp_path):
