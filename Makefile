@@ -43,7 +43,7 @@ screenshots: reproduce
 	$(BIN)/python tests/e2e/screenshots.py results/reproduce results/screenshots
 
 # A process a core, as its tests are mostly small networks that gain little from threads.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 test: lint types $(VENV)/.dev
 	$(PYTEST)
