@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from pathlib import Path
 
 from dlmbench.analysis.row import Group, Row, paired, sort_key
 from dlmbench.errors import RequestError
 from dlmbench.runs.folder import RunFolder, find_runs
+from dlmbench.runs.record import UNTOLD
 from dlmbench.runs.sweep import trials_of
 
 
@@ -53,10 +54,11 @@ class Results:
         groups: dict[tuple, Group] = {}
         rows = []
         trials = {folder: trials_of(folder) for folder in {run.path.parent for run in self.runs}}
+        parents = _autoregressive(self.runs)
         for run, model in ordered:
             group = groups.setdefault(tuple(paired(run.manifest).items()), Group())
             tried = trials[run.path.parent].get(run.name)
-            rows.append(Row(run, run.manifest, run.metrics, model, group, tried))
+            rows.append(Row(run, run.manifest, run.metrics, model, group, tried, parents.get(_engine(run))))
             group.rows.append(rows[-1])
         return rows
 
@@ -76,6 +78,24 @@ class Results:
     def row(self, run: RunFolder) -> Row:
         """The row of one of the runs."""
         return next(row for row in self.rows if row.key == run.key)
+
+
+def _engine(run: RunFolder) -> tuple[Hashable, ...]:
+    """What a speed has to share with that of an autoregressive model: engine, prompts, hardware, requests at a time."""
+    manifest, server = run.manifest, run.manifest.server
+    engine = (server.api, server.version) if server else None
+    return engine, manifest.prompts, manifest.environment.device, manifest.spec.batch_size
+
+
+def _autoregressive(runs: Iterable[RunFolder]) -> dict[tuple[Hashable, ...], float]:
+    """Engine -> tokens/s of the autoregressive model that ran on it, prefill included; of several the fastest."""
+    found: dict[tuple[Hashable, ...], float] = {}
+    for run in runs:
+        told = run.manifest.environment.device != UNTOLD
+        if told and run.manifest.autoregressive and run.metrics.speed:
+            speed = run.metrics.speed.end_to_end.median
+            found[_engine(run)] = max(speed, found.get(_engine(run), 0.0))
+    return found
 
 
 def _model_names(runs: list[RunFolder]) -> list[str]:

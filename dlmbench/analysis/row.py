@@ -79,6 +79,8 @@ class Row:
     """The rows that it may be compared with, itself among them."""
     tried: int | None = None
     """Settings that competed on dev items before this one was taken; None where none did."""
+    autoregressive_tps: float | None = None
+    """Tokens/s, prefill included, of an autoregressive model on the same engine, prompts and hardware."""
 
     @property
     def key(self) -> str:
@@ -192,6 +194,13 @@ class Row:
     def tps_end_to_end(self) -> float | None:
         """The same, prefill included."""
         return self.metrics.speed.end_to_end.median if self.metrics.speed else None
+
+    @property
+    def times_ar(self) -> float | None:
+        """`tps_end_to_end` over that of an autoregressive model on the same engine; None for such a row itself."""
+        if self.tps_end_to_end is None or not self.autoregressive_tps or self.manifest.autoregressive:
+            return None
+        return self.tps_end_to_end / self.autoregressive_tps
 
     @property
     def outside(self) -> float | None:

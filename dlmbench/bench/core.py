@@ -49,7 +49,7 @@ class Settings:
     block_length: int = 8
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     prompt_tokens: int = 40
-    new_tokens: int = 64
+    new_tokens: int = 64  # 0: forwards alone
     contexts: tuple[int, ...] = ()  # keys that timed forwards see; default: prompt and answer
     repeats: int = 5
     plain: bool = True
@@ -263,6 +263,23 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
     qwen = cache(lambda: qwen_of(model))  # made when the first of the plain loops is
     known = settings.plain and not model.config.experts  # transformers' Qwen3 is a dense network
     forwards = forward_rows(model, settings, rates, qwen if known and on_cpu else None)
+    several = len(settings.contexts) > 1 and len(settings.batch_sizes) > 1
+    record: dict = {
+        "prompt_tokens": settings.prompt_tokens,
+        "new_tokens": settings.new_tokens,
+        "forwards": forwards,
+        **({"growth": fit_growth(forwards)} if several else {}),
+    }
+    if not settings.new_tokens:
+        timed = [row for row in forwards if "transformers_ms" in row]
+        return record | {
+            "decoding": [],
+            "ratios": {
+                f"a forward, batch {row['batch']}, {row['context']} keys, over {PLAIN}": row["transformers_ms"]
+                / row["ms"]
+                for row in timed
+            },
+        }
     ours = [partial(_Ours, model, settings, batch) for batch in settings.batch_sizes]
     variants = [partial(_Ours, model, settings, most, **other) for other in ({"store": "separate"}, {"steps": 2})]
     plain = _plain_makers(model, settings, qwen) if known else []
@@ -283,16 +300,7 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
         ratios |= {
             f"batch {row['batch']} over {other['loop']}": row["tokens_per_s"] / other["tokens_per_s"] for row in decoded
         }
-    grid = len(settings.contexts) > 1 and len(settings.batch_sizes) > 1
-    return {
-        "prompt_tokens": settings.prompt_tokens,
-        "new_tokens": settings.new_tokens,
-        "forwards": forwards,
-        **({"growth": fit_growth(forwards)} if grid else {}),
-        "decoding": rows,
-        "ratios": ratios,
-        **({"failed": failed} if failed else {}),
-    }
+    return record | {"decoding": rows, "ratios": ratios, **({"failed": failed} if failed else {})}
 
 
 def _plain_makers(model: Transformer, settings: Settings, qwen: Callable) -> list[partial[_Plain]]:

@@ -21,7 +21,9 @@ def bench(
         int | None, typer.Option(help="positions decoded together", show_default="8, full attention 32")
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(help="tokens of each prompt")] = 40,
-    new_tokens: Annotated[int, typer.Option(help="tokens to generate, end tokens ignored")] = 64,
+    new_tokens: Annotated[
+        int, typer.Option(help="tokens to generate, end tokens ignored; 0 times forwards alone")
+    ] = 64,
     lengths: Annotated[
         str, typer.Option(help="full attention: row lengths whose cached and whole forwards are compared")
     ] = "256,512,1024",
@@ -57,8 +59,8 @@ def bench(
             (busy, "--busy"),
         )
     )
-    if min(*sizes, *rows, *keys, *loads, repeats, new_tokens, prompt_tokens, block) < 1:
-        raise RequestError("Batch sizes, lengths, loads and repeats of a bench must be at least 1.")
+    if min(*sizes, *rows, *keys, *loads, repeats, prompt_tokens, block) < 1 or new_tokens < 0:
+        raise RequestError("Batch sizes, lengths, loads and repeats of a bench must be at least 1, new tokens 0.")
     if loads and (place != "cpu" or shape_of(shape).attention == "full"):
         raise RequestError(
             "--busy times block-causal forwards on the CPU, whose threads it is about: leave --device out, or take "
@@ -114,7 +116,10 @@ def _show(record: dict) -> None:
         here, whole = record["experts"], record["experts_of_shape"]
         scaled = f"{here} of {whole}, scaled down for this device" if here < whole else f"{here}"
         console.print(f"{record['active_parameters'] / 1e6:.1f} M of them active; experts a layer: {scaled}")
-    for show in (_show_cached,) if "cached" in record else (_show_forwards, _show_decoding):
+    tables = (
+        (_show_cached,) if "cached" in record else (_show_forwards, *([_show_decoding] if record["decoding"] else []))
+    )
+    for show in tables:
         console.print(show(record, Table))
     for name, value in record["ratios"].items():
         console.print(f"{name}: {value:.2f}x")

@@ -26,6 +26,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The file to write.", show_default="report.html in the first folder")
     ] = None,
+    leaderboard: Annotated[
+        bool, typer.Option("--leaderboard", help="Instead one page of tables, of folders from anywhere.")
+    ] = False,
     latex: Annotated[
         bool, typer.Option("--latex", help="Also write tables and settings for a paper, as .tex.")
     ] = False,
@@ -39,6 +42,12 @@ def report(
         raise RequestError(f"--out {str(out)!r} is a folder; name the file, for example {out / 'report.html'}.")
     if not 0 <= max_drop < 100:
         raise RequestError(f"--max-drop is {max_drop:g}; it takes points of accuracy, from 0 to below 100.")
+    if leaderboard:
+        from dlmbench.report.leaderboard import write_leaderboard
+
+        page = write_leaderboard(folders, out or Path("leaderboard.html"))
+        print_json({"file": str(page)}) if json else stdout().print(f"saved   {page}", style="dim", soft_wrap=True)
+        return
     results = Results.load(*folders, split=split)
     title, description = _named(folders[0])
     found = answer(results, max_drop / 100)

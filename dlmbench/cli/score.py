@@ -13,12 +13,10 @@ from dlmbench.cli.console import print_json, print_notes, stdout
 from dlmbench.errors import RequestError
 from dlmbench.runs import find_runs
 from dlmbench.runs.aggregate import aggregate
-from dlmbench.tasks import load_task
+from dlmbench.runs.scored import Tasks
 
 if TYPE_CHECKING:
-    from dlmbench.engine.text import Tokenizer
-    from dlmbench.runs import Manifest, RunFolder
-    from dlmbench.tasks.task import Task
+    from dlmbench.runs import RunFolder
 
 
 class Rescored(TypedDict):
@@ -43,8 +41,9 @@ def score(
     runs = find_runs(*folders)
     if not runs:
         raise RequestError(f"No run folder in {', '.join(map(str, folders))}; give the folder of a run or of a sweep.")
-    tasks: dict[str, Task] = {}
-    rows = [_rescore(run, tasks, data_dir, model, workers) for run in runs]
+    tasks = Tasks(data_dir, model)
+    rows = [_rescore(run, tasks, workers) for run in runs if run.samples]
+    print_notes(f"{run.name}: no samples are here, nothing to score" for run in runs if not run.samples)
     print_notes(
         row["run"] + ": unfinished, its samples were scored and it has no metrics yet"
         for row in rows
@@ -63,11 +62,11 @@ def score(
         )
 
 
-def _rescore(run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model: str | None, workers: int) -> Rescored:
+def _rescore(run: RunFolder, tasks: Tasks, workers: int) -> Rescored:
     """Replace the scores of one run; speed and cost stay what they were measured to be."""
     manifest = run.manifest
     before = run.metrics if run.finished else None
-    task = _task(manifest, tasks, data_dir, model)
+    task = tasks.of(manifest)
     items = {item.key: item for item in task.items(manifest.spec.split, manifest.spec.limit)}
     with run.writing() as writer:
         samples = run.samples
@@ -85,41 +84,3 @@ def _rescore(run: RunFolder, tasks: dict[str, Task], data_dir: str | None, model
         "accuracy": metrics.accuracy if metrics else None,
         "changed": changed,
     }
-
-
-def _task(manifest: Manifest, tasks: dict[str, Task], data_dir: str | None, model: str | None) -> Task:
-    """The task of a run, with the same data. Raises RequestError when the data or the chat prompts are others."""
-    facts = manifest.task
-    asked = (manifest.spec.protocol, facts.num_fewshot, facts.chat_template, manifest.gen_length, manifest.prompts)
-    name = " ".join(map(str, (facts.name, *asked)))
-    if name not in tasks:
-        tokenizer = _tokenizer(model or manifest.spec.model) if facts.chat_template else None
-        tasks[name] = load_task(
-            facts.name,
-            data_dir=data_dir,
-            num_fewshot=facts.num_fewshot,
-            tokenizer=tokenizer,
-            chat_template=facts.chat_template,
-            gen_length=manifest.gen_length,
-            protocol=manifest.spec.protocol,
-        )
-    if tasks[name].content_hash != facts.content_hash:
-        raise RequestError(
-            f"The data of {facts.name} ({tasks[name].content_hash}) are not those of the run "
-            f"({facts.content_hash}); give the same ones with --data-dir."
-        )
-    spec = manifest.spec
-    if facts.chat_template and tasks[name].prompt_hash(spec.split, spec.limit) != manifest.prompts:
-        raise RequestError(f"The chat prompts of {spec.model} are others than in the run; give its --model.")
-    return tasks[name]
-
-
-def _tokenizer(model: str) -> Tokenizer:
-    from dlmbench.engine import tokenizer_of
-
-    try:
-        return tokenizer_of(model)
-    except RequestError as error:
-        raise RequestError(
-            f"The run used the chat template of {model!r}, which is not found: give the checkpoint with --model."
-        ) from error

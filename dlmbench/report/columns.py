@@ -404,6 +404,9 @@ COLUMNS: tuple[Column, ...] = (
     *_speed("tps_end_to_end", "end_to_end", "tok/s all", "the same with prefill", where=PAGE, width=92,
             circumstances=_repeats,
             axis=Axis("tps_end_to_end", attrgetter("tps_end_to_end"), "tokens/s, prefill included", larger=True)),
+    _number("times_ar", "times_ar", "times AR", "tokens a second, prefill included, over those of an autoregressive "
+            "model on the same engine, prompts, hardware and with as many requests at a time", 2,
+            where=(MARKDOWN, HTML), timed=True, formula="tok/s all / tok/s all of the autoregressive row"),
     Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),
     Column("speed_repeats", _of_speed("repeats")),

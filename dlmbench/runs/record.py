@@ -20,6 +20,7 @@ from dlmbench.forwards import ForwardKey
 from dlmbench.request.run_spec import RunSpec
 
 FORMAT = 2
+UNTOLD = "not told by the server"
 UNSTEADY = 1.3  # the fastest of repeated passes over the slowest; above it their speed is not shown
 
 
@@ -171,6 +172,11 @@ class ServerFacts:
     stated: str | None = None
     """The same as the user says it (``--server-flags``), for engines that do not."""
 
+    def said(self, name: str) -> str | None:
+        """What the user says of something, as ``name=value`` among the words of `stated`."""
+        words = (word.partition("=") for word in (self.stated or "").split())
+        return next((value for one, _, value in words if one == name and value), None)
+
     def changes(self, other: ServerFacts) -> list[str]:
         """Names of what the two tell differently."""
         ours, theirs = ({**dataclasses.asdict(one), **one.flags} for one in (self, other))
@@ -279,6 +285,13 @@ class Manifest:
     def prices(self) -> Prices:
         """Empty before the run is measured."""
         return self.calibration.prices if self.calibration else {}
+
+    @property
+    def autoregressive(self) -> bool:
+        """Is it one token after the other? Of a server, where it calls its method ``ar``, or the user says so."""
+        if self.server is None:
+            return self.spec.method == "ar"
+        return self.server.flags.get("label") == "ar" or "autoregressive" in (self.server.stated or "").split()
 
     def settled(self, option: str) -> Hashable:
         """An option of the run as it came out, where more is known of it than what was asked."""

@@ -31,7 +31,7 @@ from dlmbench.runs.aggregate import aggregate
 from dlmbench.runs.environment import commit, versions
 from dlmbench.runs.folder import RunFolder, Writer, prompt_hash
 from dlmbench.runs.local import MECHANISM_ONLY, SPEED_LEAST, SPEED_REPEATS, check_whole
-from dlmbench.runs.record import Environment, Manifest, Rate, RequestTimes, Sample, Speed
+from dlmbench.runs.record import UNTOLD, Environment, Manifest, Rate, RequestTimes, Sample, Speed
 from dlmbench.runs.runner import (
     Catalog,
     Loaders,
@@ -50,7 +50,6 @@ from dlmbench.tasks.task import Task
 
 ROUNDS = 4  # a timed pass takes so many items for each request under way ...
 WARM = 2  # ... after a warm-up of so many
-UNTOLD = "not told by the server"
 SLACK = 8  # a text may have one token in so many more than were counted: engines do not spell it as we do
 
 
@@ -330,7 +329,8 @@ def _asked(manifest: Manifest) -> object:
 
 
 def _environment(run: Run) -> Environment:
-    """The client's versions; the device is the server's, where it tells it."""
+    """The client's versions; the device is the server's, where it tells it, or the user does."""
     assert isinstance(run.resolved, ServedRun)
-    processor = run.resolved.facts.flags.get("processor")
+    facts = run.resolved.facts
+    processor = facts.flags.get("processor") or facts.said("hardware")
     return Environment(str(processor or UNTOLD), None, versions(), commit())

@@ -46,7 +46,7 @@ BROKEN = {
         self.seen = self.seen + 1
         return Decision(best.tokens, top_n(best.log_odds, view.masked, 1 + (self.seen > 12).long()))
 """,
-    "a batch of 2 differs from singles": """
+    "a batch of 3 differs from singles": """
     def decide(self, view, forward):
         best = view.candidates(forward.logits)
         n = view.masked.sum(1).amin().expand(view.masked.shape[0]) // 2 + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from dlmbench.forwards import ForwardKey
 from dlmbench.request import RunSpec
+from dlmbench.request.key import digest
 from dlmbench.runs import Manifest, RunFolder, Sample, prompt_hash
 from dlmbench.runs.aggregate import aggregate
 from dlmbench.runs.record import Calibration, Circumstances, Environment, Rate, Speed, TaskFacts, Work
@@ -37,7 +37,7 @@ def sample(number: int, correct: bool, nfe: int, tokens: int = 30, draft: int = 
     return Sample(
         key=f"item-{number:04d}",
         prompt_hash=prompt_hash(str(number)),
-        ids=[5, 6, 1],
+        ids=[5] * (tokens - 1) + [1],
         text="#### 3",
         scores={"accuracy": right, "strict": right, "flexible": right, "unparsed": False},
         counts=counts,
@@ -102,7 +102,8 @@ def make_run(
     samples = [
         sample(i, chance.random() < accuracy, max(1, nfe + chance.randint(-3, 3)), draft=draft) for i in range(items)
     ]
-    key = hashlib.sha256(f"{task} {model} {label} {items} {device} {seed} {batch_size}".encode()).hexdigest()
+    identity = {"synthetic": f"{task} {model} {label} {items} {device} {seed} {batch_size}"}
+    key = digest(identity)
     folder = RunFolder.at(root, task, method, key)
     circumstances = Circumstances({"target": weights}, batch_size, "float32", 8, task, device, 2, "2.11")
     found = manifest(
@@ -111,6 +112,7 @@ def make_run(
         threshold=threshold,
         threshold_unit="confidence" if threshold and method in CONFIDENT else "",
         parameters={"tau": threshold},
+        identity=identity,
         spec=RunSpec(
             method, task, model=model, device="cpu", dtype="float32", store="fused", batch_size=batch_size, seed=seed
         ),

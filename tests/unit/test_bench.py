@@ -49,6 +49,7 @@ def test_clock_counts_layers_and_head_but_no_writes(monkeypatch):
     assert (clock.seconds, clock.writes) == (12, 16)
 
 
+@pytest.mark.slow
 def test_decoder_rows_on_shipped_models(monkeypatch):
     cases = [case for case in decoders.CASES if case[:2] in {("nano", "threshold"), ("nano", "mrp"), ("nano-ar", "ar")}]
     monkeypatch.setattr(decoders, "CASES", cases)

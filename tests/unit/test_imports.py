@@ -7,7 +7,7 @@ import pytest
 
 RUN = "from dlmbench.cli.app import main\ntry:\n    main({})\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
 GENERATE = ["generate", "--prompt-ids", "10,11,12", "--gen-length", "8"]
-BENCH = ["bench", "--repeats", "1", "--new-tokens", "8", "--batch-size", "1", "--no-plain", "--json"]
+BENCH = ["bench", "--repeats", "1", "--new-tokens", "0", "--batch-size", "1", "--no-plain", "--json"]
 
 
 @pytest.mark.parametrize("command", [GENERATE, BENCH], ids=["generate", "bench"])

@@ -74,7 +74,7 @@ def test_changed_is_the_share_of_items_with_other_tokens_than_static(tmp_path):
     other = make_run(tmp_path, method="simsd", threshold=None, draft=5)
     file = other.path / "samples.jsonl"
     lines = file.read_text().splitlines()
-    lines[:30] = [line.replace("[5, 6, 1]", "[5, 7, 1]") for line in lines[:30]]
+    lines[:30] = [line.replace("[5, 5, ", "[5, 7, ") for line in lines[:30]]
     file.write_text("\n".join(lines) + "\n")
     rows = by_label(tmp_path)
     assert rows["simsd"].changed == 30 / len(static.samples) and rows["static k=1"].changed is None

@@ -1,0 +1,126 @@
+"""`dlmbench runs [DIR]`: what is in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dlmbench import __version__
+from dlmbench.analysis import text
+from dlmbench.analysis.load import Results
+from dlmbench.cli import flags
+from dlmbench.cli.console import print_json, stdout
+from dlmbench.errors import DlmbenchError, RequestError
+from dlmbench.runs import find_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dlmbench.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run folder."""
+
+    folder: str
+    task: str
+    model: str
+    label: str
+    items: int
+    asked: int | None
+    accuracy: float | None
+    """None while it is unfinished."""
+    cost: float | None
+    when: str
+    """Its last change, local time."""
+    stale: str
+    """Why it is not the run that would be made now; empty where nothing says so."""
+
+    @property
+    def state(self) -> str:
+        return "unfinished" if self.accuracy is None else self.stale or "done"
+
+
+def runs(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders that hold runs.", show_default="runs")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only runs of other weights or versions than here.")] = False,
+    json: flags.Json = False,
+) -> None:
+    """List the runs of a folder: method, setting, items, accuracy, cost, when, finished or not."""
+    places = folders or [Path("runs")]
+    found = find_runs(*places)
+    if not found:
+        raise RequestError(f"No run folder in {', '.join(map(str, places))}; name the folder that --out named.")
+    listed = _listed(found, stale)
+    listed = [one for one in listed if one.stale] if stale else listed
+    if json:
+        print_json({"runs": [vars(one) for one in listed]})
+        return
+    _print(listed)
+
+
+def _listed(found: Sequence[RunFolder], look: bool) -> list[Listed]:
+    rows = {row.run.path: row for row in Results(found).rows}
+    listed = []
+    for run in found:
+        if not run.begun:
+            continue
+        manifest, row = run.manifest, rows.get(run.path)
+        changed = max((file.stat().st_mtime for file in run.path.glob("*.json*")), default=0.0)
+        listed.append(
+            Listed(
+                folder=str(run.path),
+                task=manifest.task.name + (f" ({manifest.spec.split})" if manifest.spec.split != "test" else ""),
+                model=manifest.spec.model,
+                label=manifest.label,
+                items=row.metrics.items if row else len(run.samples),
+                asked=manifest.task.items,
+                accuracy=row.accuracy if row else None,
+                cost=row.cost if row else None,
+                when=datetime.fromtimestamp(changed).strftime("%m-%d %H:%M") if changed else text.DASH,
+                stale=_stale(run) if look else "",
+            )
+        )
+    return listed
+
+
+def _stale(run: RunFolder) -> str:
+    """What of it is another than here: dlmbench's version, or the weights (where these are at hand)."""
+    from dlmbench.engine import network_hashes
+
+    manifest = run.manifest
+    version = manifest.environment.versions.get("dlmbench", __version__)
+    if version != __version__:
+        return f"dlmbench {version}"
+    if manifest.server:
+        return ""
+    try:
+        here = network_hashes(manifest.spec.resolve())
+    except DlmbenchError:
+        return ""
+    return "other weights" if here != manifest.weights else ""
+
+
+def _print(listed: Sequence[Listed]) -> None:
+    from rich.table import Table
+
+    console = stdout()
+    if not listed:
+        console.print("No stale run: all are of these weights and this version.")
+        return
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for name in ("task", "model", "setting", "items", "accuracy", "cost", "when", "state"):
+        number = name in ("items", "accuracy", "cost")
+        table.add_column(
+            name, justify="right" if number else "left", no_wrap=number, min_width=14 * (name == "setting")
+        )
+    for one in listed:
+        items = str(one.items) if one.asked in (None, one.items) else f"{one.items} of {one.asked}"
+        accuracy = text.percent(one.accuracy)
+        table.add_row(one.task, one.model, one.label, items, accuracy, text.number(one.cost), one.when, one.state)
+    console.print(table)
