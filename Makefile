@@ -95,7 +95,7 @@ bench-gpu:
 # Where there is no .venv, the machine's own Python runs it, as above.
 DEVICE := cuda
 SHAPES := full
-BUDGET := 330
+BUDGET := 375
 OUT := proof
 PROOF := $(or $(wildcard $(BIN)/python),$(PYTHON))
 gpu-proof:

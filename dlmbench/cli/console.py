@@ -6,6 +6,7 @@ Consoles know no markup: names of files, models and settings may hold brackets.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class Bars:
 
     def __init__(self, runs: int):
         self.runs, self.finished, self.label = runs, 0, ""
+        self.made, self.began = 0, time.monotonic()
         self.console = stderr()
 
     def __enter__(self) -> Bars:
@@ -104,9 +106,20 @@ class Bars:
         self.bars.update(self.one, description=f"{self.label}: {text}")
 
     def end(self) -> None:
+        self.finished, self.made = self.finished + 1, self.made + 1
+        self._overall(0)
+        self._line(f"[{self.finished}/{self.runs}] {self.label}: done{self._left()}")
+
+    def kept(self) -> None:
         self.finished += 1
         self._overall(0)
-        self._line(f"[{self.finished}/{self.runs}] {self.label}: done")
+
+    def _left(self) -> str:
+        """The time that the other runs take if they are like those that were made."""
+        seconds = (time.monotonic() - self.began) / self.made * (self.runs - self.finished)
+        if seconds <= 0:
+            return ""
+        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else ", about a minute left"
 
     def _overall(self, done: float) -> None:
         self.bars.update(self.all, completed=min(self.finished + done / self.total, self.runs))

@@ -12,7 +12,7 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json
 from dlmbench.errors import RequestError
-from dlmbench.report.figures import curves, pareto
+from dlmbench.report.figures import curves, matrix, pareto
 
 if TYPE_CHECKING:
     from dlmbench.analysis.published import Pair
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 def plot(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", show_default=False)],
     kind: Annotated[
-        str, typer.Option(help="pareto; threshold (curves); acceptance (of drafts); batch (speed by batch size).")
+        str,
+        typer.Option(
+            help="pareto; threshold (curves); cost (share, by decoder); tasks (what breaks where); acceptance (of "
+            "drafts); batch (speed by batch size)."
+        ),
     ] = "pareto",
     x: Annotated[
         str, typer.Option("--x", help="pareto: cost, bytes, flops, 8b, nfe, tps or tpf; several as bytes,flops.")
@@ -42,8 +46,12 @@ def plot(
     json: flags.Json = False,
 ) -> None:
     """Draw finished runs, accuracy against cost by default: .png, .svg and .pdf."""
-    if kind not in curves.KINDS:
-        raise RequestError(f"--kind is {kind!r}; it takes one of {', '.join(curves.KINDS)}.")
+    others = {
+        "threshold": curves.threshold_curves, "cost": matrix.cost_ratios, "tasks": matrix.tasks,
+        "acceptance": curves.acceptance, "batch": curves.batch_curves,
+    }  # fmt: skip
+    if kind not in ("pareto", *others):
+        raise RequestError(f"--kind is {kind!r}; it takes one of pareto, {', '.join(others)}.")
     if published and kind != "pareto":
         raise RequestError(f"--published is for --kind pareto, this is {kind}: leave it out.")
     if model and kind != "pareto":
@@ -53,8 +61,7 @@ def plot(
     if kind == "pareto":
         written = pareto.plot(rows, place, x, y, name, _pairs(rows) if published else (), column, model)
     else:
-        draw = {"threshold": curves.threshold_curves, "acceptance": curves.acceptance, "batch": curves.batch_curves}
-        written = draw[kind](rows, place, name, column)
+        written = others[kind](rows, place, name, column)
     if json:
         print_json({"files": [str(path) for path in written], "rows": len(rows)})
     else:

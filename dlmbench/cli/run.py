@@ -46,7 +46,7 @@ def run(
     concurrency = [count(one, "concurrency") for one in parse_values(given.pop("concurrency", None))]
     given["method"] = method_of(given)
     spec = RunSpec.from_flags(given, concurrency=concurrency[0])
-    if all_served([spec], dry_run=dry_run):
+    if all_served([spec], dry_run=dry_run, logits=record_logits):
         return _served(spec, concurrency, gpu_hour, json)
     if gpu_hour is not None:
         raise RequestError("--gpu-hour prices a server: give --server, or leave it out.")

@@ -116,9 +116,7 @@ def _print(listed: Sequence[Listed]) -> None:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     for name in ("task", "model", "setting", "items", "accuracy", "cost", "when", "state"):
         number = name in ("items", "accuracy", "cost")
-        table.add_column(
-            name, justify="right" if number else "left", no_wrap=number, min_width=14 * (name == "setting")
-        )
+        table.add_column(name, justify="right" if number else "left", no_wrap=name != "setting", overflow="fold")
     for one in listed:
         items = str(one.items) if one.asked in (None, one.items) else f"{one.items} of {one.asked}"
         accuracy = text.percent(one.accuracy)

@@ -26,17 +26,17 @@ def method_of(given: Mapping[str, object]) -> str:
     raise RequestError("--method is missing: name one of dlmbench list methods, or a server with --server.")
 
 
-def all_served(specs: Sequence[RunSpec], *, dry_run: bool = False, elsewhere: bool = False) -> bool:
+def all_served(specs: Sequence[RunSpec], *, dry_run: bool = False, elsewhere: bool = False, logits: int = 0) -> bool:
     """Are these runs a server's? Raises RequestError where only some are, and for what needs a decoder in reach.
 
-    elsewhere: on a cluster.
+    elsewhere: on a cluster. logits: items whose logits are to be recorded.
     """
     found = {spec.served for spec in specs}
     if found == {True, False}:
         raise RequestError("Some runs name a server and others decode here: make them in two commands, into one --out.")
     if found == {False}:
         return False
-    for given, flag in ((dry_run, "--dry-run"), (elsewhere, "--executor ray")):
+    for given, flag in ((dry_run, "--dry-run"), (elsewhere, "--executor ray"), (logits, "--record-logits")):
         if given:
             raise RequestError(f"{flag} is for what is decoded here, and --server decodes elsewhere: leave one out.")
     return True

@@ -69,7 +69,7 @@ def sweep(
     if "server" in given and not recipe:
         given["method"] = method_of(given)
     spec = SweepSpec.from_recipe(find_recipe(recipe), given) if recipe else SweepSpec.from_flags(given)
-    served = all_served(spec.runs, dry_run=dry_run, elsewhere=executor == "ray")
+    served = all_served(spec.runs, dry_run=dry_run, elsewhere=executor == "ray", logits=record_logits)
     if served and spec.tune_on:
         raise RequestError("--tune-on chooses settings, and those of a server are its own: leave one of them out.")
     runner = LocalRunner(traces=traces, logits=record_logits)

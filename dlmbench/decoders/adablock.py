@@ -21,15 +21,9 @@ from dlmbench.errors import RequestError
 
 @dataclass(frozen=True)
 class AdaBlockConfig:
-    tau: float = option(
-        0.9, "confidence that a position must pass (0.9); equal passes", threshold=True, unit="confidence"
-    )
-    delimiters: tuple[int, ...] = option(
-        (), "ids of tokens that end a block, joined by +; they belong to the model's tokenizer (LLaDA's newline: 198)"
-    )
-    delimiter_tau: float = option(
-        0.3, "confidence that a delimiter must pass to end the block (LLaDA 0.3, Dream 0.5); above 1: none does"
-    )
+    tau: float = option(0.9, "confidence at which a position passes (0.9)", threshold=True, unit="confidence")
+    delimiters: tuple[int, ...] = option((), "ids of tokens that end a block, joined by + (LLaDA's newline: 198)")
+    delimiter_tau: float = option(0.3, "confidence at which a delimiter ends the block (LLaDA 0.3, Dream 0.5)")
     window: float = option(0.25, "share of the answer, ahead of a block's start, in which it may end (0.25)")
 
     def __post_init__(self):

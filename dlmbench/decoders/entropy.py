@@ -1,10 +1,9 @@
 """`entropy`: reveal the most certain positions while their summed entropy stays below a budget.
 
 ``rule=cumulative`` is SDAR's entropy_bounded in the form that works (JetEngine's; docs/methods/entropy.md): positions
-by ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` is the EB-Sampler's
-(arXiv 2505.24857): the longest prefix, in the order of `proxy`, whose entropies without the
-largest one sum to at most the budget; the mask token takes no part in the distribution. ``rule=gate`` (dParallel,
-arXiv 2509.26488) judges every position by itself: entropy against the budget.
+by ascending entropy, as many as there are prefix sums below the budget, at least one. ``rule=eb`` (EB-Sampler, arXiv
+2505.24857): the longest prefix, by `proxy`, whose entropies without the largest one sum to at most the budget, the mask
+token left out. ``rule=gate`` (dParallel, arXiv 2509.26488) judges each position by itself: entropy against the budget.
 """
 
 from __future__ import annotations

@@ -136,6 +136,20 @@ SHAPES: dict[str, BackboneConfig] = {
         num_kv_heads=4,
     ),
     "sdar-tiny": BackboneConfig("sdar", 512, 64, 2, 4, 2, 16, 128, mask_id=2, max_positions=2048),
+    "llada2-tiny": BackboneConfig(
+        "llada2",
+        512,
+        64,
+        2,
+        4,
+        2,
+        16,
+        128,
+        mask_id=2,
+        max_positions=2048,
+        block_length=8,
+        experts=_SIGMOID(16, 4, 32, shared_width=32, groups=4, active_groups=2),
+    ),
     "llada-tiny": _LLADA("llada", 512, 64, 2, 4, 4, 16, 128, mask_id=2, max_positions=2048),
 }
 

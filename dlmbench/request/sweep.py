@@ -48,7 +48,8 @@ class SweepSpec:
         """Read a recipe file; `overrides` (flags) win over everything in it.
 
         A recipe has ``tasks`` and ``methods``, lists of names or of mappings with any option of ``run`` (and ``set``);
-        every other key is an option for all runs. Values may be lists or ranges.
+        every other key is an option for all runs. Values may be lists or ranges. A method's ``task`` is one of the
+        tasks: it is not run on the others.
         """
         record = read_recipe(path)
         given = dict(overrides or {})
@@ -112,12 +113,20 @@ def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str
     given = {name: value for name, value in given.items() if value is not None}
     _refuse_unknown(given)
     common = {name: value for name, value in record.items() if name not in _RECIPE_KEYS}
-    tasks = _chosen(record["tasks"], "task", given.pop("task", None))
+    given_task = given.pop("task", None)
+    tasks = _chosen(record["tasks"], "task", given_task)
     methods = _chosen(record["methods"], "method", given.pop("method", None))
     _refuse_strangers(given.get("set"), [str(entry["method"]) for entry in methods])
     runs: list[RunSpec] = []
     reported: list[RunSpec] = []
+    known = {str(task["task"]) for task in tasks}
     for task, method in itertools.product(tasks, methods):
+        if method.get("task", task["task"]) != task["task"]:  # an entry with a task runs on that one alone
+            if not given_task and method["task"] not in known:
+                raise RequestError(
+                    f"Recipe {default_name} has no task {method['task']!r}; its tasks are {', '.join(known)}."
+                )
+            continue
         expanded = list(_expand(common, task, {name: one for name, one in method.items() if name != "report"}, given))
         runs += expanded
         reported += expanded if _reports_all(method) else []

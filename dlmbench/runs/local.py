@@ -92,6 +92,7 @@ class LocalRunner:
         """Make or resume one run; nothing happens when it is finished."""
         run = self.catalog.run(resolved)
         if run.folder.finished and self.recorded(run):
+            self.progress.kept()
             return run.folder
         with run.folder.writing() as writer:
             if not run.folder.finished:  # another process may have finished it meanwhile
@@ -108,7 +109,7 @@ class LocalRunner:
         before = run.folder.manifest if run.folder.begun else None
         manifest = with_history(run.manifest(run.environment()), before, done)
         writer.manifest(manifest)
-        self.progress.begin(run.label, done, len(run.items))
+        self.progress.begin(run.title, done, len(run.items))
         engine = self.catalog.loaders.build(run.resolved)
         if run.missing:
             self._generate(run, engine, writer)

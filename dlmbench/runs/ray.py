@@ -169,7 +169,7 @@ class RayRunner:
         if self.tries[_name(shard)] == TRIES:
             what = f"items {shard.items[0]} to {shard.items[-1]}" if shard.items else "the speed pass"
             raise RunError(
-                f"{TRIES} workers were lost one after another over {what} of {self.open[shard.key].run.label}; "
+                f"{TRIES} workers were lost one after another over {what} of {self.open[shard.key].run.title}; "
                 "look for lack of memory on the nodes, or lower --batch-size. The same command goes on from here."
             )
         self.queue.appendleft(shard)
@@ -263,7 +263,7 @@ class _InOrder:
     def _show(self) -> None:
         if self.runs:
             first = self.runs[0]
-            self.progress.begin(first.run.label, first.before, len(first.run.items))
+            self.progress.begin(first.run.title, first.before, len(first.run.items))
             for _ in range(first.arrived):
                 self.progress.advance()
 

@@ -50,6 +50,9 @@ class Progress(Protocol):
     def end(self) -> None:
         """The run is finished."""
 
+    def kept(self) -> None:
+        """A run was finished before."""
+
 
 class NoProgress:
     """Says nothing."""
@@ -61,6 +64,8 @@ class NoProgress:
     def stage(self, text: str) -> None: ...
 
     def end(self) -> None: ...
+
+    def kept(self) -> None: ...
 
 
 def run_each(runs: Sequence[ResolvedRun], make: Callable[[ResolvedRun], RunFolder]) -> list[RunFolder]:
@@ -99,8 +104,9 @@ class Run:
     folder: RunFolder
 
     @property
-    def label(self) -> str:
-        return self.resolved.label
+    def title(self) -> str:
+        """``nano-gsm, nano: threshold 0.9``."""
+        return f"{self.task.name}, {self.resolved.preset.name}: {self.resolved.label}"
 
     @property
     def weights(self) -> dict[str, str]:

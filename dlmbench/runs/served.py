@@ -81,6 +81,7 @@ class ServedRunner:
             facts = replace(client.about(), stated=resolved.spec.server_flags)
             run = self.catalog.run(replace(resolved, server=facts))
             if run.folder.finished:
+                self.progress.kept()
                 return run.folder
             self._check_begun(run)
             for note in saturation(run):
@@ -113,7 +114,7 @@ class ServedRunner:
         before = run.folder.manifest if run.folder.begun else None
         manifest = with_history(run.manifest(_environment(run)), before, done)
         writer.manifest(manifest)
-        self.progress.begin(run.label, done, len(run.items))
+        self.progress.begin(run.title, done, len(run.items))
         reader = Reader(run.task, run.resolved)
         client.try_out(reader.ask(run.items[0]))
         if client.withheld:

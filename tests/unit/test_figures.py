@@ -11,7 +11,7 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli.console import stdout
 from dlmbench.errors import RequestError
 from dlmbench.report.answer import answer
-from dlmbench.report.figures import curves
+from dlmbench.report.figures import curves, matrix
 from dlmbench.report.figures.pareto import draw, plot
 from dlmbench.report.terminal import print_answer
 
@@ -174,3 +174,21 @@ def test_names_with_dollars_and_brackets_are_drawn_and_printed_as_they_are(tmp_p
         print_answer(console, answer(results))
     text = caught.get()
     assert "ckpt[red] v2" in text and "a$x^$b [red]" in text
+
+
+def test_decoders_beside_each_other_by_cost_and_by_task(tmp_path):
+    for task in ("nano-gsm", "nano-code"):
+        make_run(tmp_path, task=task, method="static", threshold=None, label="static k=1", nfe=40, accuracy=0.95)
+        for threshold in (0.4, 0.9):
+            make_run(tmp_path, task=task, threshold=threshold, accuracy=0.5 + threshold / 2, nfe=int(20 * threshold))
+    make_run(tmp_path, method="mrp", threshold=None, label="mrp", nfe=60, accuracy=0.3)
+    rows = Results.load(tmp_path).rows
+    (gsm,) = [group for group in {row.group for row in rows} if group.rows[0].task == "nano-gsm"]
+    assert [row.label for row in matrix.shown(gsm)] == ["threshold 0.9", "mrp"], "the cheapest that loses nothing"
+    (written, *_) = matrix.cost_ratios(rows, tmp_path, "cost")
+    assert written.stat().st_size > 5_000
+    svg = next(path for path in matrix.tasks(rows, tmp_path, "tasks") if path.suffix == ".svg").read_text()
+    gap = 100 * next(row for row in rows if row.label == "mrp").against["static"].difference
+    assert f"{abs(gap):.1f}" in svg
+    with pytest.raises(RequestError, match="stands beside static"):
+        matrix.tasks([row for row in rows if row.method == "nothing"], tmp_path, "none")

@@ -355,7 +355,7 @@ def test_a_recipe_and_its_overrides(tmp_path):
     assert only.out == "x"
 
 
-@pytest.mark.parametrize("name, cells, items", [("reproduce", 233, {250, 150, 80}), ("reproduce-full", 34, {None})])
+@pytest.mark.parametrize("name, cells, items", [("reproduce", 64, {128, 64, 48}), ("reproduce-full", 34, {None})])
 def test_shipped_recipes_bind(name, cells, items):
     from dlmbench.cli.sweep import find_recipe
 

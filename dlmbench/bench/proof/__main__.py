@@ -16,7 +16,7 @@ from dlmbench.errors import DlmbenchError, RequestError
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for the records; what is finished there is kept")],
-    budget: Annotated[float, typer.Option(help="seconds for everything, the start of the worker included")] = 330,
+    budget: Annotated[float, typer.Option(help="seconds for everything, the start of the worker included")] = 375,
     device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu")] = "cuda",
     shapes: Annotated[str, typer.Option(help="full, or tiny for a rehearsal")] = "full",
     only: Annotated[str, typer.Option(help=f"of {','.join(supervisor.EVERY)}")] = "",

@@ -145,6 +145,30 @@ def sdar_4b(trial: StageTrial) -> None:
     )  # fmt: skip
 
 
+def llada2_mini(trial: StageTrial) -> None:
+    """A mixture of experts at its block length, one row and many, one token a step: a step by the wall and by itself.
+
+    The share of the bandwidth counts the experts that so many tokens choose between them, if routing were uniform.
+    """
+    sizes, model = trial.sizes, _model(trial, "llada2-mini")
+    block, found = model.config.block_length or 32, dict[str, dict]()
+    width, speed = model.norm.element_size(), bandwidth(trial)
+    for rows in (1, sizes.sparse_rows):
+        label = f"{rows} row{'s' * (rows > 1)}"
+        row = found[label] = {}
+        engine = _static(trial, Network("target", model, block), rows)
+        row |= _pace(engine, _random_requests(model, rows, sizes.rows_prompt, sizes.tokens))
+        _refused(trial, engine, label)
+        row["read_gb"] = model.config.parameters_read(rows * block) * width / 1e9
+        seconds = replay_seconds(engine)
+        if seconds is not None:
+            row |= {"device_ms": 1e3 * seconds, "wall_over_device": row["ms"] / 1e3 / seconds}
+            row |= {"bandwidth_share": row["read_gb"] / seconds / speed}
+            _clocks_agree(trial, row, label)
+        _note(trial, found)
+        del engine
+
+
 def nano(trial: StageTrial) -> None:
     """A sweep of nano: every threshold on the test problems, through the engine, answers compared."""
     sizes, tokenizer = trial.sizes, tokenizer_of("nano")

@@ -69,6 +69,7 @@ STAGES = (
     Stage("sdar-8b", 70, 30, "speed:sdar_8b"),
     Stage("llada-8b", 30, 15, "speed:llada_8b"),
     Stage("sdar-4b", 40, 15, "speed:sdar_4b"),
+    Stage("llada2-mini", 45, 15, "speed:llada2_mini"),
     Stage("nano", 45, 10, "speed:nano"),
     Stage("bfloat16", 20, 8, "correctness:bfloat16"),
 )
@@ -86,6 +87,7 @@ class ProofSizes:
     tokens: int = 64  # at most, of an answer
     rows: int = 128
     rows_prompt: int = 256
+    sparse_rows: int = 32
     repeats: int = 5
     golden: int | None = None  # cases an area; None: two, then as many as time allows
     requests: int = 7  # for every decoder, on tiny networks
@@ -96,10 +98,12 @@ class ProofSizes:
 
 
 FULL = ProofSizes()
+_TINY_SHAPES = {
+    "sdar-8b": "sdar-tiny", "sdar-4b": "sdar-tiny", "llada-8b": "llada-tiny", "llada2-mini": "llada2-tiny",
+}  # fmt: skip
 TINY = ProofSizes(
-    "tiny", 4.0, 0.3, {"sdar-8b": "sdar-tiny", "sdar-4b": "sdar-tiny", "llada-8b": "llada-tiny"}, context=40,
-    tokens=8, rows=8, rows_prompt=24, repeats=2, golden=2, requests=2, thresholds=(0.6, 0.9), generations=6, batch=6,
-    compared=2,
+    "tiny", 4.0, 0.3, _TINY_SHAPES, context=40, tokens=8, rows=8, rows_prompt=24, sparse_rows=4, repeats=2, golden=2,
+    requests=2, thresholds=(0.6, 0.9), generations=6, batch=6, compared=2,
 )  # fmt: skip
 SIZES = {sizes.name: sizes for sizes in (FULL, TINY)}
 

@@ -26,7 +26,6 @@ from dlmbench.errors import RequestError
 from dlmbench.report.figures.style import COLUMN_WIDTH, INK, dress, save, styles, subplots
 from dlmbench.runs.record import Metrics, Rate
 
-KINDS = ("pareto", "threshold", "acceptance", "batch")
 _LINES = ("-", "--", "-.", ":")  # settings of one method
 
 
