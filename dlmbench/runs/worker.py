@@ -73,7 +73,7 @@ class Worker:
         run = self.local.catalog.run(spec.resolve())
         if run.key != shard.key:
             raise RunError(
-                f"A worker found another run than the driver for {run.label} on {spec.task}: weights, data or "
+                f"A worker found another run than the driver for {run.title}: weights, data or "
                 "dlmbench differ between the machines. Give all of them the same files."
             )
         if self._engine[0] != run.key:
