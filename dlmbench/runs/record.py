@@ -448,26 +448,34 @@ T = TypeVar("T")
 
 
 def plain(value: object) -> Json:
-    """A record as JSON: dataclasses become mappings, forward keys strings."""
-    if isinstance(value, ForwardKey):
+    """A record as JSON: dataclasses become mappings, forward keys strings. There are many, so what is nothing to do
+    comes first."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return typing.cast(Json, value)
+    if kind is list or kind is tuple:
+        return [one if type(one) in _ATOMS else plain(one) for one in typing.cast(list, value)]
+    if kind is ForwardKey:
         return str(value)
-    if isinstance(value, RunSpec):
-        return value.portable()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        sparse = _sparse(type(value))
-        return {name: plain(one) for name, one in found.items() if one is not None or name not in sparse}
+    if kind is RunSpec:
+        return typing.cast(RunSpec, value).portable()
     if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
+        return {name if type(name) is str else str(name): plain(one) for name, one in value.items()}
+    if dataclasses.is_dataclass(kind):
+        found = ((name, sparse, getattr(value, name)) for name, sparse in _fields(kind))
+        return {name: plain(one) for name, sparse, one in found if one is not None or not sparse}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return typing.cast(Json, value)
 
 
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+
+
 @functools.cache
-def _sparse(kind: type) -> tuple[str, ...]:
-    """Names of the fields that are left out where they are None."""
-    return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get("sparse"))
+def _fields(kind: type) -> tuple[tuple[str, bool], ...]:
+    """Names of a record's fields, and which are left out where they are None."""
+    return tuple((f.name, bool(f.metadata.get("sparse"))) for f in dataclasses.fields(kind))
 
 
 def typed(kind: type[T], record: Mapping[str, typing.Any]) -> T:
