@@ -64,7 +64,7 @@ class Bars:
     """
 
     def __init__(self, runs: int):
-        self.runs, self.finished, self.label = runs, 0, ""
+        self.runs, self.finished, self.label, self.total = runs, 0, "", 1
         self.made, self.began = 0, time.monotonic()
         self.console = stderr()
 

@@ -311,7 +311,7 @@ def block_of(attention: str) -> int:
     return 1 if attention == "causal" else BLOCK
 
 
-def random_requests(seed: int, count: int = 7) -> list[Request]:
+def random_requests(seed: int, count: int = 6) -> list[Request]:
     """Prompts and budgets of different lengths."""
     rng = random.Random(seed)
     return [

@@ -104,7 +104,7 @@ def test_list_and_show_know_everything(call):
         for name in names:
             code, out, _ = call("show", name, "--json")
             assert code == 0 and json.loads(out)
-    assert "budget" in call("show", "entropy")[1] and "threshold 0.95" in call("show", "reproduce")[1]
+    assert "budget" in call("show", "entropy")[1] and "threshold 0.9" in call("show", "reproduce")[1]
 
 
 @pytest.fixture

@@ -135,6 +135,7 @@ def test_batch_curves_and_accepted_lengths_need_something_to_draw(tmp_path):
     assert [path.name for path in written] == ["batch.png", "batch.svg", "batch.pdf"]
 
 
+@pytest.mark.slow
 def test_accepted_lengths_show_twelve_runs_a_task(tmp_path):
     for number in range(13):
         task = "nano-gsm" if number < 12 else "nano-code"
