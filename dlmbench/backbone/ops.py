@@ -5,6 +5,8 @@ same up to rounding:
 
 Matrix products go to MKL by default, which uses half of the vector width of other makers' processors; oneDNN, which
 comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
+Where no vectors are wider than AVX2's it is not; there MKL reads a small weight faster when it lies the other way, and
+a large one, for a few rows, when the product is computed the other way round: up to three times as fast.
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
 
@@ -22,6 +24,8 @@ from torch import Tensor
 LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster than MKL
 LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
 PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is kept
+FEW = 8  # rows up to which the product with a large weight is computed the other way round, without wide vectors
+WIDE = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 _AT_HAND = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -36,11 +40,12 @@ def _fast(weight: Tensor) -> bool:
 
 class Matrix(NamedTuple):
     """A weight [K,M] and, for oneDNN, the same as [M,K] or in its own layout; from how many multiplications on it is
-    asked."""
+    asked, and up to how many rows the product is computed the other way round."""
 
     weight: Tensor
     onednn: Tensor | None = None
     least: int = 0
+    few: int = 0
 
 
 def matrix_of(weight: Tensor) -> Matrix:
@@ -48,13 +53,18 @@ def matrix_of(weight: Tensor) -> Matrix:
     if not (_AT_HAND and _fast(weight)):
         return Matrix(weight.t())
     if weight.numel() > PACKED:
-        return Matrix(weight.t(), weight, LARGE)
+        return Matrix(weight.t(), weight, LARGE, few=0 if WIDE else FEW)
+    if not WIDE:
+        return Matrix(weight.t().contiguous())
     return Matrix(weight.t(), torch.ops.mkldnn._reorder_linear_weight(weight), LARGE_PACKED)
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [N,K] times the matrix [K,M], plus bias [M] -> [N,M]."""
-    weight, onednn, least = matrix
+    weight, onednn, least, few = matrix
+    if 1 < x.shape[0] <= few:
+        product = torch.mm(weight.t(), x.t()).t()
+        return product.contiguous() if bias is None else product + bias
     if onednn is not None and x.numel() * weight.shape[1] >= least:
         return torch.ops.mkldnn._linear_pointwise(x, onednn, bias, "none", [], None)
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
@@ -65,7 +75,10 @@ def add_linear(residual: Tensor, x: Tensor, matrix: Matrix, in_place: bool = Fal
 
     A new result costs a copy of the residual on CUDA.
     """
-    weight, onednn, least = matrix
+    weight, onednn, least, few = matrix
+    if 1 < x.shape[0] <= few:
+        product = torch.mm(weight.t(), x.t()).t()
+        return residual.add_(product) if in_place else residual + product
     if onednn is not None and x.numel() * weight.shape[1] >= least:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, onednn, None, "add")
     return torch.addmm(residual, x, weight, out=residual) if in_place else torch.addmm(residual, x, weight)

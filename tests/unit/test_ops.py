@@ -11,10 +11,12 @@ from dlmbench.decoders.testing import tiny_model
 from dlmbench.training import step
 
 
+@pytest.mark.parametrize("wide", [True, False], ids=["wide vectors", "AVX2"])
 @pytest.mark.parametrize("rows", [1, 8, 100, 700])
 @pytest.mark.parametrize("width, out", [(32, 48), (128, 768), (1100, 1000)])
-def test_products_and_norms_do_not_depend_on_their_form(rows, width, out):
+def test_products_and_norms_do_not_depend_on_their_form(rows, width, out, wide, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(ops, "WIDE", wide)
     x, weight, bias, residual = (torch.randn(*shape) for shape in ((rows, width), (out, width), (out,), (rows, out)))
     scale = torch.rand(width)
     expected = F.linear(x, weight), F.linear(x, weight, bias), residual + F.linear(x, weight)
