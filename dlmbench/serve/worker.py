@@ -20,6 +20,10 @@ from dlmbench.engine.request import Arrivals
 from dlmbench.errors import DlmbenchError, RequestError, RunError
 
 
+REFILL = 0.2  # of a step: how long the engine waits at most for who was just answered to ask again ...
+MOMENT = 0.01  # ... and in seconds
+
+
 class Full(DlmbenchError):
     """The queue is full; `seconds` is when it is worth while to ask again."""
 
@@ -73,6 +77,8 @@ class EngineWorker:
         self._numbers = itertools.count()
         self._stopping = False
         self._mean_seconds = 1.0  # of the last answers, for who has to come back
+        self._answered = 0  # since the engine last asked for requests, which was ...
+        self._asked = 0.0  # ... then
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -149,6 +155,7 @@ class EngineWorker:
 
     def _source(self, free: int, idle: bool) -> Arrivals:
         with self._changed:
+            self._wait_for_next()
             while idle and not self._waiting and not self._stopping:
                 self._changed.wait()
             come = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
@@ -160,6 +167,16 @@ class EngineWorker:
                 self._changed.notify_all()
         return Arrivals([(ticket.number, ticket.request) for ticket in come], unwanted)
 
+    def _wait_for_next(self) -> None:
+        """Whoever was just answered may ask again at once: a moment's waiting keeps a slot from a step without a row."""
+        now = time.monotonic()
+        until = now + min(REFILL * (now - self._asked), MOMENT)
+        while len(self._waiting) < self._answered and not self._stopping:
+            left = until - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                break
+        self._answered, self._asked = 0, time.monotonic()
+
     def _tell(self, number: int, ids: list[int]) -> None:
         with self._changed:
             ticket = self._busy.get(number)
@@ -169,6 +186,7 @@ class EngineWorker:
     def _finish(self, number: int, generation: Generation) -> None:
         with self._changed:
             ticket = self._busy.pop(number, None)
+            self._answered += 1
             self._mean_seconds += 0.2 * (generation.seconds - self._mean_seconds)
             self._changed.notify_all()
         if ticket and ticket.future.set_running_or_notify_cancel():
