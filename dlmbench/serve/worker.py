@@ -19,7 +19,6 @@ from dlmbench.engine import Engine, Generation, Request
 from dlmbench.engine.request import Arrivals
 from dlmbench.errors import DlmbenchError, RequestError, RunError
 
-
 REFILL = 0.2  # of a step: how long the engine waits at most for who was just answered to ask again ...
 MOMENT = 0.01  # ... and in seconds
 
@@ -168,7 +167,7 @@ class EngineWorker:
         return Arrivals([(ticket.number, ticket.request) for ticket in come], unwanted)
 
     def _wait_for_next(self) -> None:
-        """Whoever was just answered may ask again at once: a moment's waiting keeps a slot from a step without a row."""
+        """Whoever was just answered may ask again: a moment keeps a slot from a step without a row."""
         now = time.monotonic()
         until = now + min(REFILL * (now - self._asked), MOMENT)
         while len(self._waiting) < self._answered and not self._stopping:
