@@ -90,7 +90,8 @@ class Rows:
             view, ids, places.expand_as(ids), allowed, kind="denoise", active=active, used=end,
             first=torch.zeros_like(end),
         ).logits  # fmt: skip
-        at = window.positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        places = window.positions.clamp_max(logits.shape[1] - 1)  # a row that is done may be longer than all others
+        at = places.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return logits.gather(1, at)
 
     def verify(

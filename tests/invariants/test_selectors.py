@@ -130,7 +130,7 @@ def exits(options, attention="full", batch_size=3, cache=None):
 
 
 def test_without_a_bar_sched_fills_the_answer_in_its_first_forward():
-    assert [len(g.trace) for g in exits("max_change=1,high=0,low=0")] == [1] * 7
+    assert {len(g.trace) for g in exits("max_change=1,high=0,low=0")} == {1}
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
