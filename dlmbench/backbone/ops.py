@@ -6,7 +6,8 @@ same up to rounding:
 Matrix products go to MKL by default, which uses half of the vector width of other makers' processors; oneDNN, which
 comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
 Where no vectors are wider than AVX2's it is not; there MKL reads a small weight faster when it lies the other way, and
-a large one, for a few rows, when the product is computed the other way round: up to three times as fast.
+a large one, for a few rows, when the product is computed the other way round: up to three times as fast. Where no
+instructions multiply bfloat16, torch computes it slowly, and products of many rows are made in float32.
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
 
@@ -25,6 +26,9 @@ LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster th
 LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
 PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is kept
 FEW = 8  # rows up to which the product with a large weight is computed the other way round, without wide vectors
+MANY = 16  # rows from which on a bfloat16 product is made in float32, where nothing multiplies bfloat16
+AT_ONCE = 4096  # columns of a weight that are float32 at a time
+EMULATED = not torch.ops.mkldnn._is_mkldnn_bf16_supported() if torch.backends.mkldnn.is_available() else False
 WIDE = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 _AT_HAND = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -40,16 +44,19 @@ def _fast(weight: Tensor) -> bool:
 
 class Matrix(NamedTuple):
     """A weight [K,M] and, for oneDNN, the same as [M,K] or in its own layout; from how many multiplications on it is
-    asked, and up to how many rows the product is computed the other way round."""
+    asked, up to how many rows the product is computed the other way round, and from how many on in float32."""
 
     weight: Tensor
     onednn: Tensor | None = None
     least: int = 0
     few: int = 0
+    many: int = 0
 
 
 def matrix_of(weight: Tensor) -> Matrix:
     """Weight [M,K], as modules hold it, ready for `linear` and `add_linear`."""
+    if EMULATED and weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and frozen():
+        return Matrix(weight.t(), many=MANY)
     if not (_AT_HAND and _fast(weight)):
         return Matrix(weight.t())
     if weight.numel() > PACKED:
@@ -61,7 +68,9 @@ def matrix_of(weight: Tensor) -> Matrix:
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [N,K] times the matrix [K,M], plus bias [M] -> [N,M]."""
-    weight, onednn, least, few = matrix
+    weight, onednn, least, few, many = matrix
+    if many and x.shape[0] >= many:
+        return _in_float32(x, weight, bias)
     if 1 < x.shape[0] <= few:
         product = torch.mm(weight.t(), x.t()).t()
         return product.contiguous() if bias is None else product + bias
@@ -75,13 +84,24 @@ def add_linear(residual: Tensor, x: Tensor, matrix: Matrix, in_place: bool = Fal
 
     A new result costs a copy of the residual on CUDA.
     """
-    weight, onednn, least, few = matrix
+    weight, onednn, least, few, many = matrix
+    if many and x.shape[0] >= many:
+        product = _in_float32(x, weight, None)
+        return residual.add_(product) if in_place else residual + product
     if 1 < x.shape[0] <= few:
         product = torch.mm(weight.t(), x.t()).t()
         return residual.add_(product) if in_place else residual + product
     if onednn is not None and x.numel() * weight.shape[1] >= least:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, onednn, None, "add")
     return torch.addmm(residual, x, weight, out=residual) if in_place else torch.addmm(residual, x, weight)
+
+
+def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [N,K] times the weight [K,M] in bfloat16, computed in float32; rounded once, in the end."""
+    wide = x.float()
+    parts = [torch.mm(wide, part.float()) for part in weight.split(AT_ONCE, 1)]
+    product = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return (product if bias is None else product + bias).to(x.dtype)
 
 
 class Norm(NamedTuple):

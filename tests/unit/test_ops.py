@@ -30,6 +30,21 @@ def test_products_and_norms_do_not_depend_on_their_form(rows, width, out, wide, 
     assert not torch.allclose(expected[0], expected[2])
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+def test_bfloat16_products_in_float32_are_torchs_up_to_a_rounding(rows, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(ops, "EMULATED", True)
+    monkeypatch.setattr(ops, "AT_ONCE", 7)
+    x, weight, bias, residual = (torch.randn(*n).bfloat16() for n in ((rows, 64), (48, 64), (48,), (rows, 48)))
+    exact = x.double() @ weight.double().t()
+    with torch.inference_mode():
+        matrix = ops.matrix_of(weight)
+        found = ops.linear(x, matrix), ops.linear(x, matrix, bias), ops.add_linear(residual, x, matrix)
+    for ours, theirs in zip(found, (exact, exact + bias.double(), exact + residual.double())):
+        assert ours.dtype == torch.bfloat16
+        assert torch.allclose(ours.double(), theirs, rtol=2e-2, atol=0.1)
+
+
 def test_small_numbers_keep_the_epsilon_of_a_norm():
     x, scale = torch.full((2, 16), 1e-4), torch.ones(16)
     with torch.inference_mode():
