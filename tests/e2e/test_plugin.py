@@ -52,7 +52,7 @@ def test_the_decoder_of_the_page_keeps_every_promise(tmp_path):
 def test_it_runs_by_plugin_and_appears_in_table_and_figure(tmp_path):
     from dlmbench.cli.app import app
 
-    command = ["run", "--method", "left-run", "--plugin", str(EXAMPLE), "--task", "nano-gsm", "--limit", "3",
+    command = ["run", "--method", "left-run", "--plugin", str(EXAMPLE), "--task", "nano-gsm", "--limit", "1",
                "--against", "static", "--threshold", "0.7", "--out", str(tmp_path)]  # fmt: skip
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
