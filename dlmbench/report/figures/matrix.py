@@ -1,7 +1,8 @@
 """Decoders beside each other: what each costs, and what breaks where.
 
-A decoder stands there at one setting of each group, the one that `report` answers with: the cheapest that loses
-nothing that can be told from one token a step, else the most accurate. Groups without one token a step are left out.
+A decoder stands there at one setting of each group: the one chosen on dev items, where the sweep did so; else the
+cheapest that loses at most the margin, and where none does the one that loses least. Groups without one token a step
+are left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.errors import RequestError
 from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, LINE, dress, save, styles, subplots
+from dlmbench.stats import MARGIN
 
 _LOSS = LinearSegmentedColormap.from_list("loss", ["#A03A00", "#F3C9A8", "#FFFFFF", "#BFD9EC", "#0072B2"])
 _MOST = 30.0  # points of a loss from which on the colour does not change
@@ -56,7 +58,8 @@ def shown(group: Group) -> list[Row]:
     found = []
     for rows in group.methods().values():
         others = [row for row in rows if row is not group.reference]
-        kept = [row for row in others if row.against[REFERENCE].verdict != "worse"]
+        chosen = [row for row in others if row.tried is not None]
+        kept = chosen or [row for row in others if row.against[REFERENCE].difference >= -MARGIN]
         if kept:
             found.append(min(kept, key=group.spent))
         elif others:
@@ -91,7 +94,7 @@ def _ratios(ax: Axes, group: Group, style: dict[str, tuple[str, str]]) -> None:
     ax.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
     ax.set_yticks(list(places), [row.label for row in rows])
     unit = "cost" if group.priced else "NFE"
-    dress(ax, f"{first.task}, {first.model}", f"{unit}, as a share of one token a step", "", size=8.5)
+    dress(ax, f"{_task(group)}, {first.model}", f"{unit}, as a share of one token a step", "", size=8.5)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(0, 1.18 * max(*shares, 1.0))
     ax.grid(axis="y", visible=False)
@@ -110,7 +113,9 @@ def _draw_maps(maps: dict[tuple[str, str], list[Group]], column: bool) -> Figure
 
 def _task(group: Group) -> str:
     first = group.rows[0]
-    return first.task if first.split == "test" else f"{first.task} ({first.split})"
+    cache = first.manifest.spec.cache
+    more = [one for one, usual in ((first.split, "test"), (cache, "none")) if one != usual]
+    return f"{first.task} ({', '.join(more)})" if more else first.task
 
 
 def _table(groups: Sequence[Group]) -> tuple[list[str], dict[tuple[str, int], Row]]:
