@@ -22,9 +22,10 @@ def command(spec: RunSpec) -> str:
         if name in _LEFT_OUT or value is None or value == defaults[name]:
             continue
         flag = f"--{name.replace('_', '-')}"
-        words += (
-            [flag.replace("--", "--no-", 1)] if value is False else [flag] if value is True else [flag, _text(value)]
-        )
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, _text(value)]
     for owner, options in spec.settings.items():
         for name, one in options.items():
             words += ["--set", f"{owner}.{name}={_text(one)}"]

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from dlmbench.errors import DlmbenchError, RunError
 from dlmbench.request.key import digest
@@ -24,9 +24,6 @@ from dlmbench.runs.folder import BUNDLE, RunFolder, parsed, prompt_hash
 from dlmbench.runs.record import Json, Manifest, Metrics, Sample, plain
 from dlmbench.runs.runner import Catalog, Loaders, Run
 from dlmbench.runs.scored import Tasks
-
-if TYPE_CHECKING:
-    pass
 
 STOPS = ("eos", "stop", "length")
 _CLOSE = 1e-6  # relative: sums in another order, and what a table rounds

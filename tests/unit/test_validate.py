@@ -272,6 +272,18 @@ def test_a_leaderboard_of_two_machines_keeps_them_apart_and_names_what_it_refuse
     assert str(tmp_path) not in text
 
 
+def test_the_command_of_a_row_finds_the_run_again(sweep):
+    """Nothing is decoded: it is the same run, so it is finished."""
+    from dlmbench.request.command import command
+
+    words = command(folder(sweep).manifest.spec).split()[1:]
+    before = folder(sweep).path.joinpath("samples.jsonl").stat().st_mtime_ns
+    found = CliRunner().invoke(app, [*words, "--against", "none", "--out", str(sweep)])
+    assert found.exit_code == 0, found.output
+    assert len(list(sweep.glob("*/manifest.json"))) == 1
+    assert folder(sweep).path.joinpath("samples.jsonl").stat().st_mtime_ns == before
+
+
 def test_a_card_is_yaml_for_the_hub(sweep):
     import yaml
 
