@@ -314,8 +314,9 @@ class Group:
 
         static: the one with the most forwards (one token a step). order: the most accurate of those of `ONE_TOKEN`,
         where that is another, so that nobody shines beside a poor order alone. threshold: for a method whose threshold
-        is a confidence the one at the same or nearest value; for any other the one nearest in cost (in forwards where
-        nothing was priced). Never a row of the same method, except static at more forwards.
+        is a confidence the one at the same or nearest value; for any other the one whose bytes and FLOPs are nearest
+        (forwards, where these are not known), whatever the clock of this machine says. Never a row of the same method,
+        except static at more forwards.
         """
         if name == ORDER:
             best = self._best_order
@@ -330,8 +331,8 @@ class Group:
         confident = [(value, other) for other in found if (value := _confidence(other)) is not None]
         if ours is not None and confident:
             return min(confident, key=lambda pair: abs(pair[0] - ours))[1]
-        spent = _in_forwards if any(one.cost is None for one in (row, *found)) else _in_cost
-        return min(found, key=lambda other: abs(spent(other) - spent(row)))
+        known = [of for of in (_bytes, _flops) if all(of(one) for one in (row, *found))] or [_forwards]
+        return min(found, key=lambda other: max(_apart(of(row), of(other)) for of in known))
 
     @cached_property
     def _best_order(self) -> Row | None:
@@ -404,7 +405,7 @@ class Group:
         """Does the row need less than the reference? Asked of bytes (the limit at batch 1) and of FLOPs (the limit at
         large batch): "pays" or "does not pay" where both say so, else "depends on the batch"; None where one is not
         known, and for the reference."""
-        ratios = [self.relative(row, measure) for measure in (lambda one: one.bytes_read, lambda one: one.flops)]
+        ratios = [self.relative(row, measure) for measure in (_bytes, _flops)]
         if row is self.reference or None in ratios:
             return None
         less = {ratio < 1 for ratio in ratios if ratio is not None}
@@ -419,8 +420,21 @@ def _in_cost(row: Row) -> float:
     return row.cost or 0.0
 
 
-def _in_forwards(row: Row) -> float:
-    return row.nfe
+def _bytes(row: Row) -> float | None:
+    return row.bytes_read
+
+
+def _flops(row: Row) -> float | None:
+    return row.flops
+
+
+def _apart(one: float | None, other: float | None) -> float:
+    """Of two amounts above zero, their ratio as a logarithm."""
+    return abs(math.log(one / other)) if one and other else math.inf
+
+
+def _forwards(row: Row) -> float:
+    return max(row.nfe, 1e-9)
 
 
 def _confidence(row: Row) -> float | None:

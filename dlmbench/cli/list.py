@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "builtins.list[dict[str, object]]"  # of a table; `list` is the verb here
 KINDS = ("methods", "models", "tasks", "protocols", "recipes")
 _NAMES = ("group", "method", "model", "task", "protocol", "read", "file", "family", "where", "verb")
+_ROOM = 36  # characters that the last column's text needs beside the others
 _ONLY_JSON = ("recipe", "source", "evaluation")  # the file, the preset's `show` and the protocol's name say as much
 
 
@@ -47,15 +48,29 @@ def list(  # noqa: A001  (the verb's name)
     if json:
         print_json({kind: rows})
         return
-    from rich.table import Table
+    _print(rows)
 
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+
+def _print(rows: Rows) -> None:
+    """A table where the terminal leaves room for the text in the last column, else an entry of two lines or more."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
     columns = [name for name in (rows[0] if rows else ()) if name not in _ONLY_JSON]
-    for name in columns:  # names stay in one piece, the text in the last column takes the lines it needs
-        table.add_column(name, overflow="fold", no_wrap=name in _NAMES)
-    for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
-    stdout().print(table)
+    cells = [["" if row[name] is None else str(row[name]) for name in columns] for row in rows]
+    width = sum(max(map(len, [name, *column])) + 2 for name, column in zip(columns[:-1], zip(*cells)))
+    if stdout().width - width >= _ROOM:
+        table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+        for name in columns:  # names stay in one piece, the text in the last column takes the lines it needs
+            table.add_column(name, overflow="fold", no_wrap=name in _NAMES)
+        for row in cells:
+            table.add_row(*row)
+        return stdout().print(table)
+    for name, *between, text in cells:
+        said = "; ".join(f"{column}: {cell}" for column, cell in zip(columns[1:-1], between) if cell)
+        stdout().print(Text(name, style="bold"))
+        stdout().print(Padding(Text.assemble(text, ("\n" if text and said else ""), (said, "dim")), (0, 0, 0, 4)))
 
 
 def _methods() -> Rows:

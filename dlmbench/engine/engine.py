@@ -187,9 +187,9 @@ class Engine:
         """Decode requests as they come, until the source ends the service; all that `check` lets through.
 
         `on_finish` is called with a request's number as it finishes, on this thread; `on_block` with what is decoded of
-        a request that wants to hear of it, whenever a block is, unless a later step may change it. The batch keeps its
-        size: rows that nobody uses are computed too. Out of memory, it goes on with half the slots, like `generate`,
-        and rows that begin again are told again.
+        a request that wants to hear of it, whenever a block is, unless a later step may change it. As many rows are
+        computed as requests are under way, within a factor of two; where steps are recorded, all of them. Out of
+        memory, it goes on with half the slots, like `generate`, and rows that begin again are told again.
 
         Raises:
             RunError: as `generate` does; requests under way are lost.

@@ -75,6 +75,7 @@ class Scheduler:
         self.step, self.text, self.timing, self.clock, self.shapes = step, text, timing, clock, shapes
         self.fixed, self.stall_limit, self.watch = fixed, stall_limit, watch
         self.slots: list[Slot | None] = [None] * rows
+        self.rows = rows  # that there are buffers for
         self.encoding: Iterator[None] | None = None  # prompts on their way into the cache
         self.launched = 0  # steps
         self.on_block: OnBlock | None = None  # hears of finished blocks of requests that stream
@@ -90,7 +91,7 @@ class Scheduler:
             if len(flight) > self.step.lag:
                 for index, generation in self._read(*flight.popleft()):
                     done(index, generation)
-            if not queue and not flight and source is None:
+            if not queue and not flight:
                 self._shrink()
 
     # --- arrivals -----------------------------------------------------------------------------------------------------
@@ -101,9 +102,10 @@ class Scheduler:
             idle = not queue and not any(self.slots)
             if idle:
                 flight.clear()  # a step that was launched for rows which had ended
-            arrived = source(self.slots.count(None) - len(queue), idle)
+            arrived = source(self.slots.count(None) + self.rows - len(self.slots) - len(queue), idle)
             queue.extend(arrived.requests)
             self._give_up(queue, arrived.unwanted)
+            self._grow(len(queue) - self.slots.count(None))
             if queue or any(self.slots) or (idle and not arrived.requests):
                 break
         return bool(queue) or any(self.slots)
@@ -335,12 +337,31 @@ class Scheduler:
         histogram = report["accepted"][row].tolist()
         return int(report["proposed"][row]), [length for length, times in enumerate(histogram) for _ in range(times)]
 
+    # --- as many rows as are needed ----------------------------------------------------------------------------------
+
     def _shrink(self) -> None:
-        """When the queue is empty, halve the batch as rows run out, so that the last items do not carry dead rows."""
+        """When the queue is empty, halve the batch as rows run out: the last items carry no dead rows, nor does a
+        service that few ask."""
         busy = [row for row, slot in enumerate(self.slots) if slot]
         if self.step.graphs or self.encoding or not busy or len(busy) > len(self.slots) // 2:
             return  # recorded steps are bound to their buffers, prompts on their way to their rows
         order = [row if row in busy else busy.pop() for row in range(len(busy))]  # as few move as can be
+        self._keep_rows(order)
+
+    def _grow(self, more: int) -> None:
+        """So many rows more, or all that there are buffers for; at least twice as many as now."""
+        if more <= 0 or len(self.slots) == self.rows or self.encoding:
+            return
+        rows = len(self.slots)
+        added = list(range(rows, min(self.rows, max(2 * rows, rows + more))))
+        self._keep_rows([*range(rows), *(0 for _ in added)])  # what is in a row does not matter until it is admitted
+        self.step.canvas.live[added] = False
+        for row in added:
+            self._free(row)
+        for net in self.step.nets.values():
+            net.reset(torch.tensor(added, device=self.step.device))
+
+    def _keep_rows(self, order: list[int]) -> None:
         self.step.keep_rows(torch.tensor(order, device=self.step.device))
         self.slots = [self.slots[row] for row in order]
         if self.step.recorder:

@@ -506,6 +506,34 @@ def test_requests_that_come_while_others_run_get_the_same_ids_and_counts(decoder
     assert [found[i].forward_counts for i in range(12)] == [g.forward_counts for g in alone]
 
 
+@pytest.mark.parametrize("name", ["threshold", "simsd", "mrp", "prophet", "wino", "rcd", "daedal", "fastdllm2"])
+def test_a_service_computes_about_as_many_rows_as_are_asked_for(name):
+    """Waves of requests, the next when the last is nearly done: rows come and go, and no answer changes."""
+    items, waves, found, rows = requests(24), [1, 8, 2, 8, 5], {}, []
+    kind = DECODERS.get(name)
+    attention = kind.attention[-1]
+
+    def tiny(batch_size=1):
+        return Engine(testing.tiny_networks(kind(), attention), kind(), batch_size=batch_size)
+
+    alone, service = tiny().generate(items), tiny(8)
+    waiting = list(enumerate(items))
+
+    def source(free, idle):
+        if service.scheduler:
+            rows.append((len(service.scheduler.slots), 8 - free))
+        if not idle and 8 - free > 1:
+            return Arrivals([])
+        wave = waves.pop(0) if waves else 0
+        come, waiting[:] = waiting[: min(free, wave)], waiting[min(free, wave) :]
+        return Arrivals(come)
+
+    service.serve(source, found.__setitem__, max_length=40, max_tokens=20)
+    assert all(found[i].ids == alone[i].ids for i in found) and len(found) >= 20
+    assert all(found[i].counts == alone[i].counts for i in found)
+    assert {computed for computed, _ in rows} >= {1, 8} and all(computed <= max(8, 2 * busy) for computed, busy in rows)
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 def test_a_row_that_nobody_waits_for_is_given_up_and_its_slot_serves_others(lag):
     items = requests(8)
