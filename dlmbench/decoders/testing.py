@@ -116,9 +116,8 @@ def _progress(decoder: type[Decoder], seed: int, attention: str) -> None:
 
 def _batch_equals_singles(decoder: type[Decoder], singles: Singles, seed: int, attention: str) -> None:
     requests = random_requests(seed)
-    for batch in (3, 5):
-        together = _run(attention, decoder(), requests, batch_size=batch)
-        _compare(requests, singles(), together, f"a batch of {batch} differs from singles")
+    together = _run(attention, decoder(), requests, batch_size=3)
+    _compare(requests, singles(), together, "a batch of 3 differs from singles")
 
 
 def _refilled_equals_fresh(decoder: type[Decoder], singles: Singles, seed: int, attention: str) -> None:

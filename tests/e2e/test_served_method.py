@@ -1,6 +1,6 @@
 """The loop closed: a decoder that is asked over HTTP makes the row of the one in this process, item by item.
 
-pytest tests/e2e/test_served_method.py              threshold, 16 at a time, 17 items
+pytest tests/e2e/test_served_method.py              threshold, 3 at a time, 5 items
 pytest tests/e2e/test_served_method.py -m ""        static and mrp too, one at a time too, all on 200 items
 """
 
@@ -19,7 +19,7 @@ from dlmbench.tasks.evaluate import evaluate  # noqa: E402
 
 METHODS = {"threshold": ["--threshold", "0.9"], "static": [], "mrp": []}
 CASES = [
-    ("threshold", 16, 17),
+    ("threshold", 3, 5),
     *(pytest.param(method, rows, 200, marks=pytest.mark.slow) for method in METHODS for rows in (16, 1)),
 ]
 

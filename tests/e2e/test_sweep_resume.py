@@ -31,7 +31,13 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(place, out, *more, gen_length=24):
+@pytest.fixture(autouse=True)
+def timed_once(monkeypatch):
+    """How long it takes is not looked at."""
+    monkeypatch.setattr("dlmbench.runs.local.SPEED_REPEATS", 1)
+
+
+def command(place, out, *more, gen_length=16):
     return [
         "--task",
         "gsm8k",
@@ -113,7 +119,7 @@ def test_killed_sweep_resumes_to_the_same_samples_and_table(place, capsys):
 
     assert call(capsys, "sweep", *SWEEP, *command(place, "clean"))[0] == 0
     assert content(out) == content(place / "clean") and len(content(out)) == 4
-    unlike = [*TIMED, "folder", "commit"]
+    unlike = [*TIMED, "speed_repeats", "folder", "commit"]
     tables = [pd.read_csv(folder / "table.csv").drop(columns=unlike) for folder in (out, place / "clean")]
     pd.testing.assert_frame_equal(*tables)
     assert {"sweep.json", "table.md", "pareto.png"} <= {path.name for path in out.iterdir()}

@@ -87,9 +87,9 @@ def test_a_batch_equals_singles_and_a_refilled_slot_a_fresh_one(name, policy, sh
     decoder, policy = DECODERS[name], POLICIES[policy]
     if policy.name not in decoder().caches:
         pytest.skip("refused when the spec is read")
-    items, net = requests(), model(shift)
+    items, net = requests(4), model(shift)
     singles = [decode(decoder(), [item], policy, net=net)[0] for item in items]
-    for batch_size in (1, 2, 5):
+    for batch_size in (1, 3):
         together = decode(decoder(), items, policy, batch_size=batch_size, net=net)
         assert ids(together) == ids(singles)
         assert [g.counts for g in together] == [g.counts for g in singles]

@@ -120,7 +120,7 @@ RARER = [
 
 @pytest.mark.parametrize("name, attention, options, others", [*DEFAULTS, *RARER])
 def test_recorded_steps_equal_plain_ones(name, attention, options, others):
-    requests = testing.random_requests(3, 5)
+    requests = testing.random_requests(3, 4)
     tapes = []
     plain = forgetful(make(name, attention, False, options=options, **others)).generate(requests)
     engine, replayed = run(

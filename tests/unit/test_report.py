@@ -86,13 +86,13 @@ def test_a_threshold_of_another_unit_is_compared_at_the_same_cost(runs):
     assert found.label == "threshold 0.9", "18 forwards are far, 30 are near"
 
 
-def test_no_clock_decides_whom_a_row_is_compared_with(runs, monkeypatch):
+@pytest.mark.parametrize("price", [0.1, 10.0])
+def test_no_clock_decides_whom_a_row_is_compared_with(price, runs, monkeypatch):
     make_run(runs, method="entropy", threshold=0.6, accuracy=0.9, nfe=29)
-    for price in (0.1, 1.0, 10.0):
-        monkeypatch.setattr("dlmbench.analysis.row.item_costs", lambda samples, *_, **__: [price] * len(samples))
-        rows = by_label(runs)
-        assert rows["entropy 0.6"].against["threshold"].baseline.label == "threshold 0.9"
-        assert rows["static k=1"].against["threshold"].baseline.label == "threshold 0.9"
+    monkeypatch.setattr("dlmbench.analysis.row.item_costs", lambda samples, *_, **__: [price] * len(samples))
+    rows = by_label(runs)
+    assert rows["entropy 0.6"].against["threshold"].baseline.label == "threshold 0.9"
+    assert rows["static k=1"].against["threshold"].baseline.label == "threshold 0.9"
 
 
 def test_confidences_are_compared_with_rows_that_have_one(runs):
