@@ -82,15 +82,17 @@ def answer(results: Results, max_drop: float = MARGIN) -> Headline:
     ranked = [(section, decoders) for section, decoders in ranked if decoders]
     stress = any(section.stress(tasks) for section, _ in ranked)
     headings = _headings(ranked, tasks, stress)
-    places = ((rank, n) for n, (_, decoders) in enumerate(ranked) for rank in range(len(decoders)))
-    kept = set(sorted(places)[:MOST])  # of every section the best
+    ranks = ((rank, n) for n, (_, decoders) in enumerate(ranked) for rank in range(len(decoders)))
+    kept = set(sorted(ranks)[:MOST])  # of every section the best
     lines = [
         Line(one.row, _cells(section, one, tasks, stress, len(ranked) > 1), one.standing == LEAD)
         for n, (section, decoders) in enumerate(ranked)
         for rank, one in enumerate(decoders)
         if (rank, n) in kept
     ]
-    panels = [undecided(group, len({row.model for row in results.rows}) > 1) for group in silent]
+    names = {group: one.name for one in _sections(results, whole=True) for group in one.groups.values()}
+    places = {group: names.get(group, group.rows[0].model) for group in results.groups}
+    panels = [undecided(group, places[group] if len(set(places.values())) > 1 else "") for group in silent]
     if others := _others(sections, tasks):
         panels.append(f"{text.listed(others)} {'tells' if len(others) == 1 else 'tell'} settings apart too: table.md.")
     if hidden := sum(len(decoders) for _, decoders in ranked) - len(lines):
@@ -267,11 +269,12 @@ def _standing(group: Group, row: Row, max_drop: float) -> str:
 
 def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence[str], stress: bool) -> list[Heading]:
     found = [
-        Heading("decoder", "best first", "at the setting that speaks for it"),
+        Heading("decoder", "cost, then loss", "at the setting that speaks for it: those that may keep the "
+                "reference's accuracy by their cost, then the others by what they lose"),
         Heading("cost", "share", "of decoding an item, measured prices, as a share of one token a step's"),
-        Heading("vs 1 token a step", "points", f"paired difference on the items of {tasks[0]}, 95 % interval"),
+        Heading("vs 1 token a step", "points, 95 %", f"paired difference on the items of {tasks[0]}, 95 % interval"),
         Heading("verdict", "", "by McNemar's exact test, corrected by Holm; equal: within "
-                f"{100 * MARGIN:g} points; too close: the items are too few to tell"),
+                f"{100 * MARGIN:g} points; unsettled: the items are too few to tell"),
     ]  # fmt: skip
     found += [
         Heading(task, _items(ranked, task), "accuracy in percent, 95 % interval", 3 if task != tasks[0] else 1)
@@ -295,7 +298,7 @@ def _items(ranked: Sequence[tuple[_Section, list[_Decoder]]], task: str) -> str:
     return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} items" if counts else ""
 
 
-_BRIEF = {"too close to tell": "too close", needs.ALONE: "alone"}
+_BRIEF = {"too close to tell": "unsettled", needs.ALONE: "alone"}
 
 
 def _cells(section: _Section, one: _Decoder, tasks: Sequence[str], stress: bool, several: bool) -> list[str]:
@@ -373,16 +376,17 @@ def _best(compared: Sequence[tuple[_Section, list[_Decoder]]], max_drop: float) 
             continue
         gap = best.row.against[REFERENCE]
         trades[reference.model] = (
-            f"{best.row.label} on {section.name} at {best.share:.2f} of the cost of {reference.label}, "
-            f"{text.signed(gap.difference, gap.low, gap.high)} points on {reference.task}, {_how_sure(gap.verdict)}"
+            f"{best.row.label} on {section.name} for {best.share:.2f} of the cost of {reference.label}, "
+            f"{text.signed(gap.difference, gap.low, gap.high)} points on {reference.task}, "
+            f"{_how_sure(gap.verdict, best.row.metrics.items)}"
         )
     told = list(trades.values())[:_NAMED]
     return f"Best trade, if {100 * max_drop:g} points may be lost: {'; '.join(told)}."
 
 
-def _how_sure(verdict: str) -> str:
+def _how_sure(verdict: str, items: int) -> str:
     sure = {"equal": f"surely within {100 * MARGIN:g} points", "better": "surely better"}
-    return sure.get(verdict, "the items are too few to be sure")
+    return sure.get(verdict, f"not proven on {items} items")
 
 
 def _waste(compared: Sequence[tuple[_Section, list[_Decoder]]]) -> str:
@@ -391,8 +395,8 @@ def _waste(compared: Sequence[tuple[_Section, list[_Decoder]]]) -> str:
     dear.sort(key=lambda pair: -pair[1].share)
     lost.sort(key=lambda pair: pair[1].row.against[REFERENCE].difference)
     parts = [
-        _few([f"{_name(compared, *pair)} ({pair[1].share:.2f} of the cost for no more)" for pair in dear]),
-        _few([f"{_name(compared, *pair)} ({_loss(pair[1])} at its best setting)" for pair in lost]),
+        _few([f"{_name(compared, *pair)} ({pair[1].share:.2f} of the cost, no gain seen)" for pair in dear]),
+        _few([f"{_name(compared, *pair)} ({_loss(pair[1])})" for pair in lost]),
     ]
     told = "; ".join(part for part in parts if part)
     return f"What does not pay: {told}." if told else ""
@@ -407,16 +411,24 @@ def _open(compared: Sequence[tuple[_Section, list[_Decoder]]]) -> str:
         if needs.verdict(one.row) not in ("better", "worse", "equal")
     ]
     shown = [
-        f"{group.rows[0].metrics.items} items of {group.rows[0].task} show a difference of "
-        f"{100 * least:.1f} points or more in four of five cases"
+        f"{group.rows[0].metrics.items} items of {group.rows[0].task} miss a true difference below "
+        f"{100 * least:.1f} points in more than one of five cases"
         for group in dict.fromkeys(decoders[0].row.group for _, decoders in compared)
         if (least := group.least_difference)
     ][:1]
     if not unsure:
-        return "; ".join(["How sure: every line is decided", *shown]) + "."
+        return "; ".join(["How sure: every line is settled", *shown]) + "."
     names = [_name(compared, *pair) for pair in unsure]
-    whether = f"whether {_few(names)} keep{'s' * (len(names) == 1)} the accuracy within {100 * MARGIN:g} points"
-    return f"Too few items to tell: {'; '.join([whether, *shown])}."
+    rest = [
+        _name(compared, section, one)
+        for section, decoders in compared
+        for one in decoders[1:]
+        if (section, one) not in unsure
+    ]
+    whether = _few(names)
+    if len(names) > _NAMED and len(rest) < _NAMED:
+        whether = f"every line but {text.listed(rest)}" if rest else "every line"
+    return f"Unsettled on so few items: {'; '.join([whether, *shown])}."
 
 
 def _of(compared: Sequence[tuple[_Section, list[_Decoder]]], standing: str) -> list[tuple[_Section, _Decoder]]:
@@ -440,14 +452,16 @@ def _few(names: Sequence[str]) -> str:
     return text.listed([*names[:_NAMED], f"{more} more"] if more > 0 else list(names))
 
 
-def undecided(group: Group, several: bool) -> str:
-    """``nano-code: all 23 settings equal, within 2 points``."""
+def undecided(group: Group, model: str = "") -> str:
+    """``nano-code: all 23 settings equal, within 2 points``; `model` and what its rows share, where there are others."""
     first, others = group.rows[0], [row for row in group.rows if row is not group.judged_by]
-    place = f"{first.task}, {first.model}" if several else first.task
+    place = f"{first.task}, {model}" if model else first.task
     low, high = (100 * end(row.accuracy for row in group.rows) for end in (min, max))
-    span = f"{low:.1f} %" if low == high else f"{low:.1f} to {high:.1f} %"
+    span = f"{low:.1f} % right" if low == high else f"{low:.1f} to {high:.1f} % right"
+    named = text.listed([row.label for row in group.rows]) if len(group.rows) <= _NAMED else ""
     if group.judged_by and all(needs.verdict(row) == "equal" for row in others):
         said = f"all {len(group.rows)} settings equal, within {100 * MARGIN:g} points ({span})"
     else:
-        said = f"no two of {len(group.rows)} settings can be told apart on {first.metrics.items} items ({span})"
+        apart = named or f"the {len(group.rows)} settings"
+        said = f"{first.metrics.items} items cannot tell {apart} apart ({span})"
     return f"{place}: {said}."
