@@ -453,7 +453,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def undecided(group: Group, model: str = "") -> str:
-    """``nano-code: all 23 settings equal, within 2 points``; `model` and what its rows share, where there are others."""
+    """``nano-code: all 23 settings equal, within 2 points``; `model` with what its rows share, where there are more."""
     first, others = group.rows[0], [row for row in group.rows if row is not group.judged_by]
     place = f"{first.task}, {model}" if model else first.task
     low, high = (100 * end(row.accuracy for row in group.rows) for end in (min, max))

@@ -60,7 +60,9 @@ def test_three_sentences_say_what_pays_what_does_not_and_how_sure(runs):
     best, waste, unsure = answer(Results.load(runs)).sentences
     assert "threshold 0.9 on nano for 0.4" in best and "surely within 2 points" in best
     assert "simsd (1.5" in waste and "klass 0.6 (-27.5 [" in waste
-    assert unsure.startswith("Unsettled on so few items: entropy 0.4; 400 items of nano-gsm miss a true difference below")
+    assert unsure.startswith(
+        "Unsettled on so few items: entropy 0.4; 400 items of nano-gsm miss a true difference below"
+    )
 
 
 def test_a_task_that_tells_nothing_apart_is_one_line(runs):
@@ -100,7 +102,9 @@ def test_groups_are_sections_and_what_stands_alone_comes_last(runs):
         make_run(runs, method=method, threshold=None if label else 0.9, weights="c" * 16, model="other", label=label)
     found = answer(Results.load(runs))
     assert [line.cells[0] for line in found.lines if line.leads] == ["nano: static k=1"]
-    assert any("nano-gsm, other: 120 items cannot tell static k=1 and threshold 0.9 apart" in line for line in found.panels)
+    assert any(
+        "nano-gsm, other: 120 items cannot tell static k=1 and threshold 0.9 apart" in line for line in found.panels
+    )
     assert found.lines[-1].cells[0] == "nano-ar: ar" and found.lines[-1].cells[3] == "alone"
 
 
