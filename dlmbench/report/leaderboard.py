@@ -17,7 +17,6 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from dlmbench.analysis import text
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.errors import RequestError
@@ -54,13 +53,17 @@ class Board:
 
 
 def write_leaderboard(folders: Sequence[Path], path: Path, title: str = "Leaderboard") -> Path:
-    """The page of all finished runs in these folders.
+    """The page of all finished runs on test items in these folders.
 
     Raises RequestError where there is none.
     """
-    runs = [run for folder in folders for run in find_runs(folder) if run.finished]
+    runs = [
+        run for folder in folders for run in find_runs(folder) if run.finished and run.manifest.spec.split == "test"
+    ]
     if not runs:
-        raise RequestError(f"No finished run in {', '.join(map(str, folders))}; give the folders of sweeps.")
+        raise RequestError(
+            f"No finished run on test items in {', '.join(map(str, folders))}; give the folders of sweeps."
+        )
     validator = Validator()
     verdicts = {run.path: validator.look(run, deep=False) for run in runs}
     refused = [(_source(run, folders), verdict.problems[0]) for run in runs if (verdict := verdicts[run.path]).problems]
@@ -86,14 +89,8 @@ def write_leaderboard(folders: Sequence[Path], path: Path, title: str = "Leaderb
 def _board(group: Group, folders: Sequence[Path], place: Path) -> Board:
     first = group.rows[0]
     columns = [one for one in table_columns(HTML, group.rows) if one.name in COLUMNS]
-    shared = [
-        text.told(name, value)
-        for name, value in first.paired.items()
-        if name not in ("task", "split", "weights", "prompt_hash", "device", "batch_size")
-        and value not in (None, False, 0, "none", "{}")
-    ]
     title = f"{first.task} ({first.split}), {first.model}, {first.device}, batch {first.batch_size}"
-    return Board(title, shared, columns, [_entry(row, columns, folders, place) for row in _best_first(group)])
+    return Board(title, group.shared, columns, [_entry(row, columns, folders, place) for row in _best_first(group)])
 
 
 def _best_first(group: Group) -> list[Row]:
