@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full two-threads screenshots test test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano train-nano2
+.PHONY: setup reproduce reproduce-full two-threads screenshots test tests test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano train-nano2
 
 setup: $(VENV)/.runtime
 
@@ -45,7 +45,10 @@ screenshots: reproduce
 # A process a core, as its tests are mostly small networks that gain little from threads.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-test: lint types $(VENV)/.dev
+test: lint
+	$(MAKE) --no-print-directory -j2 types tests
+
+tests: $(VENV)/.dev
 	$(PYTEST)
 
 # Types, checked; the first time takes a minute.

@@ -9,7 +9,7 @@ from pathlib import Path
 from dlmbench.analysis.row import Group, Row, paired, sort_key
 from dlmbench.errors import RequestError
 from dlmbench.runs.folder import RunFolder, find_runs
-from dlmbench.runs.record import UNTOLD
+from dlmbench.runs.record import UNTOLD, Manifest
 from dlmbench.runs.sweep import trials_of
 
 
@@ -99,14 +99,20 @@ def _autoregressive(runs: Iterable[RunFolder]) -> dict[tuple[Hashable, ...], flo
 
 
 def _model_names(runs: list[RunFolder]) -> list[str]:
-    """What the model of each run is called; checkpoints of one name (folders called alike) get the beginning of their
-    weights' hash beside it."""
+    """What the model of each run is called, an ideal one with its options; checkpoints of one name (folders called
+    alike) get the beginning of their weights' hash beside it."""
+    names = [" ".join([run.manifest.spec.model, *_ideal(run.manifest)]) for run in runs]
     weights: dict[str, set[str]] = {}
-    for run in runs:
-        weights.setdefault(run.manifest.spec.model, set()).add(run.manifest.weights["target"])
+    for name, run in zip(names, runs):
+        weights.setdefault(name, set()).add(run.manifest.weights["target"])
     return [
-        f"{run.manifest.spec.model} ({run.manifest.weights['target'][:8]})"
-        if len(weights[run.manifest.spec.model]) > 1
-        else run.manifest.spec.model
-        for run in runs
+        f"{name} ({run.manifest.weights['target'][:8]})" if len(weights[name]) > 1 else name
+        for name, run in zip(names, runs)
     ]
+
+
+def _ideal(manifest: Manifest) -> list[str]:
+    """``temperature=0.5``: what an ideal model was made to be."""
+    shared = manifest.identity.get("shared")
+    found = shared.items() if isinstance(shared, dict) else ()
+    return [f"{name.partition('.')[2]}={value}" for name, value in found if name.startswith("oracle.")]

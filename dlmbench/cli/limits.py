@@ -63,7 +63,7 @@ def limits(given: dict[str, Json], json: flags.Json = False) -> None:
     if json:
         print(json_module.dumps([{**one.__dict__, "low": one.interval[0], "high": one.interval[1]} for one in found]))
         return
-    table = Table("model", "accuracy", "95 %", "rule's loss", "forwards", "tokens a forward", box=None)
+    table = Table("model", "accuracy", "95 %", "lost", "forwards", "tokens/forward", box=None)
     for column in table.columns:
         column.justify, column.no_wrap = "left" if column is table.columns[0] else "right", True
     for one in found:
@@ -74,5 +74,5 @@ def limits(given: dict[str, Json], json: flags.Json = False) -> None:
         )  # fmt: skip
     console = Console(highlight=False)
     how = f"temperature {spec.temperature:g}, {spec.attention} attention"
-    console.print(f"{method} on {task.name}, {len(items)} items, {how}")
+    console.print(f"{method} on {spec.task}, {len(items)} items, {how}")
     console.print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -93,12 +93,15 @@ def network_hashes(run: ResolvedRun) -> dict[str, str]:
     Raises RequestError, before a large file is read, for checkpoints that cannot be run.
     """
     _check_files(run)
-    return {role: _identity(preset) for role, preset in _presets(run).items()}
+    ideal = {name: value for name, value in run.shared.chosen().items() if name.startswith("oracle.")}
+    return {role: _identity(preset, ideal if role == "target" else {}) for role, preset in _presets(run).items()}
 
 
-def _identity(preset: Preset) -> str:
-    """Hash of a checkpoint's files and of what is told of it, which makes other networks of the same files."""
+def _identity(preset: Preset, ideal: Mapping[str, object]) -> str:
+    """Hash of a checkpoint's files and of what is told of it, which makes other networks of the same files; so do the
+    options of an ideal model."""
     files, told = checkpoint_hash(_folder(preset)), [one.said() for one in preset.told[:2]]
+    told += [str(sorted(ideal.items()))] if ideal else []
     return hashlib.sha256(f"{files} {told}".encode()).hexdigest() if any(told) else files
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -130,13 +130,22 @@ class ResolvedRun:
     @cached_property
     def label(self) -> str:
         """How its row is called."""
-        words = [f"{name.partition('.')[2]}={value}" for name, value in self.shared.chosen().items()]
+        words = self._words(lambda owner: owner != "oracle")
         cache = [self.spec.cache] if self.spec.cache != "none" else []
         helpers = [f"{role}={Path(name).name}" for role, name in self.companions.items() if self._unusual(role, name)]
         words += [] if self.trained else ["(model not trained for it)"]
         asked_as = asked(self.spec.protocol, self.spec.task)
         words += [f"({asked_as.other.partition(':')[0]})"] if asked_as and asked_as.other else []
         return " ".join([options.label(self.spec.method, self.config), *cache, *helpers, *words])
+
+    @property
+    def model_label(self) -> str:
+        """How its model is called; an ideal one by its options too."""
+        return " ".join([self.preset.name, *self._words(lambda owner: owner == "oracle")])
+
+    def _words(self, of: Callable[[str], bool]) -> list[str]:
+        chosen = [(*name.split("."), value) for name, value in self.shared.chosen().items()]
+        return [f"{name}={value}" for owner, name, value in chosen if of(owner)]
 
     @property
     def trained(self) -> bool:

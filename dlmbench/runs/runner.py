@@ -106,7 +106,7 @@ class Run:
     @property
     def title(self) -> str:
         """``nano-gsm, nano: threshold 0.9``."""
-        return f"{self.task.name}, {self.resolved.preset.name}: {self.resolved.label}"
+        return f"{self.task.name}, {self.resolved.model_label}: {self.resolved.label}"
 
     @property
     def weights(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli.app import main
 
 
@@ -31,6 +32,10 @@ def test_another_oracle_is_another_run(capsys, tmp_path):
     for options in ([], ["--set", "oracle.noise=1"], ["--set", "oracle.weights=zipf"]):
         command(capsys, *RUN, "--model", "oracle", "--out", str(tmp_path), *options)
     assert len(list(tmp_path.glob("stress-shuffle-4-sequential-*"))) == 3
+    groups = Results.load(tmp_path).groups
+    assert all(len(group.rows) == 1 for group in groups), "rows of different models are never paired"
+    assert {group.rows[0].model for group in groups} == {"oracle", "oracle noise=1.0", "oracle weights=zipf"}
+    assert {group.rows[0].label for group in groups} == {"sequential k=1"}
 
 
 @pytest.mark.parametrize(
