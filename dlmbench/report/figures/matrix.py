@@ -15,13 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from dlmbench.analysis import text
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.errors import RequestError
+from dlmbench.report.answer import STRESS
+from dlmbench.report.figures.pareto import IDEAL
 from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, LINE, dress, save, styles, subplots
-from dlmbench.stats import MARGIN
+from dlmbench.stats import MARGIN, points
 
 _LOSS = LinearSegmentedColormap.from_list("loss", ["#A03A00", "#F3C9A8", "#FFFFFF", "#BFD9EC", "#0072B2"])
-_MOST = 30.0  # points of a loss from which on the colour does not change
+_MOST = 50.0  # points of a loss from which on the colour does not change
 
 
 def cost_ratios(rows: Sequence[Row], folder: Path, name: str, column: bool = False) -> list[Path]:
@@ -35,14 +38,15 @@ def cost_ratios(rows: Sequence[Row], folder: Path, name: str, column: bool = Fal
 
 def tasks(rows: Sequence[Row], folder: Path, name: str, column: bool = False) -> list[Path]:
     """What breaks where: decoder by task, points of accuracy that it loses or wins against one token a step, in bold
-    where that can be told; a map a model and machine.
+    where that can be told, and below them what it costs; a map a model and machine.
 
     Raises RequestError where nothing can be compared.
     """
-    maps: dict[tuple[str, str], list[Group]] = {}
+    maps: dict[str, list[Group]] = {}
     for group in _compared(rows):
         first = group.rows[0]
-        maps.setdefault((first.model, first.device), []).append(group)
+        where = "" if first.manifest.spec.model.startswith(IDEAL) else f" on {first.device}"  # no machine matters there
+        maps.setdefault(first.model + where, []).append(group)
     return save(lambda: _draw_maps(maps, column), folder, name)
 
 
@@ -100,14 +104,21 @@ def _ratios(ax: Axes, group: Group, style: dict[str, tuple[str, str]]) -> None:
     ax.grid(axis="y", visible=False)
 
 
-def _draw_maps(maps: dict[tuple[str, str], list[Group]], column: bool) -> Figure:
+def _draw_maps(maps: dict[str, list[Group]], column: bool) -> Figure:
     tables = [_table(groups) for groups in maps.values()]
     widest = max(len(groups) for groups in maps.values())
-    heights = [0.26 * len(methods) + 1.2 for methods, _ in tables]
-    width = COLUMN_WIDTH if column else max(1.1 * widest + 1.9, 4.0)
-    figure, axes = subplots(len(tables), 1, (width, sum(heights)))
-    for ax, ((model, device), groups), (methods, cells) in zip(axes.flat, maps.items(), tables):
-        _map(ax, f"{model} on {device}", [_task(group) for group in groups], methods, cells)
+    across = 1 if column else min(2, len(tables))
+    down = -(-len(tables) // across)
+    high = 0.34 * max(len(methods) for methods, _ in tables) + 1.3
+    width = COLUMN_WIDTH if column else across * max(0.78 * widest + 1.3, 3.2)
+    figure, axes = subplots(down, across, (width, high * down))
+    for ax in axes.flat[len(tables) :]:
+        ax.set_visible(False)
+    for ax, (title, groups), (methods, cells) in zip(axes.flat, maps.items(), tables):
+        _map(ax, title, [_task(group) for group in groups], methods, cells)
+    unit = "cost" if all(group.priced for groups in maps.values() for group in groups) else "forwards"
+    legend = f"points against one token a step, bold beyond chance;\nbelow: {unit}, as a share of one token a step's"
+    axes.flat[len(tables) - 1].set_xlabel(legend, fontsize=7, color=GREY)
     return figure
 
 
@@ -115,7 +126,8 @@ def _task(group: Group) -> str:
     first = group.rows[0]
     cache = first.manifest.spec.cache
     more = [one for one, usual in ((first.split, "test"), (cache, "none")) if one != usual]
-    return f"{first.task} ({', '.join(more)})" if more else first.task
+    name = first.task.removeprefix(STRESS)
+    return f"{name} ({', '.join(more)})" if more else name
 
 
 def _table(groups: Sequence[Group]) -> tuple[list[str], dict[tuple[str, int], Row]]:
@@ -137,11 +149,13 @@ def _map(ax: Axes, title: str, names: Sequence[str], methods: Sequence[str], cel
     for (method, n), row in cells.items():
         found, line = row.against[REFERENCE], methods.index(method)
         told = found.verdict in ("better", "worse")
-        dark = abs(values[line, n]) > 0.7 * _MOST
+        dark, pale = abs(values[line, n]) > 0.7 * _MOST, abs(values[line, n]) < 0.1 * _MOST
         ax.text(
-            n, line, f"{values[line, n]:+.1f}", ha="center", va="center", fontsize=7,
+            n, line, points(found.difference, signed=True), ha="center", va="bottom", fontsize=7,
             color="white" if dark else INK, fontweight="bold" if told else "normal",
         )  # fmt: skip
+        share, ink = text.number(row.group.share(row), 2), "white" if dark else GREY if pale else INK
+        ax.text(n, line + 0.06, share, ha="center", va="top", fontsize=5.5, color=ink)
     dress(ax, title, "", "", size=8.5)
     ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
     ax.set_yticks(range(len(methods)), methods)
