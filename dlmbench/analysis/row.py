@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 
 from dlmbench import stats
-from dlmbench.analysis import fronts, text
+from dlmbench.analysis import fronts
 from dlmbench.request.run_spec import PAIRED
 from dlmbench.runs.aggregate import cost_interval, item_costs
 from dlmbench.runs.folder import RunFolder
@@ -302,14 +302,6 @@ class Group:
     def reference(self) -> Row | None:
         """The row of static decoding with the most forwards, one token a step; None when there is none."""
         return max(self.methods().get(REFERENCE, []), key=lambda row: row.nfe, default=None)
-
-    @property
-    def shared(self) -> list[str]:
-        """What its rows share beside task, model, machine and batch, where that is not the usual: ``cache dual``."""
-        usual = (None, False, 0, "none", "{}")
-        places = ("task", "split", "weights", "prompt_hash", "device", "batch_size")
-        found = self.rows[0].paired.items()
-        return [text.told(name, value) for name, value in found if name not in places and value not in usual]
 
     @property
     def judged_by(self) -> Row | None:

@@ -101,8 +101,8 @@ def _identity(preset: Preset, ideal: Mapping[str, object]) -> str:
     """Hash of a checkpoint's files and of what is told of it, which makes other networks of the same files; so do the
     options of an ideal model."""
     files, told = checkpoint_hash(_folder(preset)), [one.said() for one in preset.told[:2]]
-    told += [str(sorted(ideal.items()))] if ideal else []
-    return hashlib.sha256(f"{files} {told}".encode()).hexdigest() if any(told) else files
+    whole = f"{files} {told}" + (f" {sorted(ideal.items())}" if ideal else "")
+    return hashlib.sha256(whole.encode()).hexdigest() if any(told) or ideal else files
 
 
 def _presets(run: ResolvedRun) -> dict[str, Preset]:

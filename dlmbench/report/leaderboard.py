@@ -21,6 +21,7 @@ from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.errors import RequestError
 from dlmbench.report.columns import HTML, Column, legend, table_columns
+from dlmbench.report.summary import unusual
 from dlmbench.request.command import command
 from dlmbench.runs.folder import BUNDLE, RunFolder, find_runs
 from dlmbench.runs.reruns import reruns
@@ -90,7 +91,7 @@ def _board(group: Group, folders: Sequence[Path], place: Path) -> Board:
     first = group.rows[0]
     columns = [one for one in table_columns(HTML, group.rows) if one.name in COLUMNS]
     title = f"{first.task} ({first.split}), {first.model}, {first.device}, batch {first.batch_size}"
-    return Board(title, group.shared, columns, [_entry(row, columns, folders, place) for row in _best_first(group)])
+    return Board(title, unusual(group), columns, [_entry(row, columns, folders, place) for row in _best_first(group)])
 
 
 def _best_first(group: Group) -> list[Row]:

@@ -39,6 +39,14 @@ def _facts(row: Row) -> dict[str, object]:
     return first | plain
 
 
+def unusual(group: Group) -> list[str]:
+    """What its rows share beside task, model, machine and batch, where that is not the usual: ``cache dual``."""
+    usual = (None, False, 0, "none", "{}")
+    places = ("task", "split", "weights", "prompt_hash", "device", "batch_size")
+    found = group.rows[0].paired.items()
+    return [told(name, value) for name, value in found if name not in places and value not in usual]
+
+
 def sentences(group: Group) -> list[str]:
     """The three sentences of a group."""
     reference = group.judged_by

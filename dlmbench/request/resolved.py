@@ -144,8 +144,8 @@ class ResolvedRun:
         return " ".join([self.preset.name, *self._words(lambda owner: owner == "oracle")])
 
     def _words(self, of: Callable[[str], bool]) -> list[str]:
-        chosen = [(*name.split("."), value) for name, value in self.shared.chosen().items()]
-        return [f"{name}={value}" for owner, name, value in chosen if of(owner)]
+        chosen = [(name.partition("."), value) for name, value in self.shared.chosen().items()]
+        return [f"{name}={value}" for (owner, _, name), value in chosen if of(owner)]
 
     @property
     def trained(self) -> bool:

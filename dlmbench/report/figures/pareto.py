@@ -139,8 +139,8 @@ def chosen(rows: Sequence[Row], model: str | None) -> Shown:
     if not telling:
         return Shown(panels, ideal, [])
     silent = dict.fromkeys(row.group for part in panels if part not in telling for row in part)
-    told = [undecided(group, group.rows[0].model if model == ALL else "") for group in silent if len(group.rows) > 1]
-    return Shown(telling, ideal, told)
+    lines = [undecided(group, group.rows[0].model if model == ALL else "") for group in silent if len(group.rows) > 1]
+    return Shown(telling, ideal, lines)
 
 
 def main_model(part: Sequence[Row]) -> str:

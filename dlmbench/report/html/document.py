@@ -183,7 +183,7 @@ def _need_cells(group: Group, need: ServedNeed) -> list[tuple[str, str]]:
 
 def _matched(group: Group) -> tuple[str, dict[str, list[str]], str]:
     first = group.rows[0]
-    title = ", ".join([first.task, first.model, f"batch {first.batch_size}", *group.shared])
+    title = ", ".join([first.task, first.model, f"batch {first.batch_size}", *summary.unusual(group)])
     return title, equal_cost.columns(matched(group)), equal_cost.reference_sentence(group)
 
 
