@@ -40,7 +40,7 @@ def will_do(cell) -> str:
     unusual = {"eos": (cell.eos, "free"), "cache": (spec.cache, "none"), "store": (spec.store, "fused"),
                "batch": (spec.batch_size, "auto")}  # fmt: skip
     words = [
-        spec.task if spec.limit is None else f"{spec.task} x {spec.limit}", cell.preset.name, cell.label,
+        spec.task if spec.limit is None else f"{spec.task} x {spec.limit}", cell.model_label, cell.label,
         f"block {cell.block_length}", f"tokens {cell.gen_length or 'by task'}",
         f"{prompt}, {'chat' if cell.chat_template else 'raw'}",
         *(f"{name} {value}" for name, (value, usual) in unusual.items() if value != usual),
