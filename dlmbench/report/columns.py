@@ -57,6 +57,8 @@ class Axis:
     title: str
     larger: bool = False
     """Is more of it better?"""
+    batched: bool = True
+    """Does it depend on how many rows are decoded together?"""
 
 
 @dataclass(frozen=True)
@@ -373,11 +375,12 @@ COLUMNS: tuple[Column, ...] = (
     _relative("bytes", attrgetter("bytes_read"), "bytes", "weights, keys and values that decoding an item reads with "
               "the device for itself, as a share of static's: what counts at batch 1",
               "sum over forwards but prefill of the weights of their role and of each key they see, once a forward",
-              Axis("bytes", attrgetter("bytes_read"), "bytes read an item, decoding, batch 1")),
+              Axis("bytes", attrgetter("bytes_read"), "bytes that decoding an item reads: the limit at batch 1",
+                   batched=False)),
     _relative("decode_flops", attrgetter("flops"), "FLOPs", "multiplications and additions of decoding an item, as a "
               "share of static's: what counts at large batch",
               "sum over forwards but prefill of 2 a weight and token, 4 a pair of a query and a key and a width",
-              Axis("flops", attrgetter("flops"), "FLOPs an item, decoding")),
+              Axis("flops", attrgetter("flops"), "FLOPs of decoding an item: the limit at large batch", batched=False)),
     Column("pays", lambda row: row.group.pays(row), "pays?", "pays where both bytes and FLOPs are below static's, does "
            "not pay where neither is, else depends on the batch", where=(MARKDOWN, HTML), sampled=True,
            formula="bytes and FLOPs, both as shares of static's, against 1"),

@@ -341,7 +341,11 @@ def exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
 
 
 def _tick(value: float, _: object) -> str:
-    return f"{value:.3g}" if value < 1e5 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    """``200``, ``500 M``."""
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e5, " k")):
+        if value >= size:
+            return f"{value / (1e3 if letter == ' k' else size):.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _draw_front(ax: Axes, xs: np.ndarray, ys: np.ndarray, larger: bool) -> np.ndarray:
@@ -383,7 +387,8 @@ def _dress(ax: Axes, group: list[Row], axis: Axis, y: str) -> None:
     main = _most([row.weights for row in group])
     model = next(row.model for row in group if row.weights == main)
     wide = figure_of(ax).get_figwidth() > COLUMN_WIDTH
-    remark = f"(batch {batches}; {'right' if axis.larger else 'left'} is better)"
+    batch = f"batch {batches}; " if axis.batched else ""
+    remark = f"({batch}{'right' if axis.larger else 'left'} is better)"
     dress(
         ax,
         f"{group[0].task} ({group[0].split}, {count} items), {model}",
