@@ -186,6 +186,7 @@ def _affordable(run: Run, engine: Any, allowed: float) -> tuple[Sequence[Item], 
     """The items to try and the tokens of their answers, after a look at what the first few tokens cost."""
     batch, whole = run.resolved.batch_size, run.task.max_tokens
     least = max(_PEEK, run.resolved.fixed["window"] + 1) if run.resolved.fixed else _PEEK  # the marker must fit in
+    least = whole if engine.needs_answers else least  # and so must the answers of an ideal model
     items = run.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
     peek = run.requests(engine, [replace(item, max_tokens=min(least, whole)) for item in items[:batch]])
     engine.generate(peek)

@@ -38,6 +38,12 @@ def test_another_oracle_is_another_run(capsys, tmp_path):
     assert {group.rows[0].label for group in groups} == {"sequential k=1"}
 
 
+def test_what_it_takes_is_told_beforehand(capsys, tmp_path):
+    arguments = ("sweep", "--method", "static,threshold", "--task", "stress-latin-square", "--limit", "3", "--dry-run")
+    code, out, err = command(capsys, *arguments, "--model", "oracle", "--temperature", "1", "--out", str(tmp_path))
+    assert code == 0 and "static k=1" in out + err, err
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
