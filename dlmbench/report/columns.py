@@ -77,7 +77,7 @@ class Column:
         width: letters of a line from which on the terminal has room for it.
         formula: how it is computed and which kinds of forwards it counts, for docs/definitions.md.
         circumstances: what is said behind the title about the rows of a table, where there is room.
-        timed: comes from a clock, so it may differ when a run is made again.
+        timed: a clock gave it or decided on it, so it may differ when a run is made again.
         sampled: needs the samples.
         axis: figures may have it from left to right.
     """
@@ -412,10 +412,10 @@ COLUMNS: tuple[Column, ...] = (
             where=(MARKDOWN, HTML), timed=True, formula="tok/s all / tok/s all of the autoregressive row"),
     Column("speed_items", _of_speed("items"), "first items (same ids)", "items of such a pass, and how many of them "
            "gave the tokens of the samples", _speed_items, where=(MARKDOWN,)),
-    Column("speed_repeats", _of_speed("repeats")),
+    Column("speed_repeats", _of_speed("repeats"), timed=True),
     Column("speed_same_ids", _of_speed("same_ids")),
     Column("speed_label", _of_speed("label")),
-    Column("speed_steady", lambda row: row.metrics.speed.steady if row.metrics.speed else True),
+    Column("speed_steady", lambda row: row.metrics.speed.steady if row.metrics.speed else True, timed=True),
     _number("fallbacks", "metrics.fallbacks", "fallbacks", "steps in which a decoder's own rule revealed nothing", 0,
             where=PAGE, shown=some, width=92),
     _plain("block_length", "manifest.block_length"),
@@ -431,7 +431,7 @@ COLUMNS: tuple[Column, ...] = (
     _plain("task_hash", "manifest.task.content_hash"),
     _plain("dtype", "manifest.spec.dtype"),
     _plain("device", "device"),
-    _plain("threads", "manifest.environment.threads"),
+    _plain("threads", "manifest.environment.threads", timed=True),
     _plain("seed", "manifest.spec.seed"),
     _plain("weights", "weights"),
     Column("helper_weights", lambda row: compact(row.manifest.helper_weights)),
