@@ -137,12 +137,13 @@ class Engine:
         trace: bool = False,
         on_step: Callable[[TracedStep], None] | None = None,
         states: bool = False,
+        keep: bool = True,
     ) -> list[Generation]:
         """Decode all requests and return their generations in the order given.
 
-        `on_finish` is called as each one finishes. With `trace` every generation carries its steps; `on_step` is
-        called with each recorded step (batch 1 is what one watches). With `states` they carry what every forward said
-        of their masks as well (`dlmbench.engine.states`).
+        `on_finish` is called as each one finishes; with `keep` off it alone gets them, and none is returned. With
+        `trace` every generation carries its steps; `on_step` is called with each recorded step (batch 1 is what one
+        watches). With `states` they carry what every forward said of their masks as well (`dlmbench.engine.states`).
 
         Raises:
             RequestError: a prompt contains the mask token or is empty, or a budget is below one token.
@@ -155,14 +156,17 @@ class Engine:
         validate(requests, self.step.mask_id, self.target.config.vocab_size)
         began = now(self.device)
         self.timing, self.clock.seconds = Timing(), 0.0
+        finished: set[int] = set()
         results: dict[int, Generation] = {}
 
         def done(index: int, generation: Generation) -> None:
-            results[index] = generation
+            finished.add(index)
+            if keep:
+                results[index] = generation
             if on_finish:
                 on_finish(generation)
 
-        while left := [(i, request) for i, request in enumerate(requests) if i not in results]:
+        while left := [(i, request) for i, request in enumerate(requests) if i not in finished]:
             try:
                 waiting = [request for _, request in left]
                 longest = max(len(request.prompt_ids) + request.max_tokens for request in waiting)
@@ -177,7 +181,7 @@ class Engine:
                 self._halve(error)
         self.timing.total = now(self.device) - began - (self.watch.spent if self.watch else 0.0)
         self.timing.forwards = self.clock.seconds if self.clock.nets else None
-        return [results[i] for i in range(len(requests))]
+        return [results[i] for i in sorted(results)]
 
     @_at_work
     def serve(

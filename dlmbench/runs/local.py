@@ -116,7 +116,7 @@ class LocalRunner:
         samples = run.folder.samples
         check_whole(run)
         self.progress.stage("timing")
-        speed = None if run.resolved.trial else self.speed(run, engine, samples)
+        speed = None if run.resolved.trial else self.speed(run, engine, samples, just_made=done == 0)
         calibration = self.calibration(run, engine, samples)
         if speed and speed.threads:  # pricing may have changed them since
             manifest = replace(manifest, environment=replace(manifest.environment, threads=speed.threads))
@@ -126,19 +126,20 @@ class LocalRunner:
         self.progress.end()
 
     def _generate(self, run: Run, engine: Engine, writer: Writer) -> None:
-        def keep(item: Item, generation: Generation, scores: Scores) -> None:
+        def store(item: Item, generation: Generation, scores: Scores) -> None:
             writer.sample(sample_of(item, generation, scores))
             self.progress.advance()
 
-        run.task.evaluate(engine, run.missing, keep, run.resolved.spec.seed)
+        run.task.evaluate(engine, run.missing, store, run.resolved.spec.seed, keep=False)
 
-    def speed(self, run: Run, engine: Engine, samples: Sequence[Sample]) -> Speed:
-        """Natural-stop speed over the first items: a warm-up, then repeats, and these once more where they lie too far
-        apart for a number; nothing is scored or stored."""
+    def speed(self, run: Run, engine: Engine, samples: Sequence[Sample], just_made: bool = False) -> Speed:
+        """Natural-stop speed over the first items: a warm-up, unless they are all items and were `just_made`; then
+        repeats, and these once more where they lie too far apart for a number; nothing is scored or stored."""
         batch = run.resolved.batch_size
         subset = run.items[: max(SPEED_LEAST, SPEED_ROUNDS * batch)]
         requests = run.requests(engine, subset)
-        engine.generate(requests[:batch])
+        if not (just_made and len(subset) == len(run.items)):
+            engine.generate(requests[:batch])
         stored = {sample.key: sample.ids for sample in samples}
         for _ in range(SPEED_TRIES):
             passes = [_pass(engine, requests) for _ in range(SPEED_REPEATS)]

@@ -30,6 +30,7 @@ def evaluate(
     *,
     seed: int = 0,
     workers: int = 2,
+    keep: bool = True,
 ) -> list[tuple[Item, Generation, Scores]]:
     """Generate and score `items`, except those whose key is in `done`.
 
@@ -37,12 +38,14 @@ def evaluate(
     at a time; a killed run has lost only the items in flight. Programs are scored beside the engine, `workers` at a
     time, and then `on_item` runs on another thread; other answers are judged at once, on this thread.
 
-    Returns (item, generation, scores) in the order of `items`. Whatever `on_item` or scoring raises stops the run.
+    Returns (item, generation, scores) in the order of `items`; nothing with `keep` off, so that a long run takes no
+    more memory than a short one: `on_item` alone gets them then. Whatever `on_item` or scoring raises stops the run.
     """
     wanted = [item for item in items if item.key not in done]
     by_key = {item.key: item for item in wanted}
-    with _Scored(task, by_key, on_item, workers if task.is_code else 0) as scored:
-        generations = engine.generate([request_of(task, engine, item, seed) for item in wanted], scored.add)
+    with _Scored(task, by_key, on_item, workers if task.is_code else 0, keep) as scored:
+        requests = [request_of(task, engine, item, seed) for item in wanted]
+        generations = engine.generate(requests, scored.add, keep=keep)
     return [(item, generation, scored.scores[item.key]) for item, generation in zip(wanted, generations)]
 
 
@@ -62,8 +65,9 @@ def request_of(task: Task, engine: Engine, item: Item, seed: int = 0) -> Request
 class _Scored:
     """Scores generations as they come, in threads if there are workers, and delivers each result once."""
 
-    def __init__(self, task: Task, items: Mapping[str, Item], on_item: Listener | None, workers: int):
+    def __init__(self, task: Task, items: Mapping[str, Item], on_item: Listener | None, workers: int, keep: bool):
         self.scores: dict[str, Scores] = {}
+        self._keep = keep
         self._task, self._items, self._on_item = task, items, on_item
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._futures: list[Future] = []
@@ -83,7 +87,8 @@ class _Scored:
         item = self._items[generation.key]
         scores = self._task.score(item, generation.text)
         with self._deliver:
-            self.scores[item.key] = scores
+            if self._keep:
+                self.scores[item.key] = scores
             if self._on_item:
                 self._on_item(item, generation, scores)
 

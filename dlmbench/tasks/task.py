@@ -204,10 +204,10 @@ class Task:
         return [request_of(self, engine, item, seed) for item in items]
 
     def evaluate(
-        self, engine: Engine, items: Iterable[Item], on_item: Listener | None = None, seed: int = 0
+        self, engine: Engine, items: Iterable[Item], on_item: Listener | None = None, seed: int = 0, keep: bool = True
     ) -> list[tuple[Item, Generation, Scores]]:
         """Generate and score some items; see `dlmbench.tasks.evaluate.evaluate`."""
-        return evaluate(self, engine, items, on_item, seed=seed)
+        return evaluate(self, engine, items, on_item, seed=seed, keep=keep)
 
     def score(self, item: Item, text: str) -> Scores:
         """Judge one answer: accuracy, unparsed, and what the task adds (see the head of this file)."""

@@ -43,7 +43,7 @@ class ToyEngine:
         self.requests = []
         self._answer, self._fail_at = answer, fail_at
 
-    def generate(self, requests, on_finish=None):
+    def generate(self, requests, on_finish=None, keep=True):
         self.requests += requests
         made = {}
         for count, request in enumerate(reversed(requests)):

@@ -173,6 +173,9 @@ def test_results_come_in_order_and_callbacks_as_items_finish():
     results = engine(batch_size=4).generate(items, on_finish=lambda g: finished.append(g.key))
     assert [g.key for g in results] == [item.key for item in items]
     assert sorted(finished) == sorted(item.key for item in items) and finished != [item.key for item in items]
+    heard = []
+    assert engine(batch_size=4).generate(items, heard.append, keep=False) == [], "whoever listens has had them"
+    assert sorted((one.key, one.ids) for one in heard) == sorted((one.key, one.ids) for one in results)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def test_speeds_whose_repeats_lie_far_apart_are_measured_once_more(seconds, deco
     speed = LocalRunner().speed(run, engine, [replace(sample(0, True, 8), ids=[1, 2])])
     assert speed.decode == decode and speed.same_ids == 1 and next(engine.seconds, None) is None
     assert speed.outside == pytest.approx(0.3 * {1: 1.1, 2: 4}[1 if len(seconds) == 4 else 2])
+    warm = Runner([second * 3 for second in seconds[1:]])
+    again = LocalRunner().speed(run, warm, [replace(sample(0, True, 8), ids=[1, 2])], just_made=True)
+    assert again == speed, "items that were just made need no warm-up"
 
 
 def test_every_shape_of_the_stored_samples_gets_a_price_of_its_own(tmp_path):
