@@ -25,9 +25,9 @@ from torch import Tensor
 LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster than MKL
 LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
 PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is kept
-FEW = 8  # rows up to which the product with a large weight is computed the other way round, without wide vectors
-MANY = 16  # rows from which on a bfloat16 product is made in float32, where nothing multiplies bfloat16
-AT_ONCE = 4096  # columns of a weight that are float32 at a time
+FEW = 16  # rows up to which the product with a large weight is computed the other way round, without wide vectors
+MANY = 4  # rows from which on a bfloat16 product is made in float32, where nothing multiplies bfloat16
+AT_ONCE = 1 << 19  # elements of a weight that are float32 at a time
 EMULATED = not torch.ops.mkldnn._is_mkldnn_bf16_supported() if torch.backends.mkldnn.is_available() else False
 WIDE = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 _AT_HAND = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -97,11 +97,17 @@ def add_linear(residual: Tensor, x: Tensor, matrix: Matrix, in_place: bool = Fal
 
 
 def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [N,K] times the weight [K,M] in bfloat16, computed in float32; rounded once, in the end."""
-    wide = x.float()
-    parts = [torch.mm(wide, part.float()) for part in weight.split(AT_ONCE, 1)]
-    product = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return (product if bias is None else product + bias).to(x.dtype)
+    """x [N,K] times the weight [K,M] in bfloat16, computed in float32; rounded once, in the end.
+
+    The other way round, which suits few rows, and with so much of the weight at a time as stays in the cache.
+    """
+    wide, columns = x.float().t(), max(1, AT_ONCE // len(weight))
+    product = wide.new_empty(weight.shape[1], x.shape[0])
+    room = wide.new_empty(min(columns, len(product)), len(weight))
+    for part, out in zip(weight.t().split(columns), product.split(columns)):
+        torch.mm(room[: len(part)].copy_(part), wide, out=out)
+    product = product.t() if bias is None else product.t() + bias
+    return product.to(x.dtype, memory_format=torch.contiguous_format)
 
 
 class Norm(NamedTuple):

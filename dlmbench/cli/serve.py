@@ -33,7 +33,7 @@ def serve(
     """Serve one method over HTTP for other harnesses: /generate and an OpenAI-compatible interface.
 
     --gen-length is the most tokens that a request may ask for, and what it gets when it names none; --batch-size the
-    rows that are decoded together, all of which are computed even while fewer are in use.
+    most rows that are decoded together.
     """
     try:
         from dlmbench.serve.server import Server

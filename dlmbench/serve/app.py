@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fastapi import FastAPI, HTTPException
 from fastapi import Request as Http
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,7 +28,7 @@ from dlmbench.forwards import ForwardKey
 from dlmbench.runs.record import Json
 from dlmbench.serve import schemas
 from dlmbench.serve.stream import Sent, Stream
-from dlmbench.serve.worker import EngineWorker, Full, Stopping, Ticket
+from dlmbench.serve.worker import EngineWorker, Full, Stopping
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,28 @@ def application(worker: EngineWorker, served: Served) -> FastAPI:
     asked = _Asked(worker, served)
 
     @app.post("/generate", response_model=None)
-    async def generate(http: Http, body: schemas.Generate) -> schemas.Generated:
+    async def generate(http: Http, body: schemas.Generate) -> JSONResponse:
         if (body.prompt is None) == (body.prompt_ids is None):
             raise RequestError("Give exactly one of prompt and prompt_ids.")
         request = asked.request(body, body.prompt if body.prompt is not None else body.prompt_ids or [])
         [result] = await asked.decode(http, [request])
-        return schemas.generated(result, len(request.prompt_ids), served.prices)
+        return JSONResponse(schemas.generated(result, len(request.prompt_ids), served.prices))  # as it is: plain values
 
     @app.post("/v1/completions", response_model=None)
-    async def completions(http: Http, body: schemas.Completion) -> dict[str, Json] | StreamingResponse:
+    async def completions(http: Http, body: schemas.Completion) -> Response:
         asked.same_model(body)
         requests = [asked.request(body, prompt) for prompt in body.prompts]
         if body.stream:
             return asked.stream(http, body, requests, chat=False)
-        return asked.answer(requests, await asked.decode(http, requests), chat=False)
+        return JSONResponse(asked.answer(requests, await asked.decode(http, requests), chat=False))
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def chat(http: Http, body: schemas.Chat) -> dict[str, Json] | StreamingResponse:
+    async def chat(http: Http, body: schemas.Chat) -> Response:
         asked.same_model(body)
         request = asked.conversation(body)
         if body.stream:
             return asked.stream(http, body, [request], chat=True)
-        return asked.answer([request], await asked.decode(http, [request]), chat=True)
+        return JSONResponse(asked.answer([request], await asked.decode(http, [request]), chat=True))
 
     @app.get("/v1/models", response_model=None)
     async def models() -> dict[str, Json]:
@@ -151,10 +151,11 @@ class _Asked:
     async def decode(self, http: Http, requests: Sequence[Request]) -> list[Generation]:
         """The generations, in order; a client that leaves, and one that waits too long, gives its rows up."""
         tickets = self.worker.submit(requests)
-        results = asyncio.ensure_future(_all(tickets))
+        results = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets))
         left = asyncio.ensure_future(_left(http))
         try:
-            await asyncio.wait({results, left}, timeout=self.worker.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future] = {results, left}
+            await asyncio.wait(either, timeout=self.worker.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if results.done():
                 return results.result()
             if left.done():
@@ -165,10 +166,6 @@ class _Asked:
             if not results.done() or results.cancelled() or results.exception():
                 results.cancel()
                 self.worker.cancel(tickets)
-
-
-async def _all(tickets: Sequence[Ticket]) -> list[Generation]:
-    return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets)))
 
 
 async def _left(http: Http) -> None:

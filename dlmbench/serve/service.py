@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fastapi import FastAPI
@@ -27,6 +28,11 @@ def service(run: ResolvedRun, limits: Limits) -> tuple[FastAPI, EngineWorker]:
 
     Raises RequestError for a model that cannot be asked, and where answers leave no room for prompts.
     """
+    with ThreadPoolExecutor(1) as apart:  # OpenMP keeps threads for each thread that computes, and too many wait idly
+        return apart.submit(_service, run, limits).result()
+
+
+def _service(run: ResolvedRun, limits: Limits) -> tuple[FastAPI, EngineWorker]:
     engine = build(run)
     if engine.needs_answers:
         raise RequestError(f"{run.preset.name} needs the right answers with every prompt, so it cannot be served.")
