@@ -12,6 +12,8 @@ Axes: R rows, B block length, W positions of the view, Q packed queries, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -30,6 +32,7 @@ PREFILL_CHUNK = 512  # prompt tokens of a row that are encoded at once
 PREFILL_TOKENS = 8192  # the same of all rows: what they need on the way (gate and up products) fits beside the weights
 PREFILL_BUCKET = 16  # prompt widths are padded to multiples of this, so their shapes are few
 KEY_BUCKET = 16  # the same for the number of keys a forward looks at
+SAMPLED, SAMPLED_KEYS = 512, 1 << 16  # queries and keys of a forward's stretch that is timed, at most
 
 
 def bucket(n: int, size: int = KEY_BUCKET) -> int:
@@ -297,13 +300,25 @@ class Network:
         x = self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
         return lambda positions, attend: self.model(x, positions, attend)
 
-    def sample(self, tokens: int) -> Callable[[], Tensor]:
-        """A stretch of a forward of `tokens` tokens, long enough to be timed: the last layer, attention left out."""
-        layer, x = self.model.layers[-1], self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))
-        cos, sin = self.model._rotation(torch.arange(tokens, device=self.device) % self.config.max_positions, x.dtype)
-        return lambda: layer(0, x, cos, sin, lambda _, q, kv: q.flatten(1))
+    def sample(self, rows: int, width: int, keys: int) -> Callable[[], Tensor]:
+        """A stretch of a forward of `rows` rows of `width` queries over `keys` keys, long enough to be timed: the last
+        layer. Where that is much, fewer rows."""
+        seen = max(keys, width := min(width, SAMPLED))
+        made = cache(partial(self._stretch, max(1, min(rows, SAMPLED // width, SAMPLED_KEYS // seen)), width, seen))
+        return lambda: made()()
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _stretch(self, rows: int, width: int, keys: int) -> Callable[[], Tensor]:
+        """The last layer on keys and values of its own."""
+        x = self.model.embed(torch.zeros(rows * width, dtype=torch.long, device=self.device))
+        positions = torch.arange(keys - width, keys, device=self.device).expand(rows, width)
+        cos, sin = self.model._rotation(positions.flatten() % self.config.max_positions, x.dtype)
+        kv = KVCache(replace(self.config, num_layers=1), rows, keys, self.device, self.dtype)
+        group = QueryGroup(positions, kv.prefix_bias(torch.full((rows,), keys, device=self.device), keys))
+        attend = CachedAttention(kv, kv.slot_mapping(None, positions), [group])
+        layer = self.model.layers[-1]
+        return lambda: layer(0, x, cos, sin, attend)
 
     def _writes(self, view) -> Tensor | None:
         """Queries of a denoising forward that keep their keys and values, [R] or [R,B]; None: all of them.

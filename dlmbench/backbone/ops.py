@@ -44,36 +44,44 @@ def _fast(weight: Tensor) -> bool:
 
 class Matrix(NamedTuple):
     """A weight [K,M] and, for oneDNN, the same as [M,K] or in its own layout; from how many multiplications on it is
-    asked, up to how many rows the product is computed the other way round, and from how many on in float32."""
+    asked, up to how many rows the product is computed the other way round, whether it may then lie in memory like that,
+    and from how many rows on it is made in float32."""
 
     weight: Tensor
     onednn: Tensor | None = None
     least: int = 0
     few: int = 0
+    loose: bool = False
     many: int = 0
 
 
-def matrix_of(weight: Tensor) -> Matrix:
-    """Weight [M,K], as modules hold it, ready for `linear` and `add_linear`."""
+def matrix_of(weight: Tensor, few: int = 0, loose: bool = False) -> Matrix:
+    """Weight [M,K], as modules hold it, ready for `linear` and `add_linear`.
+
+    `few`: rows up to which it pays to compute the product with a small one the other way round, without wide vectors.
+    `loose`: whoever takes a product does not mind how it lies in memory, which saves a copy.
+    """
     if EMULATED and weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and frozen():
         return Matrix(weight.t(), many=MANY)
     if not (_AT_HAND and _fast(weight)):
         return Matrix(weight.t())
     if weight.numel() > PACKED:
-        return Matrix(weight.t(), weight, LARGE, few=0 if WIDE else FEW)
+        return Matrix(weight.t(), weight, LARGE, few=0 if WIDE else FEW, loose=loose)
     if not WIDE:
-        return Matrix(weight.t().contiguous())
+        return Matrix(weight.t(), few=few, loose=loose) if few else Matrix(weight.t().contiguous())
     return Matrix(weight.t(), torch.ops.mkldnn._reorder_linear_weight(weight), LARGE_PACKED)
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [N,K] times the matrix [K,M], plus bias [M] -> [N,M]."""
-    weight, onednn, least, few, many = matrix
+    weight, onednn, least, few, loose, many = matrix
     if many and x.shape[0] >= many:
         return _in_float32(x, weight, bias)
     if 1 < x.shape[0] <= few:
         product = torch.mm(weight.t(), x.t()).t()
-        return product.contiguous() if bias is None else product + bias
+        if bias is not None:
+            return product + bias
+        return product if loose else product.contiguous()
     if onednn is not None and x.numel() * weight.shape[1] >= least:
         return torch.ops.mkldnn._linear_pointwise(x, onednn, bias, "none", [], None)
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
@@ -84,7 +92,7 @@ def add_linear(residual: Tensor, x: Tensor, matrix: Matrix, in_place: bool = Fal
 
     A new result costs a copy of the residual on CUDA.
     """
-    weight, onednn, least, few, many = matrix
+    weight, onednn, least, few, _, many = matrix
     if many and x.shape[0] >= many:
         product = _in_float32(x, weight, None)
         return residual.add_(product) if in_place else residual + product

@@ -58,7 +58,7 @@ def _watched(net: Network, batch: int) -> dict[str, float]:
     """Forwards as an engine runs them, their threads watched."""
     samples, watch = [], Watch()
     with forward_of(net, batch, net.block_length, KEYS, net.block_length) as forward:
-        watch.begin(net.sample(batch * net.block_length), batch)
+        watch.begin(net.sample(batch, net.block_length, KEYS), batch)
         began = at = time.perf_counter()
         while at - began < SECONDS:
             forward()

@@ -21,6 +21,7 @@ import torch
 from dlmbench.backbone import attention
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.config import BackboneConfig
+from dlmbench.backbone.memory import check_room
 from dlmbench.backbone.model import Transformer
 from dlmbench.backbone.network import Network, bucket
 from dlmbench.bench.clock import Clock
@@ -69,10 +70,13 @@ def forward_rows(
     net = Network("target", model, block)
     width = model.norm.element_size()
     key_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * width
-    for context in settings.contexts or (settings.prompt_tokens + settings.new_tokens,):
+    contexts, most = settings.contexts or (settings.prompt_tokens + settings.new_tokens,), max(settings.batch_sizes)
+    keys = f"{settings.shape} with {most} rows of {max(contexts)} keys"
+    check_room(keys, config.parameters * width + key_bytes * most * max(contexts), net.device, model.norm.dtype)
+    for context in contexts:
         for batch in settings.batch_sizes:
             if net.device.type == "cpu":
-                THREADS.choose(net.sample(batch * block))
+                THREADS.choose(net.sample(batch, block, context))
             theirs = block_forward(qwen(), batch, block, bucket(max(context, block))) if qwen else None
             ms, theirs_ms = list[float](), list[float]()
             for _ in range(settings.repeats):

@@ -66,6 +66,8 @@ def bench(
             "--busy times block-causal forwards on the CPU, whose threads it is about: leave --device out, or take "
             "another --shape."
         )
+    if keys and shape_of(shape).attention == "full":
+        raise RequestError(f"--contexts times forwards of a block, and {shape} has full attention: take --lengths.")
     if decoders:
         from dlmbench.bench.decoders import run_decoders
 

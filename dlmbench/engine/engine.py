@@ -43,8 +43,6 @@ from dlmbench.errors import RequestError, RunError
 from dlmbench.forwards import ForwardKey
 from dlmbench.threads import Watch
 
-WATCHED = 512  # tokens of the layer that is timed to choose the number of threads, at most
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -214,7 +212,7 @@ class Engine:
         self.timing = Timing()
         while True:
             try:
-                scheduler = self._prepare(self._sizes_of_service(max_length, max_tokens), max_length)
+                scheduler = self._prepare(self._sizes_of_service(max_length, max_tokens), max_length, max_tokens)
                 scheduler.on_block = on_block if self._blocks_are_final else None
                 return scheduler.serve(deque(under_way.items()), done, arrivals)
             except torch.OutOfMemoryError as error:
@@ -236,8 +234,9 @@ class Engine:
                 f"positions, and {max_length} are kept here; shorten the prompt or the answer."
             )
 
-    def _prepare(self, sizes: Sizes, longest: int) -> Scheduler:
-        """Buffers and slots. Raises RequestError when the `longest` row is too long for the model."""
+    def _prepare(self, sizes: Sizes, longest: int, keys: int = 0) -> Scheduler:
+        """Buffers and slots. `keys`: how many a row is expected to see, if not as many as the `longest` has. Raises
+        RequestError when that is too long for the model."""
         limit = self.target.config.max_positions
         if longest > limit:
             raise RequestError(
@@ -249,8 +248,9 @@ class Engine:
         self.step.recorder = None
         if self.watch:
             block = self.target.block_length
-            tokens = min(sizes.rows * (block if self.target.config.attention != "full" else longest), WATCHED)
-            self.watch.begin(self.target.sample(tokens), (sizes.rows, tokens))
+            width = longest if self.target.config.attention == "full" else block
+            work = self.target.sample(sizes.rows, width, keys or longest)
+            self.watch.begin(work, (sizes.rows, width, (keys or longest).bit_length()))
         self.scheduler = Scheduler(
             self.step, sizes.rows, self.text, self.timing, self.clock, self.shapes, self.fixed, self.stall_limit,
             self.watch,

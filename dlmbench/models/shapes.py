@@ -39,6 +39,7 @@ SHAPES: dict[str, BackboneConfig] = {
         mask_id=151_666,
         max_positions=4096,
     ),
+    "sdar-20m": BackboneConfig("sdar", 4096, 384, 10, 6, 6, 64, 1024, mask_id=2, max_positions=8192),
     "llada-20m": _LLADA("llada", 4096, 384, 10, 6, 6, 64, 1024, mask_id=2, max_positions=4096),
     "llada-8b": _LLADA(
         "llada", 126_464, 4096, 32, 32, 32, 128, 12288, 500_000.0, 1e-5, mask_id=126_336, max_positions=4096

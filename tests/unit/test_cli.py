@@ -56,6 +56,7 @@ def test_every_verb_explains_itself(call, verb):
         (["bench", "--device", "tpu"], "it takes auto, cpu, cuda or cuda:N"),
         (["bench", "--device", "cuda:99"], "device is cuda:99"),
         (["bench", "--dtype", "float33"], "did you mean float32"),
+        (["bench", "--shape", "llada-20m", "--contexts", "128,512"], "take --lengths"),
         (["verify", "tests", "--device", "cuda:99"], "device is cuda:99"),
         (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano-ar"),
         (["run", "--method", "static", "--task", "nano-gsm", "--cache", "prefix"], "leave --cache out"),

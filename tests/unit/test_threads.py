@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from dlmbench import threads
+from dlmbench.backbone import network
+from dlmbench.backbone.cache import KVCache
+from dlmbench.bench.networks import random_model
 from dlmbench.threads import Threads, Watch
 
 
@@ -124,3 +127,20 @@ def test_what_is_measured_under_changing_threads_is_measured_again_or_said(monke
     assert watch.steady(lambda: setattr(machine, "cost", next(turns))) == (None, True), "the second time it was steady"
     flip = iter([QUIET, BUSY] * 4)
     assert watch.steady(lambda: setattr(machine, "cost", next(flip)))[1] is False
+
+
+def test_what_is_timed_sees_as_many_keys_as_the_steps_will(monkeypatch):
+    made = []
+
+    class Noted(KVCache):
+        def __init__(self, config, rows, capacity, *place):
+            made.append((config.num_layers, rows, capacity))
+            super().__init__(config, rows, capacity, *place)
+
+    monkeypatch.setattr(network, "KVCache", Noted)
+    net = network.Network("target", random_model("nano", "cpu", torch.float32), 8)
+    for size in ((16, 8, 256), (16, 8, 8192), (2, 900, 900)):  # the last: whole rows
+        work = net.sample(*size)
+        with torch.inference_mode():
+            assert torch.equal(work(), work())
+    assert made == [(1, 16, 256), (1, 8, 8192), (1, 1, 900)], "one layer, once, and fewer rows where that is much"
