@@ -305,7 +305,12 @@ class Network:
         layer. Where that is much, fewer rows."""
         seen = max(keys, width := min(width, SAMPLED))
         made = cache(partial(self._stretch, max(1, min(rows, SAMPLED // width, SAMPLED_KEYS // seen)), width, seen))
-        return lambda: made()()
+
+        @torch.inference_mode()  # as steps are, wherever this is called
+        def stretch() -> Tensor:
+            return made()()
+
+        return stretch
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

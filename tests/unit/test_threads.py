@@ -142,5 +142,6 @@ def test_what_is_timed_sees_as_many_keys_as_the_steps_will(monkeypatch):
     for size in ((16, 8, 256), (16, 8, 8192), (2, 900, 900)):  # the last: whole rows
         work = net.sample(*size)
         with torch.inference_mode():
-            assert torch.equal(work(), work())
+            first = work()
+        assert torch.equal(work(), first), "asked for inside of inference mode or not"
     assert made == [(1, 16, 256), (1, 8, 8192), (1, 1, 900)], "one layer, once, and fewer rows where that is much"
