@@ -249,8 +249,9 @@ class Engine:
         if self.watch:
             block = self.target.block_length
             width = longest if self.target.config.attention == "full" else block
-            work = self.target.sample(sizes.rows, width, keys or longest)
-            self.watch.begin(work, (sizes.rows, width, (keys or longest).bit_length()))
+            seen = keys or longest
+            size = sizes.rows, width.bit_length(), seen.bit_length()  # not chosen anew for every length
+            self.watch.begin(self.target.sample(sizes.rows, width, seen), size)
         self.scheduler = Scheduler(
             self.step, sizes.rows, self.text, self.timing, self.clock, self.shapes, self.fixed, self.stall_limit,
             self.watch,
