@@ -44,13 +44,14 @@ def _fast(weight: Tensor) -> bool:
 
 class Matrix(NamedTuple):
     """A weight [K,M] and, for oneDNN, the same as [M,K] or in its own layout; from how many multiplications on it is
-    asked, up to how many rows the product is computed the other way round, whether it may then lie in memory like that,
-    and from how many rows on it is made in float32."""
+    asked, up to how many rows the product is computed the other way round, by the weight as [M,K], whether it may then
+    lie in memory like that, and from how many rows on it is made in float32."""
 
     weight: Tensor
     onednn: Tensor | None = None
     least: int = 0
     few: int = 0
+    flipped: Tensor | None = None
     loose: bool = False
     many: int = 0
 
@@ -66,19 +67,19 @@ def matrix_of(weight: Tensor, few: int = 0, loose: bool = False) -> Matrix:
     if not (_AT_HAND and _fast(weight)):
         return Matrix(weight.t())
     if weight.numel() > PACKED:
-        return Matrix(weight.t(), weight, LARGE, few=0 if WIDE else FEW, loose=loose)
+        return Matrix(weight.t(), weight, LARGE, 0 if WIDE else FEW, weight, loose)
     if not WIDE:
-        return Matrix(weight.t(), few=few, loose=loose) if few else Matrix(weight.t().contiguous())
+        return Matrix(weight.t().contiguous(), few=few, flipped=weight, loose=loose)
     return Matrix(weight.t(), torch.ops.mkldnn._reorder_linear_weight(weight), LARGE_PACKED)
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [N,K] times the matrix [K,M], plus bias [M] -> [N,M]."""
-    weight, onednn, least, few, loose, many = matrix
+    weight, onednn, least, few, flipped, loose, many = matrix
     if many and x.shape[0] >= many:
         return _in_float32(x, weight, bias)
-    if 1 < x.shape[0] <= few:
-        product = torch.mm(weight.t(), x.t()).t()
+    if flipped is not None and 1 < x.shape[0] <= few:
+        product = torch.mm(flipped, x.t()).t()
         if bias is not None:
             return product + bias
         return product if loose else product.contiguous()
@@ -92,12 +93,12 @@ def add_linear(residual: Tensor, x: Tensor, matrix: Matrix, in_place: bool = Fal
 
     A new result costs a copy of the residual on CUDA.
     """
-    weight, onednn, least, few, _, many = matrix
+    weight, onednn, least, few, flipped, _, many = matrix
     if many and x.shape[0] >= many:
         product = _in_float32(x, weight, None)
         return residual.add_(product) if in_place else residual + product
-    if 1 < x.shape[0] <= few:
-        product = torch.mm(weight.t(), x.t()).t()
+    if flipped is not None and 1 < x.shape[0] <= few:
+        product = torch.mm(flipped, x.t()).t()
         return residual.add_(product) if in_place else residual + product
     if onednn is not None and x.numel() * weight.shape[1] >= least:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, onednn, None, "add")
