@@ -143,6 +143,7 @@ class Layer(Prepared):
             qk_norm = norm_of(both, self.eps)
         mlp: tuple[Matrix, Matrix] | SparseWeights
         if self.experts is None:
+            # what lies between them is elementwise: it may lie either way; the sum of the second wants it back sooner
             mlp = matrix_of(self.gate_up.weight, 256, loose=True), matrix_of(self.down.weight, 64)
         else:
             mlp = self.experts.ready()

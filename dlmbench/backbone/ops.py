@@ -7,7 +7,7 @@ Matrix products go to MKL by default, which uses half of the vector width of oth
 comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
 Where no vectors are wider than AVX2's it is not; there MKL reads a small weight faster when it lies the other way, and
 a large one, for a few rows, when the product is computed the other way round: up to three times as fast. Where no
-instructions multiply bfloat16, torch computes it slowly, and products of many rows are made in float32.
+instructions multiply bfloat16, torch computes it slowly, and products of a few rows and more are made in float32.
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
 

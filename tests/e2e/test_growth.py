@@ -35,9 +35,9 @@ def test_ten_thousand_items_take_the_memory_of_one_thousand(tmp_path):
     asked += ["--data-dir", data, "--gen-length", "8", "--batch-size", "16", "--device", "cpu", "--out", str(out)]
     command = [sys.executable, "-m", "dlmbench.cli.app", "run", *asked]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not (found := list(out.glob("*/samples.jsonl"))):
+        while not (found := list(out.glob("*/samples.jsonl"))):
+            assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.05)
         peaks = _peaks(process, *found)
         assert process.wait() == 0, process.stderr.read().decode()
-    print(peaks)
     assert peaks[-1] <= 1.02 * peaks[0], peaks
