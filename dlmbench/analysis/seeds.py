@@ -44,9 +44,9 @@ def average(rows: Sequence[Row]) -> Averaged:
     Raises RequestError when they differ in anything but the seed, or when a seed comes twice.
     """
     rows = sorted(rows, key=_seed)
-    first, same = rows[0], _but_the_seed(rows[0])
+    first, same = rows[0], but_the_seed(rows[0])
     for row in rows[1:]:
-        theirs = _but_the_seed(row)
+        theirs = but_the_seed(row)
         other = next((name for name in same if theirs[name] != same[name]), None)
         if other:
             raise RequestError(
@@ -68,7 +68,7 @@ def over_seeds(results: Results) -> list[Averaged]:
     """Every setting that was run with several seeds, averaged; settings with one seed are left out."""
     series: dict[tuple[Hashable, ...], list[Row]] = {}
     for row in results.rows:
-        series.setdefault(tuple(_but_the_seed(row).values()), []).append(row)
+        series.setdefault(tuple(but_the_seed(row).values()), []).append(row)
     return [average(rows) for rows in series.values() if len(rows) > 1]
 
 
@@ -76,6 +76,6 @@ def _seed(row: Row) -> int:
     return row.manifest.spec.seed
 
 
-def _but_the_seed(row: Row) -> dict[str, Hashable]:
+def but_the_seed(row: Row) -> dict[str, Hashable]:
     """What runs of one setting share: all that makes rows comparable, but the seed, and what the decoder was set to."""
     return {**{name: value for name, value in row.paired.items() if name != "seed"}, **setting(row)}

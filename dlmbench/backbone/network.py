@@ -295,6 +295,21 @@ class Network:
             self._count_pack(view, name, start, width, chosen.shape[1], served, used)
         return Forward(self.model.project(chosen), states)
 
+    def beside(self, view, ids: Tensor, positions: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
+        """One forward of the active block and, beside it, extra tokens that the block does not see.
+
+        ids and positions [R,Q]; an extra token sees the prefix, the other extra ones and the block, except the position
+        `unseen` [R,Q]. Returns logits at the view [R,W,V] and at the extra tokens [R,Q,V].
+        """
+        (rows, width), extra = view.tokens.shape, ids.shape[1]
+        seen = unseen.unsqueeze(-1) != view.positions.unsqueeze(1)  # [R,Q,W]
+        others = seen.new_ones(rows, extra, extra)
+        block = torch.cat([seen.new_ones(rows, width, width), seen.new_zeros(rows, width, extra)], 2)
+        allowed = torch.cat([block, torch.cat([seen, others], 2)], 1)
+        tokens, places = torch.cat([view.tokens, ids], 1), torch.cat([view.positions, positions], 1)
+        forward = self.packed(view, tokens, places, allowed, kind="denoise")
+        return forward.logits[:, :width], forward.logits[:, width:]
+
     def trial(self, tokens: int) -> Callable[[Tensor, Attend], Tensor]:
         """The bare network on `tokens` tokens, for pricing: positions [N], attend -> states [N,D]."""
         x = self.model.embed(torch.zeros(tokens, dtype=torch.long, device=self.device))

@@ -12,7 +12,7 @@ from dlmbench.analysis.load import Results
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_json
 from dlmbench.errors import RequestError
-from dlmbench.report.figures import curves, matrix, pareto
+from dlmbench.report.figures import curves, matrix, pareto, parts
 
 if TYPE_CHECKING:
     from dlmbench.analysis.published import Pair
@@ -24,8 +24,8 @@ def plot(
     kind: Annotated[
         str,
         typer.Option(
-            help="pareto; threshold (curves); cost (share, by decoder); tasks (what breaks where); acceptance (of "
-            "drafts); batch (speed by batch size)."
+            help="pareto; threshold (curves); cost (share, by decoder); tasks (what breaks where); losses (the "
+            "rule's, the model's, where an ideal model ran too); acceptance (of drafts); batch (speed by batch size)."
         ),
     ] = "pareto",
     x: Annotated[
@@ -48,7 +48,7 @@ def plot(
     """Draw finished runs, accuracy against cost by default: .png, .svg and .pdf."""
     others = {
         "threshold": curves.threshold_curves, "cost": matrix.cost_ratios, "tasks": matrix.tasks,
-        "acceptance": curves.acceptance, "batch": curves.batch_curves,
+        "losses": parts.losses, "acceptance": curves.acceptance, "batch": curves.batch_curves,
     }  # fmt: skip
     if kind not in ("pareto", *others):
         raise RequestError(f"--kind is {kind!r}; it takes one of pareto, {', '.join(others)}.")

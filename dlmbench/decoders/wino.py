@@ -56,7 +56,8 @@ class Wino(RoundDecoder):
         width = view.tokens.shape[1]
         drafted = view.state["drafted"] & ~view.fresh.unsqueeze(1)
         last = torch.where(view.fresh, FIRST_LIMIT, view.state["last"])
-        logits, shadows = self._forward(view, nets["target"])
+        masks = torch.full_like(view.tokens, view.mask_id)
+        logits, shadows = nets["target"].beside(view, masks, view.positions, view.positions)
         best = view.candidates(logits)
         draft, fallback = self._draft(view, best)
         count = draft.sum(1)
@@ -79,18 +80,3 @@ class Wino(RoundDecoder):
         none = ~bold.any(1)
         wide = top_n(best.log_odds, bold, cap)
         return torch.where(none.unsqueeze(1), top_n(best.log_odds, view.eligible, 1), wide), none
-
-    def _forward(self, view: View, target) -> tuple[Tensor, Tensor]:
-        """Logits at the block [R,W,V] and of its shadows [R,W,V]."""
-        masks = torch.full_like(view.tokens, view.mask_id)
-        if view.attention == "full":
-            return target.beside(view, masks, view.positions, view.positions)
-        width = view.tokens.shape[1]
-        block = torch.ones(width, width, dtype=torch.bool, device=view.tokens.device)
-        own = torch.eye(width, dtype=torch.bool, device=view.tokens.device)
-        allowed = torch.cat([torch.cat([block, ~block], 1), torch.cat([~own, block], 1)])
-        forward = target.packed(
-            view, torch.cat([view.tokens, masks], 1), view.positions.repeat(1, 2),
-            allowed.expand(view.tokens.shape[0], -1, -1), kind="denoise",
-        )  # fmt: skip
-        return forward.logits.split(width, 1)

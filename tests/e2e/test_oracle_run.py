@@ -99,7 +99,7 @@ def test_limits_of_a_plug_in_are_told_in_one_table(capsys, tmp_path):
         (["--attention", "causal"], "full or block_causal"),
         (["--method", "sequential", "--threshold", "0.5"], "has no threshold"),
         (["--set", "cache.window=shrinking"], "is of no use here"),
-        (["--method", "wino", "--attention", "block_causal"], "needs a trained --model"),
+        (["--method", "rcd", "--attention", "block_causal"], "needs a trained --model"),
     ],
 )
 def test_limits_that_cannot_be_known_are_refused(capsys, options, words):

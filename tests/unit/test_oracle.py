@@ -138,6 +138,8 @@ def test_one_answer_is_found_at_every_setting(kind):
             assert share_right(found, allowed) == 1
             calls = {g.counts["target"]["refresh"]["calls"] for g in found}
             assert (method, settings) not in one_forward or calls == {1}
+    in_blocks = engine("wino", length, "block_causal", tau=0.3).generate(requests(allowed, 8))
+    assert share_right(in_blocks, allowed) == 1
 
 
 def test_a_threshold_above_one_is_static_with_one_token():
@@ -216,7 +218,7 @@ def test_what_the_oracle_cannot_do_is_refused():
     with pytest.raises(RequestError, match="valid answers of 4 tokens and a budget of 3"):
         engine("static", 4).generate([Request("a", (PROMPT,), 3, answers=allowed)])
     with pytest.raises(RequestError, match="needs a trained --model"):
-        engine("wino", 4, "block_causal").generate(requests(allowed, 1))
+        engine("rcd", 4, "block_causal").generate(requests(allowed, 1))
     with pytest.raises(RequestError, match="no EOS"):
         network = Oracle(oracle_config(SIZE, MASK), 4)
         Engine({"target": network}, DECODERS.get("static")()).generate(requests(allowed, 1, budget=6))
