@@ -10,8 +10,11 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -22,6 +25,7 @@ JsonObject = dict[str, Any]  # a file of somebody else's; whoever reads a field 
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")  # how names begin
 CONFIGS = ("config.json", "generation_config.json")
 INDEX = "model.safetensors.index.json"
+PACKED = "model.safetensors.z"  # how the shipped models are kept, by `pack`
 LARGE = 1 << 28  # bytes: from here on, waiting is announced and a file's hash is remembered
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -97,9 +101,11 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises RequestError when there are none, when a shard is missing, and when it is not clear which ones are meant.
     """
-    whole, index = folder / "model.safetensors", folder / INDEX
+    whole, index, packed = folder / "model.safetensors", folder / INDEX, folder / PACKED
     if whole.is_file():
         return [whole]
+    if packed.is_file():
+        return [unpacked(packed)]
     if (record := read_json(index)) is not None:
         names = record.get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
@@ -133,6 +139,56 @@ def _all_there(folder: Path, names: list[str]) -> list[Path]:
             "files are here; the download is incomplete: fetch it again."
         )
     return [folder / name for name in names]
+
+
+def has_weights(folder: Path) -> bool:
+    """Does a folder hold a file of weights, whole or packed?"""
+    return (folder / PACKED).is_file() or any(folder.glob("*.safetensors"))
+
+
+def pack(file: Path) -> Path:
+    """Pack a model.safetensors of 16-bit numbers to 70 % of its size, in its place; the packed file.
+
+    Deflated, with the two bytes of every number apart: exponents repeat, mantissas do not.
+    """
+    raw = file.read_bytes()
+    packed = file.with_name(PACKED)
+    packed.write_bytes(zlib.compress(raw[::2] + raw[1::2], 9))
+    file.unlink()
+    return packed
+
+
+def unpacked(packed: Path) -> Path:
+    """The file that was packed, bit for bit: written once into the user's cache, or for this process where that cannot
+    be written. Raises RequestError for a damaged file."""
+    data = packed.read_bytes()
+    own = Path("weights", hashlib.sha256(data).hexdigest()[:16], packed.parent.name, "model.safetensors")
+    if (place := _cache() / own).is_file():
+        return place
+    try:
+        apart = zlib.decompress(data)
+    except zlib.error as error:
+        raise broken(packed, _DAMAGED) from error
+    raw, half = bytearray(len(apart)), -(-len(apart) // 2)
+    raw[::2], raw[1::2] = apart[:half], apart[half:]
+    try:
+        return _written(place, raw)
+    except OSError:
+        return _written(Path(_for_this_process().name, own), raw)
+
+
+def _written(place: Path, raw: bytes | bytearray) -> Path:
+    """Write a file, all of it or nothing."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(raw)
+    draft.replace(place)
+    return place
+
+
+@cache
+def _for_this_process() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="dlmbench-")
 
 
 def tensor_entries(file: Path) -> dict[str, TensorEntry]:
@@ -230,15 +286,22 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _cache() -> Path:
+    """The user's folder for what can be made again. Without a home it is one of this process."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlmbench"
+    except RuntimeError:
+        return Path(_for_this_process().name)
+
+
 def _memory() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dlmbench" / "hashes.json"
+    return _cache() / "hashes.json"
 
 
 def _remembered() -> JsonObject:
     try:
         record = json.loads(_memory().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # not there, not readable, no home
+    except (OSError, ValueError):  # not there, not readable
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -246,10 +309,6 @@ def _remembered() -> JsonObject:
 def _remember(place: str, entry: list) -> None:
     """Keep a hash for the next process; a cache that cannot be written is done without."""
     try:
-        memory = _memory()
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        draft = memory.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({**_remembered(), place: entry}), encoding="utf-8")
-        draft.replace(memory)
-    except (OSError, RuntimeError):
+        _written(_memory(), json.dumps({**_remembered(), place: entry}).encode())
+    except OSError:
         pass

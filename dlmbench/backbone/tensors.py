@@ -16,7 +16,16 @@ import torch
 from safetensors import safe_open
 
 from dlmbench.errors import RequestError
-from dlmbench.files import INDEX, TensorEntry, broken, model_name, read_json, tensor_entries, weight_files
+from dlmbench.files import (
+    INDEX,
+    TensorEntry,
+    broken,
+    has_weights,
+    model_name,
+    read_json,
+    tensor_entries,
+    weight_files,
+)  # fmt: skip
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HARMLESS = re.compile(  # tables that are computed anew, and modules that are loaded as heads
@@ -159,7 +168,7 @@ def tensor_names(folder: Path) -> set[str] | None:
     index = read_json(folder / INDEX)
     if index is not None and isinstance(index.get("weight_map"), dict):
         return set(index["weight_map"])
-    return set(Tensors(folder).place) if any(folder.glob("*.safetensors")) else None
+    return set(Tensors(folder).place) if has_weights(folder) else None
 
 
 def _below(shape: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from dlmbench.cli.console import print_json, stdout
 from dlmbench.cli.doctor_model import examine
 from dlmbench.cli.sweep import find_recipe
 from dlmbench.errors import RequestError
+from dlmbench.files import weight_files
 from dlmbench.models.presets import ABSENT, PRESETS
 from dlmbench.request import SweepSpec
 from dlmbench.request.resolved import Anywhere
@@ -134,7 +135,8 @@ def _models() -> list[dict[str, str]]:
     for preset in PRESETS.values():
         if not preset.shipped:
             continue
-        weights = list(Path(preset.location).glob("*.safetensors")) if Path(preset.location).is_dir() else []
+        folder = Path(preset.location)
+        weights = weight_files(folder) if folder.is_dir() and not preset.absent else []
         size = sum(file.stat().st_size for file in weights)
         detail = ABSENT if preset.absent else f"{size / 1e6:.1f} MB" if weights else "has no weights, being ideal"
         checks.append(_check(f"model {preset.name}", "missing" if preset.absent else "ok", detail))

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from dlmbench.backbone.descriptor import Descriptor, Told
 from dlmbench.backbone.families import find
 from dlmbench.errors import RequestError
-from dlmbench.files import Json, JsonObject, read_json
+from dlmbench.files import Json, JsonObject, has_weights, read_json
 from dlmbench.registry import BACKBONES
 from dlmbench.tasks.stress.answer_sets import KINDS
 
@@ -90,7 +90,7 @@ class Preset:
     def absent(self) -> bool:
         """Shipped, but this copy has no weights of it."""
         weightless = self.family == "oracle"
-        return self.shipped and not weightless and not any(Path(self.location).glob("*.safetensors"))
+        return self.shipped and not weightless and not has_weights(Path(self.location))
 
     @property
     def tokenizer_location(self) -> str:
@@ -480,7 +480,7 @@ def second_generation(assets: Path) -> dict[str, Preset]:
 
     Helpers that are not there are left out of them.
     """
-    there = {folder.name for folder in (assets / "nano").glob("nano2*") if any(folder.glob("*.safetensors"))}
+    there = {folder.name for folder in (assets / "nano").glob("nano2*") if has_weights(folder)}
     found = {}
     for name in sorted(there):
         first = PRESETS[name.replace("nano2", "nano", 1)]
@@ -520,7 +520,7 @@ def resolve(name: str, like: str | None = None) -> Preset:
         return _taken_as(PRESETS[name], _preset(like)) if like else PRESETS[name]
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and not any(path.glob("*.safetensors")):  # heads may lack one
+        if not (path / "config.json").is_file() and not has_weights(path):  # heads may lack one
             raise RequestError(f"Model folder {name!r} has no config.json; give the folder of a checkpoint.")
         plain = Preset(path.resolve().name, str(path), None, "local checkpoint folder")
         plain = replace(plain, block_length=_block_length(plain))

@@ -11,6 +11,7 @@ from checkpoints import LAYOUTS, as_hub, edit, make_checkpoint, tensors, write_w
 from safetensors.torch import save_file
 
 import dlmbench
+from dlmbench import files
 from dlmbench.backbone import load_checkpoint, load_tokenizer, loading
 from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.tensors import Tensors
@@ -376,7 +377,7 @@ def test_a_head_needs_no_configuration_and_a_model_does(tmp_path):
 
     head = tmp_path / "head"
     head.mkdir()
-    (head / "model.safetensors").write_bytes((ASSETS / "nano/nano-policy/model.safetensors").read_bytes())
+    (head / "model.safetensors").write_bytes(weight_files(ASSETS / "nano/nano-policy")[0].read_bytes())
     spec = RunSpec(method="learned_policy", task="nano-gsm", model="nano-llada", head=str(head))
     assert spec.resolve().companions["head"] == str(head)
     with pytest.raises(RequestError, match="no config.json"):
@@ -424,3 +425,42 @@ def test_a_tokenizer_whose_configuration_adds_something_is_left_to_transformers(
     said = tmp_path / "t" / "tokenizer_config.json"
     said.write_text(json.dumps(json.loads(said.read_text()) | change))
     assert plain_tokenizer(tmp_path / "t") is None
+
+
+@pytest.mark.parametrize("size", [64, 65])
+def test_packed_weights_come_back_bit_for_bit(tmp_path, monkeypatch, size):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    whole = folder / "model.safetensors"
+    whole.write_bytes(bytes(range(size)))
+    packed = files.pack(whole)
+    assert not whole.exists() and files.has_weights(folder)
+    (found,) = files.weight_files(folder)
+    assert found.name == whole.name and found.read_bytes() == bytes(range(size))
+    made = found.stat().st_mtime_ns
+    assert files.unpacked(packed) == found and found.stat().st_mtime_ns == made, "unpacked once"
+
+
+def test_packed_weights_need_no_cache_that_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = tmp_path / "model.safetensors"
+    whole.write_bytes(b"0123456789")
+    assert files.unpacked(files.pack(whole)).read_bytes() == b"0123456789"
+
+
+def test_damaged_packed_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    packed = tmp_path / files.PACKED
+    packed.write_bytes(b"<html>")
+    with pytest.raises(RequestError, match="is cut off or damaged: fetch it again"):
+        files.weight_files(tmp_path)
+
+
+def test_shipped_weights_are_what_their_hashes_say():
+    """The packed files hold the very weights that all results were made with."""
+    from dlmbench.models.presets import ASSETS
+
+    known = {"nano": "19376fd41f2bc45a", "nano-llada": "2c035bc0546bf91a"}
+    assert {name: files.weights_hash(ASSETS / "nano" / name) for name in known} == known
