@@ -116,7 +116,7 @@ class LocalRunner:
         samples = run.folder.samples
         check_whole(run)
         self.progress.stage("timing")
-        speed = None if run.resolved.trial else self.speed(run, engine, samples, just_made=done == 0)
+        speed = self.speed(run, engine, samples, just_made=done == 0) if _timed(run, engine) else None
         calibration = self.calibration(run, engine, samples)
         if speed and speed.threads:  # pricing may have changed them since
             manifest = replace(manifest, environment=replace(manifest.environment, threads=speed.threads))
@@ -226,6 +226,11 @@ class _Pass(NamedTuple):
     outside: float | None
     ids: dict[str, list[int]]
     steady: bool
+
+
+def _timed(run: Run, engine: Engine) -> bool:
+    """Has the run a speed? Trials have none, and an ideal model's forwards take what its answers do."""
+    return engine.target.priced and not run.resolved.trial
 
 
 def _pass(engine: Engine, requests: Sequence[Request]) -> _Pass:
