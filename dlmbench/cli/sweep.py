@@ -92,7 +92,7 @@ def sweep(
 def find_recipe(name: str) -> Path:
     """A recipe by path, or by name among `recipe_files`; the path as it was given when there is none."""
     path = Path(name)
-    if path.is_file() or path.suffix:
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
     return next((found for found in recipe_files() if found.stem == name), path)
 

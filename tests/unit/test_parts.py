@@ -52,7 +52,7 @@ def test_the_map_says_all_three_parts_and_refuses_what_has_no_ideal_model(tmp_pa
     runs(tmp_path)
     rows = Results.load(tmp_path).rows
     svg = next(path for path in losses(rows, tmp_path, "losses") if path.suffix == ".svg").read_text()
-    for words in ("points lost on nano", "35.0", "10 + 20 + 5", "20.0", "0 + 20 + 0", "shuffle"):
+    for words in ("points lost on nano", "35.0", "10 + 20 (+ 5)", "20.0", "0 + 20 (+ 0)", "shuffle"):
         assert words in svg, words
     with pytest.raises(RequestError, match="--model oracle"):
         losses([row for row in rows if row.model == "nano"], tmp_path, "none")

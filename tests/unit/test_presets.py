@@ -57,7 +57,7 @@ def all_lines() -> list[str]:
                 lines.append(will_do(RunSpec(method, task, model=preset.name).resolve()))
     for path in RECIPES:
         lines.append(f"# {path.stem}")
-        lines += map(will_do, SweepSpec.from_recipe(path).resolve()[0])
+        lines += dict.fromkeys(map(will_do, SweepSpec.from_recipe(path).resolve()[0]))  # seeds have one line
     return lines
 
 

@@ -1,5 +1,6 @@
 """A frozen suite runs on what it was frozen with, or not at all. Run: pytest tests/unit/test_suite.py"""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from dlmbench.errors import RequestError
 from dlmbench.request import SweepSpec
 from dlmbench.runs import sweep
 from dlmbench.stats import MARGIN
+from dlmbench.tasks import load_task
 
 RECIPE = """
 name: small-2026.12
@@ -50,3 +52,9 @@ def test_a_suite_gives_all_its_fields_and_names_its_tasks(tmp_path):
     path.write_text(RECIPE.format(thresholds=0.5, margin=MARGIN, hash="0").replace("{stress-sudoku:", "{stress-copy:"))
     with pytest.raises(RequestError, match="has no task stress-sudoku; it has stress-copy"):
         SweepSpec.from_recipe(path).resolve()
+
+
+def test_the_suite_to_be_cited_was_frozen_with_the_tasks_as_they_are():
+    spec = SweepSpec.from_recipe(Path(__file__).parents[2] / "recipes" / "dlmbench-2026.12.yaml")
+    spec.resolve()  # within its budget
+    assert {task: load_task(task).content_hash for task in spec.suite.hashes} == dict(spec.suite.hashes)

@@ -25,8 +25,8 @@ from dlmbench.stats import points
 
 _LOSS = LinearSegmentedColormap.from_list("whole loss", ["#FFFFFF", "#F3C9A8", "#D9742F", "#A03A00"])
 _LEGEND = (
-    "the rule's own (ideal model) + the model's own (one token a step) + their interaction; below: least forwards at "
-    "which the ideal model keeps 99 %, as a share of one token a step's"
+    "the rule's own (ideal model) + the model's own (one token a step) + their interaction, in brackets where its 95 % "
+    "interval holds 0; below: least forwards at which the ideal model keeps 99 %, as a share of one token a step's"
 )
 _DARK = 0.6  # losses from which on the letters are white
 
@@ -106,6 +106,8 @@ def _map(
 
 
 def _sum(part: Parts) -> str:
-    """As whole points: 60 + 10 − 5."""
+    """In whole points: 60 + 10 − 5; 60 + 10 (− 5) where the interaction cannot be told from none."""
     rule, model, both = (round(100 * one) for one in (part.rule, part.model, part.interaction))
-    return f"{rule} + {model} {'−' if both < 0 else '+'} {abs(both)}"
+    rest = f"{'−' if both < 0 else '+'} {abs(both)}"
+    low, high = part.interval
+    return f"{rule} + {model} {rest if low > 0 or high < 0 else f'({rest})'}"
