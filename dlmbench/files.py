@@ -163,7 +163,8 @@ def unpacked(packed: Path) -> Path:
     be written. Raises RequestError for a damaged file."""
     data = packed.read_bytes()
     own = Path("weights", hashlib.sha256(data).hexdigest()[:16], packed.parent.name, "model.safetensors")
-    if (place := _cache() / own).is_file():
+    place = _cache() / own
+    if os.path.isfile(place):  # unlike Path's it takes a folder that cannot be read for one without the file
         return place
     try:
         apart = zlib.decompress(data)

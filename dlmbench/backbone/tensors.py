@@ -25,7 +25,7 @@ from dlmbench.files import (
     read_json,
     tensor_entries,
     weight_files,
-)  # fmt: skip
+)
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HARMLESS = re.compile(  # tables that are computed anew, and modules that are loaded as heads

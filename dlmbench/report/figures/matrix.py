@@ -16,10 +16,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from dlmbench.analysis import text
+from dlmbench.analysis.parts import IDEAL
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.errors import RequestError
 from dlmbench.report.answer import STRESS
-from dlmbench.report.figures.pareto import IDEAL
 from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, LINE, dress, save, styles, subplots
 from dlmbench.stats import MARGIN, points
 

@@ -26,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from dlmbench.analysis.parts import IDEAL
 from dlmbench.analysis.published import Pair
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
@@ -40,7 +41,6 @@ SCORES = {  # --y
     name: Axis(name, attrgetter(f"metrics.{name}"), f"{name} (%)", True) for name in ("accuracy", "strict", "flexible")
 }
 OWN_PANEL = 3  # settings from which on weights get a panel of their own
-IDEAL = "oracle"  # models of this name know the right answers
 ALL = "all"
 
 
