@@ -57,7 +57,8 @@ class Parts:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the interaction: items drawn again, with all that belongs to one."""
-        return stats.bootstrap_mean(self._ideal + self._alone - self._trained - 1)
+        rest = self._ideal + self._alone - self._trained - 1
+        return stats.bootstrap_mean(np.round(rest, 9))  # none is none, whatever the order of a sum
 
 
 def parts(rows: Iterable[Row]) -> list[Parts]:
