@@ -271,10 +271,11 @@ def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence
     found = [
         Heading("decoder", "cost, then loss", "at the setting that speaks for it: those that may keep the "
                 "reference's accuracy by their cost, then the others by what they lose"),
-        Heading("cost", "share", "of decoding an item, measured prices, as a share of one token a step's"),
+        Heading("cost", "of ref.", "of decoding an item, measured prices, as a share of the reference's"),
         Heading("vs 1 token a step", "points, 95 %", f"paired difference on the items of {tasks[0]}, 95 % interval"),
         Heading("verdict", "", "by McNemar's exact test, corrected by Holm; equal: within "
-                f"{100 * MARGIN:g} points; unsettled: the items are too few to tell"),
+                f"{100 * MARGIN:g} points; unsettled: too close to tell on so few items; alone: no row of one token "
+                "a step to compare with, so no cost and no difference either"),
     ]  # fmt: skip
     found += [
         Heading(task, _items(ranked, task), "accuracy in percent, 95 % interval", 3 if task != tasks[0] else 1)

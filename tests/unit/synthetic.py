@@ -95,14 +95,15 @@ def make_run(
     device: str = "a CPU",
     seed: int = 0,
     batch_size: int = 16,
+    **asked,
 ) -> RunFolder:
-    """A run folder below `root` whose items are right with probability `accuracy`."""
+    """A run folder below `root` whose items are right with probability `accuracy`; `asked` are fields of its spec."""
     label = label or (method if threshold is None else f"{method} {threshold:g}")
     chance = random.Random(f"{task} {label}" + (f" {seed}" if seed else ""))
     samples = [
         sample(i, chance.random() < accuracy, max(1, nfe + chance.randint(-3, 3)), draft=draft) for i in range(items)
     ]
-    identity = {"synthetic": f"{task} {model} {label} {items} {device} {seed} {batch_size}"}
+    identity = {"synthetic": f"{task} {model} {label} {items} {device} {seed} {batch_size}", **asked}
     key = digest(identity)
     folder = RunFolder.at(root, task, method, key)
     circumstances = Circumstances({"target": weights}, batch_size, "float32", 8, task, device, 2, "2.11")
@@ -114,7 +115,15 @@ def make_run(
         parameters={"tau": threshold},
         identity=identity,
         spec=RunSpec(
-            method, task, model=model, device="cpu", dtype="float32", store="fused", batch_size=batch_size, seed=seed
+            method,
+            task,
+            model=model,
+            device="cpu",
+            dtype="float32",
+            store="fused",
+            batch_size=batch_size,
+            seed=seed,
+            **asked,
         ),
         task=TaskFacts(task, 1, "c" * 16, 0, False),
         weights={"target": weights},

@@ -163,6 +163,25 @@ def test_weights_with_several_settings_get_their_own_panel(tmp_path):
     assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
 
 
+def test_the_ideal_front_is_that_of_an_ideal_model_asked_the_same(tmp_path):
+    task = "stress-shuffle"
+    for nfe, right in ((10, 0.6), (20, 0.9)):
+        make_run(tmp_path, task=task, threshold=nfe / 100, accuracy=right, nfe=nfe, temperature=1.0)
+    for nfe, asked in (
+        (8, dict(temperature=1.0)),
+        (4, dict(temperature=1.0, settings={"oracle": {"temperature": 0.5}})),  # an overconfident one
+        (2, dict(temperature=0.0)),
+    ):
+        make_run(tmp_path, task=task, model="oracle", weights="o" * 16, accuracy=1.0, nfe=nfe, **asked)
+    rows = Results.load(tmp_path).rows
+    figure = draw(rows, "nfe", "accuracy", model=None)
+    (ax,) = (ax for ax in figure.axes if ax.get_visible())
+    (ideal,) = (line for line in ax.lines if line.get_label() == "ideal model")
+    row = max((row for row in rows if row.model == "oracle"), key=lambda row: row.nfe)
+    assert "nano" in ax.get_title(loc="left"), "an overconfident model has no panel beside a trained one"
+    assert list(ideal.get_ydata()) == [100.0, 100.0] and ideal.get_xdata()[0] == pytest.approx(row.nfe)
+
+
 def test_names_with_dollars_and_brackets_are_drawn_and_printed_as_they_are(tmp_path):
     for weights in ("a" * 16, "b" * 16):
         where = tmp_path / weights[0]

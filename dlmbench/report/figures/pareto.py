@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dlmbench.analysis.parts import IDEAL
+from dlmbench.analysis.parts import IDEAL, is_ideal
 from dlmbench.analysis.published import Pair
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
@@ -124,8 +124,8 @@ def chosen(rows: Sequence[Row], model: str | None) -> Shown:
 
     Tasks in which no setting can be told from another are left to a line each, unless nothing else is there.
     """
-    ideal = [row for row in rows if row.manifest.spec.model.startswith(IDEAL)]
-    rest = [row for row in rows if row not in ideal] or list(rows)
+    ideal = [row for row in rows if is_ideal(row)]
+    rest = [row for row in rows if not row.manifest.spec.model.startswith(IDEAL)] or list(rows)
     tasks: dict[tuple[str, str], list[Row]] = {}
     for row in rest:
         tasks.setdefault((row.task, row.split), []).append(row)
@@ -262,9 +262,15 @@ def _panel(
         )
     marks = _overlay(ax, group, xs, ys, x, published) if y == "accuracy" else np.empty((0, 2))
     _limits(ax, xs, np.concatenate([ys, marks[:, 1]]), bars, logarithmic)
-    _draw_ideal(ax, [row for row in ideal if (row.task, row.split) == (group[0].task, group[0].split)], x, y)
+    asked = {_asked(row) for row in group}
+    _draw_ideal(ax, [row for row in ideal if _asked(row) in asked], x, y)
     _dress(ax, group, AXES[x], y)
     return _Panel(group, _names(group), xs, ys, lines, front, own, marks, style)
+
+
+def _asked(row: Row) -> tuple[str, str, float]:
+    """What the ideal model has to share with a panel: it draws, too, only where the others draw."""
+    return row.task, row.split, row.manifest.spec.temperature
 
 
 def _draw_ideal(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
