@@ -32,7 +32,7 @@ Path("mine.yaml"))``. Any other name is looked up among lm-eval's own generate_u
     for item in task.items("test", limit=3):
         print(item.prompt, task.score(item, "1+1=2\\n#### 2"))
 
-Importing this package imports neither lm_eval nor datasets; `load_task` does.
+Importing this package imports no lm_eval; `load_task` does, and loads the datasets library for data of the hub only.
 """
 
 from __future__ import annotations

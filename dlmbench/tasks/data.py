@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from dlmbench.errors import RequestError
@@ -73,9 +74,7 @@ class Records(list[Row]):
 
     @cached_property
     def _table(self) -> Dataset:
-        from datasets import Dataset
-
-        return Dataset.from_list(list(self))
+        return _datasets().Dataset.from_list(list(self))
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("_"):
@@ -176,10 +175,16 @@ def as_dataset(rows: Mapping[str, Iterable[Row]]) -> dict[str, Records]:
 
 def from_hub(task: str, path: str, name: str | None, files: str, options: Mapping[str, object]) -> Splits:
     """A data set of the hub or of its cache; `files` says in the error what a local folder would have to hold."""
+    with hub(task, f"the data set {path}", files):
+        return _datasets().load_dataset(path, name, **options)
+
+
+def _datasets() -> ModuleType:
+    """The library, without its progress bars: they would stand among ours."""
     import datasets
 
-    with hub(task, f"the data set {path}", files):
-        return datasets.load_dataset(path, name, **options)
+    datasets.disable_progress_bars()
+    return datasets
 
 
 @contextmanager
@@ -227,20 +232,6 @@ def _hub_answers() -> bool:
     thread.start()
     thread.join(PROBE_SECONDS)
     return bool(answers) and answers[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of the datasets library while small tables are rewritten."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from dlmbench.engine import Request
 from dlmbench.engine.prompts import prompt_ids, render_chat
 from dlmbench.errors import RequestError
 from dlmbench.tasks.evaluate import item_seed
+from dlmbench.tasks.harness import Instance
 from dlmbench.tasks.task import MAX_TOKENS, most_tokens
 
 if TYPE_CHECKING:

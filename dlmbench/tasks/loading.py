@@ -12,20 +12,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lm_eval.tasks
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
-
 from dlmbench.errors import RequestError
 from dlmbench.tasks import data, protocols, readings, task_files
+from dlmbench.tasks.harness import LM_EVAL, ConfigurableTask, TaskManager, load_yaml
 from dlmbench.tasks.task import FEWSHOT_SEED, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Config = dict[str, Any]  # an lm-eval task file; keys and values are lm-eval's
-LM_EVAL = Path(lm_eval.tasks.__file__).parent
 _EXAMPLES = ("fewshot", "training", "validation")  # splits that lm-eval takes examples from, in its order
 
 
@@ -65,11 +60,10 @@ def load_task(
         raise RequestError(f"--num-fewshot is {num_fewshot}; it counts worked examples and cannot be negative.")
     file = task_files.find(name)
     protocols.asked(protocol, file.name if file else name)
-    with data.quiet():
-        if file:
-            lm_task = _from_file(file, data_dir, num_fewshot, chat_template, protocol)
-        else:
-            lm_task = _from_lm_eval(name, data_dir, num_fewshot)
+    if file:
+        lm_task = _from_file(file, data_dir, num_fewshot, chat_template, protocol)
+    else:
+        lm_task = _from_lm_eval(name, data_dir, num_fewshot)
     return Task(
         file.name if file else name,
         lm_task,

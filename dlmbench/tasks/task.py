@@ -25,15 +25,12 @@ from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
-
 from dlmbench.engine.prompts import render_chat
 from dlmbench.errors import RequestError, RunError
 from dlmbench.tasks.base import Doc, Item
 from dlmbench.tasks.code import score_program
-from dlmbench.tasks.data import quiet
 from dlmbench.tasks.evaluate import Listener, Scores, evaluate, request_of
+from dlmbench.tasks.harness import ConfigurableTask, Instance
 from dlmbench.tasks.task_files import Metadata
 
 if TYPE_CHECKING:
@@ -111,8 +108,7 @@ class Task:
 
     @cached_property
     def _dev(self) -> list[tuple[int, Doc]]:
-        with quiet():
-            name, docs = self._dev_source()
+        name, docs = self._dev_source()
         shown = self._shown() if name == self._example_split() else set()
         rows = [(index, doc) for index, doc in enumerate(docs) if index not in shown]
         if not rows:

@@ -25,6 +25,25 @@ def test_a_short_answer_imports_neither_transformers_nor_the_compiler():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_run_on_shipped_items_loads_neither_tables_nor_transformers(tmp_path):
+    heavy = "{'transformers', 'pandas', 'pyarrow', 'datasets.arrow_dataset', 'requests.api', 'torch._dynamo'}"
+    run = ["run", "--method", "threshold", "--task", "nano-code", "--limit", "2", "--against", "none"]
+    run += ["--out", str(tmp_path)]
+    code = f"import sys\n{RUN.format(run)}assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_deferred_is_loaded_by_its_first_use():
+    code = (
+        "import sys\nfrom dlmbench.tasks import load_task\nload_task('stress-sort')\n"
+        "assert 'datasets.arrow_dataset' not in sys.modules\nfrom lm_eval.api import task\n"
+        "print(task.datasets.Dataset.from_list([{'a': 1}])[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "{'a': 1}", done.stderr
+
+
 def test_a_hub_name_may_carry_a_revision():
     from dlmbench.models.presets import resolve
 

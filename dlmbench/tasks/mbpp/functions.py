@@ -1,12 +1,10 @@
 """MBPP: the answer has the whole program; examples are the three that lm-eval shows."""
 
 import ast
-from pathlib import Path
-
-import lm_eval.tasks
 
 from dlmbench.scoring import Problem
 from dlmbench.tasks.code import pass_at_1, whole_program
+from dlmbench.tasks.harness import LM_EVAL
 
 
 def problem(doc):
@@ -23,8 +21,7 @@ def process_results(doc, results):
 
 def fewshot_samples():
     """lm-eval's examples, read out of its file: importing that file would fetch and run code_eval in this process."""
-    path = Path(lm_eval.tasks.__file__).parent / "mbpp" / "utils.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse((LM_EVAL / "mbpp" / "utils.py").read_text(encoding="utf-8"))
     functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
     last = next(node for node in functions if node.name == "list_fewshot_samples").body[-1]
     assert isinstance(last, ast.Return) and last.value is not None
