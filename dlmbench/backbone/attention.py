@@ -121,8 +121,11 @@ def bmm_attention(group: QueryGroup, q: Tensor, keys: Tensor, values: Tensor) ->
     n, queries = group.positions.shape
     kv_heads, size = values.shape[0] // n, values.shape[2]
     share = q.shape[1] // kv_heads
-    q = _stacked(q, n, queries, kv_heads, 1)
-    scores = torch.baddbmm(group.flat_bias(kv_heads, share), q, keys, alpha=size**-0.5)
+    q, bias = _stacked(q, n, queries, kv_heads, 1), group.flat_bias(kv_heads, share)
+    if q.dtype == torch.bfloat16:  # torch would copy the keys
+        scores = torch.add(bias, torch.bmm(keys.transpose(1, 2), q.transpose(1, 2)).transpose(1, 2), alpha=size**-0.5)
+    else:
+        scores = torch.baddbmm(bias, q, keys, alpha=size**-0.5)
     out = torch.bmm(scores.softmax(-1), values)
     return out.view(n, kv_heads, share, queries, size).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
 

@@ -11,7 +11,7 @@ Axes: N flattened tokens, H query heads, G key/value heads, d head size, D width
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,18 @@ from torch import Tensor, nn
 
 from dlmbench.backbone.config import BackboneConfig, Experts
 from dlmbench.backbone.experts import SparseMLP, SparseWeights
-from dlmbench.backbone.ops import Matrix, Norm, add_linear, frozen, linear, matrix_of, norm_of, rms_norm, rms_norm_heads
+from dlmbench.backbone.ops import (
+    Matrix,
+    Norm,
+    add_linear,
+    frozen,
+    linear,
+    matrix_of,
+    norm_of,
+    packed,
+    rms_norm,
+    rms_norm_heads,
+)
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # layer, q [N,H,d], kv [N,2*G,d], keys then values -> [N,H*d]
 
@@ -42,15 +53,20 @@ class LayerWeights(NamedTuple):
 class Prepared(nn.Module):
     """A module whose weights are made ready once for inference: looking them up costs more than small products do.
 
-    Kept in inference mode only, where weights are frozen, and until they are loaded, moved or trained.
+    Kept in inference mode only, where weights are frozen, and until they are loaded, saved, copied, moved or trained.
+    Until then a weight may lie in a layout that only products read (`ops.packed`).
     """
 
     _ready = None
 
     def _weights(self):
         if not frozen():
+            if self._ready is not None:
+                self._release()
             return self._look_up()
         if self._ready is None:
+            for part in _products(self):
+                _replace_weight(part, packed(part.weight))
             self._ready = self._look_up()
         return self._ready
 
@@ -58,23 +74,49 @@ class Prepared(nn.Module):
         """The weights as the forward reads them."""
         raise NotImplementedError
 
+    def _release(self) -> None:
+        """What was made ready is forgotten; weights lie as torch's own modules hold them."""
+        self._ready = None
+        for part in _products(self):
+            if part.weight.is_mkldnn:
+                _replace_weight(part, part.weight.to_dense())
+
     def __getstate__(self):
-        return {**vars(self), "_ready": None}  # a copy makes its own
+        self._release()  # a copy makes its own
+        return dict(vars(self))
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        self._release()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._ready = None
+        self._release()
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
-        self._ready = None
+        self._release()
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True):
-        self._ready = None
+        self._release()
         return super().train(mode)
 
     def reserve(self, positions: int) -> None:
         """Positions below this will come; for networks that keep a table of them."""
+
+
+def _products(module: nn.Module) -> Iterator[nn.Linear]:
+    """The products of a module that it makes ready itself."""
+    for part in module.children():
+        if isinstance(part, nn.Linear):
+            yield part
+        elif not isinstance(part, (Prepared, nn.ModuleList)):
+            yield from _products(part)
+
+
+def _replace_weight(part: nn.Linear, weight: Tensor) -> None:
+    if weight is not part.weight:
+        part.weight = nn.Parameter(weight, requires_grad=False)
 
 
 class Embedding(nn.Embedding):

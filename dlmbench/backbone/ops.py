@@ -6,8 +6,11 @@ same up to rounding:
 Matrix products go to MKL by default, which uses half of the vector width of other makers' processors; oneDNN, which
 comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
 Where no vectors are wider than AVX2's it is not; there MKL reads a small weight faster when it lies the other way, and
-a large one, for a few rows, when the product is computed the other way round: up to three times as fast. Where no
-instructions multiply bfloat16, torch computes it slowly, and products of a few rows and more are made in float32.
+a large one, for a few rows, when the product is computed the other way round: up to three times as fast.
+
+Weights in bfloat16 are turned into oneDNN's own layout (`packed`), in which a few rows are multiplied nearly as fast as
+memory is read. Where no instructions multiply bfloat16, torch computes it slowly, and products of a few rows and more
+are made in float32 instead.
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
 
@@ -26,6 +29,7 @@ LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster th
 LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
 PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is kept
 FEW = 16  # rows up to which the product with a large weight is computed the other way round, without wide vectors
+HINT = 16  # rows that a packed bfloat16 weight is laid out for
 MANY = 4  # rows from which on a bfloat16 product is made in float32, where nothing multiplies bfloat16
 AT_ONCE = 1 << 19  # elements of a weight that are float32 at a time
 EMULATED = not torch.ops.mkldnn._is_mkldnn_bf16_supported() if torch.backends.mkldnn.is_available() else False
@@ -40,6 +44,14 @@ def frozen() -> bool:
 
 def _fast(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and frozen()
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A bfloat16 weight [M,K] in oneDNN's own layout, where that pays; itself otherwise. `to_dense()` turns it back."""
+    bfloat16 = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.is_mkldnn
+    if bfloat16 and _AT_HAND and WIDE and not EMULATED and frozen():
+        return torch.ops.mkldnn._reorder_linear_weight(weight, HINT)
+    return weight
 
 
 class Matrix(NamedTuple):
@@ -62,6 +74,9 @@ def matrix_of(weight: Tensor, few: int = 0, loose: bool = False) -> Matrix:
     `few`: rows up to which it pays to compute the product with a small one the other way round, without wide vectors.
     `loose`: whoever takes a product does not mind how it lies in memory, which saves a copy.
     """
+    weight = packed(weight)
+    if weight.is_mkldnn:
+        return Matrix(weight, weight)
     if EMULATED and weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and frozen():
         return Matrix(weight.t(), many=MANY)
     if not (_AT_HAND and _fast(weight)):
@@ -124,23 +139,25 @@ class Norm(NamedTuple):
 
     weight: Tensor
     eps: float
-    scaled: Tensor | None = None  # times the root of D
+    scaled: Tensor | None = None  # times the root of D, in float32 or wider
     least: Tensor | None = None  # root of D * eps
 
 
 def norm_of(weight: Tensor, eps: float) -> Norm:
     """Ready for `rms_norm`."""
-    if not _fast(weight):
+    if weight.device.type != "cpu" or not frozen():
         return Norm(weight, eps)
     size = weight.shape[-1]
-    return Norm(weight, eps, weight * size**0.5, weight.new_full((), (size * eps) ** 0.5))
+    scaled = weight.to(torch.promote_types(weight.dtype, torch.float32)) * size**0.5
+    return Norm(weight, eps, scaled, scaled.new_full((), (size * eps) ** 0.5))
 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """x [...,D] over its root mean square, times the weight."""
     if norm.scaled is not None and norm.least is not None:
-        length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), norm.least)
-        return x.div(length).mul_(norm.scaled)
+        exact = x.to(norm.scaled.dtype)
+        length = torch.hypot(torch.linalg.vector_norm(exact, dim=-1, keepdim=True), norm.least)
+        return exact.div(length).mul_(norm.scaled).to(x.dtype)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
 
 

@@ -31,7 +31,7 @@ def device_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> 
     matrix = matrix_of(b)
     product = median_seconds(lambda: linear(a, matrix), device, repeats)
     size = array_bytes(device)
-    source = torch.zeros(size // 4, device=device)
+    source = torch.ones(size // 4, device=device)  # zeros are one page, which a cache holds, until they are written
     read = median_seconds(source.sum, device, repeats)
     target = torch.empty_like(source)
     copy = median_seconds(lambda: target.copy_(source), device, repeats)

@@ -352,7 +352,9 @@ def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -
 def _layout(recipe: Recipe) -> Layout[LaidExample]:
     if recipe.objective == "autoregressive":
         return lambda example, block_length, noise: autoregressive.layout(example, END, recipe.prompt_weight)
-    return lambda example, block_length, noise: block_diffusion.layout(example, block_length, noise, MASK, END)
+    return lambda example, block_length, noise: block_diffusion.layout(
+        example, block_length, noise, MASK, END, recipe.ordered
+    )
 
 
 def _use_bfloat16(wish: bool | None) -> bool:

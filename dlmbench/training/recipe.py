@@ -160,6 +160,7 @@ class Recipe:
     adjust: AdjustPlan = field(default_factory=AdjustPlan)  # adjust only
     learned_policy: PolicyPlan = field(default_factory=PolicyPlan)  # learned_policy only
     reference: str | None = None  # rcd only: the frozen network whose predictions become residuals
+    ordered: float = 0.0  # block_diffusion only: share of the rows whose blocks are masked from the right
     prompt_weight: float = 0.1  # autoregressive only: loss weight of prompt tokens relative to target tokens
     matrix_lr: float = 0.02
     vector_lr: float = 3e-3
@@ -234,6 +235,11 @@ def read_recipe(path: Path) -> Recipe:
         raise RequestError(
             f"Recipe {path.name}: objective rcd and the field reference, a frozen model of the same vocabulary, belong "
             "together; give both or neither."
+        )
+    ordered = raw.get("ordered", 0)
+    if not 0 <= ordered <= 1 or ordered and raw["objective"] != "block_diffusion":
+        raise RequestError(
+            f"Recipe {path.name}: ordered is {ordered}; it is a share between 0 and 1, of block_diffusion alone."
         )
     if "block_lengths" in raw:
         raw["block_lengths"] = tuple(raw["block_lengths"])

@@ -88,6 +88,26 @@ def test_loss_factor_is_one_over_the_rate_and_capped():
     assert abs(factor.mean() - 1) < 0.15  # unbiased but for the cap
 
 
+def test_rows_in_order_are_masked_from_the_right_as_decoding_from_the_left_leaves_them():
+    target = np.arange(24) >= 3
+    met = set()
+    for seed in range(50):
+        masked, factor = block_diffusion.draw_masks(target, 8, np.random.default_rng(seed), ordered=1.0)
+        assert not masked[:, :3].any() and (masked | ~target).any(1).all()
+        hidden = masked[:, 8:16].sum(1)
+        assert (np.diff(masked[:, 8:16].astype(int), axis=1) >= 0).all() and hidden.sum() == 9
+        assert np.allclose(factor[:, 15], np.minimum(8 / hidden, block_diffusion.LARGEST_FACTOR))
+        met |= set(hidden.tolist())
+    assert met == set(range(1, 9))
+
+
+def test_a_share_of_the_rows_is_in_order():
+    target, noise = np.ones(16, dtype=bool), np.random.default_rng(0)
+    drawn = [block_diffusion.draw_masks(target, 16, noise, ordered=0.4)[0] for _ in range(600)]
+    ordered = [(np.diff(masked.astype(int), axis=1) >= 0).all() for masked in drawn]
+    assert 0.33 < np.mean(ordered) < 0.47
+
+
 def test_training_loss_equals_decoding_forward():
     """The logits of a noisy block equal those of a plain forward over clean prefix + that block."""
     model = Transformer(loop.initial_weights(recipe()).config).init_weights(3).requires_grad_(False)
@@ -347,4 +367,12 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path):
         read_recipe(tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text("name: x\nobjective: autoregressive\nmixture: {code: 1}\nsteps: 3\nstep: 4\n")
     with pytest.raises(RequestError, match="step"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("objective, ordered", [("autoregressive", 0.4), ("block_diffusion", 1.5)])
+def test_an_order_of_masks_that_would_not_be_kept_is_refused(tmp_path, objective, ordered):
+    lines = [f"name: x\nobjective: {objective}\nmixture: {{code: 1}}\nsteps: 3", f"ordered: {ordered}\n"]
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    with pytest.raises(RequestError, match="ordered"):
         read_recipe(tmp_path / "r.yaml")
