@@ -215,9 +215,10 @@ class Transformer(Prepared):
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Run the layers. x [N,D] embeddings, positions [N] -> hidden states after the final norm [N,D]."""
         cos, sin = self._rotation(positions, x.dtype)
+        norm = self._weights()[0]  # made ready before the layers are: the head is the largest that lies twice meanwhile
         for index, layer in enumerate(self.layers):
             x = layer(index, x, cos, sin, attend)
-        return rms_norm(x, self._weights()[0])
+        return rms_norm(x, norm)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., D]"""
