@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from dlmbench.report.figures.style import subplots
+from dlmbench.report.figures.style import fewer_colours, subplots
 
 
 def draw_growth(record: dict, file: Path) -> None:
@@ -36,3 +36,4 @@ def draw_growth(record: dict, file: Path) -> None:
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     figure.savefig(file, dpi=200)
+    fewer_colours(file)
