@@ -121,6 +121,6 @@ train-nano: $(VENV)/.dev
 
 # The second generation, in the order of worth: each goes on from its checkpoint and is left alone when it is done.
 RUNS := training-runs
-NANO2 := nano2-first nano2-second nano2-third nano2-fourth nano2-fifth nano2 nano2-llada nano2-ar nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask
+NANO2 := nano2-first nano2-second nano2-third nano2-fourth nano2-fifth nano2 nano2-llada-first nano2-llada nano2-ar nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask
 train-nano2: $(VENV)/.dev
 	set -e; for name in $(NANO2); do $(RUN) train recipes/train-$$name.yaml --out $(RUNS)/$$name; done
