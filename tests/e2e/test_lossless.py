@@ -1,4 +1,4 @@
-"""On nano: the methods that call themselves lossless give the ids of static decoding with one token a step.
+"""On nano and nano2: the methods that call themselves lossless give the ids of static decoding with one token a step.
 
 pytest tests/e2e/test_lossless.py            a few items
 pytest tests/e2e/test_lossless.py -m slow    the figures of the results page: MRP on 300 word problems and 200 programs,
@@ -44,18 +44,17 @@ def requests(engine, method, size):
 
 
 @cache
-def reference(block, method, size):
+def reference(model, block, method, size):
     """Static decoding at batch 16: the engine, the items, what it gave."""
-    static = build(
-        RunSpec("static", "nano-gsm", block_length=block, batch_size=16, device="cpu", dtype="float32").resolve()
-    )
+    spec = RunSpec("static", "nano-gsm", model=model, block_length=block, batch_size=16, device="cpu", dtype="float32")
+    static = build(spec.resolve())
     items = requests(static, method, size)
     return static, items, static.generate(items)
 
 
 def compare(spec, method, size):
     """Static decoding and `spec` on the same items at batch 16 -> (differences, items, target forwards of both)."""
-    static, items, known = reference(spec.block_length, method, size)
+    static, items, known = reference(spec.model, spec.block_length, method, size)
     found, ours, theirs = differences(static, build(spec.resolve()), items, ours=known)
     forwards = [sum(n["calls"] for g in run for kind, n in g.counts["target"].items() if kind != "prefill") for run in (
         ours, theirs)]  # fmt: skip
@@ -71,14 +70,16 @@ def check(name, found, items, forwards):
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("drafts", [1, 2, 3, 4])
 @pytest.mark.parametrize("block", [4, 8, 16])
-def test_speculative_mrp(block, drafts, batch, size):
+@pytest.mark.parametrize("model", ["nano", "nano2"])
+def test_speculative_mrp(model, block, drafts, batch, size):
     if size == "some" and (batch == 1 or drafts in (1, 3)):
         pytest.skip("in the slow run")
     settings = {"mrp": {"mode": "speculative", "K": drafts}}
     spec = RunSpec(
-        "mrp", "nano-gsm", block_length=block, batch_size=batch, settings=settings, device="cpu", dtype="float32"
-    )
-    check(f"mrp block {block} K {drafts} batch {batch}", *compare(spec, "mrp", size))
+        "mrp", "nano-gsm", model=model, block_length=block, batch_size=batch, settings=settings, device="cpu",
+        dtype="float32",
+    )  # fmt: skip
+    check(f"mrp on {model} block {block} K {drafts} batch {batch}", *compare(spec, "mrp", size))
 
 
 @pytest.mark.parametrize("size", [SOME, ALL])
