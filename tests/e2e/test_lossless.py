@@ -1,6 +1,6 @@
-"""On nano and nano2: the methods that call themselves lossless give the ids of static decoding with one token a step.
+"""On nano: the methods that call themselves lossless give the ids of static decoding with one token a step.
 
-pytest tests/e2e/test_lossless.py            a few items
+pytest tests/e2e/test_lossless.py            a few items; on nano2 too where its MRP module is
 pytest tests/e2e/test_lossless.py -m slow    the figures of the results page: MRP on 300 word problems and 200 programs,
                                              SimSD on 200 and 100
 """
@@ -17,6 +17,7 @@ from dlmbench.request import RunSpec
 from dlmbench.tasks import load_task
 from dlmbench.verify.identity import differences, holds
 
+WITH_MODULE = [name for name in ("nano", "nano2") if "head/mrp" in PRESETS[name].companions]
 SOME, ALL = "some", pytest.param("all", marks=pytest.mark.slow)
 ITEMS = {  # method, how many -> word problems, programs
     ("mrp", "some"): (4, 2), ("mrp", "all"): (300, 200), ("simsd", "some"): (4, 2), ("simsd", "all"): (200, 100),
@@ -70,7 +71,7 @@ def check(name, found, items, forwards):
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("drafts", [1, 2, 3, 4])
 @pytest.mark.parametrize("block", [4, 8, 16])
-@pytest.mark.parametrize("model", ["nano", "nano2"])
+@pytest.mark.parametrize("model", WITH_MODULE)
 def test_speculative_mrp(model, block, drafts, batch, size):
     if size == "some" and (batch == 1 or drafts in (1, 3)):
         pytest.skip("in the slow run")

@@ -1,6 +1,7 @@
 """A loss in its three parts, decoder by task: how much is the rule's, how much the model's, how much is both together.
 
-A decoder stands there at one setting a task, chosen as in `matrix`, on the trained model. Colour is the whole loss.
+A decoder stands there at one setting a task, chosen on the trained model as in `matrix`, but over all seeds. Colour is
+the whole loss.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from dlmbench.analysis.parts import Parts, needed, parts
 from dlmbench.analysis.row import Row
 from dlmbench.errors import RequestError
 from dlmbench.report.answer import STRESS
-from dlmbench.report.figures.matrix import shown
 from dlmbench.report.figures.style import COLUMN_WIDTH, GREY, INK, dress, save, subplots
-from dlmbench.stats import points
+from dlmbench.stats import MARGIN, points
 
 _LOSS = LinearSegmentedColormap.from_list("whole loss", ["#FFFFFF", "#F3C9A8", "#D9742F", "#A03A00"])
 _LEGEND = (
@@ -37,7 +37,7 @@ def losses(rows: Sequence[Row], folder: Path, name: str, column: bool = False) -
 
     Raises RequestError where no task was run on both an ideal and a trained model at the same settings.
     """
-    found = [part for part in parts(rows) if part.row in (*shown(part.row.group), part.row.group.reference)]
+    found = _shown(parts(rows))
     if not found:
         raise RequestError(
             "No losses to be divided: that takes the same settings on the ideal model and on a trained one, static of "
@@ -47,6 +47,23 @@ def losses(rows: Sequence[Row], folder: Path, name: str, column: bool = False) -
     for part in found:
         maps.setdefault(part.row.model, []).append(part)
     return save(lambda: _draw(maps, needed(rows), column), folder, name)
+
+
+def _shown(found: Sequence[Parts]) -> list[Parts]:
+    """One token a step, and of every decoder one setting: the one chosen on dev items, else the cheapest that loses
+    little more than one token a step, else the one that loses least."""
+    kept = [part for part in found if part.row is part.row.group.reference]
+    decoders: dict[tuple[str, str, str], list[Parts]] = {}
+    for part in found:
+        if part.row is not part.row.group.reference:
+            decoders.setdefault((part.row.model, part.row.task, part.row.method), []).append(part)
+    for settings in decoders.values():
+        tuned = [part for part in settings if part.row.tried is not None]
+        if close := tuned or [part for part in settings if part.loss - part.model <= MARGIN]:
+            kept.append(min(close, key=lambda part: part.row.group.spent(part.row)))
+        else:
+            kept.append(min(settings, key=lambda part: part.loss))
+    return kept
 
 
 def _draw(maps: dict[str, list[Parts]], forwards: dict[tuple[str, str], float], column: bool) -> Figure:
