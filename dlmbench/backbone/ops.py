@@ -8,9 +8,9 @@ comes with torch as well, uses all of it and is up to twice as fast for products
 Where no vectors are wider than AVX2's it is not; there MKL reads a small weight faster when it lies the other way, and
 a large one, for a few rows, when the product is computed the other way round: up to three times as fast.
 
-Weights in bfloat16 are turned into oneDNN's own layout (`packed`), in which a few rows are multiplied nearly as fast as
-memory is read. Where no instructions multiply bfloat16, torch computes it slowly, and products of a few rows and more
-are made in float32 instead.
+Weights in bfloat16 and large ones are turned into oneDNN's own layout (`packed`), in which a few rows are multiplied
+nearly as fast as memory is read. Where no instructions multiply bfloat16, torch computes it slowly, and products of a
+few rows and more are made in float32 instead.
 
 `F.rms_norm` is a chain of some ten calls on CPU; with the norm of a vector computed by one, four remain.
 
@@ -27,9 +27,9 @@ from torch import Tensor
 
 LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster than MKL
 LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
-PACKED = 1 << 20  # elements of a weight up to which a copy in that layout is kept
+PACKED = 1 << 20  # elements of a float32 weight up to which a copy in that layout is kept, beside the original
 FEW = 16  # rows up to which the product with a large weight is computed the other way round, without wide vectors
-HINT = 16  # rows that a packed bfloat16 weight is laid out for
+HINT = 16  # rows that a packed weight is laid out for
 MANY = 4  # rows from which on a bfloat16 product is made in float32, where nothing multiplies bfloat16
 AT_ONCE = 1 << 19  # elements of a weight that are float32 at a time
 EMULATED = not torch.ops.mkldnn._is_mkldnn_bf16_supported() if torch.backends.mkldnn.is_available() else False
@@ -47,9 +47,14 @@ def _fast(weight: Tensor) -> bool:
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A bfloat16 weight [M,K] in oneDNN's own layout, where that pays; itself otherwise. `to_dense()` turns it back."""
-    bfloat16 = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.is_mkldnn
-    if bfloat16 and _AT_HAND and WIDE and not EMULATED and frozen():
+    """A weight [M,K], in bfloat16 or large, in oneDNN's own layout where that pays; itself otherwise.
+
+    `to_dense()` turns it back.
+    """
+    if weight.device.type != "cpu" or weight.is_mkldnn or not (_AT_HAND and WIDE and frozen()):
+        return weight
+    large = weight.dtype == torch.float32 and weight.numel() > PACKED
+    if large or weight.dtype == torch.bfloat16 and not EMULATED:
         return torch.ops.mkldnn._reorder_linear_weight(weight, HINT)
     return weight
 
@@ -82,7 +87,7 @@ def matrix_of(weight: Tensor, few: int = 0, loose: bool = False) -> Matrix:
     if not (_AT_HAND and _fast(weight)):
         return Matrix(weight.t())
     if weight.numel() > PACKED:
-        return Matrix(weight.t(), weight, LARGE, 0 if WIDE else FEW, weight, loose)
+        return Matrix(weight.t(), weight, LARGE, FEW, weight, loose)
     if not WIDE:
         return Matrix(weight.t().contiguous(), few=few, flipped=weight, loose=loose)
     return Matrix(weight.t(), torch.ops.mkldnn._reorder_linear_weight(weight), LARGE_PACKED)
