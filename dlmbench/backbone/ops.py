@@ -1,7 +1,7 @@
 """The operations that layers are made of, each in the form of torch that is fastest where it runs.
 
-On CUDA these are torch's own. On CPU, in float32 and in inference mode, two of them have a faster form, which gives the
-same up to rounding:
+On CUDA these are torch's own. On CPU, in inference mode, two of them have a faster form, which gives the same up to
+rounding:
 
 Matrix products go to MKL by default, which uses half of the vector width of other makers' processors; oneDNN, which
 comes with torch as well, uses all of it and is up to twice as fast for products of some size (docs/performance.md).
