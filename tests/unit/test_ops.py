@@ -68,12 +68,14 @@ def test_packed_bfloat16_products_are_torchs_up_to_a_rounding(rows):
     assert ops.packed(weight) is weight  # weights that may still change are left as they are
 
 
-def test_packed_weights_are_saved_as_they_were_and_kept_once():
-    model = tiny_model("block_causal", seed=4).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_weights_are_saved_as_they_were_and_kept_once(dtype, monkeypatch):
+    monkeypatch.setattr(ops, "PACKED", 0)  # every float32 weight is a large one
+    model = tiny_model("block_causal", seed=4).to(dtype)
     before, ids = {name: weight.clone() for name, weight in model.state_dict().items()}, torch.arange(12).view(1, 12)
     with torch.inference_mode():
         first = model.hidden(ids)
-        packs = ops.packed(torch.zeros(8, 8, dtype=torch.bfloat16)).is_mkldnn
+        packs = ops.packed(torch.zeros(8, 8, dtype=dtype)).is_mkldnn
         assert {layer.down.weight.is_mkldnn for layer in model.layers} == {packs}
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
