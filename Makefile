@@ -26,9 +26,10 @@ reproduce: $(VENV)/.runtime
 
 reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce-full.yaml
-	$(RUN) sweep recipes/simsd-nano.yaml
-	$(RUN) sweep recipes/mrp-nano.yaml
+	$(RUN) sweep recipes/simsd-nano2.yaml
+	$(RUN) sweep recipes/mrp-nano2.yaml
 	$(RUN) sweep recipes/trained-nano.yaml
+	$(RUN) sweep recipes/trained-nano2.yaml
 	$(RUN) sweep recipes/full-attention.yaml
 
 # A recipe with one thread and with two, as a stand-in for two machines: its verdicts must be the same.
@@ -110,17 +111,13 @@ train-nano: $(VENV)/.dev
 	$(RUN) train recipes/train-nano.yaml
 	$(RUN) train recipes/train-nano-swaps.yaml
 	$(RUN) train recipes/train-nano-draft.yaml
-	$(RUN) train recipes/train-mrp-nano.yaml
-	$(RUN) train recipes/train-mrp-nano-naive.yaml
 	$(RUN) train recipes/train-nano-llada.yaml
 	$(RUN) train recipes/train-nano-rcd-ref.yaml
 	$(RUN) train recipes/train-nano-rcd.yaml
 	$(RUN) train recipes/train-nano-seqd.yaml
-	$(RUN) train recipes/train-nano-adjust.yaml
-	$(RUN) train recipes/train-nano-policy.yaml
 
 # The second generation, in the order of worth: each goes on from its checkpoint and is left alone when it is done.
 RUNS := training-runs
-NANO2 := nano2-first nano2-second nano2-third nano2-fourth nano2-fifth nano2 nano2-llada-first nano2-llada nano2-ar nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask
+NANO2 := nano2-first nano2-second nano2-third nano2-fourth nano2-fifth nano2 nano2-llada-first nano2-llada nano2-ar nano2-draft-first nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask
 train-nano2: $(VENV)/.dev
 	set -e; for name in $(NANO2); do $(RUN) train recipes/train-$$name.yaml --out $(RUNS)/$$name; done

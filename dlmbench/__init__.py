@@ -3,7 +3,7 @@
 From Python::
 
     import dlmbench
-    model = dlmbench.load("nano", method="threshold", threshold=0.8)
+    model = dlmbench.load("nano2", method="threshold", threshold=0.8)
     question = "Tom has 12 apples. Tom buys 3 bags of 8 apples. Tom loses 7 apples. How many apples does Tom have?"
     print(dlmbench.decode(model, [question + "<|sep|>"])[0].text)
     folder = dlmbench.run(dlmbench.RunSpec(method="threshold", task="nano-gsm", limit=20))

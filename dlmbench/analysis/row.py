@@ -314,9 +314,9 @@ class Group:
 
         static: the one with the most forwards (one token a step). order: the most accurate of those of `ONE_TOKEN`,
         where that is another, so that nobody shines beside a poor order alone. threshold: for a method whose threshold
-        is a confidence the one at the same or nearest value; for any other the one whose bytes and FLOPs are nearest
-        (forwards, where these are not known), whatever the clock of this machine says. Never a row of the same method,
-        except static at more forwards.
+        is a confidence the one at the same or nearest value; for any other, and for a setting that was chosen on dev
+        items, the one whose bytes and FLOPs are nearest (forwards, where these are not known), whatever the clock of
+        this machine says. Never a row of the same method, except static at more forwards.
         """
         if name == ORDER:
             best = self._best_order
@@ -327,7 +327,7 @@ class Group:
         if name == REFERENCE:
             best = max(found, key=lambda other: other.nfe)
             return None if row.method == name and best.nfe <= row.nfe else best
-        ours = _confidence(row)
+        ours = _confidence(row) if row.tried is None else None
         confident = [(value, other) for other in found if (value := _confidence(other)) is not None]
         if ours is not None and confident:
             return min(confident, key=lambda pair: abs(pair[0] - ours))[1]

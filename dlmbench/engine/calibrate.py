@@ -28,7 +28,7 @@ from dlmbench.stats import median_interval
 if TYPE_CHECKING:
     from dlmbench.engine import Engine
 
-REPEATS = 20  # of a price
+REPEATS = 12  # of a price
 FEWEST = 5  # of them, where they would take longer than ...
 MOST_SECONDS = 2.0
 LEAST_SECONDS = 0.002  # shorter forwards are timed in runs

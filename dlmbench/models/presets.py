@@ -23,7 +23,7 @@ from dlmbench.tasks.stress.answer_sets import KINDS
 
 _Settings: TypeAlias = Mapping[str, Mapping[str, Json]]
 ASSETS = Path(__file__).parents[1] / "assets"
-ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
+ABSENT = "not in this copy; make train-nano (of nano2: make train-nano2) makes it (in training-runs/)"
 
 STATUS = {
     "measured": "its accuracy was measured by us, on the tasks that it was trained for",
@@ -101,6 +101,7 @@ class Preset:
 
 
 _NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
+_NANO2 = partial(_NANO, tasks=("nano-gsm", "nano-code", *(f"stress-{kind}" for kind in KINDS)))
 _ORACLE = partial(
     Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8,
     settings={"adablock": {"delimiters": [202]}},
@@ -109,6 +110,7 @@ _BY_TOKENIZER: _Settings = {
     "pcsampler": {"table": "nano/tokenizer/frequency.json"},
     "adablock": {"delimiters": [202]},  # its newline
 }
+_DAEDAL: _Settings = {"daedal": {"initial": 32, "checked": 16}}  # of budgets of 64; on 50 dev items of nano-llada
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
 _LLADA = partial(
@@ -162,13 +164,34 @@ _CAUSAL = partial(Preset, family="qwen2", block_length=1, gen_length=_LONG, chat
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
+        _NANO2(
+            "nano2",
+            "nano/nano2",
+            "sdar",
+            "shipped block-diffusion model, 2.7 M parameters, second generation",
+            companions={"draft": "nano2-draft", "head/mrp": "nano2-mrp"},
+            settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # least tau that lost nothing to static on 120 dev items
+        ),
+        _NANO2("nano2-draft", "nano/nano2-draft", "sdar", "shipped small draft of nano2"),
+        _NANO2("nano2-mrp", "nano/nano2-mrp", "mrp", "shipped MRP module, a --head of nano2"),
+        _NANO2("nano2-mrp-remask", "nano/nano2-mrp-remask", "mrp", "nano2-mrp, trained at revealed positions too"),
+        _NANO2(
+            "nano2-llada",
+            "nano/nano2-llada",
+            "llada",
+            "shipped full-attention sibling of nano2, LLaDA layout",
+            companions={"guide": "nano-ar", "head/adjust": "nano2-adjust", "head/learned_policy": "nano2-policy"},
+            settings={**_BY_TOKENIZER, **_DAEDAL},
+        ),
+        _NANO2("nano2-adjust", "nano/nano2-adjust", "adjust", "shipped ADJUST sampler, a --head of nano2-llada"),
+        _NANO2("nano2-policy", "nano/nano2-policy", "policy", "shipped unmasking policy, a --head of nano2-llada"),
         _NANO(
             "nano",
             "nano/nano",
             "sdar",
-            "shipped block-diffusion model, 2.7 M parameters",
-            companions={"draft": "nano-draft", "guide": "nano-ar", "head/mrp": "nano-mrp"},
-            settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # least tau that lost nothing to static on 120 dev items
+            "shipped block-diffusion model, first generation",
+            companions={"guide": "nano-ar"},
+            settings=_BY_TOKENIZER,
         ),
         _ORACLE(
             name="oracle",
@@ -181,19 +204,14 @@ PRESETS: dict[str, Preset] = {
             descriptor=Descriptor(attention="block_causal", shift=0),
         ),
         _NANO("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano"),
-        _NANO("nano-draft", "nano/nano-draft", "sdar", "shipped small draft of nano"),
         _NANO(
             "nano-llada",
             "nano/nano-llada",
             "llada",
             "shipped full-attention sibling of nano, LLaDA layout",
-            companions={"guide": "nano-ar", "head/adjust": "nano-adjust", "head/learned_policy": "nano-policy"},
-            settings={**_BY_TOKENIZER, "daedal": {"initial": 32, "checked": 16}},  # of budgets of 64; on 50 dev items
+            companions={"guide": "nano-ar"},
+            settings={**_BY_TOKENIZER, **_DAEDAL},
         ),
-        _NANO("nano-mrp", "nano/nano-mrp", "mrp", "shipped MRP module, a --head of nano"),
-        _NANO("nano-mrp-remask", "nano/nano-mrp-remask", "mrp", "nano-mrp, trained at revealed positions too"),
-        _NANO("nano-adjust", "nano/nano-adjust", "adjust", "shipped ADJUST sampler, a --head of nano-llada"),
-        _NANO("nano-policy", "nano/nano-policy", "policy", "shipped unmasking policy, a --head of nano-llada"),
         _NANO(
             "nano-rcd",
             "nano/nano-rcd",
@@ -475,34 +493,9 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def second_generation(assets: Path) -> dict[str, Preset]:
-    """Presets of those second models of nano's kind, called nano2-..., whose weights lie in `assets`.
-
-    Helpers that are not there are left out of them.
-    """
-    there = {folder.name for folder in (assets / "nano").glob("nano2*") if has_weights(folder)}
-    found = {}
-    for name in sorted(there):
-        first = PRESETS[name.replace("nano2", "nano", 1)]
-        helpers = {role: helper.replace("nano", "nano2", 1) for role, helper in first.companions.items()}
-        found[name] = replace(
-            first,
-            name=name,
-            source=f"nano/{name}",
-            description=f"{first.description.replace('nano', 'nano2')}, second generation",
-            companions={role: helper for role, helper in helpers.items() if helper in there},
-            tasks=(*first.tasks, *(f"stress-{kind}" for kind in KINDS)),
-            settings={name: values for name, values in first.settings.items() if name != "mrp"},  # chosen on dev
-        )
-    return found
-
-
-PRESETS |= second_generation(ASSETS)
-
-
 def default_model() -> str:
-    """``DLMBENCH_MODEL``, or the shipped `nano`."""
-    return os.environ.get("DLMBENCH_MODEL") or "nano"
+    """``DLMBENCH_MODEL``, or the shipped `nano2`."""
+    return os.environ.get("DLMBENCH_MODEL") or "nano2"
 
 
 def resolve(name: str, like: str | None = None) -> Preset:

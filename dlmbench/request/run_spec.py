@@ -113,7 +113,7 @@ class RunSpec:
     )
     model: str = field(
         default_factory=default_model,
-        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano", place=True, word="")},
+        metadata={"option": Option("Preset, folder or hub name.", text, shown="nano2", place=True, word="")},
     )
     like: str | None = option(
         None, "Preset whose settings a folder or hub name takes, or none.", optional(text), panel="Models"

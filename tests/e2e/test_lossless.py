@@ -1,6 +1,6 @@
-"""On nano: the methods that call themselves lossless give the ids of static decoding with one token a step.
+"""On nano2: the methods that call themselves lossless give the ids of static decoding with one token a step.
 
-pytest tests/e2e/test_lossless.py            a few items; on nano2 too where its MRP module is
+pytest tests/e2e/test_lossless.py            a few items
 pytest tests/e2e/test_lossless.py -m slow    the figures of the results page: MRP on 300 word problems and 200 programs,
                                              SimSD on 200 and 100
 """
@@ -17,7 +17,6 @@ from dlmbench.request import RunSpec
 from dlmbench.tasks import load_task
 from dlmbench.verify.identity import differences, holds
 
-WITH_MODULE = [name for name in ("nano", "nano2") if "head/mrp" in PRESETS[name].companions]
 SOME, ALL = "some", pytest.param("all", marks=pytest.mark.slow)
 ITEMS = {  # method, how many -> word problems, programs
     ("mrp", "some"): (4, 2), ("mrp", "all"): (300, 200), ("simsd", "some"): (4, 2), ("simsd", "all"): (200, 100),
@@ -26,9 +25,9 @@ ITEMS = {  # method, how many -> word problems, programs
 
 @pytest.fixture(scope="module")
 def unrelated(tmp_path_factory):
-    """A draft that never learned anything: nano's tokenizer, random weights."""
+    """A draft that never learned anything: nano2's tokenizer, random weights."""
     folder = tmp_path_factory.mktemp("unrelated")
-    preset = PRESETS["nano-draft"]
+    preset = PRESETS["nano2-draft"]
     shutil.copytree(preset.tokenizer_location, folder, dirs_exist_ok=True)
     save_checkpoint(Transformer(load_checkpoint(preset.location).config).init_weights(7), folder)
     return str(folder)
@@ -71,26 +70,25 @@ def check(name, found, items, forwards):
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("drafts", [1, 2, 3, 4])
 @pytest.mark.parametrize("block", [4, 8, 16])
-@pytest.mark.parametrize("model", WITH_MODULE)
-def test_speculative_mrp(model, block, drafts, batch, size):
+def test_speculative_mrp(block, drafts, batch, size):
     if size == "some" and (batch == 1 or drafts in (1, 3)):
         pytest.skip("in the slow run")
     settings = {"mrp": {"mode": "speculative", "K": drafts}}
     spec = RunSpec(
-        "mrp", "nano-gsm", model=model, block_length=block, batch_size=batch, settings=settings, device="cpu",
+        "mrp", "nano-gsm", model="nano2", block_length=block, batch_size=batch, settings=settings, device="cpu",
         dtype="float32",
     )  # fmt: skip
-    check(f"mrp on {model} block {block} K {drafts} batch {batch}", *compare(spec, "mrp", size))
+    check(f"mrp block {block} K {drafts} batch {batch}", *compare(spec, "mrp", size))
 
 
 @pytest.mark.parametrize("size", [SOME, ALL])
-@pytest.mark.parametrize("draft", ["nano-draft", "nano", "unrelated"])
+@pytest.mark.parametrize("draft", ["nano2-draft", "nano2", "unrelated"])
 @pytest.mark.parametrize("block", [4, 8])
 def test_replicated_simsd(block, draft, size, unrelated):
     model = unrelated if draft == "unrelated" else draft
     settings = {"simsd": {"verify": "replicated"}}
     spec = RunSpec(
-        "simsd", "nano-gsm", block_length=block, batch_size=16, settings=settings, draft=model, device="cpu",
-        dtype="float32",
+        "simsd", "nano-gsm", model="nano2", block_length=block, batch_size=16, settings=settings, draft=model,
+        device="cpu", dtype="float32",
     )  # fmt: skip
     check(f"simsd block {block} draft {draft}", *compare(spec, "simsd", size))

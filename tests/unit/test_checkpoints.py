@@ -377,8 +377,8 @@ def test_a_head_needs_no_configuration_and_a_model_does(tmp_path):
 
     head = tmp_path / "head"
     head.mkdir()
-    (head / "model.safetensors").write_bytes(weight_files(ASSETS / "nano/nano-policy")[0].read_bytes())
-    spec = RunSpec(method="learned_policy", task="nano-gsm", model="nano-llada", head=str(head))
+    (head / "model.safetensors").write_bytes(weight_files(ASSETS / "nano/nano2-policy")[0].read_bytes())
+    spec = RunSpec(method="learned_policy", task="nano-gsm", model="nano2-llada", head=str(head))
     assert spec.resolve().companions["head"] == str(head)
     with pytest.raises(RequestError, match="no config.json"):
         RunSpec(method="static", task="nano-gsm", model=str(head)).resolve()

@@ -180,6 +180,15 @@ def test_a_reader_that_leaves_is_no_error(arguments):
     assert (process.returncode, err) == (0, "")
 
 
+def test_leaving_without_a_teardown_keeps_output_exit_functions_and_the_exit_code():
+    code = (
+        "import atexit, sys\nfrom dlmbench.cli import app\natexit.register(print, 'last words')\n"
+        "sys.argv = ['dlmbench', '--version']\napp.app = lambda *_, **__: print('first') or 3\napp.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("\n")) == (3, ["first", "last words", ""])
+
+
 @pytest.mark.parametrize("kind", ["models", "recipes"])
 def test_lists_keep_names_in_one_piece_at_80_columns(call, monkeypatch, kind):
     monkeypatch.setenv("COLUMNS", "80")

@@ -228,7 +228,7 @@ def test_values_that_no_field_has_name_their_flag(bad):
 
 def test_methods_that_do_not_know_a_models_blocks_are_refused():
     with pytest.raises(RequestError, match="--grid origin"):
-        RunSpec("mrp", "gsm8k", model="qwen3-0.6b-bd3lm", head="nano-mrp").resolve()
+        RunSpec("mrp", "gsm8k", model="qwen3-0.6b-bd3lm", head="nano2-mrp").resolve()
     with pytest.raises(RequestError, match="--method fastdllm2"):
         RunSpec("static", "gsm8k", model="fastdllm2-7b").resolve()
     check_blocks(PRESETS["qwen3-0.6b-bd3lm"], Descriptor(attention="block_causal", grid="prompt"), Static)

@@ -224,9 +224,9 @@ def test_prices_are_timed_in_turns_with_the_plain_forward(monkeypatch):
     monkeypatch.setattr(calibrate, "Timer", Drifting)
     measured = machine.calibrate()
     wide = ForwardKey("target", "denoise", "8")
-    ratios = sorted((101 + 2 * n) / (100 + 2 * n) for n in range(20))
-    assert measured.prices[wide] == pytest.approx((ratios[9] + ratios[10]) / 2, abs=1e-4)
-    assert measured.spreads[wide] == pytest.approx((ratios[5], ratios[14]), abs=1e-4)
+    ratios = sorted((101 + 2 * n) / (100 + 2 * n) for n in range(12))
+    assert measured.prices[wide] == pytest.approx((ratios[5] + ratios[6]) / 2, abs=1e-4)
+    assert measured.spreads[wide] == pytest.approx((ratios[2], ratios[9]), abs=1e-4)
     assert measured.spreads.keys() == measured.prices.keys() - {ForwardKey("target", "denoise", "4")}
 
 

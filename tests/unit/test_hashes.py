@@ -119,9 +119,9 @@ def test_an_engine_is_built_without_reading_weights_for_a_hash(monkeypatch):
 
 
 def test_a_head_is_refused_beside_other_weights_than_it_was_trained_on(tmp_path):
-    dlmbench.load("nano", method="mrp", device="cpu")
+    dlmbench.load("nano2", method="mrp", device="cpu")
     with pytest.raises(RequestError, match="trained on backbone weights"):
-        dlmbench.load("nano-rcd", method="mrp", head="nano-mrp", device="cpu")
+        dlmbench.load("nano-rcd", method="mrp", head="nano2-mrp", device="cpu")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -173,7 +173,10 @@ def test_a_cell_that_fails_does_not_stop_the_others(monkeypatch, capsys):
 
 
 def test_a_shipped_head_knows_the_weights_of_its_backbone():
-    for head, model in (("nano-mrp", "nano"), ("nano-adjust", "nano-llada"), ("nano-policy", "nano-llada")):
+    for head, model in (
+        ("nano2-mrp", "nano2"), ("nano2-mrp-remask", "nano2"), ("nano2-adjust", "nano2-llada"),
+        ("nano2-policy", "nano2-llada"),
+    ):  # fmt: skip
         record = read_json(Path(PRESETS[head].location) / "config.json")
         assert record["backbone"]["weights"] == weights_hash(Path(PRESETS[model].location))
 

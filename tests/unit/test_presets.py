@@ -14,7 +14,7 @@ from checkpoints import make_checkpoint, tensors, write_weights
 
 from dlmbench.cli.app import main
 from dlmbench.errors import RequestError
-from dlmbench.models.presets import PRESETS, resolve, second_generation
+from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import BACKBONES, DECODERS
 from dlmbench.request import RunSpec, SweepSpec
@@ -78,7 +78,7 @@ def test_an_autoregressive_preset_reads_token_by_token_in_its_chat_markup(preset
 
 @pytest.mark.parametrize("method", [name for name in DECODERS.names() if "full" in DECODERS.get(name).attention])
 def test_llada_s_eos_control_is_for_fixed_schedules_alone(method):
-    given = {"head": "nano-adjust"} if "head" in DECODERS.get(method).roles else {}
+    given = {"head": "nano2-adjust"} if "head" in DECODERS.get(method).roles else {}
     spec = RunSpec(method, "gsm8k", model="llada-8b-instruct", guide="qwen2.5-1.5b-instruct", block_length=32, **given)
     cell = replace(RunSpec("static", "gsm8k", model=spec.model).resolve(), spec=spec, decoder=DECODERS.get(method))
     assert cell.eos == ("last" if method == "static" else "free")
@@ -252,15 +252,3 @@ def test_doctor_says_what_a_name_is_not(capsys):
     with pytest.raises(SystemExit):
         main(["doctor", "nope", "--offline"])
     assert "is no recipe" in capsys.readouterr().err
-
-
-def test_models_of_the_second_generation_are_presets_where_their_weights_lie(tmp_path):
-    for name in ("nano2", "nano2-mrp", "nano2-llada"):
-        (tmp_path / "nano" / name).mkdir(parents=True)
-    for name in ("nano2", "nano2-mrp"):
-        (tmp_path / "nano" / name / "model.safetensors").touch()
-    found = second_generation(tmp_path)
-    assert list(found) == ["nano2", "nano2-mrp"]
-    assert found["nano2"].companions == {"head/mrp": "nano2-mrp"}  # no draft and no guide yet
-    assert found["nano2"].block_length == 8 and "stress-shuffle" in found["nano2"].tasks
-    assert not second_generation(tmp_path / "elsewhere")

@@ -171,7 +171,7 @@ def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path,
 
     monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     assert PRESETS["nano"].location == str(tmp_path / "nano" / "nano"), "a folder, no name on the hub"
-    with pytest.raises(RequestError, match="nano is not in this copy; make train-nano"):
+    with pytest.raises(RequestError, match="nano2 is not in this copy; make train-nano"):
         RunSpec("static", "nano-gsm").resolve()
 
 
@@ -344,9 +344,9 @@ def test_a_recipe_and_its_overrides(tmp_path):
     file.write_text(RECIPE)
     sweep = SweepSpec.from_recipe(file)
     assert [(c.task, c.method, c.model, c.limit) for c in sweep.runs][:4] == [
-        ("nano-gsm", "static", "nano", 5),
-        ("nano-gsm", "static", "nano", 5),
-        ("nano-gsm", "threshold", "nano", 5),
+        ("nano-gsm", "static", "nano2", 5),
+        ("nano-gsm", "static", "nano2", 5),
+        ("nano-gsm", "threshold", "nano2", 5),
         ("nano-gsm", "ar", "nano-ar", 5),
     ]
     assert len(sweep.runs) == 8 and sweep.name == "small" and sweep.description == "a test"
@@ -355,7 +355,7 @@ def test_a_recipe_and_its_overrides(tmp_path):
     assert only.out == "x"
 
 
-@pytest.mark.parametrize("name, cells, items", [("reproduce", 64, {128, 64, 48}), ("reproduce-full", 34, {None})])
+@pytest.mark.parametrize("name, cells, items", [("reproduce", 75, {128, 64, 48}), ("reproduce-full", 65, {500})])
 def test_shipped_recipes_bind(name, cells, items):
     from dlmbench.cli.sweep import find_recipe
 
@@ -462,12 +462,12 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
 
 
 def test_a_label_names_a_helper_that_the_model_does_not_bring():
-    labels = [RunSpec("simsd", "nano-gsm", draft=draft).resolve().label for draft in (None, "nano-draft", "nano")]
+    labels = [RunSpec("simsd", "nano-gsm", draft=draft).resolve().label for draft in (None, "nano2-draft", "nano")]
     assert labels == ["simsd verify=packed", "simsd verify=packed", "simsd verify=packed draft=nano"]
 
 
 def test_baselines_of_a_method_with_a_helper_are_the_same_cells_as_those_without():
     beside = {same_request(cell) for cell in SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm"}).resolve()[0]}
-    named = SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm", "draft": "nano-draft"}).resolve()[0]
+    named = SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm", "draft": "nano2-draft"}).resolve()[0]
     assert beside == {same_request(cell) for cell in named}
     assert same_request(RunSpec("static", "nano-gsm", guide="nano-ar").resolve()) in beside

@@ -54,7 +54,8 @@ def test_a_suite_gives_all_its_fields_and_names_its_tasks(tmp_path):
         SweepSpec.from_recipe(path).resolve()
 
 
-def test_the_suite_to_be_cited_was_frozen_with_the_tasks_as_they_are():
-    spec = SweepSpec.from_recipe(Path(__file__).parents[2] / "recipes" / "dlmbench-2026.12.yaml")
+@pytest.mark.parametrize("name", ["dlmbench-2026.12", "dlmbench-2026.12-full"])
+def test_the_suites_to_be_cited_were_frozen_with_the_tasks_as_they_are(name):
+    spec = SweepSpec.from_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
     spec.resolve()  # within its budget
     assert {task: load_task(task).content_hash for task in spec.suite.hashes} == dict(spec.suite.hashes)

@@ -484,11 +484,11 @@ def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
 # --- shipped names ----------------------------------------------------------------------------------------------------
 
 
-def test_nano_llada_finds_the_head_of_each_method(folder, tmp_path, monkeypatch):
+def test_nano2_llada_finds_the_head_of_each_method(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
-    shutil.copytree(folder, tmp_path / "nano" / "nano-llada")
-    for method, head in (("adjust", "nano-adjust"), ("learned_policy", "nano-policy")):
-        spec = RunSpec(method, "nano-gsm", model="nano-llada")
+    shutil.copytree(folder, tmp_path / "nano" / "nano2-llada")
+    for method, head in (("adjust", "nano2-adjust"), ("learned_policy", "nano2-policy")):
+        spec = RunSpec(method, "nano-gsm", model="nano2-llada")
         with pytest.raises(RequestError, match=f"{head} is not in this copy"):
             spec.resolve()
         shutil.copytree(folder, tmp_path / "nano" / head)

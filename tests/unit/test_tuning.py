@@ -77,7 +77,7 @@ def test_trials_take_few_items_and_what_has_one_setting_is_not_tried(tmp_path):
 
 def test_numbers_of_tries_are_told_and_static_is_no_competitor(tmp_path):
     assert tries(recipe(tmp_path).resolve()[0]) == [
-        "nano-gsm, nano: settings tried on dev: threshold 3, entropy 2; unequal numbers favour the methods with more "
+        "nano-gsm, nano2: settings tried on dev: threshold 3, entropy 2; unequal numbers favour the methods with more "
         "tries.",
         "nano-gsm, nano-llada: settings tried on dev: none; at the setting that was given: threshold dual.",
         "nano-gsm, nano-ar: settings tried on dev: none; at the setting that was given: ar.",
@@ -95,7 +95,7 @@ def test_settings_of_another_cache_policy_or_shared_option_do_not_compete(tmp_pa
     runs, _ = recipe(tmp_path, text).resolve()
     trials = [run.label for run in planned_runs(recipe(tmp_path, text), runs) if run.trial]
     assert "static k=1 constraint=True" in trials, "the reference of prophet's group"
-    assert "static k=1" in trials and trials.count("static k=1") == 1, "nano's; that of nano-llada has no competitor"
+    assert "static k=1" in trials and trials.count("static k=1") == 1, "nano2's; that of nano-llada has no competitor"
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def test_a_card_is_yaml_for_the_hub(sweep):
     assert found.exit_code == 0
     (model,) = yaml.safe_load(found.stdout)["model-index"]
     (result,) = model["results"]
-    assert model["name"] == "nano"
+    assert model["name"] == "nano2"
     assert result["dataset"]["name"] == "nano-gsm"
     assert {one["type"] for one in result["metrics"]} == {"accuracy", "nfe", "cost", "tokens_per_second"}
 
@@ -299,7 +299,7 @@ def test_a_card_is_yaml_for_the_hub(sweep):
 def test_runs_lists_what_is_there(sweep):
     found = CliRunner().invoke(app, ["runs", str(sweep), "--json"])
     (one,) = json.loads(found.stdout)["runs"]
-    assert (one["model"], one["label"], one["items"], one["asked"]) == ("nano", "threshold 0.8", 6, 6)
+    assert (one["model"], one["label"], one["items"], one["asked"]) == ("nano2", "threshold 0.8", 6, 6)
     assert CliRunner().invoke(app, ["runs", str(sweep), "--stale", "--json"]).stdout.strip() == '{"runs": []}'
     other_weights(sweep)
     (one,) = json.loads(CliRunner().invoke(app, ["runs", str(sweep), "--stale", "--json"]).stdout)["runs"]
