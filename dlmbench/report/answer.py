@@ -184,15 +184,18 @@ def decided(group: Group) -> bool:
 
 
 def _tasks(sections: Iterable[_Section]) -> list[str]:
-    """The tasks with a column: those in which settings differ most, stress tasks only where there are no others."""
+    """The tasks with a column, stress tasks only where there are no others: those that most decoders ran on, and of
+    these those in which settings differ most."""
     spread: dict[str, float] = {}
+    decoders: dict[str, int] = {}
     groups = [pair for section in sections for pair in section.groups.items()]
     shown = [pair for pair in groups if decided(pair[1])] or groups
     for task, group in shown:
         values = [row.accuracy for row in group.rows]
         spread[task] = max(spread.get(task, 0.0), max(values) - min(values) + 1e-9 * len(values))
+        decoders[task] = max(decoders.get(task, 0), len(group.methods()))
     usual = [task for task in spread if not task.startswith(STRESS)] or list(spread)
-    return sorted(usual, key=lambda task: -spread[task])[:_TASKS]
+    return sorted(usual, key=lambda task: (-decoders[task], -spread[task]))[:_TASKS]
 
 
 def _others(sections: Iterable[_Section], tasks: Sequence[str]) -> list[str]:

@@ -82,6 +82,16 @@ def test_two_tasks_have_a_column_and_others_that_tell_are_named(runs):
     assert "mbpp tells settings apart too: table.md." in found.panels
 
 
+def test_the_first_task_is_the_one_that_most_decoders_ran_on(runs):
+    for method, solved in (("static", set(range(ITEMS))), ("threshold", set(range(5)))):
+        label = "static k=1" if method == "static" else None
+        made = make_run(runs, task="gsm8k", method=method, items=ITEMS, label=label, nfe=40 if label else 12)
+        scored(made, solved)
+    found = answer(Results.load(runs))
+    assert [head.title for head in found.headings][4:6] == ["nano-gsm", "gsm8k"], "settings differ more on gsm8k"
+    assert len(found.lines) == len(RIGHT)
+
+
 def test_stress_tasks_show_the_worst_and_the_mean_of_those_that_tell(runs):
     for method, (threshold, _, nfe) in RIGHT.items():
         label = "static k=1" if method == "static" else None
