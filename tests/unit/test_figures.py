@@ -163,6 +163,13 @@ def test_weights_with_several_settings_get_their_own_panel(tmp_path):
     assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
 
 
+def test_large_amounts_are_written_with_a_letter_on_a_linear_axis_too(tmp_path):
+    for threshold, nfe in ((0.4, 200_000), (0.6, 400_000)):
+        make_run(tmp_path, threshold=threshold, nfe=nfe, items=3)
+    (ax,) = (ax for ax in draw(Results.load(tmp_path).rows, "nfe", "accuracy").axes if ax.get_visible())
+    assert ax.get_xscale() == "linear" and ax.xaxis.get_major_formatter()(300_000, None) == "300 k"
+
+
 def test_the_ideal_front_is_that_of_an_ideal_model_asked_the_same(tmp_path):
     task = "stress-shuffle"
     for nfe, right in ((10, 0.6), (20, 0.9)):

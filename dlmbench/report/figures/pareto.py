@@ -42,6 +42,7 @@ SCORES = {  # --y
 }
 OWN_PANEL = 3  # settings from which on weights get a panel of their own
 ALL = "all"
+LARGE = 1e5  # amounts from here on are written with a letter
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,10 @@ def _panel(
     logarithmic = bool(xs.min() > 0 and xs.max() / xs.min() > 8)
     if logarithmic:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter(_tick))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    if logarithmic or xs.max() >= LARGE:
+        ax.xaxis.set_major_formatter(FuncFormatter(_tick))
     lines = [_draw_front(ax, xs[own & front], ys[own & front], larger)]
     bars = _error_bars(group, ys) if y == "accuracy" else None
     lines += _draw_threads(ax, group, xs, ys, own, style)
@@ -348,7 +350,7 @@ def exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
 
 def _tick(value: float, _: object) -> str:
     """``200``, ``500 M``."""
-    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e5, " k")):
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (LARGE, " k")):
         if value >= size:
             return f"{value / (1e3 if letter == ' k' else size):.3g}{letter}"
     return f"{value:.3g}"
