@@ -63,6 +63,15 @@ def normal_half(values: Sequence[float], level: float = LEVEL) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
+def mean_test(values: Sequence[float] | np.ndarray) -> float:
+    """p-value of a mean that is not 0, two-sided, normal; 1 where all values are 0."""
+    array = np.asarray(values, dtype=float)
+    error = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.inf
+    if error == 0:
+        return float(not array.any())
+    return math.erfc(abs(float(array.mean())) / error / math.sqrt(2))
+
+
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Wilson for values that are all 0 or 1, bootstrap for graded ones."""
     array = np.asarray(values, dtype=float)

@@ -159,6 +159,20 @@ def cost_at_accuracy(
     return estimate([ours, theirs], statistic, resamples=resamples, seed=seed)
 
 
+def mixture(cost: np.ndarray, accuracy: np.ndarray, budget: float) -> list[tuple[int, float]]:
+    """The settings of the front, and their shares, that together cost `budget`; the dearest alone where it costs less,
+    none where the cheapest costs more."""
+    xs, _ = _front(cost, accuracy)
+    if budget < xs[0]:
+        return []
+    places = [int(np.lexsort((-accuracy, cost != x))[0]) for x in xs]
+    after = int(np.searchsorted(xs, budget, side="right"))
+    if after == len(xs) or xs[after - 1] == budget:
+        return [(places[after - 1], 1.0)]
+    share = float((budget - xs[after - 1]) / (xs[after] - xs[after - 1]))
+    return [(places[after - 1], 1 - share), (places[after], share)]
+
+
 # --- areas ----------------------------------------------------------------------------------------------------------
 
 

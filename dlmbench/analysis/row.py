@@ -26,8 +26,8 @@ from dlmbench.runs.aggregate import cost_interval, item_costs
 from dlmbench.runs.folder import RunFolder
 from dlmbench.runs.record import Json, Manifest, Metrics, Sample, Work, typed
 
-REFERENCE, RIVAL, ORDER = "static", "threshold", "order"
-BASELINES = (REFERENCE, RIVAL, ORDER)  # what a row is compared with; order: the best one-token order
+REFERENCE, RIVAL, ORDER, CURVE = "static", "threshold", "order", "curve"
+BASELINES = (REFERENCE, RIVAL, ORDER, CURVE)  # order: the best one-token order; curve: threshold at equal work
 ONE_TOKEN = ("static", "sequential")  # methods whose setting with the most forwards reveals one token a step
 
 
@@ -45,25 +45,49 @@ class Against:
     """A row's paired difference (row minus baseline) on the items that all rows of its group hold; shares."""
 
     baseline: Row
+    """Of a mixture the row with the larger share."""
     difference: float
     low: float
     """Of the 95 % interval, as `high`: Tango's for right and wrong, the bootstrap's for graded items. A width it has
     even where no item tells the two apart."""
     high: float
-    p_value: float = math.nan
-    """McNemar, exact; nan for graded items, as the other two."""
-    p_holm: float = math.nan
+    p_value: float
+    """McNemar, exact; of graded items a normal test of the mean."""
+    p_holm: float
     """The same, corrected over all rows that the group compares with this baseline."""
     p_equal: float = math.nan
-    """Of a difference as large as `stats.MARGIN`, one way or the other."""
+    """Of a difference as large as `stats.MARGIN`, one way or the other; nan for graded items."""
+    label: str = ""
+    """What the row is compared with; of a mixture all that is in it."""
 
     @property
     def verdict(self) -> str:
-        """better or worse by the corrected test (by the interval for graded items), equal by that of the margin."""
-        graded = math.isnan(self.p_value)
-        if self.low > 0 or self.high < 0 if graded else self.p_holm <= stats.ALPHA:
+        """better or worse by the corrected test, equal by that of the margin."""
+        if self.p_holm <= stats.ALPHA:
             return "better" if self.difference > 0 else "worse"
         return "equal" if self.p_equal <= stats.ALPHA else "too close to tell"
+
+
+def differences(
+    baselines: Sequence[Row], pairs: Sequence[tuple[Sequence[float], Sequence[float]]], labels: Sequence[str] = ()
+) -> list[Against]:
+    """The differences of a family of comparisons, corrected for their number: `pairs` has the values of the row and
+    of its baseline on the same items; `labels` what the baselines are called where that is not their own."""
+    labels = labels or [row.label for row in baselines]
+    if not all(value in (0.0, 1.0) for pair in pairs for one in pair for value in one):
+        found = [(one.mean, (one.low, one.high)) for one in (stats.paired_difference(*pair) for pair in pairs)]
+        p_values, p_equal = [stats.mean_test(np.subtract(*pair)) for pair in pairs], [math.nan] * len(pairs)
+    else:
+        tables = [stats.Pairs.of(*pair) for pair in pairs]
+        found = [(one.difference, stats.tango(one)) for one in tables]
+        p_values = [stats.mcnemar(one.only_a, one.only_b) for one in tables]
+        p_equal = [stats.equivalence(one, stats.MARGIN) for one in tables]
+    return [
+        Against(row, mean, low, high, p, holm, equal, label)
+        for row, (mean, (low, high)), p, holm, equal, label in zip(
+            baselines, found, p_values, stats.holm(p_values), p_equal, labels
+        )
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,9 +338,9 @@ class Group:
 
         static: the one with the most forwards (one token a step). order: the most accurate of those of `ONE_TOKEN`,
         where that is another, so that nobody shines beside a poor order alone. threshold: for a method whose threshold
-        is a confidence the one at the same or nearest value; for any other, and for a setting that was chosen on dev
-        items, the one whose bytes and FLOPs are nearest (forwards, where these are not known), whatever the clock of
-        this machine says. Never a row of the same method, except static at more forwards.
+        is a confidence the one at the same or nearest value; for any other the one whose bytes and FLOPs are nearest
+        (forwards, where these are not known), whatever the clock of this machine says. Never a row of the same method,
+        except static at more forwards.
         """
         if name == ORDER:
             best = self._best_order
@@ -327,12 +351,30 @@ class Group:
         if name == REFERENCE:
             best = max(found, key=lambda other: other.nfe)
             return None if row.method == name and best.nfe <= row.nfe else best
-        ours = _confidence(row) if row.tried is None else None
+        ours = _confidence(row)
         confident = [(value, other) for other in found if (value := _confidence(other)) is not None]
         if ours is not None and confident:
             return min(confident, key=lambda pair: abs(pair[0] - ours))[1]
-        known = [of for of in (_bytes, _flops) if all(of(one) for one in (row, *found))] or [_forwards]
-        return min(found, key=lambda other: max(_apart(of(row), of(other)) for of in known))
+        return min(found, key=lambda other: max(_apart(of(row), of(other)) for of in _measures([row, *found])))
+
+    def mixture(self, row: Row) -> list[tuple[Row, float]]:
+        """Plain threshold decoding that does as much work as `row`: the settings between which a coin decides item by
+        item, with their shares; empty for threshold itself, and for a row that does less than every threshold.
+
+        Both lie on the front of the threshold rows. Work is bytes or FLOPs (forwards, where these are not known),
+        whichever gives the threshold more.
+        """
+        rows = self.methods().get(RIVAL, [])
+        if row in rows or not rows:
+            return []
+        accuracy = dict(zip(self.rows, self.accuracy.mean(1)))
+        found = []
+        for of in _measures([row, *rows]):
+            work = np.array([of(one) for one in rows])
+            parts = fronts.mixture(work, np.array([accuracy[one] for one in rows]), of(row) or 0.0)
+            if parts:
+                found.append([(rows[i], share) for i, share in parts])
+        return max(found, key=lambda parts: sum(accuracy[one] * share for one, share in parts), default=[])
 
     @cached_property
     def _best_order(self) -> Row | None:
@@ -352,19 +394,25 @@ class Group:
         return {name: self._differences(name) for name in BASELINES} if self.items else {}
 
     def _differences(self, name: str) -> dict[Row, Against]:
-        baselines = {row: baseline for row in self.rows if (baseline := self.baseline(row, name))}
-        values = dict(zip(self.rows, self.accuracy.tolist()))
-        if not np.isin(self.accuracy, (0.0, 1.0)).all():
-            graded = {row: stats.paired_difference(values[row], values[other]) for row, other in baselines.items()}
-            return {row: Against(baselines[row], one.mean, one.low, one.high) for row, one in graded.items()}
-        pairs = {row: stats.Pairs.of(values[row], values[other]) for row, other in baselines.items()}
-        p_values = [stats.mcnemar(one.only_a, one.only_b) for one in pairs.values()]
-        return {
-            row: Against(
-                baselines[row], one.difference, *stats.tango(one), p, adjusted, stats.equivalence(one, stats.MARGIN)
-            )
-            for (row, one), p, adjusted in zip(pairs.items(), p_values, stats.holm(p_values))
-        }
+        baselines = {row: parts for row in self.rows if (parts := self._beside(row, name))}
+        values = dict(zip(self.rows, self.accuracy))
+        pairs = [
+            (values[row].tolist(), np.sum([values[one] * share for one, share in parts], 0).tolist())
+            for row, parts in baselines.items()
+        ]
+        main = [max(parts, key=lambda part: part[1])[0] for parts in baselines.values()]
+        labels = [
+            " + ".join(f"{one.label} x {share:.2f}" if len(parts) > 1 else one.label for one, share in parts)
+            for parts in baselines.values()
+        ]
+        return dict(zip(baselines, differences(main, pairs, labels)))
+
+    def _beside(self, row: Row, name: str) -> list[tuple[Row, float]]:
+        """What the row is compared with, in shares."""
+        if name == CURVE:
+            return self.mixture(row)
+        baseline = self.baseline(row, name)
+        return [(baseline, 1.0)] if baseline else []
 
     @cached_property
     def least_difference(self) -> float | None:
@@ -433,8 +481,13 @@ def _apart(one: float | None, other: float | None) -> float:
     return abs(math.log(one / other)) if one and other else math.inf
 
 
-def _forwards(row: Row) -> float:
+def _forwards(row: Row) -> float | None:
     return max(row.nfe, 1e-9)
+
+
+def _measures(rows: Sequence[Row]) -> list[Callable[[Row], float | None]]:
+    """What the work of these rows is measured in, whatever a clock says."""
+    return [of for of in (_bytes, _flops) if all(of(row) for row in rows)] or [_forwards]
 
 
 def _confidence(row: Row) -> float | None:

@@ -6,11 +6,10 @@ requests were under way as rows were decoded together. Left out: cost, which nob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dlmbench import stats
-from dlmbench.analysis.row import Against, Row
+from dlmbench.analysis.row import Against, Row, differences
 from dlmbench.analysis.text import number, signed
 
 
@@ -37,21 +36,11 @@ def beside(ours: Row, others: Iterable[Row]) -> list[Beside]:
     rows = [row for row in others if _alike(ours, row) and row.manifest.server is None]
     items = [sorted(ours.samples.keys() & row.samples.keys()) for row in rows]
     pairs = [(row, keys) for row, keys in zip(rows, items) if keys]
-    values = [[[one.samples[key].accuracy for key in keys] for one in (ours, row)] for row, keys in pairs]
-    return [Beside(one, _speed(ours, one.baseline)) for one in _differences([row for row, _ in pairs], values)]
-
-
-def _differences(rows: Sequence[Row], values: Sequence[Sequence[Sequence[float]]]) -> list[Against]:
-    graded = any(value not in (0.0, 1.0) for pair in values for one in pair for value in one)
-    if graded:
-        found = [stats.paired_difference(a, b) for a, b in values]
-        return [Against(row, one.mean, one.low, one.high) for row, one in zip(rows, found)]
-    pairs = [stats.Pairs.of(a, b) for a, b in values]
-    p_values = [stats.mcnemar(one.only_a, one.only_b) for one in pairs]
-    return [
-        Against(row, one.difference, *stats.tango(one), p, holm, stats.equivalence(one, stats.MARGIN))
-        for row, one, p, holm in zip(rows, pairs, p_values, stats.holm(p_values))
+    values = [
+        ([ours.samples[key].accuracy for key in keys], [row.samples[key].accuracy for key in keys])
+        for row, keys in pairs
     ]
+    return [Beside(one, _speed(ours, one.baseline)) for one in differences([row for row, _ in pairs], values)]
 
 
 def _alike(ours: Row, row: Row) -> bool:

@@ -15,10 +15,10 @@ from typing import TypeAlias
 
 from dlmbench.analysis import needs, text
 from dlmbench.analysis.projection import H100, projected_cost
-from dlmbench.analysis.row import ORDER, REFERENCE, RIVAL, Against, Row, compact
+from dlmbench.analysis.row import CURVE, ORDER, REFERENCE, RIVAL, Against, Row, compact
 from dlmbench.runs.aggregate import HELPER_ROLES
 from dlmbench.runs.record import UNSTEADY, Rate
-from dlmbench.stats import MARGIN
+from dlmbench.stats import ALPHA, MARGIN
 
 Value: TypeAlias = str | float | int | bool | None
 Record: TypeAlias = dict[str, Value]
@@ -272,7 +272,8 @@ def _against(
         if baseline not in row.against:
             return text.DASH
         found = row.against[baseline]
-        return text.signed(found.difference, found.low, found.high)
+        told = f" {found.verdict}" if baseline == CURVE and found.p_holm <= ALPHA else ""
+        return text.signed(found.difference, found.low, found.high) + told
 
     name = f"vs_{baseline}"
     parts: dict[str, Callable[[Against], Value]] = {
@@ -282,7 +283,7 @@ def _against(
         "_p_holm": lambda one: _number_or_none(one.p_holm),
         "_p_equal": lambda one: _number_or_none(one.p_equal),
         "_verdict": lambda one: one.verdict,
-        "_row": lambda one: one.baseline.label,
+        "_row": lambda one: one.label,
     }
     difference = part(lambda one: one.difference)
     mean = Column(name, difference, title, help, form, where=where, sampled=True, shown=shown, formula=formula)
@@ -321,6 +322,15 @@ COLUMNS: tuple[Column, ...] = (
         formula="the baseline is the more accurate of static and sequential, each at its most forwards",
     ),
     *_against(RIVAL),
+    *_against(
+        CURVE, "vs threshold, same work",
+        "the same to plain threshold decoding that does as much work: the two thresholds around the row, a coin for "
+        "each item deciding between them; better or worse by a normal test, corrected by Holm over the rows of a "
+        "table; a dash where the row does less than every threshold",
+        (MARKDOWN, HTML),
+        formula="work is bytes or FLOPs, whichever gives the threshold more; thresholds that cost more than another "
+        "and solve less are left out; the shares of the two count as known",
+    ),
     Column("verdict", needs.standing, "verdict", "of the difference to static: better or worse by McNemar's exact test "
            "at 5 %, corrected by Holm over the rows of a table; equal by a two-sided test within "
            f"{100 * MARGIN:g} points", where=(MARKDOWN, HTML), shown=several, in_csv=False, sampled=True,

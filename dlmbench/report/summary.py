@@ -1,6 +1,6 @@
 """A group's table in plain words: which setting keeps the accuracy for less, which costs least, and how sure that is.
 
-Three sentences for every group of comparable rows, in the report's sections; answer.py speaks for the whole sweep. A
+A few sentences for every group of comparable rows, in the report's sections; answer.py speaks for the whole sweep. A
 claim that the items cannot carry is not made: the sentence then says that they are too few.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dlmbench import stats
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.needs import cheapest, most_accurate, sure, verdict, within
-from dlmbench.analysis.row import REFERENCE, Group, Row
+from dlmbench.analysis.row import CURVE, REFERENCE, RIVAL, Group, Row
 from dlmbench.analysis.text import interval, listed, signed, told
-from dlmbench.stats import MARGIN
+from dlmbench.stats import MARGIN, points
 
 BETTER, WORSE, CLOSE, EQUAL = "better", "worse", "too close to tell", "equal"  # words of `Against.verdict`
 _POINTS = f"{100 * MARGIN:g} points"
@@ -48,11 +48,12 @@ def unusual(group: Group) -> list[str]:
 
 
 def sentences(group: Group) -> list[str]:
-    """The three sentences of a group."""
+    """The sentences of a group."""
     reference = group.judged_by
     if reference is None:
         return _without_reference(group)
-    return [_keep(group, reference), _cheapest(group, reference), _certainty(group, reference)]
+    found = [_keep(group, reference), _cheapest(group, reference), _certainty(group, reference), _same_work(group)]
+    return [sentence for sentence in found if sentence]
 
 
 def _keep(group: Group, reference: Row) -> str:
@@ -94,6 +95,25 @@ def _certainty(group: Group, reference: Row) -> str:
     least = group.least_difference
     shown = f"a difference of {100 * least:.1f} points or more shows" if least else "no difference whatever shows"
     return f"{start} ({_TEST}); on so many items {shown} in four of five cases."
+
+
+def _same_work(group: Group) -> str:
+    """Who beats plain threshold decoding of the same work; empty where fewer than two thresholds ran."""
+    gaps = {row: row.against[CURVE] for row in group.rows if CURVE in row.against and row.method != REFERENCE}
+    if not gaps or len(group.methods()[RIVAL]) < 2:
+        return ""
+    told = {
+        word: [
+            f"{row.label} ({points(gap.difference, signed=True)})" for row, gap in gaps.items() if gap.verdict == word
+        ]
+        for word in (BETTER, WORSE)
+    }
+    parts = [f"{word} {'are' if len(rows) > 1 else 'is'} {listed(rows)}" for word, rows in told.items() if rows]
+    rest = len(gaps) - sum(map(len, told.values()))
+    if rest:
+        others = f"{'the other ' if parts else ''}{rest} setting{'s' if rest > 1 else ''} of other methods"
+        parts.append(f"{others} cannot be told")
+    return f"Beside plain threshold decoding that does the same work, {'; '.join(parts)}."
 
 
 _TEST = (

@@ -3,6 +3,7 @@
 import pytest
 from synthetic import PRICES, forwards, make_run
 
+from dlmbench import stats
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.matched import matched
 from dlmbench.report.columns import record
@@ -48,6 +49,37 @@ def test_front_shares_are_a_column(runs):
     assert rows["threshold 0.3"].front_share == 1, "the cheapest stands always"
     assert rows["mrp 0.6"].front_share > 0.9 > 0.1 > rows["static k=2"].front_share
     assert "front_share" in record(rows["mrp 0.6"]) and "front_share" not in record(rows["mrp 0.6"], samples=False)
+
+
+def test_a_row_is_compared_with_the_thresholds_around_it_mixed_to_its_work(runs):
+    make_run(runs, method="klass", threshold=0.6, accuracy=0.9, nfe=24)
+    rows = {row.label: row for row in Results.load(runs).rows}
+    found, group = rows["klass 0.6"].against["curve"], rows["klass 0.6"].group
+    ((first, share), (second, rest)) = group.mixture(rows["klass 0.6"])
+    assert (first.label, second.label) == ("threshold 0.6", "threshold 0.9") and share + rest == pytest.approx(1)
+    assert first.nfe * share + second.nfe * rest == pytest.approx(rows["klass 0.6"].nfe), "as many forwards"
+    plain = first.accuracy * share + second.accuracy * rest
+    assert found.difference == pytest.approx(rows["klass 0.6"].accuracy - plain)
+    assert found.baseline is (first if share > rest else second) and found.label.startswith("threshold 0.6 x ")
+    assert rows["klass 0.6"].against["threshold"].baseline.label == "threshold 0.6", "at the same confidence still"
+    family = [row.against["curve"].p_value for row in group.rows if "curve" in row.against]
+    assert len(family) == 4, "static k=1 and k=2, mrp and klass"
+    assert found.p_holm >= found.p_value and stats.holm(family)[family.index(found.p_value)] == found.p_holm
+
+
+def test_the_work_of_a_threshold_that_solves_less_for_more_does_not_count(runs):
+    make_run(runs, threshold=0.7, accuracy=0.4, nfe=22)
+    make_run(runs, method="klass", threshold=0.6, accuracy=0.9, nfe=22)
+    make_run(runs, method="wino", threshold=0.6, accuracy=0.9, nfe=8)
+    make_run(runs, method="credit", threshold=0.6, accuracy=0.9, nfe=70)
+    rows = {row.label: row for row in Results.load(runs).rows}
+    assert [row.label for row, _ in rows["klass 0.6"].group.mixture(rows["klass 0.6"])] == [
+        "threshold 0.6",
+        "threshold 0.9",
+    ]
+    assert rows["credit 0.6"].against["curve"].label == "threshold 0.9", "nobody has to spend all"
+    assert "curve" not in rows["wino 0.6"].against, "it does less than every threshold"
+    assert "curve" not in rows["threshold 0.3"].against
 
 
 def test_matched_points(runs):

@@ -86,14 +86,6 @@ def test_a_threshold_of_another_unit_is_compared_at_the_same_cost(runs):
     assert found.label == "threshold 0.9", "18 forwards are far, 30 are near"
 
 
-def test_a_setting_that_was_chosen_is_compared_at_the_same_cost(runs, monkeypatch):
-    make_run(runs, method="klass", threshold=0.6, accuracy=0.9, nfe=29)
-    assert by_label(runs)["klass 0.6"].against["threshold"].baseline.label == "threshold 0.6"
-    name = by_label(runs)["klass 0.6"].run.name
-    monkeypatch.setattr("dlmbench.analysis.load.trials_of", lambda folder: {name: 4})
-    assert by_label(runs)["klass 0.6"].against["threshold"].baseline.label == "threshold 0.9"
-
-
 @pytest.mark.parametrize("price", [0.1, 10.0])
 def test_no_clock_decides_whom_a_row_is_compared_with(price, runs, monkeypatch):
     make_run(runs, method="entropy", threshold=0.6, accuracy=0.9, nfe=29)
@@ -101,6 +93,7 @@ def test_no_clock_decides_whom_a_row_is_compared_with(price, runs, monkeypatch):
     rows = by_label(runs)
     assert rows["entropy 0.6"].against["threshold"].baseline.label == "threshold 0.9"
     assert rows["static k=1"].against["threshold"].baseline.label == "threshold 0.9"
+    assert rows["entropy 0.6"].against["curve"].label == "threshold 0.6 x 0.07 + threshold 0.9 x 0.93"
 
 
 def test_confidences_are_compared_with_rows_that_have_one(runs):

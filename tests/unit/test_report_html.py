@@ -74,6 +74,17 @@ def test_three_sentences_name_the_setting_that_keeps_the_accuracy_and_the_cheape
     assert "1 is worse and 1 is equal" in certainty and "400 items" in certainty
 
 
+def test_a_fourth_sentence_says_who_beats_a_threshold_of_the_same_work(runs):
+    for number, (method, right) in enumerate((("entropy", 340), ("wino", 150), ("sched", 260))):
+        label = make_run(runs, method=method, threshold=0.6, nfe=16, items=400).manifest.label
+        scored(runs, label, set(range(right)))
+    scored(runs, "threshold 0.4", set(range(200)))
+    scored(runs, "threshold 0.9", set(range(360)))
+    ((_, (*_, told)),) = paragraphs(Results.load(runs))
+    assert told.startswith("Beside plain threshold decoding that does the same work, better is entropy 0.6 (+"), told
+    assert "; worse is wino 0.6 (-" in told and told.endswith("; the other 1 setting of other methods cannot be told.")
+
+
 def test_a_loss_that_the_items_do_not_rule_out_is_said_to_be_open(tmp_path):
     make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40, items=12)
     make_run(tmp_path, threshold=0.9, nfe=20, items=12)

@@ -72,6 +72,11 @@ def test_mcnemar_equals_the_binomial_test(only_a, only_b):
     assert stats.mcnemar(only_a, only_b) == pytest.approx(expected)
 
 
+def test_a_mean_of_graded_values_is_tested_normally():
+    assert stats.mean_test([0.5, -0.5, 0.5, 0.5]) == pytest.approx(0.3173, abs=1e-4), "one standard error: 0.25 / 0.25"
+    assert stats.mean_test([0.0, 0.0]) == 1 and stats.mean_test([0.5, 0.5]) == 0 and stats.mean_test([0.5]) == 1
+
+
 def test_bootstrap_of_graded_scores():
     values = np.random.default_rng(5).random(300)
     low, high = stats.mean_interval(values)
