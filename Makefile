@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/dlmbench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup reproduce reproduce-full two-threads screenshots test tests test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano train-nano2
+.PHONY: setup reproduce reproduce-full tables two-threads screenshots test tests test-all lint types coverage house docs bench bench-gpu gpu-proof train-nano
 
 setup: $(VENV)/.runtime
 
@@ -26,9 +26,11 @@ reproduce: $(VENV)/.runtime
 
 reproduce-full: $(VENV)/.runtime
 	$(RUN) sweep recipes/reproduce-full.yaml
+
+# The other large tables of results/.
+tables: $(VENV)/.runtime
 	$(RUN) sweep recipes/simsd-nano2.yaml
 	$(RUN) sweep recipes/mrp-nano2.yaml
-	$(RUN) sweep recipes/trained-nano.yaml
 	$(RUN) sweep recipes/trained-nano2.yaml
 	$(RUN) sweep recipes/full-attention.yaml
 
@@ -106,18 +108,8 @@ gpu-proof:
 	$(PROOF) -m dlmbench.bench.proof --device $(DEVICE) --shapes $(SHAPES) --budget $(BUDGET) --out $(OUT) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(FRESH),--fresh)
 
-train-nano: $(VENV)/.dev
-	$(RUN) train recipes/train-nano-ar.yaml
-	$(RUN) train recipes/train-nano.yaml
-	$(RUN) train recipes/train-nano-swaps.yaml
-	$(RUN) train recipes/train-nano-draft.yaml
-	$(RUN) train recipes/train-nano-llada.yaml
-	$(RUN) train recipes/train-nano-rcd-ref.yaml
-	$(RUN) train recipes/train-nano-rcd.yaml
-	$(RUN) train recipes/train-nano-seqd.yaml
-
-# The second generation, in the order of worth: each goes on from its checkpoint and is left alone when it is done.
+# The shipped models, from nothing: each goes on from its checkpoint and is left alone when it is done.
 RUNS := training-runs
-NANO2 := nano2-first nano2-second nano2-third nano2-fourth nano2-fifth nano2 nano2-llada-first nano2-llada nano2-ar nano2-draft-first nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask
-train-nano2: $(VENV)/.dev
-	set -e; for name in $(NANO2); do $(RUN) train recipes/train-$$name.yaml --out $(RUNS)/$$name; done
+NANO := nano-ar nano nano-swaps nano2-first nano2-second nano2-third nano2-fourth nano2-fifth nano2 nano2-llada-first nano2-llada nano2-ar nano2-draft-first nano2-draft nano2-mrp nano2-adjust nano2-policy nano2-rcd-ref nano2-rcd nano2-mrp-remask nano2-seqd
+train-nano: $(VENV)/.dev
+	set -e; for name in $(NANO); do $(RUN) train recipes/train-$$name.yaml --out $(RUNS)/$$name; done

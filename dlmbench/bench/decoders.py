@@ -33,7 +33,7 @@ CASES: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("nano2", "frechet", {}),
     ("nano2", "credit", {}),
     ("nano2", "edit", {}),
-    ("nano", "rcd", {}),
+    ("nano2-rcd", "rcd", {}),
     ("nano2", "mrp", {"mode": "remask"}),
     ("nano2", "mrp", {"mode": "direct"}),
     ("nano2", "mrp", {"mode": "speculative"}),
@@ -63,7 +63,7 @@ CASES: tuple[tuple[str, str, Mapping[str, Json]], ...] = (
     ("nano2-llada", "adjust", {"K": 2}),
     ("nano2-llada", "adjust", {"K": 4}),
     ("nano2-llada", "learned_policy", {}),
-    ("nano-ar", "ar", {}),
+    ("nano2-ar", "ar", {}),
 )
 
 

@@ -86,7 +86,9 @@ def _extras() -> list[dict[str, str]]:
 
 
 def _needed(target: str, given: dict[str, str | None], offline: bool) -> list[dict[str, str]]:
-    """What a recipe's sweep needs, or a model."""
+    """What a recipe's sweep needs, or a model; of a name that both have the model, as a recipe has a path too."""
+    if target in PRESETS:
+        return _model(target, offline)
     path = find_recipe(target)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return _sweep(path, given, offline)

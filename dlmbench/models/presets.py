@@ -23,7 +23,7 @@ from dlmbench.tasks.stress.answer_sets import KINDS
 
 _Settings: TypeAlias = Mapping[str, Mapping[str, Json]]
 ASSETS = Path(__file__).parents[1] / "assets"
-ABSENT = "not in this copy; make train-nano (of nano2: make train-nano2) makes it (in training-runs/)"
+ABSENT = "not in this copy; make train-nano makes it (in training-runs/)"
 
 STATUS = {
     "measured": "its accuracy was measured by us, on the tasks that it was trained for",
@@ -100,8 +100,12 @@ class Preset:
         return str(shipped) if shipped.is_dir() else self.tokenizer
 
 
-_NANO = partial(Preset, tokenizer="nano/tokenizer", block_length=8, tasks=("nano-gsm", "nano-code"))
-_NANO2 = partial(_NANO, tasks=("nano-gsm", "nano-code", *(f"stress-{kind}" for kind in KINDS)))
+_NANO2 = partial(
+    Preset,
+    tokenizer="nano/tokenizer",
+    block_length=8,
+    tasks=("nano-gsm", "nano-code", *(f"stress-{kind}" for kind in KINDS)),
+)
 _ORACLE = partial(
     Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8,
     settings={"adablock": {"delimiters": [202]}},
@@ -110,7 +114,7 @@ _BY_TOKENIZER: _Settings = {
     "pcsampler": {"table": "nano/tokenizer/frequency.json"},
     "adablock": {"delimiters": [202]},  # its newline
 }
-_DAEDAL: _Settings = {"daedal": {"initial": 32, "checked": 16}}  # of budgets of 64; on 50 dev items of nano-llada
+_DAEDAL: _Settings = {"daedal": {"initial": 32, "checked": 16}}  # of budgets of 64; on 50 dev items of an older sibling
 _LONG: dict[str, int] = {"gsm8k": 512, "math500": 1024, "humaneval": 512, "mbpp": 512}
 _SDAR = partial(Preset, family="sdar", block_length=4, gen_length=_LONG, chat_template=True)
 _LLADA = partial(
@@ -168,31 +172,33 @@ PRESETS: dict[str, Preset] = {
             "nano2",
             "nano/nano2",
             "sdar",
-            "shipped block-diffusion model, 2.7 M parameters, second generation",
+            "shipped block-diffusion model, 2.7 M parameters",
             companions={"draft": "nano2-draft", "head/mrp": "nano2-mrp"},
             settings={**_BY_TOKENIZER, "mrp": {"tau": 0.7}},  # least tau that lost nothing to static on 120 dev items
         ),
         _NANO2("nano2-draft", "nano/nano2-draft", "sdar", "shipped small draft of nano2"),
         _NANO2("nano2-mrp", "nano/nano2-mrp", "mrp", "shipped MRP module, a --head of nano2"),
         _NANO2("nano2-mrp-remask", "nano/nano2-mrp-remask", "mrp", "nano2-mrp, trained at revealed positions too"),
+        _NANO2("nano2-ar", "nano/nano2-ar", "qwen3", "shipped autoregressive sibling of nano2"),
+        _NANO2(
+            "nano2-rcd",
+            "nano/nano2-rcd",
+            "sdar",
+            "nano2, trained on with residuals for --method rcd",
+            companions={"reference": "nano2-rcd-ref"},
+            settings=_BY_TOKENIZER,
+        ),
+        _NANO2("nano2-rcd-ref", "nano/nano2-rcd-ref", "sdar", "shipped light reference of nano2-rcd's residuals"),
         _NANO2(
             "nano2-llada",
             "nano/nano2-llada",
             "llada",
             "shipped full-attention sibling of nano2, LLaDA layout",
-            companions={"guide": "nano-ar", "head/adjust": "nano2-adjust", "head/learned_policy": "nano2-policy"},
+            companions={"guide": "nano2-ar", "head/adjust": "nano2-adjust", "head/learned_policy": "nano2-policy"},
             settings={**_BY_TOKENIZER, **_DAEDAL},
         ),
         _NANO2("nano2-adjust", "nano/nano2-adjust", "adjust", "shipped ADJUST sampler, a --head of nano2-llada"),
         _NANO2("nano2-policy", "nano/nano2-policy", "policy", "shipped unmasking policy, a --head of nano2-llada"),
-        _NANO(
-            "nano",
-            "nano/nano",
-            "sdar",
-            "shipped block-diffusion model, first generation",
-            companions={"guide": "nano-ar"},
-            settings=_BY_TOKENIZER,
-        ),
         _ORACLE(
             name="oracle",
             description="ideal model without weights, for tasks that list their answers",
@@ -203,24 +209,6 @@ PRESETS: dict[str, Preset] = {
             description="the same with block-causal attention",
             descriptor=Descriptor(attention="block_causal", shift=0),
         ),
-        _NANO("nano-ar", "nano/nano-ar", "qwen3", "shipped autoregressive parent of nano"),
-        _NANO(
-            "nano-llada",
-            "nano/nano-llada",
-            "llada",
-            "shipped full-attention sibling of nano, LLaDA layout",
-            companions={"guide": "nano-ar"},
-            settings={**_BY_TOKENIZER, **_DAEDAL},
-        ),
-        _NANO(
-            "nano-rcd",
-            "nano/nano-rcd",
-            "sdar",
-            "nano, trained on with residuals for --method rcd",
-            companions={"reference": "nano-rcd-ref"},
-            settings=_BY_TOKENIZER,
-        ),
-        _NANO("nano-rcd-ref", "nano/nano-rcd-ref", "sdar", "shipped light reference of nano-rcd's residuals"),
         _SDAR("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", description="SDAR 1.7B chat, block 4", shape="sdar-1.7b"),
         _SDAR(
             "sdar-4b",

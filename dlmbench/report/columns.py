@@ -322,6 +322,11 @@ COLUMNS: tuple[Column, ...] = (
         formula="the baseline is the more accurate of static and sequential, each at its most forwards",
     ),
     *_against(RIVAL),
+    Column("verdict", needs.standing, "verdict", "of the difference to static: better or worse by McNemar's exact test "
+           "at 5 %, corrected by Holm over the rows of a table; equal by a two-sided test within "
+           f"{100 * MARGIN:g} points", where=(MARKDOWN, HTML), shown=several, in_csv=False, sampled=True,
+           formula="Holm's p at most 0.05; else both one-sided score tests against the margin at most 0.05; else too "
+           "close to tell"),
     *_against(
         CURVE, "vs threshold, same work",
         "the same to plain threshold decoding that does as much work: the two thresholds around the row, a coin for "
@@ -331,11 +336,6 @@ COLUMNS: tuple[Column, ...] = (
         formula="work is bytes or FLOPs, whichever gives the threshold more; thresholds that cost more than another "
         "and solve less are left out; the shares of the two count as known",
     ),
-    Column("verdict", needs.standing, "verdict", "of the difference to static: better or worse by McNemar's exact test "
-           "at 5 %, corrected by Holm over the rows of a table; equal by a two-sided test within "
-           f"{100 * MARGIN:g} points", where=(MARKDOWN, HTML), shown=several, in_csv=False, sampled=True,
-           formula="Holm's p at most 0.05; else both one-sided score tests against the margin at most 0.05; else too "
-           "close to tell"),
     _percent("changed", "changed", "changed", "items whose tokens are not those of static, in percent; 0 for a "
              "lossless method, which in float32 gives static's tokens (not those of the best order)", where=(MARKDOWN,),
              sampled=True, formula="items with other ids / items"),

@@ -139,11 +139,11 @@ def check_attention(spec: RunSpec, preset: Preset, decoder: type[Decoder], atten
     if attention is None or attention in decoder.attention:
         return
     if attention == "causal":
-        remedy = "use --method ar, or a diffusion model such as nano"
+        remedy = "use --method ar, or a diffusion model such as nano2"
         raise RequestError(f"Method {spec.method} fills masks and {spec.model} is autoregressive: {remedy}.")
     if decoder.attention == ("causal",):
         parent = preset.companions.get("guide")
-        causal = parent if parent in PRESETS and attention_type(PRESETS[parent]) == "causal" else "nano-ar"
+        causal = parent if parent in PRESETS and attention_type(PRESETS[parent]) == "causal" else "nano2-ar"
         raise RequestError(
             f"Method {spec.method} reads left to right and {spec.model} is a diffusion model: use --model {causal}."
         )

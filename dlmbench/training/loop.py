@@ -80,7 +80,7 @@ def finished(recipe: Recipe, out: Path) -> bool:
 def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.workers)
-    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     worker = _worker(recipe.objective)
     worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
     dist.destroy_process_group()
@@ -181,9 +181,9 @@ class TrainingWorker(Generic[Model]):
             self.load()
         start, before, losses = time.monotonic(), self.seconds, []
         tick, tick_columns, stop = start, self.columns, False
-        for batch in self.batches:
-            if stop or self.step >= self.recipe.steps:
-                break
+        batches = iter(self.batches)
+        while not stop and self.step < self.recipe.steps:  # a batch that nobody takes may be dear to make
+            batch = next(batches)
             late = minutes is not None and time.monotonic() - start > 60 * minutes
             loss, norm, columns, stop = self.update(batch, late)
             self.step += 1

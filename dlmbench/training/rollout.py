@@ -207,6 +207,7 @@ def dev_run(model: Transformer, head, decoder, recipe: Recipe, tokenizer) -> dic
         targets.append(tokenizer.decode(example.target, skip_special_tokens=True))
     engine = Engine(nets, decoder, tokenizer, batch_size=DEV_ROWS, sampling=Sampling(confidence="clean"))
     runs = engine.generate(requests)
+    model.eval()  # decoding made its weights ready for itself; a compiled step needs them as they were
     right = sum(answers_agree(run.text, text) for run, text in zip(runs, targets, strict=True))
     forwards = sum(kind["calls"] for run in runs for kind in run.counts["target"].values())
     return {"accuracy": right / len(runs), "forwards": forwards / len(runs)}

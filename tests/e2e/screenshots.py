@@ -72,7 +72,7 @@ def replay(page: Page) -> None:
 
 def terminal(browser: Browser, picture: Path) -> None:
     """Frames of ``dlmbench generate --watch`` as a terminal shows them."""
-    engine = dlmbench.load("nano", threshold=0.8)
+    engine = dlmbench.load("nano2", threshold=0.8)
     (item,) = load_task("nano-gsm").items("test", 1)
     ids = prompt_ids(engine.tokenizer, item.prompt, False)
     live = Console(file=open("/dev/null", "w"), force_terminal=True, width=88)

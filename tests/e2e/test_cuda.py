@@ -41,14 +41,14 @@ SAMPLED = [("threshold", "block_causal"), ("static", "block_causal"), ("static",
 
 def requests(count: int) -> list[Request]:
     """The first dev word problems for nano."""
-    tokenizer, budget = tokenizer_of("nano"), task_files.find("nano-gsm").metadata["gen_length"]
+    tokenizer, budget = tokenizer_of("nano2"), task_files.find("nano-gsm").metadata["gen_length"]
     prompts = [item["prompt"] for item in dev_items(count)["gsm-full"]]
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     return [Request(str(i), tuple(prompt), budget, seed=i) for i, prompt in enumerate(ids)]
 
 
 def nano(dtype=torch.float32, decoder=None, **options) -> Engine:
-    model = load_checkpoint(PRESETS["nano"].location, "cuda", dtype)
+    model = load_checkpoint(PRESETS["nano2"].location, "cuda", dtype)
     net = Network("target", model, 8)
     return Engine({"target": net}, decoder or Threshold(ThresholdConfig(tau=0.9)), **options)
 
@@ -93,7 +93,7 @@ def test_a_gpu_gives_the_ids_of_a_cpu_and_batches_do_not_matter():
     torch.backends.cuda.matmul.allow_tf32 = False
     batched = nano(batch_size=16).generate(items)
     single = nano(batch_size=1).generate(items[:16])
-    model = load_checkpoint(PRESETS["nano"].location, "cpu", torch.float32)
+    model = load_checkpoint(PRESETS["nano2"].location, "cpu", torch.float32)
     here = Engine({"target": Network("target", model, 8)}, Threshold(ThresholdConfig(tau=0.9)), batch_size=16)
     assert ids(single) == ids(batched)[:16]
     assert ids(here.generate(items)) == ids(batched)

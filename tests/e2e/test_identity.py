@@ -18,7 +18,7 @@ MORE = [("static", {"k": 1}), ("sequential", {"k": 1}), ("entropy", {"budget": 0
 
 
 def compare(method, options, sampled, items):
-    model = "nano-ar" if method == "ar" else "nano"
+    model = "nano2-ar" if method == "ar" else "nano2"
     spec = RunSpec(
         method=method, task="nano-gsm", model=model, settings={method: options}, batch_size=1, dtype="float32",
         device="cpu", temperature=1.0 if sampled else 0.0, top_k=20 if sampled else 0,

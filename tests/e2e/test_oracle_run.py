@@ -53,7 +53,7 @@ def test_what_it_takes_is_told_beforehand(capsys, tmp_path):
         (["--model", "oracle", "--set", "oracle.noise=-1"], "noise must be at least 0"),
         (["--model", "oracle", "--set", "oracle.heat=1"], "heat"),
         (["--model", "oracle", "--gen-length", "3"], "valid answers of 4 tokens and a budget of 3"),
-        (["--model", "nano", "--set", "oracle.noise=1"], "is for --model oracle"),
+        (["--model", "nano2", "--set", "oracle.noise=1"], "is for --model oracle"),
     ],
 )
 def test_what_cannot_be_run_on_it_is_refused_in_a_sentence(capsys, tmp_path, options, words):

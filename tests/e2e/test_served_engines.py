@@ -34,7 +34,7 @@ ITEMS = 50
 def test_a_server_of_transformers_makes_the_row_of_ar(tmp_path, monkeypatch):
     for name in ("ROUNDS", "WARM", "SPEED_REPEATS"):
         monkeypatch.setattr(served, name, 1)
-    folder, preset, port = tmp_path / "nano-ar", resolve("nano-ar"), free_port()
+    folder, preset, port = tmp_path / "nano2-ar", resolve("nano2-ar"), free_port()
     for place in (preset.tokenizer_location, preset.location):
         shutil.copytree(place, folder, dirs_exist_ok=True)
     own = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
@@ -44,7 +44,9 @@ def test_a_server_of_transformers_makes_the_row_of_ar(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     with process(command, port) as (_, url):
         [run] = served.ServedRunner().run([RunSpec("served", "nano-gsm", server=url, api="openai", **asked).resolve()])
-    here = RunSpec("ar", "nano-gsm", model="nano-ar", against=(), limit=ITEMS, dtype="float32", out=str(tmp_path / "b"))
+    here = RunSpec(
+        "ar", "nano-gsm", model="nano2-ar", against=(), limit=ITEMS, dtype="float32", out=str(tmp_path / "b")
+    )
     [ours] = map(RunFolder, run_all([here]))
     assert ours.metrics.accuracy_low <= run.metrics.accuracy <= ours.metrics.accuracy_high
     same = {sample.key: sample.text for sample in ours.samples}
@@ -60,7 +62,7 @@ def test_lm_evals_own_client_gets_our_accuracy(tmp_path):
     task = load_task("nano-gsm")
     with dlmbench("--method", "threshold", "--threshold", 0.9, "--batch-size", 16) as (_, url):
         client = LocalCompletionsAPI(
-            model="nano", base_url=f"{url}/v1/completions", tokenizer_backend=None, tokenized_requests=False,
+            model="nano2", base_url=f"{url}/v1/completions", tokenizer_backend=None, tokenized_requests=False,
             num_concurrent=16,
         )  # fmt: skip
         found = lm_eval.simple_evaluate(client, tasks=[task.lm_task], limit=ITEMS, bootstrap_iters=0)

@@ -143,10 +143,10 @@ WEIGHTS = Path(__file__).parents[1] / "golden" / "guided" / "weights"
     [
         (dict(guide=None), "--guide"),
         (dict(guide=str(WEIGHTS / "dream_a")), "causal"),
-        (dict(guide="nano-ar"), "vocabulary size"),
+        (dict(guide="nano2-ar"), "vocabulary size"),
         (dict(cache="dual"), "cache policy dual"),
         (dict(temperature=0.5), "temperature"),
-        (dict(model="nano"), "full"),
+        (dict(model="nano2"), "full"),
         (dict(method="static", cache="prompt"), "cache policy prompt"),
     ],
 )

@@ -319,4 +319,6 @@ def test_delimiters_are_those_of_the_model_or_asked_for():
         for name, preset in PRESETS.items()
         if preset.family in ("llada", "dream")
     }
-    assert known["llada-8b-instruct"] == [198] and known["dream-7b-base"] == [198, 271] and known["nano-llada"] == [202]
+    assert (
+        known["llada-8b-instruct"] == [198] and known["dream-7b-base"] == [198, 271] and known["nano2-llada"] == [202]
+    )

@@ -209,10 +209,13 @@ def test_a_file_without_counts_is_refused_in_one_sentence(tmp_path, text):
 def test_a_model_without_a_table_is_refused_and_nano_brings_its_own():
     with pytest.raises(RequestError, match="pcsampler.table=FILE"):
         RunSpec(method="pcsampler", task="gsm8k", model="llada-8b-instruct").resolve()
-    run = RunSpec(method="pcsampler", task="nano-gsm", model="nano-llada").resolve()
+    run = RunSpec(method="pcsampler", task="nano-gsm", model="nano2-llada").resolve()
     assert run.config.table.path.parent.name == "tokenizer" and "/" not in run.label
     given = RunSpec(
-        method="pcsampler", task="nano-gsm", model="nano", settings={"pcsampler": {"table": str(run.config.table.path)}}
+        method="pcsampler",
+        task="nano-gsm",
+        model="nano2",
+        settings={"pcsampler": {"table": str(run.config.table.path)}},
     )
     assert given.portable()["settings"]["pcsampler"]["table"] == "frequency.json"
 

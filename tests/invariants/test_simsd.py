@@ -261,7 +261,7 @@ def test_a_spec_refuses_other_drafts_and_sampling_before_anything_is_loaded(tmp_
         return RunSpec(**usual, draft=draft, **options).resolve()
 
     assert check(folders["mine"]).companions == {"draft": folders["mine"]}  # the target may draft for itself
-    refusals = (("wide", "vocabulary size 90"), ("masked", "mask id 5"), ("spelt", "tokenizer"), ("nano-ar", "causal"))
+    refusals = (("wide", "vocabulary size 90"), ("masked", "mask id 5"), ("spelt", "tokenizer"), ("nano2-ar", "causal"))
     for draft, words in refusals:
         with pytest.raises(RequestError, match=words) as error:
             check(folders.get(draft, draft))

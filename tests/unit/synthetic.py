@@ -65,7 +65,7 @@ def manifest(key: str = "ab" * 32, **changes) -> Manifest:
         parameters={"tau": 0.6},
         method_version="1",
         spec=RunSpec(
-            "threshold", "nano-gsm", model="nano", device="cpu", dtype="float32", store="fused", batch_size=16
+            "threshold", "nano-gsm", model="nano2", device="cpu", dtype="float32", store="fused", batch_size=16
         ),
         task=TaskFacts("nano-gsm", 1, "c" * 16, 0, False),
         block_length=8,
@@ -88,7 +88,7 @@ def make_run(
     nfe: int = 20,
     items: int = 120,
     weights: str = "a" * 16,
-    model: str = "nano",
+    model: str = "nano2",
     label: str | None = None,
     draft: int = 0,
     finished: bool = True,
@@ -128,7 +128,7 @@ def make_run(
         task=TaskFacts(task, 1, "c" * 16, 0, False),
         weights={"target": weights},
         environment=Environment(device, 2, {"dlmbench": "0.1.0"}),
-        calibration=Calibration(circumstances, 0.004 if model == "nano" else 0.002, PRICES),
+        calibration=Calibration(circumstances, 0.004 if model == "nano2" else 0.002, PRICES),
     )
     rate = 4000 / math.sqrt(nfe)
     speed = Speed(16, 3, 16, *(2 * [Rate(rate, 0.9 * rate, 1.1 * rate)]))
@@ -178,5 +178,5 @@ def make_family(root: Path, methods: int, settings: int = 6, task: str = "nano-g
             value = round(0.3 + 0.1 * s, 2)
             make_run(root, task=task, method=name, threshold=value, accuracy=accuracy, nfe=nfe, items=250)
     if methods > 3:
-        parent = dict(weights="b" * 16, model="nano-ar")
+        parent = dict(weights="b" * 16, model="nano2-ar")
         make_run(root, task=task, method="ar", threshold=None, accuracy=0.9, nfe=31, items=250, **parent)

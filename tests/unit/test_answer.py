@@ -58,7 +58,7 @@ def test_a_decoder_is_a_row_at_its_cheapest_setting_within_the_drop_best_first(r
 
 def test_three_sentences_say_what_pays_what_does_not_and_how_sure(runs):
     best, waste, unsure = answer(Results.load(runs)).sentences
-    assert "threshold 0.9 on nano for 0.4" in best and "surely within 2 points" in best
+    assert "threshold 0.9 on nano2 for 0.4" in best and "surely within 2 points" in best
     assert "simsd (1.5" in waste and "klass 0.6 (-27.5 [" in waste
     assert unsure.startswith(
         "Unsettled on so few items: entropy 0.4; 400 items of nano-gsm miss a true difference below"
@@ -106,16 +106,16 @@ def test_stress_tasks_show_the_worst_and_the_mean_of_those_that_tell(runs):
 
 
 def test_groups_are_sections_and_what_stands_alone_comes_last(runs):
-    parent = dict(weights="b" * 16, model="nano-ar", items=ITEMS)
+    parent = dict(weights="b" * 16, model="nano2-ar", items=ITEMS)
     make_run(runs, method="ar", threshold=None, nfe=31, **parent)
     for method, label in (("static", "static k=1"), ("threshold", None)):
         make_run(runs, method=method, threshold=None if label else 0.9, weights="c" * 16, model="other", label=label)
     found = answer(Results.load(runs))
-    assert [line.cells[0] for line in found.lines if line.leads] == ["nano: static k=1"]
+    assert [line.cells[0] for line in found.lines if line.leads] == ["nano2: static k=1"]
     assert any(
         "nano-gsm, other: 120 items cannot tell static k=1 and threshold 0.9 apart" in line for line in found.panels
     )
-    assert found.lines[-1].cells[0] == "nano-ar: ar" and found.lines[-1].cells[3] == "alone"
+    assert found.lines[-1].cells[0] == "nano2-ar: ar" and found.lines[-1].cells[3] == "alone"
 
 
 def test_twenty_rows_at_most_and_the_rest_is_counted(tmp_path):

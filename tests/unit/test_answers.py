@@ -495,7 +495,7 @@ def checkpoint(tmp_path):
 
     from dlmbench.models.presets import ASSETS
 
-    def make(name, model="nano", **changes):
+    def make(name, model="nano2", **changes):
         folder = tmp_path / name
         shutil.copytree(ASSETS / "nano" / model, folder)
         shutil.copytree(ASSETS / "nano" / "tokenizer", folder, dirs_exist_ok=True)
@@ -510,12 +510,12 @@ def checkpoint(tmp_path):
 def test_a_row_ends_at_the_tokenizers_eos_and_the_switch_for_eos_stays_the_configurations(checkpoint):
     import dlmbench
 
-    folder = checkpoint("model", "nano-llada", tokenizer_config={"eos_token": "<|sep|>"})
+    folder = checkpoint("model", "nano2-llada", tokenizer_config={"eos_token": "<|sep|>"})
     for _ in range(2):  # the second engine shares the first one's network
         engine = dlmbench.load(folder, method="static", block_length=8, settings={"sampling": {"eos": "never"}})
         assert engine.target.config.eos_ids == (1, 3)
         assert engine.sampling.banned == (1,)
-    assert dlmbench.load("nano", method="static").target.config.eos_ids == (1,)
+    assert dlmbench.load("nano2", method="static").target.config.eos_ids == (1,)
 
 
 def test_raw_prompts_of_dream_begin_with_bos_and_chat_prompts_do_not(checkpoint):

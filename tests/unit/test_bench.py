@@ -51,7 +51,7 @@ def test_clock_counts_layers_and_head_but_no_writes(monkeypatch):
 
 @pytest.mark.slow
 def test_decoder_rows_on_shipped_models(monkeypatch):
-    few = {("nano2", "threshold"), ("nano2", "mrp"), ("nano-ar", "ar")}
+    few = {("nano2", "threshold"), ("nano2", "mrp"), ("nano2-ar", "ar")}
     cases = [case for case in decoders.CASES if case[:2] in few]
     monkeypatch.setattr(decoders, "CASES", cases)
     record = decoders.run_decoders(batch=2, repeats=1)

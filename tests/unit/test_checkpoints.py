@@ -462,5 +462,5 @@ def test_shipped_weights_are_what_their_hashes_say():
     """The packed files hold the very weights that all results were made with."""
     from dlmbench.models.presets import ASSETS
 
-    known = {"nano": "19376fd41f2bc45a", "nano-llada": "2c035bc0546bf91a"}
+    known = {"nano2": "36eef133a61490ec", "nano2-llada": "01e73e10601ceea1"}
     assert {name: files.weights_hash(ASSETS / "nano" / name) for name in known} == known

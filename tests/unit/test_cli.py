@@ -58,7 +58,7 @@ def test_every_verb_explains_itself(call, verb):
         (["bench", "--dtype", "float33"], "did you mean float32"),
         (["bench", "--shape", "llada-20m", "--contexts", "128,512"], "take --lengths"),
         (["verify", "tests", "--device", "cuda:99"], "device is cuda:99"),
-        (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano-ar"),
+        (["run", "--method", "ar", "--task", "nano-gsm"], "use --model nano2-ar"),
         (["run", "--method", "static", "--task", "nano-gsm", "--cache", "prefix"], "leave --cache out"),
         (["run", "--method", "static", "--task", "nano-gsm", "--set", "static.kk=1"], "no option 'kk'"),
         (["run", "--method", "static", "--task", "nano-gsm", "--batch-size", "x"], "batch_size"),
@@ -113,7 +113,7 @@ def examined(call, monkeypatch):
     """Doctor on a machine where everything is there: (exit code, checks by name)."""
     walls = {"sandbox": (True, "walls"), "memory": (False, "-")}
     monkeypatch.setattr("dlmbench.cli.doctor.capabilities", lambda: walls)
-    monkeypatch.setattr("dlmbench.cli.doctor.PRESETS", {"nano": PRESETS["nano"]})
+    monkeypatch.setattr("dlmbench.cli.doctor.PRESETS", {"nano2": PRESETS["nano2"]})
 
     def run():
         code, out, _ = call("doctor", "--offline", "--json")
@@ -127,7 +127,7 @@ def examined(call, monkeypatch):
 def test_doctor_reports_without_a_network(examined):
     code, checks = examined()
     assert code == 0 and checks["torch"]["state"] == "ok" and "hub" not in checks
-    assert checks["model nano"]["detail"].endswith(" MB") and checks["sandbox memory"]["state"] == "limited"
+    assert checks["model nano2"]["detail"].endswith(" MB") and checks["sandbox memory"]["state"] == "limited"
 
 
 def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypatch, tmp_path):
@@ -142,7 +142,7 @@ def test_doctor_fails_without_a_package_a_model_or_a_sandbox(examined, monkeypat
 
     for place, value, what, remedy in (
         ("dlmbench.runs.environment.version", version, "pandas", "pip install pandas"),
-        ("dlmbench.models.presets.ASSETS", tmp_path, "model nano", "make train-nano"),
+        ("dlmbench.models.presets.ASSETS", tmp_path, "model nano2", "make train-nano"),
         ("dlmbench.cli.doctor.capabilities", lambda: {"sandbox": (False, "no namespaces")}, "sandbox", "no namespaces"),
     ):
         with monkeypatch.context() as change:
@@ -203,8 +203,8 @@ def test_lists_keep_names_in_one_piece_at_80_columns(call, monkeypatch, kind):
 def test_a_shipped_model_that_is_not_here_is_listed_as_absent(call, monkeypatch, tmp_path):
     monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
     where = {row["model"]: row["where"] for row in json.loads(call("list", "models", "--json")[1])["models"]}
-    assert where["nano"] == "absent" and where["sdar-8b"] == "hub"
-    assert "make train-nano" in call("show", "nano")[1]
+    assert where["nano2"] == "absent" and where["sdar-8b"] == "hub"
+    assert "make train-nano" in call("show", "nano2")[1]
     code, _, err = call("run", "--method", "static", "--task", "nano-gsm")
     assert code == 2 and "make train-nano" in err
 

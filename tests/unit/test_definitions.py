@@ -57,7 +57,7 @@ def make(root, method, right, passes, speed):
         label=method,
         threshold=None,
         threshold_unit="",
-        spec=RunSpec(method, "nano-gsm", model="nano", device="cpu", dtype="float32", batch_size=4),
+        spec=RunSpec(method, "nano-gsm", model="nano2", device="cpu", dtype="float32", batch_size=4),
         model={"reads": {role: READS[role] for role in roles}},
         calibration=Calibration(circumstances, 0.004, PRICES, spreads=SPREADS),
     )
@@ -210,7 +210,7 @@ def test_verdicts_of_two_machines_are_held_against_each_other(rows, monkeypatch)
     }  # fmt: skip
     assert same_verdicts.differing(ours, ours) == []
     found = same_verdicts.differing(ours, {**ours, other.key: other})
-    assert "nano-gsm, nano, simsd: pays? is 'pays' in one and None in the other" in found
+    assert "nano-gsm, nano2, simsd: pays? is 'pays' in one and None in the other" in found
     assert [same_verdicts.cheaper(rows[name]) for name in ("simsd", "static", "threshold")] == [True, None, False]
 
 

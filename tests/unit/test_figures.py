@@ -53,7 +53,7 @@ def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
 def test_cost_of_other_weights_is_drawn_in_the_same_unit(tmp_path):
     for threshold in (0.6, 0.9):
         make_run(tmp_path, threshold=threshold, nfe=int(20 * threshold))
-    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar")
+    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano2-ar")
     rows = Results.load(tmp_path).rows
     ax = draw(rows, "cost", "accuracy").axes[0]
     (ar,) = [row for row in rows if row.method == "ar"]
@@ -66,8 +66,8 @@ def test_one_panel_a_task_and_three_formats(tmp_path):
         make_run(tmp_path, task=task)
     rows = Results.load(tmp_path).rows
     assert [ax.get_title(loc="left") for ax in draw(rows, "nfe", "accuracy").axes] == [
-        "nano-code (test, 120 items), nano",
-        "nano-gsm (test, 120 items), nano",
+        "nano-code (test, 120 items), nano2",
+        "nano-gsm (test, 120 items), nano2",
     ]
     written = plot(rows, tmp_path, x="nfe")
     assert [path.name for path in written] == ["pareto.png", "pareto.svg", "pareto.pdf"]
@@ -160,7 +160,7 @@ def test_weights_with_several_settings_get_their_own_panel(tmp_path):
     make_run(tmp_path, method="static", threshold=None)
     make_run(tmp_path, method="ar", threshold=None, weights="c" * 16, model="parent")  # one row rides along
     axes = [ax for ax in draw(Results.load(tmp_path).rows, "cost", "accuracy").axes if ax.get_visible()]
-    assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano", "sibling"]
+    assert [ax.get_title(loc="left").rpartition(", ")[2] for ax in axes] == ["nano2", "sibling"]
 
 
 def test_large_amounts_are_written_with_a_letter_on_a_linear_axis_too(tmp_path):
@@ -185,7 +185,7 @@ def test_the_ideal_front_is_that_of_an_ideal_model_asked_the_same(tmp_path):
     (ax,) = (ax for ax in figure.axes if ax.get_visible())
     (ideal,) = (line for line in ax.lines if line.get_label() == "ideal model")
     row = max((row for row in rows if row.model == "oracle"), key=lambda row: row.nfe)
-    assert "nano" in ax.get_title(loc="left"), "an overconfident model has no panel beside a trained one"
+    assert "nano2" in ax.get_title(loc="left"), "an overconfident model has no panel beside a trained one"
     assert list(ideal.get_ydata()) == [100.0, 100.0] and ideal.get_xdata()[0] == pytest.approx(row.nfe)
 
 

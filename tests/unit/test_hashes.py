@@ -113,7 +113,7 @@ def test_an_engine_is_built_without_reading_weights_for_a_hash(monkeypatch):
         raise AssertionError(f"{file} was hashed")
 
     monkeypatch.setattr(files, "_digest", refuse)
-    engine = dlmbench.load("nano", method="threshold", device="cpu")
+    engine = dlmbench.load("nano2", method="threshold", device="cpu")
     assert engine.generate([Request("k", (20, 21), 4)])[0].ids
     assert "weights" not in engine.describe()
 
@@ -121,7 +121,7 @@ def test_an_engine_is_built_without_reading_weights_for_a_hash(monkeypatch):
 def test_a_head_is_refused_beside_other_weights_than_it_was_trained_on(tmp_path):
     dlmbench.load("nano2", method="mrp", device="cpu")
     with pytest.raises(RequestError, match="trained on backbone weights"):
-        dlmbench.load("nano-rcd", method="mrp", head="nano2-mrp", device="cpu")
+        dlmbench.load("nano2-rcd", method="mrp", head="nano2-mrp", device="cpu")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

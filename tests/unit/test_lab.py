@@ -166,8 +166,8 @@ def test_methods_that_need_more_than_distributions_of_masks_are_left_out(name, o
 @pytest.mark.parametrize(
     "method, more, words",
     [
-        ("simsd", {}, "asks for its forwards itself"), ("adablock", {"model": "nano-llada"}, "where blocks"),
-        ("ar", {"model": "nano-ar"}, "one mask"),
+        ("simsd", {}, "asks for its forwards itself"), ("adablock", {"model": "nano2-llada"}, "where blocks"),
+        ("ar", {"model": "nano2-ar"}, "one mask"),
         ("static", {"temperature": 0.7}, "temperature 0.7"),
     ],
 )  # fmt: skip

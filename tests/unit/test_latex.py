@@ -48,11 +48,11 @@ def test_bold_only_where_significant(tmp_path):
 
 def test_the_paragraph_has_the_circumstances(tmp_path):
     runs(tmp_path)
-    make_run(tmp_path, method="ar", threshold=None, weights="b" * 16, model="nano-ar")
+    make_run(tmp_path, method="ar", threshold=None, weights="b" * 16, model="nano2-ar")
     text = latex(Results.load(tmp_path), ["threshold 0.6 was chosen out of 3 settings on 50 dev items of a_task."])
     assert text.count(r"\begin{table}") == 2, "other weights are another table"
     for words in (
-        "nano (weights aaaaaaaa) and nano-ar (weights bbbbbbbb)",
+        "nano2 (weights aaaaaaaa) and nano2-ar (weights bbbbbbbb)",
         r"learned\_policy",
         "300 test items",
         "batch size 16",

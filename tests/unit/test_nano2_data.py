@@ -73,7 +73,7 @@ def test_the_key_ignores_names_and_order_and_keeps_what_is_computed():
 
 
 def test_shipped_long_programs_pass_their_tests_fit_their_budget_and_are_held_out():
-    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     assert len(LONG) == 700 == len({item["key"] for item in LONG})
     assert Counter(split_of(item["key"]) for item in LONG) == {"dev": 200, "test": 500}
     assert all(passes(item, item["target"]) for item in LONG[::10])
@@ -133,7 +133,7 @@ def test_every_right_answer_is_equally_likely():
 
 def test_the_words_of_the_short_form_are_one_token_in_first_and_in_later_place():
     """Why the tokenizer of the first models stays: positions of an answer are the items of its list."""
-    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     rng = random.Random(5)
     lists = [rng.sample(stress.NAMES + stress.DIGITS, rng.randint(1, 9)) for _ in range(400)]
     assert [len(ids) for ids in tokenizer(["".join(words) for words in lists])["input_ids"]] == list(map(len, lists))

@@ -12,8 +12,8 @@ ITEMS = 100
 
 
 def runs(root, seed=0):
-    """Right at one token a step and with a threshold: 100 and 90 % on the ideal model, 80 and 65 % on nano."""
-    for model, right in (("oracle", (100, 90)), ("nano", (80, 65))):
+    """Right at one token a step and with a threshold: 100 and 90 % on the ideal model, 80 and 65 % on nano2."""
+    for model, right in (("oracle", (100, 90)), ("nano2", (80, 65))):
         for method, threshold, nfe, count in (("static", None, 32, right[0]), ("threshold", 0.6, 8, right[1])):
             run = make_run(
                 root, method=method, threshold=threshold, model=model, weights=model[0] * 16, nfe=nfe, items=ITEMS,
@@ -32,7 +32,7 @@ def test_the_parts_add_up_to_the_loss_and_their_interval_is_that_of_pairs(tmp_pa
     values = [0] * 65 + [1] * 15 + [0] * 10 + [-1] * 10
     low, high = one.interval
     assert low < sum(values) / ITEMS < high and (low, high) == pytest.approx((-0.05, 0.15), abs=0.02)
-    assert {part.row.model for part in parts(rows)} == {"nano"}, "an ideal model has no parts of its own"
+    assert {part.row.model for part in parts(rows)} == {"nano2"}, "an ideal model has no parts of its own"
 
 
 def test_seeds_are_averaged_item_by_item(tmp_path):
@@ -52,10 +52,10 @@ def test_the_map_says_all_three_parts_and_refuses_what_has_no_ideal_model(tmp_pa
     runs(tmp_path)
     rows = Results.load(tmp_path).rows
     svg = next(path for path in losses(rows, tmp_path, "losses") if path.suffix == ".svg").read_text()
-    for words in ("points lost on nano", "35.0", "10 + 20 (+ 5)", "20.0", "0 + 20 (+ 0)", "shuffle"):
+    for words in ("points lost on nano2", "35.0", "10 + 20 (+ 5)", "20.0", "0 + 20 (+ 0)", "shuffle"):
         assert words in svg, words
     with pytest.raises(RequestError, match="--model oracle"):
-        losses([row for row in rows if row.model == "nano"], tmp_path, "none")
+        losses([row for row in rows if row.model == "nano2"], tmp_path, "none")
 
 
 @pytest.mark.parametrize("lucky", [0, 1])
@@ -63,7 +63,7 @@ def test_a_setting_is_chosen_over_all_seeds_and_stands_alone_in_its_cell(tmp_pat
     """0.6 loses nothing with one seed and 40 points with the other; 0.9 loses one on average."""
     right = {("static", None): (80, 80), ("threshold", 0.6): (80, 40), ("threshold", 0.9): (78, 80)}
     for seed in (0, 1):
-        for model in ("oracle", "nano"):
+        for model in ("oracle", "nano2"):
             for number, ((method, threshold), counts) in enumerate(right.items()):
                 run = make_run(
                     tmp_path, method=method, threshold=threshold, model=model, weights=model[0] * 16,

@@ -198,9 +198,9 @@ def test_a_module_beside_its_target_is_not_counted_as_a_second_target():
 
 def test_a_sweep_runs_the_baselines_that_a_run_does():
     """A cache policy of one method stays with that method, from both entrances."""
-    flags = dict(method="guided", task="nano-gsm", model="nano-llada", cache="prompt", block_length="8")
+    flags = dict(method="guided", task="nano-gsm", model="nano2-llada", cache="prompt", block_length="8")
     swept = SweepSpec.from_flags(flags).resolve()[0]
-    spec = RunSpec("guided", "nano-gsm", model="nano-llada", cache="prompt", block_length=8)
+    spec = RunSpec("guided", "nano-gsm", model="nano2-llada", cache="prompt", block_length=8)
     assert {(c.label, c.spec.cache) for c in swept} == {
         (c.label, c.spec.cache) for c in (b.resolve() for b in with_baselines([spec]))
     }
@@ -211,7 +211,7 @@ def test_a_sweep_runs_the_baselines_that_a_run_does():
 
 def test_doctor_looks_at_a_model_too(capsys):
     with pytest.raises(SystemExit) as left:
-        main(["doctor", "nano", "--offline", "--json"])
+        main(["doctor", "nano2", "--offline", "--json"])
     checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert left.value.code == 0 and "1,024 tokens" in checks["tokenizer"]["detail"]
     assert "block_causal" in checks["configuration"]["detail"]

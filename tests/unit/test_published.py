@@ -50,7 +50,7 @@ def test_a_run_pairs_with_the_published_setting(tmp_path):
     assert pair.gap == pytest.approx(pair.ours.accuracy - 0.796) and pair.inside
     assert pair.differs[0] == "block_length 8 (published 16)"
     assert published.pairs([ours(tmp_path, threshold=0.65)], ALL) == [], "another threshold is another setting"
-    assert published.pairs([ours(tmp_path, threshold=0.6, model="nano")], ALL) == []
+    assert published.pairs([ours(tmp_path, threshold=0.6, model="nano2")], ALL) == []
 
 
 def test_every_field_of_the_protocol_that_differs_is_named(tmp_path):
@@ -83,8 +83,10 @@ def test_hub_names_and_presets_are_the_same_model(tmp_path):
 
 
 def test_fused_and_separate_counts_become_one_number(tmp_path):
-    line = dataclasses.replace(ALL[0], model="nano", method="threshold", setting={"tau": "0.6"}, nfe=12.0, accuracy=0.8)
-    record = ours(tmp_path, threshold=0.6, model="nano", nfe=20)
+    line = dataclasses.replace(
+        ALL[0], model="nano2", method="threshold", setting={"tau": "0.6"}, nfe=12.0, accuracy=0.8
+    )
+    record = ours(tmp_path, threshold=0.6, model="nano2", nfe=20)
     fused = published.Pair(dataclasses.replace(line, stores="excluded"), record, (), None)
     metrics = dataclasses.replace(record.metrics, nfe=record.nfe + 4, store_forwards=4.0)
     separate = dataclasses.replace(record, metrics=metrics)
@@ -149,4 +151,4 @@ def test_compare_says_when_nothing_was_published(tmp_path):
 
     make_run(tmp_path)
     result = CliRunner().invoke(app, ["compare", str(tmp_path)])
-    assert isinstance(result.exception, RequestError) and "nano on nano-gsm" in str(result.exception)
+    assert isinstance(result.exception, RequestError) and "nano2 on nano-gsm" in str(result.exception)

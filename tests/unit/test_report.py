@@ -34,7 +34,7 @@ def runs(tmp_path):
     make_run(tmp_path, threshold=0.6, accuracy=0.75, nfe=18)
     make_run(tmp_path, threshold=0.9, accuracy=0.88, nfe=30)
     make_run(tmp_path, method="mrp", threshold=0.6, accuracy=0.86, nfe=20, draft=12)
-    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar")
+    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano2-ar")
     return tmp_path
 
 
@@ -125,7 +125,7 @@ def test_table_files(runs):
     assert text.startswith("# Title\n\nOne note.\n\n## nano-gsm (test, 120 items)\n")
     first = results.rows[0]
     assert f"{100 * first.accuracy:.1f} [{100 * first.metrics.accuracy_low:.1f}, " in text
-    assert "A forward of nano-ar takes 0.50 of the others'" in text
+    assert "A forward of nano2-ar takes 0.50 of the others'" in text
     for words in ("batch 16", "float32 on a CPU (2 threads)", "seed 0", "weights aaaaaaaa, bbbbbbbb", "draft 12.0"):
         assert words in text
 
@@ -244,5 +244,5 @@ def test_a_projected_forward_takes_as_long_as_its_bytes_or_its_operations():
 def test_checkpoints_of_one_name_are_told_apart_by_their_weights(tmp_path):
     for weights in ("a" * 16, "b" * 16):
         make_run(tmp_path / weights[0], model="final", weights=weights)
-    make_run(tmp_path, model="nano", weights="c" * 16)
-    assert {row.model for row in Results.load(tmp_path).rows} == {"final (aaaaaaaa)", "final (bbbbbbbb)", "nano"}
+    make_run(tmp_path, model="nano2", weights="c" * 16)
+    assert {row.model for row in Results.load(tmp_path).rows} == {"final (aaaaaaaa)", "final (bbbbbbbb)", "nano2"}

@@ -40,7 +40,7 @@ def runs(tmp_path):
     make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=40, items=400)
     make_run(tmp_path, threshold=0.4, accuracy=0.5, nfe=10, items=400)
     make_run(tmp_path, threshold=0.9, accuracy=0.9, nfe=24, items=400)
-    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano-ar", items=400)
+    make_run(tmp_path, method="ar", threshold=None, accuracy=0.9, nfe=31, weights="b" * 16, model="nano2-ar", items=400)
     return tmp_path
 
 
@@ -75,7 +75,7 @@ def test_three_sentences_name_the_setting_that_keeps_the_accuracy_and_the_cheape
 
 
 def test_a_fourth_sentence_says_who_beats_a_threshold_of_the_same_work(runs):
-    for number, (method, right) in enumerate((("entropy", 340), ("wino", 150), ("sched", 260))):
+    for method, right in (("entropy", 340), ("wino", 150), ("sched", 260)):
         label = make_run(runs, method=method, threshold=0.6, nfe=16, items=400).manifest.label
         scored(runs, label, set(range(right)))
     scored(runs, "threshold 0.4", set(range(200)))
@@ -140,9 +140,9 @@ def test_methods_are_compared_at_equal_cost_too(runs):
 def test_groups_of_other_circumstances_are_told_apart(runs):
     make_run(runs, task="nano-code", threshold=0.5)
     make_run(runs, task="nano-code", method="static", threshold=None, label="static k=1")
-    make_run(runs, method="static", threshold=None, label="static", weights="b" * 16, model="nano-ar", items=400)
+    make_run(runs, method="static", threshold=None, label="static", weights="b" * 16, model="nano2-ar", items=400)
     titles = [title for title, _ in paragraphs(Results.load(runs))]
-    assert titles == ["nano-code, nano, 120 items", "nano-gsm, nano, 400 items", "nano-gsm, nano-ar, 400 items"]
+    assert titles == ["nano-code, nano2, 120 items", "nano-gsm, nano2, 400 items", "nano-gsm, nano2-ar, 400 items"]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def section(folder):
 def test_the_figure_has_every_setting_with_its_interval(runs):
     rows = section(runs)
     (panel,) = html_figure.panels([("nano-gsm (test)", rows)])
-    assert panel["title"] == "nano-gsm (test), nano" and len(panel["points"]) == len(rows)
+    assert panel["title"] == "nano-gsm (test), nano2" and len(panel["points"]) == len(rows)
     points = {point["name"]: point for point in panel["points"]}
     by_label = {row.label: row for row in rows}
     for name, point in points.items():

@@ -37,7 +37,7 @@ def task():
 @pytest.fixture
 def stub(task):
     items = task.items("test", ITEMS)
-    found = StubServer(tokenizer_alone(resolve("nano")), {item.prompt: task.target(item) for item in items})
+    found = StubServer(tokenizer_alone(resolve("nano2")), {item.prompt: task.target(item) for item in items})
     yield found
     found.close()
 

@@ -170,7 +170,7 @@ def test_a_shipped_model_without_weights_is_never_looked_for_elsewhere(tmp_path,
     from dlmbench.models.presets import PRESETS
 
     monkeypatch.setattr("dlmbench.models.presets.ASSETS", tmp_path)
-    assert PRESETS["nano"].location == str(tmp_path / "nano" / "nano"), "a folder, no name on the hub"
+    assert PRESETS["nano2"].location == str(tmp_path / "nano" / "nano2"), "a folder, no name on the hub"
     with pytest.raises(RequestError, match="nano2 is not in this copy; make train-nano"):
         RunSpec("static", "nano-gsm").resolve()
 
@@ -191,8 +191,8 @@ def test_a_knob_that_a_mode_does_not_use_is_one_cell_without_a_value():
 @pytest.mark.parametrize(
     "given, words",
     [
-        (dict(method="ar"), "use --model nano-ar"),
-        (dict(method="static", model="nano-ar"), "--method ar"),
+        (dict(method="ar"), "use --model nano2-ar"),
+        (dict(method="static", model="nano2-ar"), "--method ar"),
         (dict(method="static", cache="prefix"), "leave --cache out"),
         (dict(method="threshhold"), "did you mean threshold"),
         (dict(method="static", model="nan"), "did you mean nano"),
@@ -224,7 +224,7 @@ def test_baselines_share_everything_but_the_method():
     assert threshold.resolve().label == "threshold 0.9"
     confident = RunSpec("rcd", "nano-gsm", threshold=0.3)
     assert [other.threshold for other in with_baselines([confident])] == [None, 0.3, 0.3]
-    alone = RunSpec("ar", "nano-gsm", model="nano-ar")
+    alone = RunSpec("ar", "nano-gsm", model="nano2-ar")
     assert with_baselines([alone]) == [alone]
 
 
@@ -335,7 +335,7 @@ tasks: [{task: nano-gsm, limit: 5}, nano-code]
 methods:
   - {method: static, set: {k: "1,2"}}
   - threshold
-  - {method: ar, model: nano-ar}
+  - {method: ar, model: nano2-ar}
 """
 
 
@@ -347,7 +347,7 @@ def test_a_recipe_and_its_overrides(tmp_path):
         ("nano-gsm", "static", "nano2", 5),
         ("nano-gsm", "static", "nano2", 5),
         ("nano-gsm", "threshold", "nano2", 5),
-        ("nano-gsm", "ar", "nano-ar", 5),
+        ("nano-gsm", "ar", "nano2-ar", 5),
     ]
     assert len(sweep.runs) == 8 and sweep.name == "small" and sweep.description == "a test"
     only = SweepSpec.from_recipe(file, {"task": "nano-code", "method": "ar", "limit": "3", "out": "x"})
@@ -424,7 +424,7 @@ def test_specs_import_nothing_heavy():
         (dict(settings={"cache": {"freez": "stale"}}), "did you mean freeze"),
         (dict(settings={"sampling": {"eos": "gone"}}), "free, never, last"),
         (dict(task="nano-gsm", gen_length=40, settings={"sampling": {"constraint": True}}), "above 51"),
-        (dict(model="nano", settings={"sampling": {"guidance": 1}}), "bidirectional"),
+        (dict(model="nano2", settings={"sampling": {"guidance": 1}}), "bidirectional"),
         (dict(method="static", settings={"static": {"order": "origin"}}), "schedule=dream"),
     ],
 )
@@ -462,12 +462,12 @@ def test_shared_options_reach_the_baselines_and_the_window_comes_from_the_task()
 
 
 def test_a_label_names_a_helper_that_the_model_does_not_bring():
-    labels = [RunSpec("simsd", "nano-gsm", draft=draft).resolve().label for draft in (None, "nano2-draft", "nano")]
-    assert labels == ["simsd verify=packed", "simsd verify=packed", "simsd verify=packed draft=nano"]
+    labels = [RunSpec("simsd", "nano-gsm", draft=draft).resolve().label for draft in (None, "nano2-draft", "nano2")]
+    assert labels == ["simsd verify=packed", "simsd verify=packed", "simsd verify=packed draft=nano2"]
 
 
 def test_baselines_of_a_method_with_a_helper_are_the_same_cells_as_those_without():
     beside = {same_request(cell) for cell in SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm"}).resolve()[0]}
     named = SweepSpec.from_flags({"method": "simsd", "task": "nano-gsm", "draft": "nano2-draft"}).resolve()[0]
     assert beside == {same_request(cell) for cell in named}
-    assert same_request(RunSpec("static", "nano-gsm", guide="nano-ar").resolve()) in beside
+    assert same_request(RunSpec("static", "nano-gsm", guide="nano2-ar").resolve()) in beside

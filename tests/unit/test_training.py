@@ -203,12 +203,12 @@ def test_answers_that_fill_their_budget_are_trained_without_an_end_token():
     filled = len(ANSWER.target)
     assert set(lengths) == {filled, 16} and 0.7 < lengths.count(filled) / 400 < 0.9
     assert all((row.label[-1] == END) == (length == 16) for row, length in zip(rows, lengths))
-    stress = full_diffusion.regions(load_tokenizer(PRESETS["nano"].tokenizer_location), ["stress-shuffle"])
+    stress = full_diffusion.regions(load_tokenizer(PRESETS["nano2"].tokenizer_location), ["stress-shuffle"])
     assert stress["stress-shuffle"] == full_diffusion.Region(6, filled=True)
 
 
 def test_regions_come_from_the_task_files():
-    found = full_diffusion.regions(load_tokenizer(PRESETS["nano"].tokenizer_location))
+    found = full_diffusion.regions(load_tokenizer(PRESETS["nano2"].tokenizer_location))
     assert {source: region.length for source, region in found.items()} == {
         "gsm-full": 64, "gsm-easy": 64, "gsm-symbolic": 96, "code": 48,
     }  # fmt: skip
@@ -314,9 +314,9 @@ def test_a_run_out_of_minutes_stops_with_a_checkpoint(tmp_path):
 
 def test_a_recipe_takes_models_without_a_preset_from_the_runs_beside_it(tmp_path):
     worker(tmp_path / "nano9", steps=1).run()
-    plan = recipe(warm_start=WarmStart("nano9"), reference="nano")
+    plan = recipe(warm_start=WarmStart("nano9"), reference="nano2")
     found = beside(plan, tmp_path)
-    assert found.warm_start == WarmStart(str(tmp_path / "nano9" / "weights")) and found.reference == "nano"
+    assert found.warm_start == WarmStart(str(tmp_path / "nano9" / "weights")) and found.reference == "nano2"
     assert beside(plan, tmp_path / "elsewhere") == plan
     assert loop.finished(recipe(steps=1), tmp_path / "nano9") and not loop.finished(plan, tmp_path / "nano9")
 

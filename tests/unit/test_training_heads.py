@@ -34,7 +34,7 @@ from dlmbench.request import RunSpec
 from dlmbench.training import adjust, learned_policy, loop
 from dlmbench.training.data import Example
 from dlmbench.training.recipe import AdjustPlan, PolicyPlan, Recipe, WarmStart, read_recipe
-from dlmbench.training.rollout import AnswerRows, prompt_layout, states
+from dlmbench.training.rollout import AnswerRows, dev_run, prompt_layout, states
 
 MASK, END, VOCABULARY = 2, 1, 1024  # the nano tokenizer's
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -97,7 +97,7 @@ def test_states_are_those_of_each_row_alone(backbone):
 
 
 def test_answers_are_as_long_as_their_task_decodes_with():
-    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     layout, noise = prompt_layout(tokenizer, MASK), np.random.default_rng(0)
     for source, length in (("gsm-full", 64), ("gsm-symbolic", 96), ("code", 48), ("", 16)):
         row = layout(Example((5, 6, 7), tuple(range(4, 13)), source), 8, noise)
@@ -363,7 +363,7 @@ def test_the_surrogate_is_clipped_where_it_would_gain(backbone):
 
 
 def test_answers_with_a_mask_before_their_end_are_wrong(tmp_path, folder):
-    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     (tmp_path / "run").mkdir()
     one = learned_policy.PolicyWorker(recipe(folder, "learned_policy"), tmp_path / "run", draw, tokenizer)
     target = tuple(tokenizer("3+4=7\n#### 7", add_special_tokens=False)["input_ids"])
@@ -443,9 +443,24 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path, folder, ob
     assert rest.measured().keys() == whole.measured().keys()
 
 
+def test_after_dev_items_were_decoded_the_backbone_can_be_trained_beside_again(tmp_path, folder):
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
+    one = worker(folder, tmp_path / "run", "adjust", evaluate_items=1, mixture={"gsm-easy": 1.0})
+    one.tokenizer, backbone = tokenizer, one.backbone.bfloat16()
+    dev_run(backbone, None, Static(StaticConfig(k=8)), one.recipe, tokenizer)
+    assert not any(weight.is_mkldnn for weight in backbone.parameters())
+
+
+def test_a_finished_run_makes_no_batch_for_nobody(tmp_path, folder):
+    one = worker(folder, tmp_path / "run", "adjust", adjust=AdjustPlan(trajectories=4, windows=6, unrolled=2))
+    one.run()
+    assert one.step == 6 and one.batches.position == (0, 6), "the next pool is not rolled out"
+    assert one.batches._pool[0] == 0
+
+
 @pytest.mark.parametrize("objective", ["adjust", "learned_policy"])
 def test_dev_figures_stand_beside_doing_nothing(tmp_path, folder, objective):
-    tokenizer = load_tokenizer(PRESETS["nano"].tokenizer_location)
+    tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     wanted = recipe(folder, objective, evaluate_items=1, columns=1024, block_lengths=(8,))
     (tmp_path / "run").mkdir()
     one = loop._worker(objective)(wanted, tmp_path / "run", draw, tokenizer)
@@ -465,7 +480,7 @@ def test_dev_figures_stand_beside_doing_nothing(tmp_path, folder, objective):
 def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
     for objective in ("adjust", "learned_policy"):
         with pytest.raises(RequestError, match="block_causal"):
-            loop._worker(objective).check(recipe("nano", objective))
+            loop._worker(objective).check(recipe("nano2", objective))
     with pytest.raises(RequestError, match="unrolled calls leave no mask"):
         adjust.AdjustWorker.check(recipe(folder, "adjust", adjust=AdjustPlan(unrolled=4)))
     text = "name: x\nmixture: {code: 1}\nsteps: 3\n"
@@ -499,7 +514,7 @@ def test_nano2_llada_finds_the_head_of_each_method(folder, tmp_path, monkeypatch
 
 
 def test_the_control_of_rcd_differs_by_the_residuals_alone():
-    ours, control = (read_recipe(RECIPES / f"train-nano-{name}.yaml") for name in ("rcd", "seqd"))
+    ours, control = (read_recipe(RECIPES / f"train-nano2-{name}.yaml") for name in ("rcd", "seqd"))
     same = dict(name="", description="", objective="", reference=None)
     assert replace(ours, **same) == replace(control, **same)
     assert ours.objective == "rcd" and control.objective == "block_diffusion"

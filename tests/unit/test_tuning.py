@@ -27,15 +27,15 @@ def test_where_none_keeps_it_the_least_loss_is_taken_and_said():
     settings = [Tried("threshold 0.5", 0.50, 10, 12.0), Tried("threshold 0.9", 0.70, 20, 22.0)]
     chosen = cheapest_within(settings, STATIC)
     assert chosen.label == "threshold 0.9"
-    sentence = Choice("nano-gsm", "nano", "threshold", chosen.label, settings, 100, STATIC).sentence
+    sentence = Choice("nano-gsm", "nano2", "threshold", chosen.label, settings, 100, STATIC).sentence
     assert "none keeps static k=1's accuracy within 2 points" in sentence and "out of 2 settings" in sentence
 
 
 def test_the_sentence_names_rule_and_reference():
     settings = [Tried("threshold 0.7", 0.88, 14, 16.0)]
-    sentence = Choice("nano-gsm", "nano", "threshold", "threshold 0.7", settings, 100, STATIC).sentence
+    sentence = Choice("nano-gsm", "nano2", "threshold", "threshold 0.7", settings, 100, STATIC).sentence
     assert "the cheapest that loses at most 2 points against static k=1: 88.0 % against 90.0 % there" in sentence
-    alone = Choice("nano-gsm", "nano", "static", "static k=1", [STATIC], 100, STATIC).sentence
+    alone = Choice("nano-gsm", "nano2", "static", "static k=1", [STATIC], 100, STATIC).sentence
     assert alone.endswith("out of 1 setting of static on 100 dev items (90.0 % there).")
 
 
@@ -49,8 +49,8 @@ methods:
   - {method: static, set: {k: [1, 2]}}
   - {method: threshold, threshold: [0.7, 0.8, 0.9], report: all}
   - {method: entropy, threshold: [0.1, 0.35]}
-  - {method: threshold, cache: dual, model: nano-llada, against: none}
-  - {method: ar, model: nano-ar}
+  - {method: threshold, cache: dual, model: nano2-llada, against: none}
+  - {method: ar, model: nano2-ar}
 """
 
 
@@ -79,8 +79,8 @@ def test_numbers_of_tries_are_told_and_static_is_no_competitor(tmp_path):
     assert tries(recipe(tmp_path).resolve()[0]) == [
         "nano-gsm, nano2: settings tried on dev: threshold 3, entropy 2; unequal numbers favour the methods with more "
         "tries.",
-        "nano-gsm, nano-llada: settings tried on dev: none; at the setting that was given: threshold dual.",
-        "nano-gsm, nano-ar: settings tried on dev: none; at the setting that was given: ar.",
+        "nano-gsm, nano2-llada: settings tried on dev: none; at the setting that was given: threshold dual.",
+        "nano-gsm, nano2-ar: settings tried on dev: none; at the setting that was given: ar.",
     ]
 
 
@@ -88,14 +88,14 @@ def test_settings_of_another_cache_policy_or_shared_option_do_not_compete(tmp_pa
     text = (
         RECIPE
         + """
-  - {method: prophet, model: nano-llada, set: {k: [1, 2], sampling.constraint: true}}
-  - {method: static, model: nano-llada}
+  - {method: prophet, model: nano2-llada, set: {k: [1, 2], sampling.constraint: true}}
+  - {method: static, model: nano2-llada}
 """
     )
     runs, _ = recipe(tmp_path, text).resolve()
     trials = [run.label for run in planned_runs(recipe(tmp_path, text), runs) if run.trial]
     assert "static k=1 constraint=True" in trials, "the reference of prophet's group"
-    assert "static k=1" in trials and trials.count("static k=1") == 1, "nano2's; that of nano-llada has no competitor"
+    assert "static k=1" in trials and trials.count("static k=1") == 1, "nano2's; that of nano2-llada has no competitor"
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def _sync_is_an_error() -> Iterator[None]:
 
 
 def _nano(trial: StageTrial, batch: int, **options) -> Engine:
-    model = load_checkpoint(PRESETS["nano"].location, str(trial.device), torch.float32)
+    model = load_checkpoint(PRESETS["nano2"].location, str(trial.device), torch.float32)
     return Engine({"target": Network("target", model, 8)}, Threshold(ThresholdConfig(0.9)), batch_size=batch, **options)
 
 
@@ -272,7 +272,7 @@ def bfloat16(trial: StageTrial, decode: Callable | None = None) -> None:
 
 def _decoded(trial: StageTrial, method: str, setting: dict, dtype: str, requests: list[Request]) -> list[list[int]]:
     spec = RunSpec(
-        method=method, task="nano-gsm", model="nano", settings={method: setting}, batch_size=min(32, len(requests)),
+        method=method, task="nano-gsm", model="nano2", settings={method: setting}, batch_size=min(32, len(requests)),
         device=str(trial.device), dtype=dtype,
     )  # fmt: skip
     return [generation.ids for generation in build(spec.resolve()).generate(requests)]

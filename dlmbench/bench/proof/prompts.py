@@ -11,6 +11,8 @@ from dlmbench.tasks.data import SHIPPED, read_jsonl
 def nano_requests(count: int, tokens: int) -> tuple[list[Request], list[str]]:
     """The first `count` test items of nano-gsm (tier full), `tokens` to generate each -> requests and answers."""
     rows = [row for row in read_jsonl(SHIPPED / "nano-gsm-test.jsonl") if row["tier"] == "full"][:count]
-    prompts = tokenizer_of("nano")([row["question"] + SEPARATOR for row in rows], add_special_tokens=False)["input_ids"]
+    prompts = tokenizer_of("nano2")([row["question"] + SEPARATOR for row in rows], add_special_tokens=False)[
+        "input_ids"
+    ]
     requests = [Request(str(i), tuple(ids), tokens, seed=i) for i, ids in enumerate(prompts)]
     return requests, [row["target"] for row in rows]

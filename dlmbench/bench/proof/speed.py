@@ -171,9 +171,9 @@ def llada2_mini(trial: StageTrial) -> None:
 
 def nano(trial: StageTrial) -> None:
     """A sweep of nano: every threshold on the test problems, through the engine, answers compared."""
-    sizes, tokenizer = trial.sizes, tokenizer_of("nano")
+    sizes, tokenizer = trial.sizes, tokenizer_of("nano2")
     requests, targets = nano_requests(sizes.generations, 64)
-    model = load_checkpoint(PRESETS["nano"].location, str(trial.device), working_dtype(trial.device))
+    model = load_checkpoint(PRESETS["nano2"].location, str(trial.device), working_dtype(trial.device))
     rows: dict[str, dict] = {}
     began = time.perf_counter()
     for tau in sizes.thresholds:

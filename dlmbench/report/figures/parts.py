@@ -41,7 +41,7 @@ def losses(rows: Sequence[Row], folder: Path, name: str, column: bool = False) -
     if not found:
         raise RequestError(
             "No losses to be divided: that takes the same settings on the ideal model and on a trained one, static of "
-            "one token a step among them (--model oracle-block,nano or oracle,nano-llada)."
+            "one token a step among them (--model oracle-block,nano2 or oracle,nano2-llada)."
         )
     maps: dict[str, list[Parts]] = {}
     for part in found:
