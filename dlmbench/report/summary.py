@@ -52,7 +52,7 @@ def sentences(group: Group) -> list[str]:
     reference = group.judged_by
     if reference is None:
         return _without_reference(group)
-    found = [_keep(group, reference), _cheapest(group, reference), _certainty(group, reference), _same_work(group)]
+    found = [_keep(group, reference), _cheapest(group, reference), _certainty(group, reference), _at_equal_work(group)]
     return [sentence for sentence in found if sentence]
 
 
@@ -97,7 +97,7 @@ def _certainty(group: Group, reference: Row) -> str:
     return f"{start} ({_TEST}); on so many items {shown} in four of five cases."
 
 
-def _same_work(group: Group) -> str:
+def _at_equal_work(group: Group) -> str:
     """Who beats plain threshold decoding of the same work; empty where fewer than two thresholds ran."""
     gaps = {row: row.against[CURVE] for row in group.rows if CURVE in row.against and row.method != REFERENCE}
     if not gaps or len(group.methods()[RIVAL]) < 2:
