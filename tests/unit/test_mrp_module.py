@@ -279,14 +279,14 @@ def test_wrong_plans_are_refused_by_name(tmp_path):
     text = "name: x\nobjective: mrp\nmixture: {code: 1}\nsteps: 3\n"
     for more, words in (
         ("", "names no backbone"),
-        ("warm_start: {model: nano}\nmrp: {depth: 3}\n", "no field depth"),
-        ("warm_start: {model: nano}\nmrp: {reveal: all}\n", "mrp.reveal"),
-        ("warm_start: {model: nano}\nmrp: {gain: 0}\n", "mrp.gain"),
+        ("warm_start: {model: nano2}\nmrp: {depth: 3}\n", "no field depth"),
+        ("warm_start: {model: nano2}\nmrp: {reveal: all}\n", "mrp.reveal"),
+        ("warm_start: {model: nano2}\nmrp: {gain: 0}\n", "mrp.gain"),
     ):
         (tmp_path / "r.yaml").write_text(text + more)
         with pytest.raises(RequestError, match=words):
             read_recipe(tmp_path / "r.yaml")
-    (tmp_path / "r.yaml").write_text(text + "warm_start: {model: nano}\nmrp: {start: nowhere}\n")
+    (tmp_path / "r.yaml").write_text(text + "warm_start: {model: nano2}\nmrp: {start: nowhere}\n")
     with pytest.raises(RequestError, match="mrp.start"):
         MRPWorker.check(read_recipe(tmp_path / "r.yaml"))
 

@@ -487,9 +487,9 @@ def test_backbones_and_plans_that_cannot_work_are_refused(tmp_path, folder):
     for more, words in (
         ("objective: adjust\n", "an ADJUST sampler but names no backbone"),
         ("objective: learned_policy\n", "an unmasking policy but names no backbone"),
-        ("objective: adjust\nwarm_start: {model: nano}\nadjust: {depth: 3}\n", "adjust has no field depth"),
-        ("objective: adjust\nwarm_start: {model: nano}\nadjust: {gain: 0}\n", "adjust.gain"),
-        ("objective: learned_policy\nwarm_start: {model: nano}\nlearned_policy: {rollouts: 1}\n", "rollouts"),
+        ("objective: adjust\nwarm_start: {model: nano2}\nadjust: {depth: 3}\n", "adjust has no field depth"),
+        ("objective: adjust\nwarm_start: {model: nano2}\nadjust: {gain: 0}\n", "adjust.gain"),
+        ("objective: learned_policy\nwarm_start: {model: nano2}\nlearned_policy: {rollouts: 1}\n", "rollouts"),
     ):
         (tmp_path / "r.yaml").write_text(text + more)
         with pytest.raises(RequestError, match=words):
