@@ -385,7 +385,7 @@ COLUMNS: tuple[Column, ...] = (
     _relative("bytes", attrgetter("bytes_read"), "bytes", "weights, keys and values that decoding an item reads with "
               "the device for itself, as a share of static's: what counts at batch 1",
               "sum over forwards but prefill of the weights of their role and of each key they see, once a forward",
-              Axis("bytes", attrgetter("bytes_read"), "bytes that decoding an item reads: the limit at batch 1",
+              Axis("bytes", attrgetter("bytes_read"), "bytes that an item reads: the limit at batch 1",
                    batched=False)),
     _relative("decode_flops", attrgetter("flops"), "FLOPs", "multiplications and additions of decoding an item, as a "
               "share of static's: what counts at large batch",
