@@ -262,8 +262,9 @@ def _against(
     where: Collection[str] = (),
     shown: Callable[[Sequence[Value]], bool] = known,
     formula: str = "",
+    verdict: bool = False,
 ) -> list[Column]:
-    """The paired difference to a baseline."""
+    """The paired difference to a baseline; `verdict`: with the word for it where the corrected test gives one."""
 
     def part(of: Callable[[Against], Value]) -> Callable[[Row], Value]:
         return lambda row: of(row.against[baseline]) if baseline in row.against else None
@@ -272,7 +273,7 @@ def _against(
         if baseline not in row.against:
             return text.DASH
         found = row.against[baseline]
-        told = f" {found.verdict}" if baseline == CURVE and found.p_holm <= ALPHA else ""
+        told = f" {found.verdict}" if verdict and found.p_holm <= ALPHA else ""
         return text.signed(found.difference, found.low, found.high) + told
 
     name = f"vs_{baseline}"
@@ -334,7 +335,9 @@ COLUMNS: tuple[Column, ...] = (
         "table; a dash where the row does less than every threshold",
         (MARKDOWN, HTML),
         formula="work is bytes or FLOPs, whichever gives the threshold more; thresholds that cost more than another "
-        "and solve less are left out; the shares of the two count as known",
+        "and solve less are left out; the shares of the two count as known; where no row of a table needs two, the "
+        "test is McNemar's exact one",
+        verdict=True,
     ),
     _percent("changed", "changed", "changed", "items whose tokens are not those of static, in percent; 0 for a "
              "lossless method, which in float32 gives static's tokens (not those of the best order)", where=(MARKDOWN,),

@@ -451,7 +451,7 @@ def test_after_dev_items_were_decoded_the_backbone_can_be_trained_beside_again(t
     assert not any(weight.is_mkldnn for weight in backbone.parameters())
 
 
-def test_a_finished_run_makes_no_batch_for_nobody(tmp_path, folder):
+def test_a_finished_run_draws_no_further_batch(tmp_path, folder):
     one = worker(folder, tmp_path / "run", "adjust", adjust=AdjustPlan(trajectories=4, windows=6, unrolled=2))
     one.run()
     assert one.step == 6 and one.batches.position == (0, 6), "the next pool is not rolled out"
