@@ -37,6 +37,7 @@ from dlmbench.registry import DECODERS
 from dlmbench.threads import THREADS
 
 PLAIN, COMPILED = "transformers", "transformers, compiled"
+FORWARDS = {PLAIN: "transformers_ms", COMPILED: "compiled_ms"}  # names of their milliseconds in a row
 PLAIN_SECONDS = 10.0  # of one round of a plain loop: its tokens a second are known by then
 
 
@@ -54,17 +55,20 @@ class Settings:
     contexts: tuple[int, ...] = ()  # keys that timed forwards see; default: prompt and answer
     repeats: int = 5
     plain: bool = True
+    compiled: bool = False  # on CPU: transformers' forward compiled by torch, too
     cudnn: bool = False  # let cuDNN compute attention on CUDA, to compare
     lengths: tuple[int, ...] = (256, 512, 1024)  # full attention: rows to compare cached forwards with
 
 
 def forward_rows(
-    model, settings: Settings, rates: dict[str, float], qwen: Callable | None = None
+    model, settings: Settings, rates: dict[str, float], qwen: Callable | None = None,
+    failed: dict[str, str] | None = None,
 ) -> list[dict]:  # fmt: skip
     """Milliseconds of one block forward (head included) for each batch size and context, its share of the roofline and
     of the bandwidth of reading, and what the growth law (`fit_growth`) makes of it.
 
-    `qwen` gives transformers' network on the same weights, whose forward of the same block is timed in turn with ours.
+    `qwen` gives transformers' network on the same weights, whose forward of the same block is timed in turn with ours;
+    why it could not be compiled is left in `failed`.
     """
     rows, config, block = [], model.config, settings.block_length
     net = Network("target", model, block)
@@ -77,19 +81,38 @@ def forward_rows(
         for batch in settings.batch_sizes:
             if net.device.type == "cpu":
                 THREADS.choose(net.sample(batch, block, context))
-            theirs = block_forward(qwen(), batch, block, bucket(max(context, block))) if qwen else None
-            ms, theirs_ms = list[float](), list[float]()
+            others = _others(settings, batch, bucket(max(context, block)), qwen, failed) if qwen else {}
+            ms, others_ms = list[float](), {name: list[float]() for name in others}
             for _ in range(settings.repeats):
                 ms.append(1e3 * forward_seconds(net, batch, block, context, block, 1))
-                if theirs:
-                    theirs_ms.append(1e3 * median_seconds(theirs, net.device, 1))
+                for name, once in others.items():
+                    others_ms[name].append(1e3 * median_seconds(once, net.device, 1))
             read = config.parameters_read(batch * block) * width + key_bytes * context * batch
             products = config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6
             row = {"batch": batch, "context": context, **_spread("ms", ms)}
             row["roofline_share"] = max(read / bandwidth(rates) / 1e6, products) / row["ms"]
             row["bandwidth_share"] = read / rates["read_gb_per_s"] / 1e6 / row["ms"]
-            rows.append(row | (_spread("transformers_ms", theirs_ms) if theirs else {}))
+            for name, samples in others_ms.items():
+                row |= _spread(FORWARDS[name], samples)
+            rows.append(row)
     return rows
+
+
+def _others(
+    settings: Settings, batch: int, keys: int, qwen: Callable, failed: dict[str, str] | None
+) -> dict[str, Callable[[], None]]:
+    """Forwards of transformers to time beside ours; the compiled one where it works."""
+    others = {PLAIN: block_forward(qwen(), batch, settings.block_length, keys)}
+    if settings.compiled:
+        once = block_forward(qwen(), batch, settings.block_length, keys, compiled=True)
+        try:
+            once()
+        except Exception as error:  # of a compiler, whatever it raises
+            if failed is not None:
+                failed[COMPILED] = first_line(error)
+        else:
+            others[COMPILED] = once
+    return others
 
 
 def fit_growth(rows: list[dict]) -> dict:
@@ -266,7 +289,8 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
     most, on_cpu = max(settings.batch_sizes), settings.device == "cpu"
     qwen = cache(lambda: qwen_of(model))  # made when the first of the plain loops is
     known = settings.plain and not model.config.experts  # transformers' Qwen3 is a dense network
-    forwards = forward_rows(model, settings, rates, qwen if known and on_cpu else None)
+    failed: dict[str, str] = {}
+    forwards = forward_rows(model, settings, rates, qwen if known and on_cpu else None, failed)
     several = len(settings.contexts) > 1 and len(settings.batch_sizes) > 1
     record: dict = {
         "prompt_tokens": settings.prompt_tokens,
@@ -275,20 +299,17 @@ def _block_causal(model, settings: Settings, rates: dict[str, float]) -> dict:
         **({"growth": fit_growth(forwards)} if several else {}),
     }
     if not settings.new_tokens:
-        timed = [row for row in forwards if "transformers_ms" in row]
-        return record | {
-            "decoding": [],
-            "ratios": {
-                f"a forward, batch {row['batch']}, {row['context']} keys, over {PLAIN}": row["transformers_ms"]
-                / row["ms"]
-                for row in timed
-            },
+        ratios = {
+            f"a forward, batch {row['batch']}, {row['context']} keys, over {name}": row[ms] / row["ms"]
+            for row in forwards
+            for name, ms in FORWARDS.items()
+            if ms in row
         }
+        return record | {"decoding": [], "ratios": ratios, **({"failed": failed} if failed else {})}
     ours = [partial(_Ours, model, settings, batch) for batch in settings.batch_sizes]
     variants = [partial(_Ours, model, settings, most, **other) for other in ({"store": "separate"}, {"steps": 2})]
     plain = _plain_makers(model, settings, qwen) if known else []
     rows = decode_rows([*ours, *variants, *(plain if on_cpu else ())], settings.repeats, together=on_cpu)
-    failed = {}
     for make in () if on_cpu else plain:  # last, and what fails there leaves the rest as it is
         try:
             rows += decode_rows([make], settings.repeats, together=False)

@@ -122,9 +122,9 @@ class PlainLoop:
         return out.logits[0].float()
 
 
-def block_forward(qwen, rows: int, width: int, keys: int) -> Callable[[], None]:
+def block_forward(qwen, rows: int, width: int, keys: int, compiled: bool = False) -> Callable[[], None]:
     """A forward of `width` positions of `rows` rows that see `keys` keys, their own included, head included, by
-    transformers' Qwen3 and its cache."""
+    transformers' Qwen3 and its cache; `compiled` by torch at the first call."""
     from transformers import DynamicCache
 
     config, weight = qwen.config, qwen.model.norm.weight
@@ -135,10 +135,11 @@ def block_forward(qwen, rows: int, width: int, keys: int) -> Callable[[], None]:
     ids = torch.zeros(rows, width, dtype=torch.long, device=weight.device)
     positions = torch.arange(keys - width, keys, device=weight.device).expand(rows, width)
     everything = torch.zeros(rows, 1, width, keys, device=weight.device, dtype=weight.dtype)
+    forward = torch.compile(qwen, dynamic=False) if compiled else qwen
 
     @torch.inference_mode()
     def once() -> None:
-        qwen(
+        forward(
             input_ids=ids, position_ids=positions, attention_mask=everything, past_key_values=cache, use_cache=True
         )  # fmt: skip
         cache.crop(-width)

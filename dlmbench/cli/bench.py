@@ -34,6 +34,9 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16")] = "auto",
     plain: Annotated[bool, typer.Option(help="time the plain transformers loop too")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="transformers' forward compiled by torch too (CPU: a minute, a compiler)")
+    ] = False,
     cudnn: Annotated[bool, typer.Option("--cudnn", help="let cuDNN compute attention on CUDA, to compare")] = False,
     decoders: Annotated[
         bool, typer.Option("--decoders", help="instead: what every decoder adds to its forwards, shipped models")
@@ -68,6 +71,11 @@ def bench(
         )
     if keys and shape_of(shape).attention == "full":
         raise RequestError(f"--contexts times forwards of a block, and {shape} has full attention: take --lengths.")
+    if compiled and (place != "cpu" or not plain or shape_of(shape).attention == "full" or shape_of(shape).experts):
+        raise RequestError(
+            "--compiled is for the forwards of transformers' Qwen3 that are timed on the CPU beside ours (on a GPU its "
+            "loop is always compiled): leave it out."
+        )
     if decoders:
         from dlmbench.bench.decoders import run_decoders
 
@@ -79,7 +87,9 @@ def bench(
     else:
         from dlmbench.bench.core import Settings, run
 
-        asked = Settings(shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, cudnn, rows)
+        asked = Settings(
+            shape, place, kind, block, sizes, prompt_tokens, new_tokens, keys, repeats, plain, compiled, cudnn, rows
+        )  # fmt: skip
         record, show = run(asked), _show
     if not json:
         show(record)
@@ -154,14 +164,15 @@ def _show_busy(record: dict) -> None:
 
 def _show_forwards(record: dict, table_class):
     table = table_class(title=f"one forward of a block of {record['block_length']}, head included")
-    for name in ("batch", "keys", "ms", "range", "of the roofline", "of reading", "transformers", "growth law"):
+    optional = {"transformers": "transformers_ms", "compiled": "compiled_ms", "growth law": "fitted_ms"}
+    optional = {name: key for name, key in optional.items() if any(key in row for row in record["forwards"])}
+    for name in ("batch", "keys", "ms", "range", "of the roofline", "of reading", *optional):
         table.add_column(name, justify="right")
     for row in record["forwards"]:
-        law = f"{row['fitted_ms']:.2f}" if "fitted_ms" in row else "-"
-        spread = f"{row['ms_min']:.2f}-{row['ms_max']:.2f}"
+        spread = f"{row['ms_min']:.2f} to {row['ms_max']:.2f}"
         shares = (f"{row[name]:.0%}" for name in ("roofline_share", "bandwidth_share"))
-        theirs = f"{row['transformers_ms']:.2f}" if "transformers_ms" in row else "-"
-        table.add_row(str(row["batch"]), str(row["context"]), f"{row['ms']:.2f}", spread, *shares, theirs, law)
+        others = (f"{row[key]:.2f}" if key in row else "-" for key in optional.values())
+        table.add_row(str(row["batch"]), str(row["context"]), f"{row['ms']:.2f}", spread, *shares, *others)
     return table
 
 

@@ -104,7 +104,7 @@ _NANO2 = partial(
     Preset,
     tokenizer="nano/tokenizer",
     block_length=8,
-    tasks=("nano-gsm", "nano-code", *(f"stress-{kind}" for kind in KINDS)),
+    tasks=("nano-gsm", "nano-gsm-orders", "nano-code", *(f"stress-{kind}" for kind in KINDS)),
 )
 _ORACLE = partial(
     Preset, source="oracle", family="oracle", tokenizer="nano/tokenizer", block_length=8,

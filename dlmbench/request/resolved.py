@@ -247,7 +247,7 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
         notes.append(f"{preset.name} is not known to have been trained for {spec.method}: its rows say so.")
     if preset.tasks and spec.task.partition("/")[0] not in preset.tasks:
         notes.append(
-            f"{spec.model} was trained for {' and '.join(preset.tasks)} only: expect a score near zero on {spec.task}."
+            f"{spec.model} was trained for {', '.join(preset.tasks)} only: expect a score near zero on {spec.task}."
         )
     block_length = _block_length(spec, preset, attention)
     run = ResolvedRun(spec, preset, decoder, config, companions, block_length, shared, tuple(notes), fixed)

@@ -157,6 +157,31 @@ def test_forwards_may_be_timed_behind_a_model_s_last_position():
     assert core.forward_rows(model, settings, RATES)[0]["ms"] > 0
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_the_compiled_forward_of_transformers_is_timed_where_it_works(works, monkeypatch):
+    def compile_(module, **options):
+        def once(*args, **kwargs):
+            if not works:
+                raise RuntimeError("no compiler is found\nand more")
+            return module(*args, **kwargs)
+
+        return once
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model = random_model("nano", "cpu", torch.float32)
+    settings = core.Settings(batch_sizes=(1,), repeats=1, new_tokens=0, contexts=(16,), compiled=True)
+    record = core._block_causal(model, settings, RATES)
+    row = record["forwards"][0]
+    assert row["transformers_ms"] > 0 and ("compiled_ms" in row) == works
+    assert ("a forward, batch 1, 16 keys, over transformers, compiled" in record["ratios"]) == works
+    assert record.get("failed", {}) == ({} if works else {"transformers, compiled": "no compiler is found"})
+
+
+def test_compiled_is_refused_where_it_would_change_nothing():
+    result = CliRunner().invoke(app, ["bench", "--compiled", "--shape", "llada-20m"])
+    assert "leave it out" in str(result.exception or result.output)
+
+
 def test_bench_saves_its_record_and_the_growth_picture(tmp_path):
     short = ["--repeats", "1", "--contexts", "32,64", "--batch-size", "1,2", "--new-tokens", "8", "--no-plain"]
     result = CliRunner().invoke(app, ["bench", *short, "--out", str(tmp_path)])
