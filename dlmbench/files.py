@@ -48,6 +48,33 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def yaml_mapping(path: Path, what: str) -> dict[str, Any]:
+    """A YAML file's options by name; numbers with colons, which YAML takes to the base of 60, stay the ranges they are.
+
+    Raises RequestError, naming `what` it is, for invalid YAML and for anything but a mapping.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Keeps ``1:4`` as it is written."""
+
+    def number(loader: Loader, node: yaml.ScalarNode) -> int | float | str:
+        if ":" in node.value:
+            return node.value
+        whole = node.tag.endswith(":int")
+        return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", number)
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{what} {path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{what} {path.name} must be a mapping of options.")
+    return found
+
+
 def model_name(folder: Path) -> str:
     """What a user calls a checkpoint folder: owner/model for a snapshot in the hub's cache, else the folder's name."""
     folder = Path(folder)

@@ -163,11 +163,12 @@ def mixture(cost: np.ndarray, accuracy: np.ndarray, budget: float) -> list[tuple
     """The settings of the front, and their shares, that together cost `budget`; the dearest alone where it costs less,
     none where the cheapest costs more."""
     xs, _ = _front(cost, accuracy)
-    if budget < xs[0]:
+    slack = 1e-9 * abs(budget)  # sums of the same amounts in another order are the same budget
+    if budget < xs[0] - slack:
         return []
     places = [int(np.lexsort((-accuracy, cost != x))[0]) for x in xs]
-    after = int(np.searchsorted(xs, budget, side="right"))
-    if after == len(xs) or xs[after - 1] == budget:
+    after = int(np.searchsorted(xs, budget + slack, side="right"))
+    if after == len(xs) or xs[after - 1] >= budget - slack:
         return [(places[after - 1], 1.0)]
     share = float((budget - xs[after - 1]) / (xs[after] - xs[after - 1]))
     return [(places[after - 1], 1 - share), (places[after], share)]

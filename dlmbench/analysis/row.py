@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -48,11 +48,11 @@ class Against:
     """Of a mixture the row with the larger share."""
     difference: float
     low: float
-    """Of the 95 % interval, as `high`: Tango's for right and wrong, the bootstrap's for graded items. A width it has
-    even where no item tells the two apart."""
+    """Of the 95 % interval, as `high`: Tango's for right and wrong, which has a width even where no item tells the two
+    apart; the bootstrap's for graded items and for mixtures of settings."""
     high: float
     p_value: float
-    """McNemar, exact; of graded items a normal test of the mean."""
+    """McNemar, exact; of graded items and mixtures a test of the mean by signs drawn at random."""
     p_holm: float
     """The same, corrected over all rows that the group compares with this baseline."""
     p_equal: float = math.nan
@@ -74,20 +74,20 @@ def differences(
     """The differences of a family of comparisons, corrected for their number: `pairs` has the values of the row and
     of its baseline on the same items; `labels` what the baselines are called where that is not their own."""
     labels = labels or [row.label for row in baselines]
-    if not all(value in (0.0, 1.0) for pair in pairs for one in pair for value in one):
-        found = [(one.mean, (one.low, one.high)) for one in (stats.paired_difference(*pair) for pair in pairs)]
-        p_values, p_equal = [stats.mean_test(np.subtract(*pair)) for pair in pairs], [math.nan] * len(pairs)
-    else:
-        tables = [stats.Pairs.of(*pair) for pair in pairs]
-        found = [(one.difference, stats.tango(one)) for one in tables]
-        p_values = [stats.mcnemar(one.only_a, one.only_b) for one in tables]
-        p_equal = [stats.equivalence(one, stats.MARGIN) for one in tables]
-    return [
-        Against(row, mean, low, high, p, holm, equal, label)
-        for row, (mean, (low, high)), p, holm, equal, label in zip(
-            baselines, found, p_values, stats.holm(p_values), p_equal, labels
-        )
-    ]
+    alone = [_alone(row, label, *pair) for row, label, pair in zip(baselines, labels, pairs)]
+    corrected = stats.holm([one.p_value for one in alone])
+    return [replace(one, p_holm=p_value) for one, p_value in zip(alone, corrected)]
+
+
+def _alone(baseline: Row, label: str, ours: Sequence[float], theirs: Sequence[float]) -> Against:
+    """A comparison by itself: the exact tests where both are right or wrong, those of means where one is graded."""
+    if all(value in (0.0, 1.0) for value in (*ours, *theirs)):
+        pairs = stats.Pairs.of(ours, theirs)
+        p_value, p_equal = stats.mcnemar(pairs.only_a, pairs.only_b), stats.equivalence(pairs, stats.MARGIN)
+        return Against(baseline, pairs.difference, *stats.tango(pairs), p_value, math.nan, p_equal, label)
+    found = stats.paired_difference(ours, theirs)
+    p_value = stats.mean_test(np.subtract(ours, theirs))
+    return Against(baseline, found.mean, found.low, found.high, p_value, math.nan, math.nan, label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +201,7 @@ class Row:
             )
             for sample in self.samples.values()
         ]
-        return sum(found) / len(found) if found else None
+        return math.fsum(found) / len(found) if found else None  # whatever order the items were finished in
 
     @property
     def denoising(self) -> float:
@@ -397,7 +397,7 @@ class Group:
         baselines = {row: parts for row in self.rows if (parts := self._beside(row, name))}
         values = dict(zip(self.rows, self.accuracy))
         pairs = [
-            (values[row].tolist(), np.sum([values[one] * share for one, share in parts], 0).tolist())
+            (values[row].tolist(), np.sum([values[one] * share for one, share in parts], 0).round(9).tolist())
             for row, parts in baselines.items()
         ]
         main = [max(parts, key=lambda part: part[1])[0] for parts in baselines.values()]

@@ -65,11 +65,12 @@ def average(rows: Sequence[Row]) -> Averaged:
 
 
 def over_seeds(results: Results) -> list[Averaged]:
-    """Every setting that was run with several seeds, averaged; settings with one seed are left out."""
+    """Every setting that was run with several seeds, averaged. Left out are settings with one seed, and those with a
+    seed that is there twice (the same run in two folders)."""
     series: dict[tuple[Hashable, ...], list[Row]] = {}
     for row in results.rows:
         series.setdefault(tuple(but_the_seed(row).values()), []).append(row)
-    return [average(rows) for rows in series.values() if len(rows) > 1]
+    return [average(rows) for rows in series.values() if len(rows) > 1 and len(set(map(_seed, rows))) == len(rows)]
 
 
 def _seed(row: Row) -> int:

@@ -159,10 +159,13 @@ def norm_of(weight: Tensor, eps: float) -> Norm:
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """x [...,D] over its root mean square, times the weight."""
-    if norm.scaled is not None and norm.least is not None:
-        exact = x.to(norm.scaled.dtype)
+    scaled = norm.scaled
+    if scaled is not None and norm.least is not None:
+        # asking for the dtype that is there already takes as long as a norm's product
+        exact = x if x.dtype == scaled.dtype else x.to(scaled.dtype)
         length = torch.hypot(torch.linalg.vector_norm(exact, dim=-1, keepdim=True), norm.least)
-        return exact.div(length).mul_(norm.scaled).to(x.dtype)
+        normed = exact.div(length).mul_(scaled)
+        return normed if exact is x else normed.to(x.dtype)
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
 
 

@@ -26,7 +26,7 @@ def compare(
     json: flags.Json = False,
 ) -> None:
     """Print published figures, ours of the same setting, and the difference."""
-    rows = Results.load(*folders).rows
+    rows = Results.load(*folders, split="test").rows  # trials on dev items choose settings, they are no results
     known = published.known_for(rows, published.read(figures))
     if not known:
         ours = ", ".join(dict.fromkeys(f"{row.model} on {row.task}" for row in rows))

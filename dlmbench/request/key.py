@@ -79,7 +79,7 @@ def same_request(run: ResolvedRun) -> str:
     before anything is loaded."""
     spec, names = run.spec, {"target": run.spec.model, **run.companions}
     asked = [spec.data_dir, spec.num_fewshot, run.chat_template, spec.limit, spec.like, spec.plugin, spec.out]
-    asked += [spec.protocol, *(getattr(spec, name) for name in REMOTE)]
+    asked += [spec.protocol, dataclasses.asdict(spec.descriptor), *(getattr(spec, name) for name in REMOTE)]
     return canonical(identity(run, names, canonical(asked), {"gen_length": run.gen_length}, {}))
 
 

@@ -156,7 +156,9 @@ class RunSpec:
         None, "Positions decoded together.", optional(number(int, 1)), shown="by model", paired=True, about="rule",
         told=True, word="block", local=True,
     )  # fmt: skip
-    gen_length: int | None = option(None, "Most tokens an item.", optional(number(int, 1)), shown="by task", told=True)
+    gen_length: int | None = option(
+        None, "Most tokens an item.", optional(number(int, 1)), shown="by task", paired=True, told=True
+    )
     cache: str = option(
         "none", f"{', '.join(POLICIES)} (bidirectional).", one_of(tuple(POLICIES)), key="cache", paired=True,
         told=True, local=True,
@@ -216,9 +218,10 @@ class RunSpec:
     api: str | None = _server(f"Its interface: {', '.join(APIS)}.", one_of(APIS), many=False, paired=True)
     concurrency: int | None = _server("Requests under way at a time.", number(int, 1), shown="1")
     rate: float | None = _server(
-        "Requests a second that arrive at random in timed passes, instead of one after another.", number(float, 1e-6)
-    )
-    slo: float | None = _server("Seconds that a request may take: how many a second do?", values.seconds)
+        "Requests a second that arrive at random in timed passes, instead of one after another.", number(float, 1e-6),
+        paired=True,
+    )  # fmt: skip
+    slo: float | None = _server("Seconds that a request may take: how many a second do?", values.seconds, paired=True)
     server_flags: str | None = _server(
         "What it was started with, where it does not tell: part of the row's name and key.",
         values.placeless,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlmbench.errors import RequestError
-from dlmbench.files import Json
+from dlmbench.files import Json, yaml_mapping
 from dlmbench.request.key import same_request
 from dlmbench.request.resolved import Machine, ResolvedRun, with_baselines
 from dlmbench.request.run_spec import HELPERS, OPTIONS, RunSpec
@@ -91,18 +91,10 @@ class SweepSpec:
 
 def read_recipe(path: str | Path) -> dict[str, Json]:
     """A recipe file as a mapping. Raises RequestError when it is missing or no mapping."""
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise RequestError(f"Recipe {str(path)!r} does not exist; dlmbench list recipes shows those that do.")
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"Recipe {path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(record, dict):
-        raise RequestError(f"Recipe {path.name} must be a mapping of options.")
-    return record
+    return yaml_mapping(path, "Recipe")
 
 
 def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str) -> SweepSpec:
@@ -116,7 +108,11 @@ def _sweep(record: Mapping[str, Json], given: dict[str, Json], default_name: str
     given_task = given.pop("task", None)
     tasks = _chosen(record["tasks"], "task", given_task)
     methods = _chosen(record["methods"], "method", given.pop("method", None))
-    _refuse_strangers(given.get("set"), [str(entry["method"]) for entry in methods])
+    _refuse_strangers(assigned(given.get("set")), methods, "add it to --method")
+    for layer in (record, *tasks, *methods):
+        if isinstance(settings := layer.get("set"), Mapping):
+            owners = [str(name).rpartition(".")[0] for name in settings if "." in str(name)]
+            _refuse_strangers(owners, _chosen(record["methods"], "method", None), "give it an entry of methods")
     runs: list[RunSpec] = []
     reported: list[RunSpec] = []
     known = {str(task["task"]) for task in tasks}
@@ -156,12 +152,13 @@ def _refuse_unknown(given: Mapping[str, Json]) -> None:
             raise RequestError(_unknown_key(name))
 
 
-def _refuse_strangers(assignments: Json, methods: list[str]) -> None:
-    for owner in assigned(assignments):
+def _refuse_strangers(owners: Iterable[str], entries: Iterable[Mapping[str, Json]], remedy: str) -> None:
+    """Options of a method that is not there would be dropped."""
+    methods = [str(entry["method"]) for entry in entries]
+    for owner in owners:
         if owner not in (*methods, *OWNERS):
-            raise RequestError(
-                f"--set names {owner}, which is not a method of this sweep ({', '.join(methods)}); add it to --method."
-            )
+            there = ", ".join(dict.fromkeys(methods))
+            raise RequestError(f"set names {owner}, which is not a method of this sweep ({there}); {remedy}.")
 
 
 def _unknown_key(name: str) -> str:
@@ -198,6 +195,8 @@ def _expand(
         for name, value in layer.items():
             if name == "set":
                 axes.update(_set_axes(value, str(method["method"])))
+            elif name == "settings":
+                raise RequestError("Options of methods are given as set: {option: value}, and not as settings.")
             elif name not in OPTIONS:
                 raise RequestError(_unknown_key(name))
             else:

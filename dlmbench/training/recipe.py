@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import yaml
-
 from dlmbench.errors import RequestError
+from dlmbench.files import yaml_mapping
 from dlmbench.models.presets import PRESETS
 
 OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd", "adjust", "learned_policy")
@@ -210,9 +209,7 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe. Raises RequestError naming the field and its value."""
     if not path.is_file():
         raise RequestError(f"Recipe {str(path)!r} does not exist; `dlmbench list recipes` shows the shipped ones.")
-    raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(raw, dict):
-        raise RequestError(f"Recipe {path.name} is not a mapping of fields to values.")
+    raw = yaml_mapping(path, "Recipe")
     known = {f.name for f in fields(Recipe)}
     required = {"name", "objective", "mixture", "steps"}
     if wrong := sorted(set(raw) - known) or sorted(required - set(raw)):

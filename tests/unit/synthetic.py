@@ -114,6 +114,7 @@ def make_run(
         threshold_unit="confidence" if threshold and method in CONFIDENT else "",
         parameters={"tau": threshold},
         identity=identity,
+        gen_length=asked.get("gen_length", 128),
         spec=RunSpec(
             method,
             task,

@@ -1,9 +1,11 @@
 """Groups of comparable rows: who may be compared, fronts, matched points. Run: pytest tests/unit/test_matched.py"""
 
+import numpy as np
 import pytest
 from synthetic import PRICES, forwards, make_run
 
 from dlmbench import stats
+from dlmbench.analysis import fronts
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.matched import matched
 from dlmbench.report.columns import record
@@ -29,13 +31,14 @@ def test_item_costs_add_up_to_the_row(runs):
     assert item_costs(run.samples, forwards(draft_denoise_8=1.0)) is None
 
 
-def test_other_hardware_weights_and_batches_are_other_groups(runs):
+def test_other_hardware_weights_batches_and_budgets_are_other_groups(runs):
     make_run(runs, threshold=0.7, device="another CPU")
     make_run(runs, threshold=0.7, weights="b" * 16)
     make_run(runs, threshold=0.7, batch_size=1)
     make_run(runs, threshold=0.7, seed=1)
+    make_run(runs, threshold=0.7, gen_length=64)
     found = Results.load(runs).groups
-    assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 6]
+    assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 1, 6]
 
 
 def test_a_group_keeps_the_items_that_all_rows_hold(runs):
@@ -65,6 +68,25 @@ def test_a_row_is_compared_with_the_thresholds_around_it_mixed_to_its_work(runs)
     family = [row.against["curve"].p_value for row in group.rows if "curve" in row.against]
     assert len(family) == 4, "static k=1 and k=2, mrp and klass"
     assert found.p_holm >= found.p_value and stats.holm(family)[family.index(found.p_value)] == found.p_holm
+
+
+def test_a_threshold_of_the_same_work_is_compared_exactly(runs):
+    make_run(runs, method="klass", threshold=0.6, accuracy=0.9, nfe=24)
+    make_run(runs, method="wino", threshold=0.6, accuracy=0.9, nfe=40)
+    rows = {row.label: row for row in Results.load(runs).rows}
+    mixed, alone = rows["klass 0.6"].against["curve"], rows["wino 0.6"].against["curve"]
+    assert " x " in mixed.label and np.isnan(mixed.p_equal)
+    assert alone.label == "threshold 0.9" and not np.isnan(alone.p_equal), "whatever else the family holds"
+    values = dict(zip(alone.baseline.group.rows, alone.baseline.group.accuracy))
+    pairs = stats.Pairs.of(values[rows["wino 0.6"]], values[alone.baseline])
+    assert (alone.low, alone.high) == stats.tango(pairs) and alone.p_value == stats.mcnemar(pairs.only_a, pairs.only_b)
+
+
+@pytest.mark.parametrize("factor", [1 - 1e-15, 1, 1 + 1e-15])
+def test_the_same_work_added_up_in_another_order_is_the_same(factor):
+    work, accuracy = np.array([0.1 + 0.2, 1.0, 2.0]), np.array([0.5, 0.7, 0.9])
+    for place, budget in enumerate(work):
+        assert fronts.mixture(work, accuracy, float(budget) * factor) == [(place, 1.0)]
 
 
 def test_the_work_of_a_threshold_that_solves_less_for_more_does_not_count(runs):

@@ -48,6 +48,7 @@ def test_a_seed_twice_is_refused(tmp_path):
     runs = [make_run(tmp_path / name, threshold=0.6) for name in "ab"]
     with pytest.raises(RequestError, match="twice"):
         average(Results(runs).rows)
+    assert over_seeds(Results(runs)) == [], "a sweep ends with its table all the same"
 
 
 def test_the_section_lists_settings_with_several_seeds(tmp_path):

@@ -390,6 +390,9 @@ def test_wrong_sweeps_are_refused(flags, words):
         ("tasks: [nano-gsm]", "methods"),
         ("tasks: [nano-gsm]\nmethods: [static]\nlimits: 3", "did you mean limit"),
         ("tasks: [nano-gsm]\nmethods: [{set: {k: 1}}]", "no method"),
+        ("tasks: [nano-gsm]\nmethods: [static]\nsettings: {static: {k: 2}}", "given as set"),
+        ("tasks: [nano-gsm]\nmethods: [static]\nset: {treshold.inclusive: true}", "treshold.*entry of methods"),
+        ("tasks: [nano-gsm]\nmethods: [{method: static, set: {statik.k: 2}}]", "statik"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path, text, words):
@@ -397,6 +400,28 @@ def test_wrong_recipes_are_refused(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(RequestError, match=words):
         SweepSpec.from_recipe(file)
+
+
+def test_ranges_of_whole_numbers_are_ranges_in_a_recipe(tmp_path):
+    """YAML takes 1:3 for a number to the base of 60."""
+    file = tmp_path / "ranges.yaml"
+    numbers = "seed: 1:3\nlimit: 10:20:10\nbatch_size: 2:4:2"
+    file.write_text(f"tasks: [nano-gsm]\nmethods: [{{method: static, set: {{k: 1:4}}}}]\n{numbers}")
+    runs = SweepSpec.from_recipe(file).runs
+    assert {run.seed for run in runs} == {1, 2, 3} and {run.limit for run in runs} == {10, 20}
+    assert {run.batch_size for run in runs} == {2, 4} and {run.settings["static"]["k"] for run in runs} == {1, 2, 3, 4}
+    file.write_text("tasks: [nano-gsm]\nmethods: [threshold]\nthreshold: 0:1:0.5\nseed: 0x10")
+    runs = SweepSpec.from_recipe(file).runs
+    assert [run.threshold for run in runs] == [0, 0.5, 1] and runs[0].seed == 16
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [{"bos": "true,false"}, {"mask_id": "3,4"}, {"grid": "prompt,origin"}, {"model": "nano2-llada", "shift": "0,1"}],
+)
+def test_what_is_said_of_a_checkpoint_makes_runs_of_its_own(axis):
+    sweep = SweepSpec.from_flags({"method": "static", "task": "nano-gsm", "against": "none", **axis})
+    assert len(sweep.resolve()[0]) == 2
 
 
 def test_specs_import_nothing_heavy():

@@ -72,9 +72,20 @@ def test_mcnemar_equals_the_binomial_test(only_a, only_b):
     assert stats.mcnemar(only_a, only_b) == pytest.approx(expected)
 
 
-def test_a_mean_of_graded_values_is_tested_normally():
-    assert stats.mean_test([0.5, -0.5, 0.5, 0.5]) == pytest.approx(0.3173, abs=1e-4), "one standard error: 0.25 / 0.25"
-    assert stats.mean_test([0.0, 0.0]) == 1 and stats.mean_test([0.5, 0.5]) == 0 and stats.mean_test([0.5]) == 1
+def test_a_mean_of_graded_values_is_tested_by_signs():
+    assert stats.mean_test([0.5, -0.5, 0.5, 0.5]) == pytest.approx(10 / 16, abs=0.02), "of 16 signs ten are as far off"
+    assert stats.mean_test([0.0, 0.0]) == stats.mean_test([0.5]) == 1 and stats.mean_test([]) == 1
+    assert stats.mean_test([0.5, 0.5]) == pytest.approx(0.5, abs=0.02), "two items show nothing, however alike"
+    many = np.random.default_rng(2).normal(0.2, 1, 200)
+    assert stats.mean_test(many) == pytest.approx(scipy_stats.ttest_1samp(many, 0).pvalue, abs=0.01)
+    assert stats.mean_test(many + 1) < 0.001
+
+
+@pytest.mark.parametrize("items", [4, 10, 20, 100])
+def test_where_nothing_differs_a_mean_is_seldom_called_another(items):
+    rng = np.random.default_rng(items)
+    gaps = [rng.binomial(1, 0.9, items) - (0.5 * rng.binomial(1, 0.9, (2, items))).sum(0) for _ in range(400)]
+    assert sum(stats.mean_test(gap, resamples=1000) <= 0.05 for gap in gaps) / 400 <= 0.08
 
 
 def test_bootstrap_of_graded_scores():
