@@ -81,10 +81,11 @@ class Results:
 
 
 def _engine(run: RunFolder) -> tuple[Hashable, ...]:
-    """What a speed has to share with that of an autoregressive model: engine, prompts, hardware, requests at a time."""
+    """What a speed has to share with that of an autoregressive model: engine, prompts, hardware, requests at a time,
+    and that none waits for its time to arrive."""
     manifest, server = run.manifest, run.manifest.server
     engine = (server.api, server.version) if server else None
-    return engine, manifest.prompts, manifest.environment.device, manifest.spec.batch_size
+    return engine, manifest.prompts, manifest.environment.device, manifest.spec.batch_size, manifest.spec.rate
 
 
 def _autoregressive(runs: Iterable[RunFolder]) -> dict[tuple[Hashable, ...], float]:
@@ -92,7 +93,7 @@ def _autoregressive(runs: Iterable[RunFolder]) -> dict[tuple[Hashable, ...], flo
     found: dict[tuple[Hashable, ...], float] = {}
     for run in runs:
         told = run.manifest.environment.device != UNTOLD
-        if told and run.manifest.autoregressive and run.metrics.speed:
+        if told and run.manifest.autoregressive and run.metrics.speed and not run.manifest.spec.rate:
             speed = run.metrics.speed.end_to_end.median
             found[_engine(run)] = max(speed, found.get(_engine(run), 0.0))
     return found

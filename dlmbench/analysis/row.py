@@ -500,6 +500,7 @@ def paired(manifest: Manifest) -> dict[str, Hashable]:
     found = {name: manifest.settled(name) for name in PAIRED}
     shared = manifest.identity.get("shared")
     chosen = shared if isinstance(shared, dict) else {}
+    found["cache"] = manifest.spec.shared_cache
     found["fixed_places"] = bool(chosen.get("fixed"))
     found["cache_options"] = compact({name: one for name, one in chosen.items() if name.startswith("cache.")})
     return {**found, "weights": manifest.weights["target"], "prompt_hash": manifest.prompts}

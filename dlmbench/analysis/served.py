@@ -48,8 +48,8 @@ def _alike(ours: Row, row: Row) -> bool:
 
 
 def _speed(ours: Row, theirs: Row) -> float | None:
-    """Tokens/s, prefill included, over theirs."""
-    if ours.device != theirs.device or ours.batch_size != theirs.batch_size:
+    """Tokens/s, prefill included, over theirs; those of requests that arrive in their own time say how many came."""
+    if ours.device != theirs.device or ours.batch_size != theirs.batch_size or ours.manifest.spec.rate:
         return None
     rates = ours.tps_end_to_end, theirs.tps_end_to_end
     return rates[0] / rates[1] if rates[0] is not None and rates[1] else None

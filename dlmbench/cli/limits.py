@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dlmbench.cli import flags
+from dlmbench.cli.console import print_notes
 from dlmbench.errors import RequestError
 from dlmbench.files import Json
+from dlmbench.models.presets import resolve
 from dlmbench.oracle.options import MODELS, OracleOptions
 from dlmbench.registry import DECODERS, load_plugin
 from dlmbench.request import RunSpec, options
+from dlmbench.request.resolved import bind_options
+from dlmbench.request.rules import check_sampling
 from dlmbench.stats import bracket, points
 from dlmbench.tasks import load_task
-
-if TYPE_CHECKING:
-    from dlmbench.decoders.base import Options
 
 
 @flags.takes_options(
@@ -44,19 +43,16 @@ def limits(given: dict[str, Json], json: flags.Json = False) -> None:
     if spec.plugin:
         load_plugin(spec.plugin)
     decoder = DECODERS.get(method)
-    own = dict(spec.settings.get(method, {}))
-    if spec.threshold is not None:
-        name = options.threshold_field(decoder.Config)
-        if name is None:
-            raise RequestError(f"Method {method} has no threshold: use --set {method}.OPTION=VALUE.")
-        own = {name: spec.threshold, **own}
     models = dict(MODELS)
     if chosen := spec.settings.get("oracle"):
         models["as set"] = options.bind(OracleOptions, chosen, "oracle")
     useless = [owner for owner in spec.settings if owner not in (method, "oracle")]
     if useless:
         raise RequestError(f"--set {useless[0]}.* is of no use here; take {method}.OPTION or oracle.OPTION.")
-    config: Options = options.bind(decoder.Config, own, method)
+    config, notes = bind_options(spec, decoder, resolve("oracle"))
+    check_sampling(spec, decoder, config)
+    config = decoder.on_task(config, spec.attention, None, offered=False)
+    print_notes(notes)
     task = load_task(spec.task)
     items = task.items("test", spec.limit)
     found = [limit_of(spec, decoder, config, task, items, name, chosen) for name, chosen in models.items()]

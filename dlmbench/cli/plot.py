@@ -52,10 +52,9 @@ def plot(
     }  # fmt: skip
     if kind not in ("pareto", *others):
         raise RequestError(f"--kind is {kind!r}; it takes one of pareto, {', '.join(others)}.")
-    if published and kind != "pareto":
-        raise RequestError(f"--published is for --kind pareto, this is {kind}: leave it out.")
-    if model and kind != "pareto":
-        raise RequestError(f"--model is for --kind pareto, this is {kind}: leave it out.")
+    given = {"--published": published, "--model": model, "--x": x != "cost", "--y": y != "accuracy"}
+    for flag in (flag for flag, value in given.items() if value and kind != "pareto"):
+        raise RequestError(f"{flag} is for --kind pareto, this is {kind}: leave it out.")
     rows = Results.load(*folders, split=split).rows
     place, name = out or folders[0], name or kind
     if kind == "pareto":

@@ -43,6 +43,8 @@ def report(
     if not 0 <= max_drop < 100:
         raise RequestError(f"--max-drop is {max_drop:g}; it takes points of accuracy, from 0 to below 100.")
     if leaderboard:
+        if latex or split != "test" or max_drop != 100 * MARGIN:
+            raise RequestError("--latex, --split and --max-drop are of one report: leave them or --leaderboard out.")
         from dlmbench.report.leaderboard import write_leaderboard
 
         page = write_leaderboard(folders, out or Path("leaderboard.html"))

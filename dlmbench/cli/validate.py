@@ -15,7 +15,7 @@ from dlmbench.errors import RequestError, RunError
 from dlmbench.report.columns import record
 from dlmbench.runs import RunFolder, find_runs
 from dlmbench.runs.reruns import Rerun, keep_rerun
-from dlmbench.runs.validate import Examined, Validator, validate_tables
+from dlmbench.runs.validate import Examined, Rows, Validator, validate_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,16 +69,12 @@ def _places(folders: Sequence[Path], runs: Sequence[RunFolder]) -> list[Path]:
 
 def _tables(place: Path, runs: Sequence[RunFolder]) -> list[str]:
     """Problems of the tables in a folder; of a run that cannot be read they say nothing."""
-    here = [run for run in runs if place in run.path.parents and _readable(run)]
-    rows: dict[str, Mapping[str, object]] = {}
 
-    def row(key: str) -> Mapping[str, object]:
-        if not rows:
-            for one in Results(here).rows:
-                rows[one.key] = record(one, samples=all(beside.run.samples for beside in one.group.rows))
-        return rows.get(key, {})
+    def rows_of(some: Sequence[RunFolder]) -> Rows:
+        rows = Results([run for run in some if _readable(run)]).rows
+        return {one.key: record(one, samples=all(beside.run.samples for beside in one.group.rows)) for one in rows}
 
-    return validate_tables(place, [run for run in runs if place in run.path.parents], row)
+    return validate_tables(place, [run for run in runs if place in run.path.parents], rows_of)
 
 
 def _readable(run: RunFolder) -> bool:

@@ -331,12 +331,12 @@ COLUMNS: tuple[Column, ...] = (
     *_against(
         CURVE, "vs threshold, same work",
         "the same to plain threshold decoding that does as much work: the two thresholds around the row, a coin for "
-        "each item deciding between them; better or worse by a normal test, corrected by Holm over the rows of a "
-        "table; a dash where the row does less than every threshold",
+        "each item deciding between them; better or worse by a test of the mean, corrected by Holm over the rows of "
+        "a table; a dash where the row does less than every threshold",
         (MARKDOWN, HTML),
         formula="work is bytes or FLOPs, whichever gives the threshold more; thresholds that cost more than another "
-        "and solve less are left out; the shares of the two count as known; where no row of a table needs two, the "
-        "test is McNemar's exact one",
+        "and solve less are left out; the shares of the two count as known; the test draws the signs of the items' "
+        "differences at random, and is McNemar's exact one beside a single threshold",
         verdict=True,
     ),
     _percent("changed", "changed", "changed", "items whose tokens are not those of static, in percent; 0 for a "
@@ -374,7 +374,7 @@ COLUMNS: tuple[Column, ...] = (
            "prices; 1 is one denoise forward of the target there", _cost, lambda row: text.number(row.cost), where=ALL,
            shown=always,
            timed=True, sampled=True, circumstances=_priced_on,
-           formula="sum over forwards of every role and kind but prefill of their price, each the median of up to 20 "
+           formula="sum over forwards of every role and kind but prefill of their price, each the median of up to 12 "
            "ratios to the plain forward, timed in turns",
            axis=Axis("cost", attrgetter("cost"), "cost of decoding an item, in plain forwards")),
     Column("cost_low", lambda row: row.cost_interval[0] if row.cost_interval else None, timed=True, sampled=True),

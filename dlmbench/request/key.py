@@ -78,8 +78,9 @@ def same_request(run: ResolvedRun) -> str:
     """Equal for requests that are one run on this machine: `identity` with names in the place of hashes, for use
     before anything is loaded."""
     spec, names = run.spec, {"target": run.spec.model, **run.companions}
-    asked = [spec.data_dir, spec.num_fewshot, run.chat_template, spec.limit, spec.like, spec.plugin, spec.out]
-    asked += [spec.protocol, dataclasses.asdict(spec.descriptor), *(getattr(spec, name) for name in REMOTE)]
+    asked: list[object] = [spec.data_dir, spec.num_fewshot, run.chat_template, spec.limit, spec.like, spec.plugin]
+    asked += [spec.out, spec.protocol, dataclasses.asdict(spec.descriptor)]
+    asked += [getattr(spec, name) for name in REMOTE]
     return canonical(identity(run, names, canonical(asked), {"gen_length": run.gen_length}, {}))
 
 
@@ -92,5 +93,7 @@ def one_curve(spec: RunSpec) -> str:
 
 def same_items_and_weights(spec: RunSpec) -> str:
     """Equal for specs whose rows stand beside each other: everything but the method and what belongs to it."""
-    plain = dataclasses.replace(spec, method="any", threshold=None, settings=spec.shared_settings)
+    plain = dataclasses.replace(
+        spec, method="any", threshold=None, settings=spec.shared_settings, cache=spec.shared_cache
+    )
     return canonical({**dataclasses.asdict(plain), **dict.fromkeys(HELPERS)})

@@ -223,7 +223,7 @@ def resolved(spec: RunSpec, machine: Machine | None = None) -> ResolvedRun:
     decoder = DECODERS.get(spec.method)
     preset = with_flags(resolve(spec.model, spec.like), spec.descriptor)
     check_described(preset, spec.block_length)
-    config, notes = _bind(spec, decoder, preset)
+    config, notes = bind_options(spec, decoder, preset)
     notes += notes_on(preset, spec) + protocol_notes(spec)
     published = PROTOCOLS[spec.protocol].sampling if spec.protocol in PROTOCOLS else {}
     sampling = {**preset.settings.get("sampling", {}), **published}
@@ -264,8 +264,9 @@ def _block_length(spec: RunSpec, preset: Preset, attention: str | None) -> int:
     return (gen_length_of(spec, preset) or usual) if preset.whole_answer else usual
 
 
-def _bind(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Options, list[str]]:
-    """The decoder's options: the preset's, then ``--set``, then ``--threshold``; with notes for the user."""
+def bind_options(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple[Options, list[str]]:
+    """The decoder's options: the preset's, then ``--set``, then ``--threshold``; with notes for the user. Raises
+    RequestError for what does not fit."""
     values = {**preset.settings.get(spec.method, {}), **spec.settings.get(spec.method, {})}
     config: Options = options.bind(decoder.Config, values, spec.method)
     if spec.threshold is None:
@@ -290,7 +291,7 @@ def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
     Nothing is added on weights that they cannot fill masks with: autoregressive ones, and blocks under a head that
     predicts the next position. The threshold baseline runs at every confidence that a
     method of its group runs at, so that it gets as many settings; values of other thresholds mean nothing to it, and it
-    runs at its default beside them.
+    runs at its default beside them. Static of several tokens a step is no reference for those of one.
     """
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
@@ -300,14 +301,22 @@ def with_baselines(specs: Sequence[RunSpec]) -> list[RunSpec]:
         first, added = group[0], []
         usable = not first.served and fills_masks(with_flags(resolve(first.model, first.like), first.descriptor))
         for name in first.against if usable else ():
-            if name in [spec.method for spec in group]:
+            if any(_is_baseline(spec, name) for spec in group):
                 continue
             given = [spec for spec in group if spec.threshold is not None] if name == "threshold" else []
             tried = [spec.threshold for spec in given if _is_confidence(spec)]
             thresholds = list(dict.fromkeys(tried)) or [None]
-            added += [first.baseline(name, one, first.settings.get(name, {})) for one in thresholds]
+            own = first.settings.get(name, {}) if first.method != name else {}
+            added += [first.baseline(name, one, own) for one in thresholds]
         found += added + group
     return found
+
+
+def _is_baseline(spec: RunSpec, name: str) -> bool:
+    """Is this a run that the baseline `name` is there for?"""
+    if spec.method != name:
+        return False
+    return name != "static" or str(spec.settings.get(name, {}).get("k", 1)) == "1"
 
 
 def _is_confidence(spec: RunSpec) -> bool:

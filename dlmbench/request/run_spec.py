@@ -259,8 +259,13 @@ class RunSpec:
             method=method,
             threshold=threshold,
             settings={**({method: own} if own else {}), **self.shared_settings},
-            cache="none" if self.cache == "prompt" else self.cache,  # a policy of one method
+            cache=self.shared_cache,
         )
+
+    @property
+    def shared_cache(self) -> str:
+        """The cache policy of the rows beside this one: prompt belongs to one method, beside which others have none."""
+        return "none" if self.cache == "prompt" else self.cache
 
     @property
     def descriptor(self) -> Descriptor:

@@ -279,18 +279,24 @@ def _bundled(file: Path) -> list[RunFolder]:
     """The runs in a sweep's ``manifests.jsonl``."""
     runs: list[RunFolder] = []
     for line in file.read_bytes().splitlines() if file.is_file() else []:
-        record = json.loads(line)
-        manifest, metrics = parsed(Manifest, record["manifest"]), parsed(Metrics, record["metrics"])
-        runs.append(BundledRun(file.parent, record["folder"], manifest, metrics))
+        try:
+            record = json.loads(line)
+            manifest, metrics = parsed(Manifest, record["manifest"]), parsed(Metrics, record["metrics"])
+            runs.append(BundledRun(file.parent, record["folder"], manifest, metrics))
+        except (ValueError, KeyError, TypeError):
+            name = f"{file.parent.name}/{file.name}"
+            warnings.warn(f"A line of {name} is damaged and is passed over.", RuntimeWarning, stacklevel=3)
     return runs
 
 
 def write_bundle(runs: Iterable[RunFolder], sweep: Path) -> Path:
-    """``manifests.jsonl`` of these finished runs, in the sweep's folder."""
-    lines = (
-        {"folder": run.name, "manifest": plain(run.manifest), "metrics": plain(run.metrics)}
-        for run in sorted(runs, key=lambda run: run.name)
-    )
+    """``manifests.jsonl`` of these finished runs, in the sweep's folder; runs that are known from there alone stay."""
+    kept = {run.name: run for run in _bundled(sweep / BUNDLE) if not (run.path / "manifest.json").is_file()}
+    kept |= {run.name: run for run in runs}
+    lines = [
+        {"folder": name, "manifest": plain(run.manifest), "metrics": plain(run.metrics)}
+        for name, run in sorted(kept.items())
+    ]
     write_lines(sweep / BUNDLE, lines)
     return sweep / BUNDLE
 

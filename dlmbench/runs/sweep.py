@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from dlmbench.request import ResolvedRun, SweepSpec
 from dlmbench.request.key import one_curve, same_items_and_weights
@@ -92,15 +93,18 @@ def run_sweep(sweep: SweepSpec, runs: Sequence[ResolvedRun], runner: Runner) -> 
         runs, choices = _tuned(runs, runner, sweep.dev_limit)
     folders = runner.run(runs)
     choices = [replace(choice, folder=folder.name) for choice, folder in zip(choices, folders)]
+    place = Path(sweep.out) / "sweep.json"
+    made = [asdict(choice) for choice in choices]
+    chosen = [(one["task"], one["model"], one["method"]) for one in made]
+    earlier = [one for one in _choices(place) if (one["task"], one["model"], one["method"]) not in chosen]
     record = {
         "name": sweep.name,
         "description": sweep.description,
         "tune_on": sweep.tune_on,
         "suite": sweep.suite and sweep.suite.name,
         "runs": [folder.name for folder in folders],
-        "choices": [asdict(choice) for choice in choices],
+        "choices": [*earlier, *made],  # a row that was once chosen stays so
     }
-    place = Path(sweep.out) / "sweep.json"
     place.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_bundle(folders, Path(sweep.out))
     return Swept(folders, choices)
@@ -109,12 +113,18 @@ def run_sweep(sweep: SweepSpec, runs: Sequence[ResolvedRun], runner: Runner) -> 
 def trials_of(folder: Path) -> dict[str, int]:
     """Name of a run's folder -> how many settings competed on dev before it was made, from the sweep that filled
     `folder`; those that nothing was chosen for are not in it, and neither is static, which is the reference."""
+    competed = [one for one in _choices(folder / "sweep.json") if one.get("folder") and one["method"] != "static"]
+    return {choice["folder"]: len(choice["tried"]) for choice in competed}
+
+
+def _choices(file: Path) -> list[dict[str, Any]]:
+    """The choices in a sweep.json; those of no sweep, or of one that an earlier version wrote, are none."""
     try:
-        choices = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["choices"]
-        competed = [one for one in choices if one.get("folder") and one["method"] != "static"]
-        return {choice["folder"]: len(choice["tried"]) for choice in competed}
+        found = json.loads(file.read_text(encoding="utf-8"))["choices"]
+        needed = {field.name for field in fields(Choice)} - {"folder"}
+        return [one for one in found if needed <= one.keys()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # no sweep's, or written by an earlier version
+        return []
 
 
 def tries(runs: Sequence[ResolvedRun]) -> list[str]:

@@ -262,12 +262,13 @@ def _traces(run: RunFolder, samples: Sequence[Sample]) -> Iterator[str]:
 # --- what a sweep's folder says of its runs -------------------------------------------------------------------------
 
 
-RowOf: TypeAlias = Callable[[str], Mapping[str, object]]  # key of a run -> its row as table.csv has it
+Rows: TypeAlias = Mapping[str, Mapping[str, object]]  # key of a run -> its row as table.csv has it
+RowsOf: TypeAlias = Callable[[Sequence[RunFolder]], Rows]  # of a table of these runs and no others
 
 
-def validate_tables(folder: Path, runs: Sequence[RunFolder], record: RowOf) -> list[str]:
+def validate_tables(folder: Path, runs: Sequence[RunFolder], rows_of: RowsOf) -> list[str]:
     """Problems of manifests.jsonl and table.csv of a folder, against the `runs` in it."""
-    return [*_bundle(folder / BUNDLE, {run.name: run for run in runs}), *_table(folder / "table.csv", runs, record)]
+    return [*_bundle(folder / BUNDLE, {run.name: run for run in runs}), *_table(folder / "table.csv", runs, rows_of)]
 
 
 def _bundle(file: Path, runs: Mapping[str, RunFolder]) -> Iterator[str]:
@@ -288,7 +289,7 @@ def _bundle(file: Path, runs: Mapping[str, RunFolder]) -> Iterator[str]:
             yield f"{file.name} says other things of {name} than its folder."
 
 
-def _table(file: Path, runs: Sequence[RunFolder], record: RowOf) -> Iterator[str]:
+def _table(file: Path, runs: Sequence[RunFolder], rows_of: RowsOf) -> Iterator[str]:
     if not file.is_file():
         return
     with open(file, encoding="utf-8", newline="") as stream:
@@ -296,8 +297,9 @@ def _table(file: Path, runs: Sequence[RunFolder], record: RowOf) -> Iterator[str
     known = {run.key for run in runs if run.key}
     if strangers := told.keys() - known:
         yield f"table.csv has {len(strangers)} rows whose runs are not here."
+    rows = rows_of([run for run in runs if run.key in told])
     for key in told.keys() & known:
-        ours = record(key)
+        ours = rows.get(key, {})
         for name, value in told[key].items():
             if name in ours and name not in _ESTIMATES and not _agrees(value, ours[name]):
                 said = value or "nothing"

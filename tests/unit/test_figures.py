@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 from matplotlib.text import Annotation
 from synthetic import make_family, make_run
+from typer.testing import CliRunner
 
 from dlmbench.analysis import published
 from dlmbench.analysis.load import Results
+from dlmbench.cli.app import app
 from dlmbench.cli.console import stdout
 from dlmbench.errors import RequestError
 from dlmbench.report.answer import answer
@@ -82,6 +84,23 @@ def test_unknown_axes_and_empty_columns_are_refused(tmp_path):
     with pytest.raises(RequestError, match="No row has a value for tps"):
         untimed = [dataclasses.replace(row, metrics=dataclasses.replace(row.metrics, speed=None)) for row in rows]
         plot(untimed, tmp_path, x="tps")
+
+
+def test_a_row_without_a_value_on_one_axis_is_left_out_there(tmp_path):
+    for threshold in (0.6, 0.9):
+        make_run(tmp_path, threshold=threshold)
+    first, second = Results.load(tmp_path).rows
+    untimed = dataclasses.replace(second, metrics=dataclasses.replace(second.metrics, speed=None))
+    cost, speed = draw([first, untimed], "cost,tps", "accuracy").axes
+    marked = [sum(line.get_marker() != "None" for line in ax.lines) for ax in (cost, speed)]
+    assert marked[0] > marked[1] > 0
+
+
+@pytest.mark.parametrize("flags", [["--x", "nfe"], ["--y", "strict"]])
+def test_axes_belong_to_one_kind_of_figure(tmp_path, flags):
+    make_run(tmp_path)
+    result = CliRunner().invoke(app, ["plot", str(tmp_path), "--kind", "threshold", *flags])
+    assert f"{flags[0]} is for --kind pareto" in str(result.exception)
 
 
 def test_other_hardware_is_a_series_of_its_own(tmp_path):

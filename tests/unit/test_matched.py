@@ -41,6 +41,12 @@ def test_other_hardware_weights_batches_and_budgets_are_other_groups(runs):
     assert sorted(len(group.rows) for group in found) == [1, 1, 1, 1, 1, 6]
 
 
+def test_a_cache_policy_of_one_method_stands_beside_the_others_without_a_cache(runs):
+    make_run(runs, method="guided", threshold=None, cache="prompt", nfe=9)
+    make_run(runs, method="guided", threshold=None, label="guided dual", cache="dual", nfe=9)
+    assert sorted(len(group.rows) for group in Results.load(runs).groups) == [1, 7]
+
+
 def test_a_group_keeps_the_items_that_all_rows_hold(runs):
     make_run(runs, method="wino", threshold=0.5, items=50)
     (group,) = Results.load(runs).groups

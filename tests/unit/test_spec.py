@@ -424,6 +424,15 @@ def test_what_is_said_of_a_checkpoint_makes_runs_of_its_own(axis):
     assert len(sweep.resolve()[0]) == 2
 
 
+def test_static_of_several_tokens_a_step_is_no_reference():
+    def labels(**asked):
+        return [run.label for run in SweepSpec.from_flags({"task": "nano-gsm", **asked}).resolve()[0]]
+
+    assert labels(method="static", set=["static.k=2,4"], against="static") == ["static k=1", "static k=2", "static k=4"]
+    assert labels(method="static", set=["static.k=2,4"], against="none") == ["static k=2", "static k=4"]
+    assert labels(method="static", set=["static.k=1,4"], against="static") == ["static k=1", "static k=4"]
+
+
 def test_specs_import_nothing_heavy():
     code = (
         "import sys, dlmbench.request, dlmbench.runs, dlmbench.registry\n"

@@ -13,7 +13,7 @@ from dlmbench.errors import RunError
 from dlmbench.forwards import ForwardKey
 from dlmbench.runs import RunFolder, find_runs
 from dlmbench.runs.aggregate import aggregate, price
-from dlmbench.runs.folder import Index
+from dlmbench.runs.folder import Index, write_bundle
 from dlmbench.runs.record import Work
 
 KEY = "ab" * 32
@@ -171,6 +171,25 @@ def test_a_foreign_or_broken_manifest_is_passed_over_by_its_name(tmp_path, text)
         assert [run.path for run in Index(tmp_path).runs()] == [ours.path]
     with pytest.warns(RuntimeWarning):
         assert [run.name for run in find_runs(tmp_path) if run.finished] == [ours.name]
+
+
+def test_a_damaged_line_of_a_bundle_is_passed_over(tmp_path):
+    bundle = write_bundle([make_run(tmp_path / "made"), make_run(tmp_path / "made", threshold=0.7)], tmp_path)
+    bundle.write_bytes(bundle.read_bytes()[:-40])
+    with pytest.warns(RuntimeWarning, match="manifests.jsonl is damaged"):
+        assert len(find_runs(tmp_path)) == 3, "two folders, and one line of the two"
+
+
+def test_a_bundle_keeps_the_runs_that_are_nowhere_else(tmp_path):
+    (tmp_path / "clone").mkdir()
+    write_bundle([make_run(tmp_path / "elsewhere", threshold=0.7)], tmp_path / "clone")
+    second = make_run(tmp_path / "clone")
+    write_bundle([second], tmp_path / "clone")
+    assert len(find_runs(tmp_path / "clone")) == 2
+    third = make_run(tmp_path / "clone", threshold=0.8)
+    write_bundle([third], tmp_path / "clone")
+    names = [json.loads(line)["folder"] for line in (tmp_path / "clone" / "manifests.jsonl").read_text().splitlines()]
+    assert second.name not in names and third.name in names and len(names) == 2, "one that is here speaks for itself"
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "traces.jsonl"])

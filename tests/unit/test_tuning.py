@@ -1,10 +1,13 @@
 """Settings are chosen on dev by what they cost, not by luck. Run: pytest tests/unit/test_tuning.py"""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 from dlmbench.errors import RequestError
 from dlmbench.request import SweepSpec
-from dlmbench.runs.sweep import Choice, Tried, cheapest_within, planned_runs, tries
+from dlmbench.runs.sweep import Choice, Tried, cheapest_within, planned_runs, run_sweep, trials_of, tries
 
 STATIC = Tried("static k=1", 0.90, 40, 44.0)
 
@@ -37,6 +40,22 @@ def test_the_sentence_names_rule_and_reference():
     assert "the cheapest that loses at most 2 points against static k=1: 88.0 % against 90.0 % there" in sentence
     alone = Choice("nano-gsm", "nano2", "static", "static k=1", [STATIC], 100, STATIC).sentence
     assert alone.endswith("out of 1 setting of static on 100 dev items (90.0 % there).")
+
+
+def test_a_later_sweep_into_the_folder_keeps_what_was_chosen(tmp_path):
+    class Found:
+        def run(self, runs):
+            return []
+
+    def record(choice):
+        return {**asdict(choice), "folder": "nano-gsm-threshold-1"}
+
+    made = Choice("nano-gsm", "nano2", "threshold", "threshold 0.7", [Tried("threshold 0.7", 0.88, 14)], 100, STATIC)
+    (tmp_path / "sweep.json").write_text(json.dumps({"name": "first", "choices": [record(made)]}))
+    sweep = SweepSpec.from_flags({"method": "static", "task": "nano-gsm", "out": str(tmp_path)})
+    run_sweep(sweep, [], Found())
+    assert json.loads((tmp_path / "sweep.json").read_text())["name"] == "sweep"
+    assert trials_of(tmp_path) == {"nano-gsm-threshold-1": 1}
 
 
 RECIPE = """

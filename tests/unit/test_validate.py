@@ -9,7 +9,9 @@ import pytest
 from synthetic import make_run
 from typer.testing import CliRunner
 
+from dlmbench.analysis.load import Results
 from dlmbench.cli.app import app
+from dlmbench.report.markdown import write_table
 from dlmbench.request import RunSpec
 from dlmbench.request.key import digest
 from dlmbench.runs import RunFolder
@@ -30,9 +32,6 @@ def whole(tmp_path_factory):
 
 
 def _tables(root: Path) -> None:
-    from dlmbench.analysis.load import Results
-    from dlmbench.report.markdown import write_table
-
     results = Results.load(root)
     write_table(results, root)
     write_bundle(results.runs, root)
@@ -252,6 +251,14 @@ def test_a_table_alone_is_no_evidence(sweep):
     code, text = validate(sweep)
     assert code == 0
     assert "not verifiable" in text
+
+
+def test_a_table_of_some_of_the_runs_is_consistent(sweep):
+    """A later sweep into the same folder writes a table of its own rows, without what they would say beside others."""
+    alone = folder(sweep)
+    run_all([RunSpec("static", "nano-gsm", limit=6, batch_size=3, out=str(sweep), against=())])
+    write_table(Results([alone]), sweep)
+    assert validate(sweep)[0] == 0
 
 
 def test_a_leaderboard_of_two_machines_keeps_them_apart_and_names_what_it_refuses(tmp_path, sweep):

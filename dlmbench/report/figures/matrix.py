@@ -53,6 +53,8 @@ def tasks(rows: Sequence[Row], folder: Path, name: str, column: bool = False) ->
 def _compared(rows: Sequence[Row]) -> list[Group]:
     groups = [group for group in dict.fromkeys(row.group for row in rows) if group.judged_by and len(group.rows) > 1]
     if not groups:
+        if rows and not any(row.run.samples for row in rows):
+            raise RequestError("Rows are paired by their samples, which did not come along: make the runs again.")
         raise RequestError("Nothing here stands beside static of one token a step: run it along (--against static).")
     return groups
 

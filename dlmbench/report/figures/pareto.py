@@ -99,7 +99,7 @@ def draw(
     """The figure: a panel a task, weights and axis, at most three a line; one below the other in a column."""
     axes = x.split(",")
     shown = chosen(placed(rows, axes[0], y), model)
-    panels = [(part, one) for part in shown.panels for one in axes]
+    panels = [(known, one) for part in shown.panels for one in axes if (known := placed(part, one, y))]
     across = 1 if column else min(3, len(panels))
     down = -(-len(panels) // across)
     width, high = (COLUMN_WIDTH, 3.1) if column else (max(4.6 * across, 5.2), 3.9)

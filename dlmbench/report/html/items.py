@@ -73,7 +73,7 @@ def _item(key: str, asked: Mapping[str, str] | None, samples: Sequence[Sample | 
         "prompt": _cut(asked["prompt"]) if asked else None,
         "target": _cut(asked["target"]) if asked else None,
         "answers": [(*answer, given) for answer, given in sorted(answers.items(), key=lambda one: -len(one[1]))],
-        "nfe": [sample.calls() if sample else None for sample in samples],
+        "nfe": [sample.nfe if sample else None for sample in samples],
     }
 
 
