@@ -241,6 +241,12 @@ class Row:
         """What comparable rows share, by name."""
         return paired(self.manifest)
 
+    @property
+    def circumstances(self) -> dict[str, Hashable]:
+        """The same beside task and weights, for readers: a budget is named where it is not the task's own."""
+        found = {name: value for name, value in self.paired.items() if name not in ("task", "weights", "prompt_hash")}
+        return {**found, "gen_length": self.manifest.spec.gen_length}
+
     @cached_property
     def samples(self) -> dict[str, Sample]:
         """Item -> its sample; empty where the samples did not come along."""

@@ -140,18 +140,18 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
         first = group.rows[0]
         if len(group.rows) == 1 and first.weights in compared:
             continue  # a cache policy or batch size with nothing beside it
-        found.setdefault((first.weights, *_circumstances(first).values()), {})[first.task] = group
+        found.setdefault((first.weights, *first.circumstances.values()), {})[first.task] = group
     facts = [next(iter(groups.values())).rows[0] for groups in found.values()]
     values: dict[tuple[str, str], set[Hashable]] = {}  # what differs between models is said by their names
     for row in facts:
-        for name, value in _circumstances(row).items():
+        for name, value in row.circumstances.items():
             values.setdefault((row.model, name), set()).add(value)
     names = [
         ", ".join(
             [row.model]
             + [
                 text.told(name, value)
-                for name, value in _circumstances(row).items()
+                for name, value in row.circumstances.items()
                 if len(values[row.model, name]) > 1 and not _said(value, row)
             ]
         )
@@ -159,11 +159,6 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
     ]
     sections = [_Section(name, groups) for name, groups in zip(names, found.values())]
     return sorted(sections, key=lambda one: -max(len(group.rows) for group in one.groups.values()))
-
-
-def _circumstances(row: Row) -> dict[str, Hashable]:
-    """What the rows of a section share beside their weights."""
-    return {name: value for name, value in row.paired.items() if name not in ("task", "weights", "prompt_hash")}
 
 
 _USUAL = (None, 0, "none", "{}")  # circumstances that need no word

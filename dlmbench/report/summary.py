@@ -34,7 +34,7 @@ def titled(results: Results) -> list[tuple[str, Group]]:
 
 def _facts(row: Row) -> dict[str, object]:
     """What may tell the groups of a task apart, in the order in which it is said."""
-    plain = {name: value for name, value in row.paired.items() if name not in ("task", "weights", "prompt_hash")}
+    plain = dict(row.circumstances)
     first: dict[str, object] = {"split": plain.pop("split"), "model": row.model, "items": row.metrics.items}
     return first | plain
 
@@ -42,8 +42,8 @@ def _facts(row: Row) -> dict[str, object]:
 def unusual(group: Group) -> list[str]:
     """What its rows share beside task, model, machine and batch, where that is not the usual: ``cache dual``."""
     usual = (None, False, 0, "none", "{}")
-    places = ("task", "split", "weights", "prompt_hash", "device", "batch_size")
-    found = group.rows[0].paired.items()
+    places = ("split", "device", "batch_size")
+    found = group.rows[0].circumstances.items()
     return [told(name, value) for name, value in found if name not in places and value not in usual]
 
 

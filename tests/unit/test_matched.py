@@ -47,6 +47,15 @@ def test_a_cache_policy_of_one_method_stands_beside_the_others_without_a_cache(r
     assert sorted(len(group.rows) for group in Results.load(runs).groups) == [1, 7]
 
 
+def test_a_budget_is_named_where_it_is_not_the_task_s_own(tmp_path):
+    make_run(tmp_path), make_run(tmp_path, gen_length=64)
+    rows = Results.load(tmp_path).rows
+    assert sorted((row.paired["gen_length"], row.circumstances["gen_length"] is None) for row in rows) == [
+        (64, False),
+        (128, True),
+    ]
+
+
 def test_a_group_keeps_the_items_that_all_rows_hold(runs):
     make_run(runs, method="wino", threshold=0.5, items=50)
     (group,) = Results.load(runs).groups
