@@ -121,7 +121,9 @@ def bmm_attention(group: QueryGroup, q: Tensor, keys: Tensor, values: Tensor) ->
     n, queries = group.positions.shape
     kv_heads, size = values.shape[0] // n, values.shape[2]
     share = q.shape[1] // kv_heads
-    q, bias = _stacked(q, n, queries, kv_heads, 1), group.flat_bias(kv_heads, share)
+    # of one row the heads need no copy
+    q = q.transpose(0, 1) if n == share == 1 else _stacked(q, n, queries, kv_heads, 1)
+    bias = group.flat_bias(kv_heads, share)
     if q.dtype == torch.bfloat16:  # torch would copy the keys
         scores = torch.add(bias, torch.bmm(keys.transpose(1, 2), q.transpose(1, 2)).transpose(1, 2), alpha=size**-0.5)
     else:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGE = 1_500_000  # multiplications of a product from which oneDNN is faster than MKL
-LARGE_PACKED = 700_000  # the same where the weight is in oneDNN's own layout
+LARGE_PACKED = 3_200_000  # the same of small weights that are in oneDNN's own layout too
 PACKED = 1 << 20  # elements of a float32 weight up to which a copy in that layout is kept, beside the original
 FEW = 16  # rows up to which the product with a large weight is computed the other way round, without wide vectors
 HINT = 16  # rows that a packed weight is laid out for
