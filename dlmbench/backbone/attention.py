@@ -18,6 +18,7 @@ from torch import Tensor
 from dlmbench.backbone.cache import KVCache
 
 FEW = 64  # queries a row up to which plain products are used on CPU
+SCORES = 2 << 20  # bytes of scores that plain products make at once: about what stays in the second-level cache
 CUDNN = False  # may cuDNN compute attention on CUDA?
 
 
@@ -123,13 +124,22 @@ def bmm_attention(group: QueryGroup, q: Tensor, keys: Tensor, values: Tensor) ->
     share = q.shape[1] // kv_heads
     # of one row the heads need no copy
     q = q.transpose(0, 1) if n == share == 1 else _stacked(q, n, queries, kv_heads, 1)
-    bias = group.flat_bias(kv_heads, share)
-    if q.dtype == torch.bfloat16:  # torch would copy the keys
-        scores = torch.add(bias, torch.bmm(keys.transpose(1, 2), q.transpose(1, 2)).transpose(1, 2), alpha=size**-0.5)
-    else:
-        scores = torch.baddbmm(bias, q, keys, alpha=size**-0.5)
-    out = torch.bmm(scores.softmax(-1), values)
+    parts = group.flat_bias(kv_heads, share), q, keys, values
+    # larger temporaries would also be given back to the system and faulted in again, page by page
+    step = max(1, SCORES // (q.shape[1] * keys.shape[2] * q.element_size()))
+    few = step >= q.shape[0]
+    out = _attend(*parts) if few else torch.cat([_attend(*some) for some in zip(*(part.split(step) for part in parts))])
     return out.view(n, kv_heads, share, queries, size).permute(0, 3, 1, 2, 4).reshape(n * queries, -1)
+
+
+def _attend(bias: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """One batch of products: bias [b, 1 or T,S], q [b,T,d], keys [b,d,S], values [b,S,d] -> [b,T,d]."""
+    scale = q.shape[2] ** -0.5
+    if q.dtype == torch.bfloat16:  # torch would copy the keys
+        scores = torch.add(bias, torch.bmm(keys.transpose(1, 2), q.transpose(1, 2)).transpose(1, 2), alpha=scale)
+    else:
+        scores = torch.baddbmm(bias, q, keys, alpha=scale)
+    return torch.bmm(scores.softmax(-1), values)
 
 
 def _stacked(q: Tensor, n: int, queries: int, kv_heads: int, axes: int) -> Tensor:

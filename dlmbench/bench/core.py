@@ -30,7 +30,7 @@ from dlmbench.bench.plain import PlainLoop, block_forward, qwen_of
 from dlmbench.bench.rates import bandwidth, device_rates
 from dlmbench.decoders.static import StaticConfig
 from dlmbench.engine import Engine, Request
-from dlmbench.engine.calibrate import forward_seconds, median_seconds
+from dlmbench.engine.calibrate import LEAST_SECONDS, Timer, forward_of, forward_seconds, ready
 from dlmbench.engine.graphs import first_line, on_device
 from dlmbench.models.shapes import SHAPES
 from dlmbench.registry import DECODERS
@@ -82,20 +82,25 @@ def forward_rows(
             if net.device.type == "cpu":
                 THREADS.choose(net.sample(batch, block, context))
             others = _others(settings, batch, bucket(max(context, block)), qwen, failed) if qwen else {}
-            ms, others_ms = list[float](), {name: list[float]() for name in others}
-            for _ in range(settings.repeats):
-                ms.append(1e3 * forward_seconds(net, batch, block, context, block, 1))
-                for name, once in others.items():
-                    others_ms[name].append(1e3 * median_seconds(once, net.device, 1))
+            with torch.inference_mode(), forward_of(net, batch, block, context, block) as once:
+                timed = {"ms": ready(once, net.device)} | {FORWARDS[name]: other for name, other in others.items()}
+                timers = {name: Timer(each, net.device, LEAST_SECONDS) for name, each in timed.items()}
+                rounds = [{name: _warm_ms(timer) for name, timer in timers.items()} for _ in range(settings.repeats)]
             read = config.parameters_read(batch * block) * width + key_bytes * context * batch
             products = config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6
-            row = {"batch": batch, "context": context, **_spread("ms", ms)}
+            row: dict = {"batch": batch, "context": context}
+            for name in timers:
+                row |= _spread(name, [one[name] for one in rounds])
             row["roofline_share"] = max(read / bandwidth(rates) / 1e6, products) / row["ms"]
             row["bandwidth_share"] = read / rates["read_gb_per_s"] / 1e6 / row["ms"]
-            for name, samples in others_ms.items():
-                row |= _spread(FORWARDS[name], samples)
             rows.append(row)
     return rows
+
+
+def _warm_ms(timer: Timer) -> float:
+    """Milliseconds of one forward, after one that another's may have left cold."""
+    timer.once()
+    return 1e3 * timer.seconds()
 
 
 def _others(

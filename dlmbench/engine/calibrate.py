@@ -127,7 +127,7 @@ def _in_turns(engine: Engine, timed: Sequence[TimedForward], repeats: int) -> li
             engine.release()  # scratch buffers beside its own might not fit
     with torch.inference_mode(), ExitStack() as stack:
         calls = [stack.enter_context(forward_of(net, *one[1:])) for net, one in zip(nets, timed)]
-        timers = [Timer(_ready(once, net.device), net.device, LEAST_SECONDS) for once, net in zip(calls, nets)]
+        timers = [Timer(ready(once, net.device), net.device, LEAST_SECONDS) for once, net in zip(calls, nets)]
         rounds: list[tuple[float, ...]] = []
         began = time.perf_counter()
         while len(rounds) < repeats and (len(rounds) < FEWEST or time.perf_counter() - began < MOST_SECONDS):
@@ -139,7 +139,7 @@ def _in_turns(engine: Engine, timed: Sequence[TimedForward], repeats: int) -> li
 def forward_seconds(net: Network, rows: int, width: int, keys: int, projected: int, repeats: int) -> float:
     """Median seconds of one forward (`forward_of`), as a replayed graph on a GPU."""
     with forward_of(net, rows, width, keys, projected) as once:
-        return median_seconds(_ready(once, net.device), net.device, repeats)
+        return median_seconds(ready(once, net.device), net.device, repeats)
 
 
 @contextmanager
@@ -176,8 +176,8 @@ def _cache(net: Network, rows: int, slots: int) -> Iterator[KVCache]:
         yield cache
 
 
-def _ready(once: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same as a replayed CUDA graph, as steps are run; as it is on a CPU and where that cannot be recorded."""
+def ready(once: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A forward as a replayed CUDA graph, as steps are run; as it is on a CPU and where that cannot be recorded."""
     if device.type != "cuda":
         return once
     on_side_stream(once)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from dlmbench.backbone import load_checkpoint, load_tokenizer, save_checkpoint, weights_hash
+from dlmbench.backbone import attention, load_checkpoint, load_tokenizer, save_checkpoint, weights_hash
 from dlmbench.backbone.attention import QueryGroup, block_causal, bmm_attention, sdpa_attention
 from dlmbench.backbone.config import BackboneConfig
 from dlmbench.backbone.families import DREAM, LLADA, LLAMA, QWEN2
@@ -164,8 +164,10 @@ def test_a_tokenizer_that_names_custom_code_loads_without_it(tmp_path):
     assert load_tokenizer(tmp_path)("a")["input_ids"] == [0]
 
 
+@pytest.mark.parametrize("at_once", [attention.SCORES, 2000, 1])  # bytes: all of them, two (row, head) pairs, one
 @pytest.mark.parametrize("heads, kv_heads, queries", [(4, 4, 8), (4, 2, 8), (6, 2, 1)])
-def test_products_equal_fused_attention(heads, kv_heads, queries):
+def test_products_equal_fused_attention(heads, kv_heads, queries, at_once, monkeypatch):
+    monkeypatch.setattr(attention, "SCORES", at_once)
     torch.manual_seed(0)
     keys, values = torch.randn(2, 3, kv_heads, 20, 16)
     q = torch.randn(3 * queries, heads, 16)
