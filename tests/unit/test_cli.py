@@ -218,6 +218,20 @@ def test_plot_writes_beside_the_runs_or_where_told(call, tmp_path):
     assert (tmp_path / "elsewhere" / "f.svg").is_file()
 
 
+@pytest.mark.parametrize("flag", [("--x", "nfe"), ("--y", "tps"), ("--model", "nano2"), ("--published",)])
+def test_plot_refuses_axes_where_none_are_drawn(call, tmp_path, flag):
+    make_run(tmp_path)
+    code, _, err = call("plot", tmp_path, "--kind", "tasks", *flag)
+    assert code == 2 and f"{flag[0]} is for --kind pareto" in err
+
+
+@pytest.mark.parametrize("flag", [("--split", "all"), ("--max-drop", "5"), ("--latex",)])
+def test_a_leaderboard_refuses_what_belongs_to_one_report(call, tmp_path, flag):
+    make_run(tmp_path)
+    code, _, err = call("report", tmp_path, "--leaderboard", *flag)
+    assert code == 2 and "leave them or --leaderboard out" in err
+
+
 def test_plot_says_when_there_is_nothing(call, tmp_path):
     make_run(tmp_path, finished=False)
     code, _, err = call("plot", tmp_path)

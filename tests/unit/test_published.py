@@ -146,6 +146,14 @@ def test_compare_prints_pairs_and_what_was_not_run(tmp_path):
     assert "79.6" in shown and "block_length 8 (published 16)" in shown and "not run here" in shown
 
 
+def test_compare_leaves_out_trials_on_dev_items(tmp_path):
+    from dlmbench.cli.app import app
+
+    make_run(tmp_path, task="gsm8k", model="sdar-8b-mrp", threshold=0.6, split="dev")
+    result = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert isinstance(result.exception, RequestError) and "test items" in str(result.exception)
+
+
 def test_compare_says_when_nothing_was_published(tmp_path):
     from dlmbench.cli.app import app
 

@@ -23,6 +23,7 @@ from dlmbench.report.html import page, write_report
 from dlmbench.report.html import trace as html_trace
 from dlmbench.report.summary import sentences, titled
 from dlmbench.runs import Sample, Trace, find_runs
+from dlmbench.runs.record import EngineReport
 from dlmbench.runs.prompts import keep_prompts
 
 STEP = {"block": 0, "remasked": [], "forwards": [{"role": "target", "kind": "denoise"}], "extra": {}, "scores": {}}
@@ -237,6 +238,12 @@ def test_equal_answers_are_kept_once_with_the_settings_that_gave_them(runs):
     assert sorted(setting for answer in item["answers"] for setting in answer[3]) == list(range(len(folders)))
     assert len(item["answers"]) <= 2 and {answer[2] for answer in item["answers"]} <= {"right", "wrong"}
     assert item["prompt"] is None and len(item["nfe"]) == len(folders)
+
+
+def test_forwards_of_a_served_answer_are_what_its_server_told():
+    report = EngineReport(8, nfe=7)
+    served = Sample("a", "", [], "", {"accuracy": 1.0}, {}, {}, 0, 0.0, "eos", 0, 0, [], report)
+    assert html_items._item("a", None, [served, None])["nfe"] == [7, None]
 
 
 def test_verdicts_are_words():

@@ -234,6 +234,9 @@ def test_a_served_row_is_paired_with_rows_of_the_same_prompts(stub, tmp_path, ta
         ours.tps_end_to_end / other.tps_end_to_end
     )
     assert "points against" in found.sentence
+    object.__setattr__(ours.manifest.spec, "rate", 2.0)
+    [found] = beside(ours, [other])
+    assert found.speed is None, "requests that arrive in their own time say how many came, not how fast they go"
     object.__setattr__(other.manifest, "prompts", "others")
     assert beside(ours, [other]) == []
 
