@@ -23,8 +23,8 @@ from dlmbench.report.html import page, write_report
 from dlmbench.report.html import trace as html_trace
 from dlmbench.report.summary import sentences, titled
 from dlmbench.runs import Sample, Trace, find_runs
-from dlmbench.runs.record import EngineReport
 from dlmbench.runs.prompts import keep_prompts
+from dlmbench.runs.record import EngineReport
 
 STEP = {"block": 0, "remasked": [], "forwards": [{"role": "target", "kind": "denoise"}], "extra": {}, "scores": {}}
 SIMSD = {"verified": True, "window": 4, "draft": [40, 51, 60], "step_map": [-2, 0, 0], "accepted": [True, False, True]}
