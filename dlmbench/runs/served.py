@@ -125,7 +125,10 @@ class ServedRunner:
         self.progress.stage("timing")
         speed = self._speed(run, client, reader)
         client.check_same()
-        writer.manifest(replace(manifest, model={"withheld": list(client.withheld)}))
+        unknown = ", the server's temperature" if "temperature" in client.withheld else ""
+        writer.manifest(
+            replace(manifest, label=f"{manifest.label}{unknown}", model={"withheld": list(client.withheld)})
+        )
         run.keep_prompts()
         writer.metrics(aggregate(run.folder.samples, None, speed))
         self.progress.end()

@@ -149,6 +149,14 @@ def test_sampling_fields_that_are_refused_are_found_out_and_left_out(server, ref
     assert server.asked[-1] == {"model": "m", "prompt": [5, 6, 7], "max_tokens": 8, "stop": ["\n"], **left}
 
 
+def test_our_own_server_is_not_asked_without_what_it_refuses(server):
+    server.answer = lambda handler: send(
+        handler, {"message": "temperature is 0.0, and this server decodes with 1.2"}, 400
+    )
+    with pytest.raises(RunError, match="decodes with 1.2"):
+        client(server, "dlmbench").try_out(ASK)
+
+
 def test_any_other_refusal_ends_the_try(server):
     server.answer = lambda handler: send(handler, {"message": "max_tokens is too large"}, 400)
     with pytest.raises(RunError, match="max_tokens is too large"):

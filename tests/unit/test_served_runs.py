@@ -214,6 +214,7 @@ def test_a_server_that_takes_no_seed_and_no_temperature_is_asked_without(stub, t
     stub.wrong = wrong
     run = made(stub, tmp_path, "vllm", temperature=1.0)
     assert run.manifest.model == {"withheld": ["seed", "temperature"]} and run.metrics.accuracy == 1
+    assert run.manifest.label.endswith(", the server's temperature")
     assert "takes no seed and no temperature" in capsys.readouterr().err
 
 
