@@ -240,6 +240,8 @@ def official_config(config: BackboneConfig, dtype: torch.dtype) -> dict:
         "pad_token_id": config.pad_id,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+    if config.rope_scaling:
+        raw["rope_scaling"] = dict(config.rope_scaling)
     if config.mask_id is not None:
         raw["mask_token_id"] = config.mask_id
     if config.block_length is not None:

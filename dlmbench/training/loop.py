@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -28,7 +29,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from dlmbench.backbone import BackboneConfig, Transformer, load_checkpoint, load_tokenizer, save_checkpoint
+from dlmbench.backbone import (
+    BackboneConfig,
+    Transformer,
+    load_checkpoint,
+    load_tokenizer,
+    save_checkpoint,
+    weights_hash,
+)  # fmt: skip
+from dlmbench.backbone.configuration import read_config
+from dlmbench.backbone.loading import checkpoint_folder
+from dlmbench.errors import DlmbenchError, RequestError, RunError
 from dlmbench.models.presets import PRESETS, resolve
 from dlmbench.tasks.nano.mix import stream
 from dlmbench.training import autoregressive, block_diffusion
@@ -36,7 +47,7 @@ from dlmbench.training.data import Batch, ColumnBatches, Draw, Example, LaidExam
 from dlmbench.training.evaluate import decode, decode_causal, dev_accuracy
 from dlmbench.training.fold import fold_qk_norm
 from dlmbench.training.optim import Optimizer
-from dlmbench.training.recipe import Recipe, beside
+from dlmbench.training.recipe import STARTS, Recipe, beside
 from dlmbench.training.step import batch_loss
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,6 +61,9 @@ WORKERS = {  # other objectives: the plain one below
     "learned_policy": ("dlmbench.training.learned_policy", "PolicyWorker"),
 }
 REPORT_EVERY = 50  # steps between log lines
+EVALUATED = 8  # block length of the decoding that evaluates a backbone, and its own from then on
+ERROR = "error"  # file in which a worker leaves an error of ours
+UNIMPORTANT = {"name", "description", "steps", "save_every", "evaluate_every", "evaluate_items", "compile"}
 # Large tensors come and go every step: keep their memory in the process, on huge pages (measured: 10 % faster).
 ALLOCATOR = ":".join(
     f"glibc.malloc.{name}" for name in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=200000000")
@@ -59,30 +73,74 @@ ALLOCATOR = ":".join(
 def train(recipe: Recipe, out: Path, resume: bool = False, minutes: float | None = None) -> None:
     """Run a recipe to its last step, or for `minutes`; `resume` continues from the checkpoint in `out`.
 
-    Models that the recipe names and no preset has are looked for among the runs beside `out`.
+    Models that the recipe names and no preset has are looked for among the runs beside `out`. Raises what a worker
+    does, and RunError where one ends otherwise.
     """
-    recipe = beside(recipe, out.parent)
+    recipe = _here(recipe, out)
     _worker(recipe.objective).check(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available():  # one process feeds the device
-        recipe = replace(recipe, columns=recipe.columns * recipe.workers, workers=1)
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)  # read by the workers when they start
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (recipe, out, resume, minutes, f"file://{folder}/meeting"), nprocs=recipe.workers)
+        try:
+            mp.spawn(_enter, (recipe, out, resume, minutes, Path(folder)), nprocs=recipe.workers)
+        except mp.ProcessRaisedException as error:
+            if (said := Path(folder) / ERROR).is_file():
+                raise pickle.loads(said.read_bytes()) from None
+            raise RunError(f"A training process ended: {str(error).strip().splitlines()[-1]}.") from error
 
 
 def finished(recipe: Recipe, out: Path) -> bool:
-    """Has the run in `out` reached the recipe's last step?"""
+    """Has the run in `out` reached the recipe's last step? Raises RequestError where it was begun as another one."""
     checkpoint = out / "checkpoint.pt"
-    return checkpoint.is_file() and torch.load(checkpoint, mmap=True)["step"] >= recipe.steps
+    if not checkpoint.is_file():
+        return False
+    state = torch.load(checkpoint, mmap=True)
+    ours = deciding(_here(recipe, out))
+    theirs = state.get("deciding", ours)
+    if changed := [name for name in ours if theirs.get(name) != ours[name]]:
+        raise RequestError(
+            f"{str(out)!r} was begun with another {', '.join(changed)}: take that recipe to go on, or another --out."
+        )
+    return state["step"] >= recipe.steps
 
 
-def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: str) -> None:
+def deciding(recipe: Recipe) -> dict[str, object]:
+    """What decides the weights but for the number of steps, as plain values; models by the hashes of their weights."""
+    start, reference, module = recipe.warm_start, recipe.reference, recipe.mrp.start
+    found = json.loads(json.dumps(asdict(recipe)))
+    if start:
+        found["warm_start"]["model"] = weights_hash(folder_of(start.model))
+    if reference:
+        found["reference"] = weights_hash(folder_of(reference))
+    if recipe.objective == "mrp" and module not in STARTS:
+        found["mrp"]["start"] = weights_hash(Path(recipe.mrp.module_folder))
+    return {name: value for name, value in found.items() if name not in UNIMPORTANT}
+
+
+def folder_of(name: str) -> Path:
+    """Where the checkpoint of a preset, folder or hub name lies, fetched where need be."""
+    preset = resolve(name)
+    return checkpoint_folder(preset.location, preset.revision)
+
+
+def _here(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe as it is run in `out`, on this machine."""
+    recipe = beside(recipe, out.parent)
+    if not torch.cuda.is_available():
+        return recipe
+    return replace(recipe, columns=recipe.columns * recipe.workers, workers=1)  # one process feeds the device
+
+
+def _enter(rank: int, recipe: Recipe, out: Path, resume: bool, minutes: float | None, meeting: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.workers)
+    dist.init_process_group("gloo", init_method=f"file://{meeting / 'meeting'}", rank=rank, world_size=recipe.workers)
     tokenizer = load_tokenizer(PRESETS["nano2"].tokenizer_location)
     worker = _worker(recipe.objective)
-    worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
+    try:
+        worker(recipe, out, example_stream(recipe.mixture, tokenizer), tokenizer, rank).run(resume, minutes)
+    except DlmbenchError as error:  # processes hand on a traceback alone
+        (meeting / ERROR).write_bytes(pickle.dumps(error))
+        raise
     dist.destroy_process_group()
 
 
@@ -125,6 +183,7 @@ class TrainingWorker(Generic[Model]):
         self.recipe, self.out, self.rank, self.tokenizer = recipe, out, rank, tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if _use_bfloat16(recipe.bfloat16) else torch.float32
+        self.deciding = deciding(recipe)
         self.batches = self.data(draw)
         self.master, self.network = self.networks()
         self.optimizer = Optimizer(self.master, recipe.matrix_lr, recipe.vector_lr, recipe.clip)
@@ -135,8 +194,6 @@ class TrainingWorker(Generic[Model]):
     @staticmethod
     def check(recipe: Recipe) -> None:
         """Refuse a recipe that cannot be run here, before a process is started."""
-        if recipe.warm_start:
-            resolve(recipe.warm_start.model)
 
     def data(self, draw: Draw) -> BatchStream:
         """What to train on."""
@@ -196,13 +253,12 @@ class TrainingWorker(Generic[Model]):
                 facts = {"loss": sum(losses) / len(losses), **self.measured()}
                 self.log(step=self.step, **facts, norm=norm, columns_per_second=round(speed))
                 tick, tick_columns, losses = now, self.columns, []
-            if self.step % self.recipe.save_every == 0:
+            last = stop or self.step == self.recipe.steps
+            if self.step % self.recipe.save_every == 0 and not last:
                 self.save()
-            if self.step % self.recipe.evaluate_every == 0:
+            if self.step % self.recipe.evaluate_every == 0 or last:
                 self.evaluate()
         self.save()
-        if self.step % self.recipe.evaluate_every:
-            self.evaluate()
 
     def update(self, batch, late: bool) -> tuple[float, float, int, bool]:
         """One optimiser step on all workers' batches -> mean loss, gradient norm, columns, is any worker late."""
@@ -230,7 +286,7 @@ class TrainingWorker(Generic[Model]):
             ours.grad = None
 
     def save(self) -> None:
-        """Checkpoint and bf16 export by worker 0; the old checkpoint stays until the new one is whole."""
+        """bf16 export and checkpoint by worker 0; the old checkpoint stays until all else is whole."""
         positions: list[tuple[int, int] | None] = [self.batches.position]
         if self.recipe.workers > 1:
             positions = [None] * self.recipe.workers
@@ -242,12 +298,13 @@ class TrainingWorker(Generic[Model]):
             "columns": self.columns,
             "seconds": self.seconds,
             "positions": positions,
+            "deciding": self.deciding,
             "weights": self.master.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        self.export()
         torch.save(state, self.out / "checkpoint.tmp")
         os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
-        self.export()
 
     def load(self) -> None:
         state = torch.load(self.out / "checkpoint.pt", map_location=self.device)
@@ -271,6 +328,11 @@ class TrainingWorker(Generic[Model]):
 class PlainWorker(TrainingWorker[Transformer]):
     """Trains a backbone to predict what is masked, or the next token."""
 
+    @staticmethod
+    def check(recipe: Recipe) -> None:
+        if recipe.warm_start:
+            check_start(recipe, read_config(folder_of(recipe.warm_start.model))[0])
+
     def networks(self) -> tuple[Transformer, Transformer]:
         assert isinstance(self.batches, ColumnBatches)
         master = initial_weights(self.recipe, self.batches.sample).to(self.device).requires_grad_(True).train()
@@ -289,7 +351,7 @@ class PlainWorker(TrainingWorker[Transformer]):
         """Ids after each prompt of dev items of a source."""
         if self.recipe.objective == "autoregressive":
             return decode_causal(network, prompts, 96)
-        return decode(network, prompts, 8, 96, threshold=0.9)
+        return decode(network, prompts, EVALUATED, 96, threshold=0.9)
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -313,9 +375,33 @@ def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -
 
     `sample` gives a training batch, on which the q/k norm of a source is measured that the trained network lacks.
     """
+    config = network_config(recipe)
+    if not recipe.warm_start:
+        return Transformer(config).init_weights(recipe.seed)
+    source = load_checkpoint(folder_of(recipe.warm_start.model))
+    check_start(recipe, source.config)
+    theirs = source.config  # what no weight holds
+    config = replace(
+        config, rope_theta=theirs.rope_theta, rope_scaling=theirs.rope_scaling, rms_norm_eps=theirs.rms_norm_eps
+    )
+    model = Transformer(config).init_weights(recipe.seed)
+    full = source.state_dict()
+    if source.config.qk_norm and not config.qk_norm:
+        assert sample is not None
+        full = fold_qk_norm(source, sample())
+    state = {k: v for k, v in full.items() if not k.startswith("layers.")}
+    for ours, kept in enumerate(_kept(recipe, source.config)):
+        layer = {k: v for k, v in full.items() if k.startswith(f"layers.{kept}.")}
+        state |= {k.replace(f".{kept}.", f".{ours}.", 1): v for k, v in layer.items()}
+    model.load_state_dict(state)
+    return model
+
+
+def network_config(recipe: Recipe) -> BackboneConfig:
+    """The network that a recipe trains from nothing."""
     shape = recipe.shape
     family, attention = FAMILIES.get(recipe.objective, ("sdar", "block_causal"))
-    config = BackboneConfig(
+    return BackboneConfig(
         family=family,
         attention=attention,
         shift=int(attention == "causal"),
@@ -332,21 +418,40 @@ def initial_weights(recipe: Recipe, sample: Callable[[], Batch] | None = None) -
         eos_ids=(END,),
         pad_id=PAD,
         max_positions=shape.max_positions,
+        block_length=1 if attention == "causal" else EVALUATED,
     )
-    model = Transformer(config).init_weights(recipe.seed)
-    if recipe.warm_start:
-        source = load_checkpoint(resolve(recipe.warm_start.model).location)
-        kept = recipe.warm_start.layers or tuple(range(source.config.num_layers))
-        full = source.state_dict()
-        if source.config.qk_norm and not config.qk_norm:
-            assert sample is not None
-            full = fold_qk_norm(source, sample())
-        state = {k: v for k, v in full.items() if not k.startswith("layers.")}
-        for ours, theirs in enumerate(kept):
-            layer = {k: v for k, v in full.items() if k.startswith(f"layers.{theirs}.")}
-            state |= {k.replace(f".{theirs}.", f".{ours}.", 1): v for k, v in layer.items()}
-        model.load_state_dict(state)
-    return model
+
+
+def check_start(recipe: Recipe, source: BackboneConfig) -> None:
+    """Refuse weights that do not fit the network of the recipe."""
+    config, kept = network_config(recipe), _kept(recipe, source)
+    sizes = (
+        "vocab_size",
+        "hidden_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "intermediate_size",
+        "tie_embeddings",
+    )
+    ours, theirs = ({name: getattr(one, name) for name in sizes} for one in (config, source))
+    ours["num_layers"], theirs["num_layers"] = config.num_layers, len(kept)
+    assert recipe.warm_start is not None
+    if wrong := next((name for name in ours if ours[name] != theirs[name]), None):
+        raise RequestError(
+            f"Recipe {recipe.name} starts from {recipe.warm_start.model}, whose {wrong} is {theirs[wrong]}; its own is "
+            f"{ours[wrong]}: change shape, or warm_start."
+        )
+    if max(kept) >= source.num_layers or min(kept) < 0:
+        raise RequestError(
+            f"Recipe {recipe.name}: warm_start.layers is {list(kept)}; {recipe.warm_start.model} has layers 0 to "
+            f"{source.num_layers - 1}."
+        )
+
+
+def _kept(recipe: Recipe, source: BackboneConfig) -> tuple[int, ...]:
+    """The layers of the source that a warm start keeps."""
+    return recipe.warm_start and recipe.warm_start.layers or tuple(range(source.num_layers))
 
 
 def _layout(recipe: Recipe) -> Layout[LaidExample]:

@@ -29,14 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlmbench.backbone import Transformer, load_checkpoint, weights_hash
-from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.heads.mrp import MRPModule, load_module, save_module
-from dlmbench.models.presets import resolve
 from dlmbench.training import block_diffusion
 from dlmbench.training.data import Batch, Example, collate, cut, map_tensors
 from dlmbench.training.evaluate import dev_items
-from dlmbench.training.loop import END, TrainingWorker
+from dlmbench.training.loop import END, TrainingWorker, folder_of
 from dlmbench.training.recipe import STARTS, MRPPlan, Recipe
+from dlmbench.training.rollout import check_backbone
 from dlmbench.training.step import run_layers
 
 LEAST_LEFT = 0.05  # of the loss weight after the reveals: a batch of nearly full blocks must not dominate
@@ -49,12 +48,12 @@ class MRPWorker(TrainingWorker[MRPModule]):
 
     @staticmethod
     def check(recipe: Recipe) -> None:
-        TrainingWorker.check(recipe)
+        check_backbone(recipe, "block_causal")
         if recipe.mrp.start not in STARTS:
             recipe.mrp.module_folder  # noqa: B018  # says what is missing
 
     def networks(self) -> tuple[MRPModule, MRPModule]:
-        plan, folder = self.recipe.mrp, checkpoint_folder(resolve(self.recipe.backbone).location)
+        plan, folder = self.recipe.mrp, folder_of(self.recipe.backbone)
         self.backbone_weights = weights_hash(folder)
         precise = load_checkpoint(folder, self.device)
         backbone = precise if self.dtype == torch.float32 else load_checkpoint(folder, self.device, self.dtype)

@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlmbench.backbone import Transformer, load_checkpoint
-from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.decoders.rcd import mix, residual
 from dlmbench.errors import RequestError
-from dlmbench.models.presets import resolve
 from dlmbench.training.data import Batch
-from dlmbench.training.loop import PlainWorker
+from dlmbench.training.loop import PlainWorker, folder_of
 from dlmbench.training.step import _compiled_head, _head, run_layers
 
 
@@ -31,9 +29,7 @@ class RCDWorker(PlainWorker):
     def networks(self) -> tuple[Transformer, Transformer]:
         master, network = super().networks()
         assert self.recipe.reference is not None  # as `read_recipe` makes sure
-        preset = resolve(self.recipe.reference)
-        folder = checkpoint_folder(preset.location, preset.revision)
-        self.reference = load_checkpoint(folder, self.device, self.dtype)
+        self.reference = load_checkpoint(folder_of(self.recipe.reference), self.device, self.dtype)
         if self.reference.config.vocab_size != master.config.vocab_size:
             raise RequestError(
                 f"Reference {self.recipe.reference} has {self.reference.config.vocab_size} tokens, the trained model "

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 from dlmbench.errors import RequestError
 from dlmbench.files import yaml_mapping
 from dlmbench.models.presets import PRESETS
+from dlmbench.request.values import convert
+from dlmbench.tasks.nano.mix import stream
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = typing.TypeVar("T", bound="DataclassInstance")
 
 OBJECTIVES = ("autoregressive", "block_diffusion", "full_diffusion", "mrp", "rcd", "adjust", "learned_policy")
 STARTS = ("layers", "random", "authors")  # of an MRP module
@@ -25,6 +34,14 @@ class Shape:
     intermediate: int = 384
     vocabulary: int = 1024
     max_positions: int = 4096  # few-shot prompts of public tasks are far longer than what is trained
+
+    def __post_init__(self):
+        if wrong := [f.name for f in fields(self) if getattr(self, f.name) < 1]:
+            raise RequestError(f"shape.{wrong[0]} is {getattr(self, wrong[0])}; it is at least 1.")
+        if self.hidden % (2 * self.heads):
+            raise RequestError(
+                f"shape.hidden is {self.hidden}; {self.heads} heads need a multiple of {2 * self.heads}."
+            )
 
 
 @dataclass(frozen=True)
@@ -173,6 +190,17 @@ class Recipe:
     compile: bool = True
     bfloat16: bool | None = None  # activations and gradients in bfloat16; None: where the processor has it in hardware
 
+    def __post_init__(self):
+        least = dict.fromkeys(("steps", "columns", "workers", "save_every", "evaluate_every"), 1)
+        least |= dict.fromkeys(("seed", "warmup", "decay", "final_lr", "prompt_weight", "evaluate_items"), 0)
+        if wrong := [name for name, low in least.items() if getattr(self, name) < low]:
+            value = getattr(self, wrong[0])
+            raise RequestError(f"Recipe {self.name}: {wrong[0]} is {value}; it is at least {least[wrong[0]]}.")
+        if wrong := [name for name in ("matrix_lr", "vector_lr", "clip") if getattr(self, name) <= 0]:
+            raise RequestError(f"Recipe {self.name}: {wrong[0]} is {getattr(self, wrong[0])}; it is above 0.")
+        if not self.block_lengths or min(self.block_lengths) < 1:
+            raise RequestError(f"Recipe {self.name}: block_lengths is {list(self.block_lengths)}; name one or more.")
+
     @property
     def backbone(self) -> str:
         """The frozen network that a head is trained beside. Raises RequestError where `warm_start` names none."""
@@ -210,41 +238,46 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise RequestError(f"Recipe {str(path)!r} does not exist; `dlmbench list recipes` shows the shipped ones.")
     raw = yaml_mapping(path, "Recipe")
-    known = {f.name for f in fields(Recipe)}
-    required = {"name", "objective", "mixture", "steps"}
-    if wrong := sorted(set(raw) - known) or sorted(required - set(raw)):
-        kind = "unknown" if set(raw) - known else "missing"
-        raise RequestError(
-            f"Recipe {path.name} has {kind} field(s) {', '.join(wrong)}; known are {', '.join(sorted(known))}."
-        )
+    if missing := sorted({"name", "objective", "mixture", "steps"} - set(raw)):
+        raise RequestError(f"Recipe {path.name} has no {', '.join(missing)}.")
     if raw["objective"] not in OBJECTIVES:
         raise RequestError(f"Recipe {path.name}: objective {raw['objective']!r} is not one of {', '.join(OBJECTIVES)}.")
-    raw["shape"] = Shape(**raw.get("shape") or {})
-    if start := raw.get("warm_start"):
-        layers = start.get("layers")
-        raw["warm_start"] = WarmStart(start["model"], tuple(layers) if layers else None)
-    if raw["objective"] in HEADS and not raw.get("warm_start"):
-        kind = HEADS[raw["objective"]]
+    recipe = _read(Recipe, raw, f"Recipe {path.name}")
+    stream(recipe.mixture, recipe.seed)  # says what it cannot draw from
+    if recipe.objective in HEADS and not recipe.warm_start:
+        kind = HEADS[recipe.objective]
         raise RequestError(f"Recipe {path.name} trains {kind} but names no backbone: add warm_start.model.")
-    for name, plan in (("mrp", MRPPlan), ("adjust", AdjustPlan), ("learned_policy", PolicyPlan)):
-        raw[name] = _plan(path, name, plan, raw.get(name) or {})
-    if (raw["objective"] == "rcd") != bool(raw.get("reference")):
+    if (recipe.objective == "rcd") != bool(recipe.reference):
         raise RequestError(
             f"Recipe {path.name}: objective rcd and the field reference, a frozen model of the same vocabulary, belong "
             "together; give both or neither."
         )
-    ordered = raw.get("ordered", 0)
-    if not 0 <= ordered <= 1 or ordered and raw["objective"] != "block_diffusion":
+    if not 0 <= recipe.ordered <= 1 or recipe.ordered and recipe.objective != "block_diffusion":
         raise RequestError(
-            f"Recipe {path.name}: ordered is {ordered}; it is a share between 0 and 1, of block_diffusion alone."
+            f"Recipe {path.name}: ordered is {recipe.ordered}; it is a share between 0 and 1, of block_diffusion alone."
         )
-    if "block_lengths" in raw:
-        raw["block_lengths"] = tuple(raw["block_lengths"])
-    return Recipe(**raw)
+    return recipe
 
 
-def _plan(path: Path, name: str, plan: type, values: dict):
-    """A head's own fields, lists as tuples."""
-    if wrong := sorted(set(values) - {f.name for f in fields(plan)}):
-        raise RequestError(f"Recipe {path.name}: {name} has no field {', '.join(wrong)}.")
-    return plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+def _read(kind: type[T], values: object, where: str) -> T:
+    """A dataclass from what was written of its fields, those of dataclasses within it too."""
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{where} is {values!r}; it has fields of its own, each with a value.")
+    hints = typing.get_type_hints(kind)
+    if wrong := sorted(set(map(str, values)) - hints.keys()):
+        raise RequestError(f"{where} has no field {', '.join(wrong)}; known are {', '.join(sorted(hints))}.")
+    found = {name: _value(value, hints[name], f"{where}: {name}") for name, value in values.items()}
+    if missing := [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in found]:
+        raise RequestError(f"{where} has no {', '.join(missing)}.")
+    return kind(**found)
+
+
+def _value(value: object, hint: object, where: str) -> object:
+    inner = [one for one in (typing.get_args(hint) or (hint,)) if isinstance(one, type) and is_dataclass(one)]
+    if inner:  # left empty it is as its default
+        return None if value is None and type(None) in typing.get_args(hint) else _read(inner[0], value or {}, where)
+    if typing.get_origin(hint) is not dict:
+        return convert(value, hint, where)
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{where} is {value!r}; it maps names to numbers.")
+    return {str(name): convert(share, float, f"{where}.{name}") for name, share in value.items()}

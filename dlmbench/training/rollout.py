@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,19 +24,19 @@ from torch import Tensor
 from dlmbench.backbone import Transformer, load_checkpoint, weights_hash
 from dlmbench.backbone.bidirectional import Bidirectional
 from dlmbench.backbone.configuration import read_config
-from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.backbone.network import Network
 from dlmbench.decoders.predict import Sampling
 from dlmbench.engine import Engine, Request
 from dlmbench.errors import RequestError
-from dlmbench.models.presets import resolve
 from dlmbench.training.data import LENGTH_STEP, Batches, Example, Layout
 from dlmbench.training.evaluate import FIRST, answers_agree, dev_items
 from dlmbench.training.full_diffusion import Region, regions
+from dlmbench.training.loop import folder_of
 from dlmbench.training.recipe import Recipe
 from dlmbench.training.step import run_layers
 
 DEV_ROWS = 32  # dev items decoded at a time
+FITTING = {"full": "a LLaDA or Dream", "block_causal": "an SDAR"}  # checkpoints by their attention
 
 
 @dataclass(frozen=True)
@@ -145,25 +144,20 @@ def prompt_layout(tokenizer, mask: int, sources: Iterable[str] = FIRST) -> Layou
 # --- the frozen backbone ----------------------------------------------------------------------------------------------
 
 
-def check_backbone(recipe: Recipe) -> None:
-    """Refuse a backbone without full attention or without a mask token, before any worker starts."""
-    config, _ = read_config(_folder(recipe))
-    if config.attention != "full" or config.mask_id is None:
+def check_backbone(recipe: Recipe, attention: str = "full") -> None:
+    """Refuse a backbone of another attention or without a mask token, before any worker starts."""
+    config, _ = read_config(folder_of(recipe.backbone))
+    if config.attention != attention or config.mask_id is None:
         raise RequestError(
-            f"Recipe {recipe.name} trains a head for full attention and {recipe.backbone} has "
-            f"{config.attention} attention: name a LLaDA or Dream checkpoint in warm_start.model."
+            f"Recipe {recipe.name} trains a head for {attention} attention and {recipe.backbone} has "
+            f"{config.attention} attention: name {FITTING[attention]} checkpoint in warm_start.model."
         )
 
 
 def load_backbone(recipe: Recipe, device: torch.device | str, dtype: torch.dtype) -> tuple[Transformer, str]:
     """The frozen backbone that `warm_start` names, and the hash of its weights."""
-    folder = _folder(recipe)
+    folder = folder_of(recipe.backbone)
     return load_checkpoint(folder, device, dtype), weights_hash(folder)
-
-
-def _folder(recipe: Recipe) -> Path:
-    preset = resolve(recipe.backbone)
-    return checkpoint_folder(preset.location, preset.revision)
 
 
 @torch.no_grad()

@@ -318,7 +318,52 @@ def test_a_recipe_takes_models_without_a_preset_from_the_runs_beside_it(tmp_path
     found = beside(plan, tmp_path)
     assert found.warm_start == WarmStart(str(tmp_path / "nano9" / "weights")) and found.reference == "nano2"
     assert beside(plan, tmp_path / "elsewhere") == plan
-    assert loop.finished(recipe(steps=1), tmp_path / "nano9") and not loop.finished(plan, tmp_path / "nano9")
+    assert loop.finished(recipe(steps=1), tmp_path / "nano9") and not loop.finished(recipe(), tmp_path / "nano9")
+
+
+def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
+    worker(tmp_path, steps=1).run()
+    assert loop.finished(recipe(steps=1, evaluate_every=7, description="the same"), tmp_path)
+    with pytest.raises(RequestError, match="begun with another mixture, seed"):
+        loop.finished(recipe(mixture={"code": 2.0}, seed=1), tmp_path)
+    with pytest.raises(RequestError, match="begun with another warm_start"):
+        loop.finished(recipe(warm_start=WarmStart("nano2")), tmp_path)
+
+
+def test_a_run_killed_while_it_writes_its_weights_is_not_finished(tmp_path, monkeypatch):
+    trainee = worker(tmp_path, steps=2, save_every=1)
+    monkeypatch.setattr(trainee, "export", lambda: trainee.step == 2 and pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        trainee.run()
+    assert not loop.finished(recipe(steps=2), tmp_path)
+
+
+def test_an_error_of_a_worker_is_told_as_it_is(tmp_path):
+    with pytest.raises(RequestError, match="Unknown nano source 'gsm-ful'"):
+        loop.train(recipe(mixture={"gsm-ful": 1.0}), tmp_path)
+
+
+def test_a_warm_start_keeps_what_no_weight_says_and_refuses_another_shape(tmp_path):
+    source = replace(loop.network_config(recipe()), rope_theta=1e6, rms_norm_eps=1e-5)
+    save_checkpoint(Transformer(source).init_weights(1), tmp_path)
+    config = loop.initial_weights(recipe(warm_start=WarmStart(str(tmp_path)))).config
+    assert (config.rope_theta, config.rms_norm_eps) == (1e6, 1e-5)
+    for wrong, field in ((replace(TINY, hidden=64), "hidden_size is 32"), (replace(TINY, layers=3), "num_layers is 2")):
+        with pytest.raises(RequestError, match=field):
+            loop.PlainWorker.check(recipe(shape=wrong, warm_start=WarmStart(str(tmp_path))))
+    with pytest.raises(RequestError, match="has layers 0 to 1"):
+        loop.PlainWorker.check(recipe(warm_start=WarmStart(str(tmp_path), (0, 2))))
+
+
+def test_an_exported_model_says_its_block_length(tmp_path):
+    worker(tmp_path, steps=1).run()
+    assert load_checkpoint(tmp_path / "weights").config.block_length == 8
+
+
+def test_a_module_is_trained_beside_a_backbone_that_its_method_takes():
+    plan = recipe(objective="mrp", warm_start=WarmStart("nano2-llada"))
+    with pytest.raises(RequestError, match="block_causal attention and nano2-llada has full attention"):
+        loop._worker("mrp").check(plan)
 
 
 # --- decoding for evaluation -----------------------------------------------------------------------------------------
@@ -367,6 +412,18 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path):
         read_recipe(tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text("name: x\nobjective: autoregressive\nmixture: {code: 1}\nsteps: 3\nstep: 4\n")
     with pytest.raises(RequestError, match="step"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("line, said", [
+    ("block_lengths: []", "name one or more"), ("workers: 0", "at least 1"), ("matrix_lr: -0.02", "above 0"),
+    ("shape: {width: 32}", "shape has no field width"), ("shape: {hidden: 30}", "multiple of 8"),
+    ("warm_start: nano2", "fields of its own"), ("warm_start: {layers: [1]}", "has no model"),
+    ("mrp: {layers: x}", "whole number"), ("bfloat16: maybe", "true or false"), ("save_every: 0", "at least 1"),
+])  # fmt: skip
+def test_a_wrong_value_is_refused_by_its_field(tmp_path, line, said):
+    (tmp_path / "r.yaml").write_text(f"name: x\nobjective: block_diffusion\nmixture: {{code: 1}}\nsteps: 3\n{line}\n")
+    with pytest.raises(RequestError, match=said):
         read_recipe(tmp_path / "r.yaml")
 
 
