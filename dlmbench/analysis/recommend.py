@@ -42,6 +42,8 @@ class Advice:
     choice: Candidate | None
     unsure: Candidate | None  # the best of those that may keep the limit, better than the choice
     needed: int | None  # about how many items would tell about it
+    better: str  # "cheaper" or "faster": what was looked for
+    proven: bool  # do all that were tried lose more than the limit, for sure?
 
     def sentences(self) -> list[str]:
         """The advice in words."""
@@ -53,8 +55,15 @@ class Advice:
             found = [f"{place}: take {self.choice.row.label}; {_facts(self.choice, base)}."]
         elif self.unsure:
             found = [f"{place}: {stats.TOO_FEW} which setting loses at most {points} against {base.label}."]
+        elif not self.tried:
+            found = [f"{place}: no {self.better} setting than {base.label} was run."]
+        elif self.proven:
+            found = [f"{place}: stay with {base.label}; every {self.better} setting loses more than {points}."]
         else:
-            found = [f"{place}: stay with {base.label}; every cheaper setting loses more than {points}."]
+            found = [
+                f"{place}: every {self.better} setting lost more than {points} against {base.label}, but "
+                f"{base.metrics.items} items are too few to be sure."
+            ]
         if self.unsure:
             more = f"about {_round(self.needed):,} items would tell" if self.needed else "it stands just at the limit"
             found.append(
@@ -102,7 +111,9 @@ def recommend(group: Group, drop: float, by: str = "cost") -> Advice | None:
     needed = None
     if unsure:
         needed = stats.items_needed(len(group.items), unsure.difference, unsure.low, unsure.high, -drop)
-    return Advice(base, drop, len(candidates), choice, unsure, needed)
+    proven = all(one.keeps == "no" for one in candidates)
+    better_by = "faster" if by == "tps" else "cheaper"
+    return Advice(base, drop, len(candidates), choice, unsure, needed, better_by, proven)
 
 
 def _better(group: Group, base: Row, by: str) -> list[Row]:

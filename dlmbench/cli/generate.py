@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,10 @@ def generate(
     from dlmbench.engine import Request, build
 
     _exactly_one(prompt, prompt_ids)
+    if watch and json:
+        raise RequestError(
+            "--watch and --json both write to the terminal; leave one of them out (--trace FILE keeps it)."
+        )
     if trace and not trace.absolute().parent.is_dir():
         raise RequestError(f"--trace {trace} has no folder to be written to; make {trace.parent} first.")
     run = RunSpec.from_flags(given, task="nano-gsm", against=[], batch_size=1).resolve()
@@ -43,18 +48,16 @@ def generate(
     engine = build(run)
     ids = _ids(engine.tokenizer, prompt, prompt_ids, run.chat_template)
     request = Request("prompt", tuple(ids), run.spec.gen_length or 128, seed=run.spec.seed)
-    watcher = None
-    if watch:
-        watcher = Watcher(engine, ids)
-    result = engine.generate([request], trace=True, on_step=watcher)[0]
+    with Watcher(engine, ids) if watch else nullcontext() as watcher:
+        result = engine.generate([request], trace=True, on_step=watcher)[0]
+        if watcher:
+            watcher.finish(result)
     record = as_json(result)
     if trace:
         trace.write_text(as_text(record) + "\n", encoding="utf-8")
     if json:
         print_json(record)
-    elif watcher:
-        watcher.finish(result)
-    else:
+    elif not watch:
         print(result.text)
         typer.echo(_summary(result), err=True)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Receives the recorded steps of one row (`Engine.generate(on_step=...)`) and draws them.
+    """Receives the recorded steps of one row (`Engine.generate(on_step=...)`) and draws them; a context manager.
 
     Args:
         engine: for its tokenizer and block length.
@@ -39,8 +39,15 @@ class Watcher:
         self.forwards = self.steps = 0
         self.began = time.perf_counter()
         self.live = Live(console=self.console, refresh_per_second=20) if self.console.is_terminal else None
+
+    def __enter__(self) -> Watcher:
         if self.live:
             self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()  # or the terminal is left without its cursor
 
     def __call__(self, step: TracedStep) -> None:
         self.steps += 1
@@ -62,7 +69,6 @@ class Watcher:
         summary = f"{work}, stopped by {result.stop_reason}"
         if self.live:
             self.live.update(Text(result.text) + Text(f"\n\n{summary}", style="dim"))
-            self.live.stop()
         else:
             self.console.print(result.text, markup=False, soft_wrap=True)
             self.console.print(summary, markup=False)

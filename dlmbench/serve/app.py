@@ -152,6 +152,7 @@ class _Asked:
         """The generations, in order; a client that leaves, and one that waits too long, gives its rows up."""
         tickets = self.worker.submit(requests)
         results = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets))
+        results.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())  # else it is logged
         left = asyncio.ensure_future(_left(http))
         try:
             either: set[asyncio.Future] = {results, left}
@@ -214,9 +215,12 @@ def _say_errors(app: FastAPI) -> None:
 
 def _sentence(error: RequestValidationError) -> str:
     """The first thing that is wrong with a body, with its place in it."""
-    first = error.errors()[0]
+    first, *others = error.errors()
     if first["type"] == "json_invalid":
         return "The body is no JSON."
+    # of the kinds that a field takes, the one that is wrong within says more than those that it is not
+    alike = [first, *(one for one in others if one["loc"][:2] == first["loc"][:2])]
+    first = next((one for one in alike if not one["type"].endswith("_type")), first)
     place = ".".join(str(part) for part in first["loc"][1:2]) or "The body"
     return f"{place}: {first['msg']}."
 

@@ -10,26 +10,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dlmbench.engine import Generation
 from dlmbench.forwards import ForwardKey
 from dlmbench.runs.aggregate import price
 from dlmbench.runs.record import Json
 
+
+def _whole(text: str) -> str:
+    """JSON can spell halves of characters, of which no tokenizer knows anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a unicode character is in it") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Stop = Annotated[Text, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 STOPS = 16  # stop strings of a request
 AT_ONCE = 128  # prompts of a request
+CLOSED = ConfigDict(extra="forbid", strict=True)  # no unknown field, and no "16" or true for a number
 
 
 class ServedRequest(BaseModel):
     """What every endpoint takes. Of `stop`, empty strings are refused; `seed` decides draws where a method draws."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = CLOSED
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=STOPS)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=STOPS)]
+        | None
+    ) = None
     seed: Seed | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -45,14 +62,14 @@ class ServedRequest(BaseModel):
 class Generate(ServedRequest):
     """POST /generate: one prompt, as text or as ids."""
 
-    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt: Annotated[Text, Field(min_length=1)] | None = None
     prompt_ids: Ids | None = None
 
 
 class StreamOptions(BaseModel):
     """`include_usage`: a last event without choices that counts tokens."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = CLOSED
 
     include_usage: bool = False
 
@@ -72,7 +89,7 @@ class OpenAI(ServedRequest):
 class Completion(OpenAI):
     """POST /v1/completions: one prompt or several, as texts or as ids."""
 
-    prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1, max_length=AT_ONCE)]
+    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=AT_ONCE)]
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     logprobs: None = None
@@ -88,19 +105,19 @@ class Completion(OpenAI):
 class ContentPart(BaseModel):
     """A part of a message; text alone."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = CLOSED
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
     """A turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = CLOSED
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: Text | list[ContentPart]
 
     @property
     def plain(self) -> dict[str, str]:

@@ -82,7 +82,8 @@ class Stream:
         if self.chat:
             yield self._event({"role": "assistant", "content": ""})
         result = asyncio.wrap_future(ticket.future)
-        until = time.monotonic() + seconds
+        result.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())  # else it is logged
+        until, block = time.monotonic() + seconds, None
         try:
             while not result.done():
                 block = asyncio.ensure_future(self.blocks.get())
@@ -92,7 +93,6 @@ class Stream:
                     if new := self.sent.more(block.result(), self.ends):
                         yield self._event(self._said(new))
                     continue
-                block.cancel()
                 if left.done():
                     return
                 if not result.done():
@@ -102,6 +102,8 @@ class Stream:
         except DlmbenchError as error:
             yield _line({"error": {"message": str(error), "type": "server_error"}})
         finally:
+            if block:
+                block.cancel()
             if not result.done():
                 result.cancel()
 

@@ -58,6 +58,20 @@ def test_nothing_keeps_a_limit_that_all_break(tmp_path):
     assert found.choice is None and found.unsure is None and "stay with static k=1" in found.sentences()[0]
 
 
+def test_a_loss_on_few_items_is_not_said_to_be_one_of_every_setting(tmp_path):
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=1.0, nfe=40, items=8)
+    make_run(tmp_path, threshold=0.3, accuracy=0.9, nfe=8, items=8)
+    found = advice(tmp_path, drop=0.01)
+    assert found.choice is None and found.unsure is None
+    assert "8 items are too few to be sure" in found.sentences()[0] and "stay" not in found.sentences()[0]
+
+
+def test_where_nothing_is_cheaper_nothing_is_said_to_lose(tmp_path):
+    make_run(tmp_path, method="static", threshold=None, label="static k=1", accuracy=0.9, nfe=20, items=100)
+    make_run(tmp_path, threshold=0.9, accuracy=0.9, nfe=60, items=100)
+    assert "no cheaper setting than static k=1 was run" in advice(tmp_path, drop=0.01).sentences()[0]
+
+
 def test_more_candidates_need_wider_intervals(tmp_path):
     runs(tmp_path)
     alone = tmp_path / "alone"

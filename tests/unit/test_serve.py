@@ -1,5 +1,6 @@
 """The server: endpoints, refusals, a full queue, clients that leave, a stop. pytest tests/unit/test_serve.py"""
 
+import gc
 import json
 import threading
 import time
@@ -186,12 +187,30 @@ def test_a_server_says_what_it_is(client):
         ("/v1/chat/completions", {"messages": []}, 400, "messages:"),
         ("/generate", {}, 400, "exactly one"),
         ("/generate", {"prompt": "a", "seed": -1}, 400, "seed:"),
+        ("/generate", {"prompt": "a", "max_tokens": "16"}, 400, "valid integer"),
+        ("/generate", {"prompt": "a", "max_tokens": True}, 400, "valid integer"),
+        ("/generate", {"prompt": "a", "temperature": False}, 400, "valid number"),
+        ("/generate", {"prompt": "a", "stop": ""}, 400, "at least 1 character"),
+        ("/generate", {"prompt": "a", "stop": [""]}, 400, "at least 1 character"),
+        ("/generate", {"prompt": "a", "stop": ["b"] * 17}, 400, "at most 16 items"),
+        ("/v1/completions", {"prompt": [True, 5]}, 400, "prompt:"),
+        ("/v1/completions", {"prompt": []}, 400, "at least 1 item"),
         ("/nowhere", {}, 404, "Not Found"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_a_sentence(client, path, body, status, says):
     answer = client.post(path, json=body)
     assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.parametrize("path, said", [
+    ("/generate", b'"prompt": "a\\ud800b"'), ("/v1/completions", b'"prompt": "a\\ud800b"'),
+    ("/v1/completions", b'"prompt": ["a\\ud800b"]'), ("/generate", b'"prompt": "a", "stop": "\\ud800"'),
+    ("/v1/chat/completions", b'"messages": [{"role": "user", "content": "a\\ud800b"}]'),
+])  # fmt: skip
+def test_half_a_character_is_refused(client, path, said):
+    answer = client.post(path, content=b"{%b}" % said, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and "unicode" in answer.json()["error"]["message"], answer.text
 
 
 def test_a_body_that_is_no_json_is_refused(client):
@@ -339,20 +358,24 @@ def test_over_http_a_full_queue_says_when_to_come_back_and_a_stop_answers_everyb
     assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503, 503]
 
 
-def test_a_client_that_leaves_gives_its_row_up(gate):
+def test_a_client_that_leaves_gives_its_row_up(gate, caplog):
     with running(gate) as http:
         with pytest.raises(httpx.TimeoutException):
             http.post("/generate", json={"prompt": "a"}, timeout=0.1)
         until(lambda: gate.engine.given_up == [0])
+    gc.collect()  # what nobody asked for is told when it goes
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_a_reader_that_leaves_a_stream_gives_its_row_up(gate):
+def test_a_reader_that_leaves_a_stream_gives_its_row_up(gate, caplog):
     with running(gate) as http:
         with http.stream("POST", "/v1/chat/completions", json={"messages": [USER], "stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)  # the connection is closed with what reads it
             until(lambda: len(gate.engine.seen) == 1)
         until(lambda: gate.engine.given_up == [0])
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_a_stream_that_has_begun_ends_with_its_error(gate):

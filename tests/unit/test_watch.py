@@ -1,5 +1,6 @@
 """The live view. pytest tests/unit/test_watch.py"""
 
+import contextlib
 import io
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from dlmbench.report.watch import MASK, Watcher
 
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 STEP = {"block": 1, "forwards": [{"role": "target", "kind": "denoise", "query_tokens": 4}], "extra": {}}
 FIRST = {**STEP, "positions": [4, 6], "tokens": [10, 12], "remasked": []}
 SECOND = {**STEP, "positions": [5], "tokens": [11], "remasked": [6]}
@@ -35,10 +37,17 @@ def test_the_picture_tells_new_old_taken_back_and_masked_apart():
     watch(FIRST)
     watch.tokens.update({5: 11})
     picture = watch._picture({5: 11}, {6: 12}, {}, 1)
-    watch.live.stop()
     assert picture.plain.splitlines()[0] == "abc" + MASK  # position 6 is in tokens until its step is taken in
     styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}
     assert styles["b"] == "bold green" and styles[MASK] == "dim"
+
+
+def test_the_cursor_comes_back_after_an_error():
+    with contextlib.suppress(KeyboardInterrupt), watcher(True) as watch:
+        watch(FIRST)
+        raise KeyboardInterrupt
+    written = watch.console.file.getvalue()
+    assert written.rindex(SHOW) > written.rindex(HIDE)
 
 
 def test_rewritten_tokens_are_shown_with_what_was_there_before():
@@ -50,6 +59,5 @@ def test_rewritten_tokens_are_shown_with_what_was_there_before():
     live = watcher(True)
     live(FIRST)
     picture = live._picture({}, {}, {4: 12}, 1)
-    live.live.stop()
     styles = {picture.plain[span.start : span.end]: str(span.style) for span in picture.spans}
     assert picture.plain.startswith("c" + MASK) and styles["c"] == "bold yellow"
