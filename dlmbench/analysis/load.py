@@ -13,6 +13,13 @@ from dlmbench.runs.record import UNTOLD, Manifest
 from dlmbench.runs.sweep import trials_of
 
 
+def check_folders(folders: Iterable[str | Path]) -> None:
+    """Refuse a folder that does not exist."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
+
+
 class Results:
     """The rows of some runs.
 
@@ -31,9 +38,7 @@ class Results:
         """
         if split not in ("all", "test", "dev"):
             raise RequestError(f"--split is {split!r}; it takes test, dev or all.")
-        for folder in folders:
-            if not Path(folder).is_dir():
-                raise RequestError(f"Folder {str(folder)!r} does not exist; give the folder of a run or of a sweep.")
+        check_folders(folders)
         found = cls(find_runs(*folders))
         names = ", ".join(map(str, folders))
         found.runs = [run for run in found.runs if split in ("all", run.manifest.spec.split)]

@@ -50,7 +50,7 @@ class Advice:
         points, base = f"{100 * self.drop:g} point{'s' if self.drop != 0.01 else ''}", self.reference
         number = base.manifest.spec.seed
         seed = f", seed {number}" if number else ""
-        place = f"{base.task}, {base.model}, batch {base.batch_size}{seed}, {base.device}"
+        place = f"{base.task} ({base.metrics.items} items), {base.model}, batch {base.batch_size}{seed}, {base.device}"
         if self.choice:
             found = [f"{place}: take {self.choice.row.label}; {_facts(self.choice, base)}."]
         elif self.unsure:

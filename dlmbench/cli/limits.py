@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dlmbench.cli import flags
 from dlmbench.cli.console import print_notes
 from dlmbench.errors import RequestError
@@ -15,6 +17,8 @@ from dlmbench.request.rules import check_sampling
 from dlmbench.stats import bracket, points
 from dlmbench.tasks import load_task
 
+ATTENTION = ("full", "block_causal")  # of the ideal model
+
 
 @flags.takes_options(
     only=("rule", "task", "limit", "attention"),
@@ -22,12 +26,13 @@ from dlmbench.tasks import load_task
     task="stress-shuffle/6",
     temperature="1.0",
     limit="200",
-    attention="full",
 )
 def limits(given: dict[str, Json], json: flags.Json = False) -> None:
     """Accuracy and forwards of a decoder on an ideal model, where only the rule loses, and on a too sure one.
 
-    A block is the whole answer unless --block-length says otherwise. At temperature 0 equally likely answers are ties.
+    ideal: all right answers are equally likely; unequal: the nth 1/n as likely as the first; overconfident: sharpened,
+    so that what it loses is not the rule's alone. Attention is full where the method takes it. A block is the whole
+    answer unless --block-length says otherwise. At temperature 0 equally likely answers are ties.
     """
     import json as json_module
 
@@ -38,11 +43,13 @@ def limits(given: dict[str, Json], json: flags.Json = False) -> None:
 
     spec = RunSpec.from_flags(given, against=[])
     method = spec.method
-    if spec.attention not in ("full", "block_causal"):
+    if spec.attention not in (None, *ATTENTION):
         raise RequestError(f"--attention is {spec.attention!r}; the ideal model has full or block_causal.")
     if spec.plugin:
         load_plugin(spec.plugin)
     decoder = DECODERS.get(method)
+    attention = spec.attention or next((one for one in ATTENTION if one in decoder.attention), ATTENTION[0])
+    spec = replace(spec, attention=attention)
     models = dict(MODELS)
     if chosen := spec.settings.get("oracle"):
         models["as set"] = options.bind(OracleOptions, chosen, "oracle")
@@ -59,7 +66,7 @@ def limits(given: dict[str, Json], json: flags.Json = False) -> None:
     if json:
         print(json_module.dumps([{**one.__dict__, "low": one.interval[0], "high": one.interval[1]} for one in found]))
         return
-    table = Table("model", "accuracy", "95 %", "lost", "forwards", "tokens/forward", box=None)
+    table = Table("model", "accuracy", "95 %", "lost", "NFE", "TPF", box=None, collapse_padding=True, pad_edge=False)
     for column in table.columns:
         column.justify, column.no_wrap = "left" if column is table.columns[0] else "right", True
     for one in found:

@@ -42,6 +42,11 @@ class Listed:
     """Why it is not the run that would be made now; empty where nothing says so."""
 
     @property
+    def counted(self) -> str:
+        """``500``, ``120 of 500``: items."""
+        return str(self.items) if self.asked in (None, self.items) else f"{self.items} of {self.asked}"
+
+    @property
     def state(self) -> str:
         return "unfinished" if self.accuracy is None else self.stale or "done"
 
@@ -77,7 +82,7 @@ def _listed(found: Sequence[RunFolder], look: bool) -> list[Listed]:
                 folder=str(run.path),
                 task=manifest.task.name + (f" ({manifest.spec.split})" if manifest.spec.split != "test" else ""),
                 model=manifest.spec.model,
-                label=manifest.label,
+                label=manifest.label + (f", seed {manifest.spec.seed}" if manifest.spec.seed else ""),
                 items=row.metrics.items if row else len(run.samples),
                 asked=manifest.task.items,
                 accuracy=row.accuracy if row else None,
@@ -106,6 +111,9 @@ def _stale(run: RunFolder) -> str:
     return "other weights" if here != manifest.weights else ""
 
 
+_LABEL = 20  # letters of a setting that have room in any terminal
+
+
 def _print(listed: Sequence[Listed]) -> None:
     from rich.table import Table
 
@@ -113,12 +121,23 @@ def _print(listed: Sequence[Listed]) -> None:
     if not listed:
         console.print("No stale run: all are of these weights and this version.")
         return
+    columns = {
+        "task": [one.task for one in listed],
+        "model": [one.model for one in listed],
+        "setting": [one.label for one in listed],
+        "items": [one.counted for one in listed],
+        "accuracy": [text.percent(one.accuracy) for one in listed],
+        "cost": [text.number(one.cost) for one in listed],
+        "when": [one.when for one in listed],
+        "state": [one.state for one in listed],
+    }
+    for name in ("when", "cost", "model"):  # what a narrow terminal does without; settings take two lines before
+        if sum(min(max(map(len, [key, *cells])), _LABEL) + 2 for key, cells in columns.items()) > console.width:
+            del columns[name]
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    for name in ("task", "model", "setting", "items", "accuracy", "cost", "when", "state"):
+    for name in columns:
         number = name in ("items", "accuracy", "cost")
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "setting", overflow="fold")
-    for one in listed:
-        items = str(one.items) if one.asked in (None, one.items) else f"{one.items} of {one.asked}"
-        accuracy = text.percent(one.accuracy)
-        table.add_row(one.task, one.model, one.label, items, accuracy, text.number(one.cost), one.when, one.state)
+    for cells in zip(*columns.values()):
+        table.add_row(*cells)
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,7 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
     if served:
         found = beside(results, spec.runs[0].against)
         sentences += [f"{row.label}, {row.batch_size} at a time: {one}." for row in found for one in found[row]]
+    lost = _folders_in(Path(spec.out) / "table.csv") - {row.run.name for row in results.rows}
     written = write_table(results, spec.out, spec.name, sentences)
     written += plot(results.rows, spec.out, x="tps_end_to_end" if served else "cost")
     written.append(write_report(results, Path(spec.out) / "report.html", spec.name, spec.description, sentences))
@@ -148,3 +150,14 @@ def _write(spec: SweepSpec, swept: Swept, tried: list[str], json: bool) -> None:
     console = stdout()
     print_answer(console, answer(results))
     console.print(f"saved   {', '.join(path.name for path in written)} in {spec.out}", style="dim", soft_wrap=True)
+    if lost:
+        others = f"{len(lost)} row{'s' * (len(lost) > 1)} of another sweep, whose runs are still there"
+        console.print(f"note    the tables before had {others}: dlmbench report {spec.out} shows all.", soft_wrap=True)
+
+
+def _folders_in(table: Path) -> set[str]:
+    """The run folders that a table.csv names."""
+    if not table.is_file():
+        return set()
+    with open(table, encoding="utf-8", newline="") as stream:
+        return {row.get("folder", "") for row in csv.DictReader(stream)}

@@ -118,7 +118,7 @@ def _print(verdicts: Sequence[Examined], tables: Mapping[str, Sequence[str]]) ->
     for text in dict.fromkeys(text for verdict in verdicts for text in verdict.unchecked):
         count = sum(text in verdict.unchecked for verdict in verdicts)
         line("unseen", f"{text} ({count} of {len(verdicts)} runs)")
-    if not tables and not any(verdict.problems for verdict in verdicts):
+    if not tables and not any(verdict.problems or verdict.rerun for verdict in verdicts):
         line("", _MEANING)
 
 

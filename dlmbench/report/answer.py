@@ -17,7 +17,7 @@ from dlmbench.analysis import needs, text
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.runs.aggregate import price
-from dlmbench.stats import MARGIN, bracket, points
+from dlmbench.stats import MARGIN, points
 
 MOST = 20  # rows
 STRESS = "stress-"  # tasks that each isolate one way to fail
@@ -74,7 +74,9 @@ class Headline:
 def answer(results: Results, max_drop: float = MARGIN) -> Headline:
     """The answer of these results; `max_drop` is the loss of accuracy that is allowed, a share."""
     sections = [section for section in _sections(results) if section.decided or section.alone]
-    silent = [group for group in results.groups if len(group.rows) > 1 and not decided(group)]
+    shown = {group for section in _sections(results, whole=True) for group in section.groups.values()}
+    several = [group for group in results.groups if len(group.rows) > 1]
+    silent = [group for group in several if group in shown and not decided(group)]
     if not any(section.decided for section in sections):  # then the undecided tasks are all there is
         sections, silent = _sections(results, whole=True), []
     tasks = _tasks(sections)
@@ -93,6 +95,7 @@ def answer(results: Results, max_drop: float = MARGIN) -> Headline:
     names = {group: one.name for one in _sections(results, whole=True) for group in one.groups.values()}
     places = {group: names.get(group, group.rows[0].model) for group in results.groups}
     panels = [undecided(group, places[group] if len(set(places.values())) > 1 else "") for group in silent]
+    panels += _asides([group for group in several if group not in shown])
     if others := _others(sections, tasks):
         panels.append(f"{text.listed(others)} {'tells' if len(others) == 1 else 'tell'} settings apart too: table.md.")
     if hidden := sum(len(decoders) for _, decoders in ranked) - len(lines):
@@ -140,7 +143,10 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
         first = group.rows[0]
         if len(group.rows) == 1 and first.weights in compared:
             continue  # a cache policy or batch size with nothing beside it
-        found.setdefault((first.weights, *first.circumstances.values()), {})[first.task] = group
+        alike = {name: value for name, value in first.circumstances.items() if name != "seed"}
+        section = found.setdefault((first.weights, *alike.values()), {})
+        rivals = [group, *([section[first.task]] if first.task in section else [])]
+        section[first.task] = max(rivals, key=_weight)
     facts = [next(iter(groups.values())).rows[0] for groups in found.values()]
     values: dict[tuple[str, str], set[Hashable]] = {}  # what differs between models is said by their names
     for row in facts:
@@ -159,6 +165,28 @@ def _sections(results: Results, whole: bool = False) -> list[_Section]:
     ]
     sections = [_Section(name, groups) for name, groups in zip(names, found.values())]
     return sorted(sections, key=lambda one: -max(len(group.rows) for group in one.groups.values()))
+
+
+def _weight(group: Group) -> tuple[int, int, int]:
+    """Of groups that are asked the same, on other items or with another seed, the first by this one answers; never the
+    better one."""
+    first = group.rows[0]
+    return first.metrics.items, len(group.rows), -first.manifest.spec.seed
+
+
+def _asides(groups: Sequence[Group]) -> list[str]:
+    """A line for each other set of items, one for all other seeds."""
+    firsts = [group.rows[0] for group in groups]
+    seeds = sorted({first.manifest.spec.seed for first in firsts} - {0})
+    lines = [
+        f"{len(one.group.rows)} settings on {one.metrics.items} {one.split} items of {one.task} are in table.md alone."
+        for one in firsts
+        if not one.manifest.spec.seed
+    ]
+    if seeds:
+        who = f"Seed{'s' * (len(seeds) > 1)} {text.listed(list(map(str, seeds)))} {'are' if len(seeds) > 1 else 'is'}"
+        lines.append(f"{who} in table.md, with means over seeds.")
+    return lines
 
 
 _USUAL = (None, 0, "none", "{}")  # circumstances that need no word
@@ -276,7 +304,9 @@ def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence
                 "a step to compare with, so no cost and no difference either"),
     ]  # fmt: skip
     found += [
-        Heading(task, _items(ranked, task), "accuracy in percent, 95 % interval", 3 if task != tasks[0] else 1)
+        Heading(
+            task, _items(ranked, task), "accuracy in percent; its interval is in table.md", 3 if task != tasks[0] else 1
+        )
         for task in tasks
     ]
     if stress:
@@ -292,9 +322,9 @@ def _headings(ranked: Sequence[tuple[_Section, list[_Decoder]]], tasks: Sequence
 
 
 def _items(ranked: Sequence[tuple[_Section, list[_Decoder]]], task: str) -> str:
-    """``250 items``, ``80 to 250 items``."""
+    """``% of 250``, ``% of 80 to 250``: items."""
     counts = sorted({section.groups[task].rows[0].metrics.items for section, _ in ranked if task in section.groups})
-    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} items" if counts else ""
+    return f"% of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else ""
 
 
 _BRIEF = {"too close to tell": "unsettled", needs.ALONE: "alone"}
@@ -310,7 +340,7 @@ def _cells(section: _Section, one: _Decoder, tasks: Sequence[str], stress: bool,
         text.number(group.share(row) if group.judged_by else None, 2),
         text.signed(gap.difference, gap.low, gap.high) if gap else text.DASH,
         _BRIEF.get(standing, standing),
-        *(_interval(row if task == row.task else one.others.get(task)) for task in tasks),
+        *(_accuracy(row if task == row.task else one.others.get(task)) for task in tasks),
     ]
     if stress:
         cells += _stressed(section, one, tasks)
@@ -319,9 +349,8 @@ def _cells(section: _Section, one: _Decoder, tasks: Sequence[str], stress: bool,
     return [*cells, text.number(ratio, 1), _helper_share(row)]
 
 
-def _interval(row: Row | None) -> str:
-    """``[84.2, 90.1]``."""
-    return bracket(row.metrics.accuracy_low, row.metrics.accuracy_high) if row else text.DASH
+def _accuracy(row: Row | None) -> str:
+    return text.percent(row.accuracy) if row else text.DASH
 
 
 def _stressed(section: _Section, one: _Decoder, tasks: Sequence[str]) -> list[str]:

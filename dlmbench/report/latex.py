@@ -99,8 +99,8 @@ def settings(rows: Sequence[Row], choices: Sequence[str] = ()) -> str:
         f"precision {_all(rows, lambda row: row.manifest.spec.dtype)} and {_sampling(rows)} "
         f"(seed {_all(rows, lambda row: row.manifest.spec.seed)}), on {_all(rows, lambda row: escape(row.device))}.",
         _stores(rows),
-        "Forwards are counted per item until its row ends; the cost prices every forward of every network, prefill "
-        "included, by its measured time in units of one plain denoising forward.",
+        "Forwards are counted per item until its row ends; the cost prices every forward of every network but prefill "
+        "by its measured time in units of one plain denoising forward.",
         _speed(rows),
         "Accuracies carry 95\\,\\% Wilson intervals; differences are paired on the same items.",
         *(escape(choice) for choice in choices),

@@ -17,7 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from dlmbench.analysis.load import Results
+from dlmbench.analysis.load import Results, check_folders
 from dlmbench.analysis.row import REFERENCE, Group, Row
 from dlmbench.errors import RequestError
 from dlmbench.report.columns import HTML, Column, legend, table_columns
@@ -26,6 +26,7 @@ from dlmbench.request.command import command
 from dlmbench.runs.folder import BUNDLE, RunFolder, find_runs
 from dlmbench.runs.reruns import reruns
 from dlmbench.runs.validate import Validator
+from dlmbench.stats import MARGIN
 
 TABLE_ONLY = "table only, not verifiable"
 COLUMNS = ("accuracy", "vs_static", "verdict", "nfe", "cost", "helpers", "tpf", "tps_decode")
@@ -56,8 +57,9 @@ class Board:
 def write_leaderboard(folders: Sequence[Path], path: Path, title: str = "Leaderboard") -> Path:
     """The page of all finished runs on test items in these folders.
 
-    Raises RequestError where there is none.
+    Raises RequestError where there is none, and for a folder that does not exist.
     """
+    check_folders(folders)
     runs = [
         run for folder in folders for run in find_runs(folder) if run.finished and run.manifest.spec.split == "test"
     ]
@@ -90,17 +92,18 @@ def write_leaderboard(folders: Sequence[Path], path: Path, title: str = "Leaderb
 def _board(group: Group, folders: Sequence[Path], place: Path) -> Board:
     first = group.rows[0]
     columns = [one for one in table_columns(HTML, group.rows) if one.name in COLUMNS]
-    title = f"{first.task} ({first.split}), {first.model}, {first.device}, batch {first.batch_size}"
+    items = f"{first.metrics.items} {first.split} items"
+    title = f"{first.task} ({items}), {first.model}, {first.device}, batch {first.batch_size}"
     return Board(title, unusual(group), columns, [_entry(row, columns, folders, place) for row in _best_first(group)])
 
 
 def _best_first(group: Group) -> list[Row]:
-    """Those that lose nothing that can be told, the cheapest first; then the others, the most accurate first."""
+    """Those that lost at most the margin, the cheapest first; then the others, the most accurate first."""
 
     def order(row: Row) -> tuple[bool, float]:
         gap = row.against.get(REFERENCE)
-        worse = gap is not None and gap.verdict == "worse"
-        return worse, -row.accuracy if worse else group.spent(row)
+        lost = gap is not None and (gap.verdict == "worse" or gap.difference < -MARGIN - 1e-9)
+        return lost, -row.accuracy if lost else group.spent(row)
 
     return sorted(group.rows, key=order)
 

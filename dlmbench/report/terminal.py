@@ -41,8 +41,10 @@ def print_run(console: Console, results: Results, run: RunFolder) -> None:
         console.print(Text("no baseline on these weights and items: this row stands alone", style="yellow"))
     if ours.metrics.speed and ours.metrics.speed.label:
         console.print(Text(f"speed   {ours.metrics.speed.label}", style="dim"))
-    again = f"dlmbench sweep --task {ours.task} --method {ours.method} ... | dlmbench plot {run.path.parent}"
-    for word, line in (("saved", str(run.path)), ("next", again)):
+    spec, place = ours.manifest.spec, run.path.parent
+    values = " --threshold 0.5:0.9:0.1" if ours.manifest.threshold_unit == "confidence" else ""
+    again = f"dlmbench sweep --model {spec.model} --task {ours.task} --method {ours.method}{values} --out {place}"
+    for word, line in (("saved", str(run.path)), ("next", again), ("", f"dlmbench plot {place}")):
         console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
 
 

@@ -279,7 +279,11 @@ def bind_options(spec: RunSpec, decoder: type[Decoder], preset: Preset) -> tuple
     if options.used_threshold(config) is None:
         label = options.label(spec.method, config)
         return config, [f"{label} makes no use of {name}; --threshold changes nothing."]
-    return options.bind(decoder.Config, {**values, name: spec.threshold}, spec.method), []
+    notes = []
+    if options.threshold_unit(decoder.Config) == "confidence" and not 0 <= spec.threshold <= 1:
+        who = "every position passes it" if spec.threshold < 0 else "no position passes it"
+        notes = [f"threshold {spec.threshold:g} is no confidence, which lies between 0 and 1: {who}."]
+    return options.bind(decoder.Config, {**values, name: spec.threshold}, spec.method), notes
 
 
 # --- baselines ------------------------------------------------------------------------------------------------------

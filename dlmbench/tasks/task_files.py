@@ -18,6 +18,13 @@ FOLDER = Path(__file__).parent
 Metadata = Mapping[str, Any]  # keys: see the head of `dlmbench.tasks`; a file may have others
 
 
+KNOWN = {  # of the metadata; methods may read others
+    "answer", "answers", "chat", "description", "fields", "from_local", "gen_length", "items", "key", "kind", "needs",
+    "one_turn", "primary", "problem", "program", "template", "tier", "unparsed", "variants", "version",
+    "zero_shot_chat",
+}  # fmt: skip
+
+
 class CatalogueRow(NamedTuple):
     """One line of ``dlmbench list tasks``."""
 
@@ -98,4 +105,7 @@ def _metadata(path: Path) -> Metadata:
     except OSError as error:
         raise RequestError(f"Task file {path.name} cannot be read ({error.strerror}); register another one.") from error
     own = content.get("metadata") or {}
+    for key in own.keys() - KNOWN:
+        if close := difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.85):
+            raise RequestError(f"Task file {path.name}: nothing reads metadata {key!r}; did you mean {close[0]}?")
     return {**_metadata(path.parent / content["include"]), **own} if "include" in content else own

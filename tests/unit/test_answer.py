@@ -56,6 +56,28 @@ def test_a_decoder_is_a_row_at_its_cheapest_setting_within_the_drop_best_first(r
     assert [line.row.label for line in strict.lines][1:3] == ["threshold 0.9", "simsd"], "entropy loses six items"
 
 
+def test_of_two_item_sets_the_larger_one_answers_and_the_other_is_named(runs):
+    for method, threshold, nfe in (("static", None, 40), ("threshold", 0.9, 16)):
+        make_run(runs, method=method, threshold=threshold, nfe=nfe, items=8, label=method)
+    results = Results.load(runs)
+    for row in results.rows:
+        if row.metrics.items == 8:
+            object.__setattr__(row.manifest, "prompts", "others")
+    found = answer(Results(results.runs))
+    assert {line.row.metrics.items for line in found.lines} == {ITEMS}
+    assert "2 settings on 8 test items of nano-gsm are in table.md alone." in found.panels
+
+
+def test_one_seed_answers_and_none_is_chosen_among_them(tmp_path):
+    for seed, right in ((0, 300), (1, 400), (2, 350)):
+        for method, threshold, nfe in (("static", None, 40), ("threshold", 0.7, 10)):
+            made = make_run(tmp_path, method=method, threshold=threshold, nfe=nfe, items=ITEMS, seed=seed)
+            scored(made, set(range(right)))
+    found = answer(Results.load(tmp_path))
+    assert {line.row.manifest.spec.seed for line in found.lines} == {0}
+    assert found.panels[-1] == "Seeds 1 and 2 are in table.md, with means over seeds."
+
+
 def test_three_sentences_say_what_pays_what_does_not_and_how_sure(runs):
     best, waste, unsure = answer(Results.load(runs)).sentences
     assert "threshold 0.9 on nano2 for 0.4" in best and "surely within 2 points" in best

@@ -232,6 +232,21 @@ def test_a_leaderboard_refuses_what_belongs_to_one_report(call, tmp_path, flag):
     assert code == 2 and "leave them or --leaderboard out" in err
 
 
+def test_a_sweep_says_which_rows_its_tables_lose(call, tmp_path):
+    asked = ["--task", "nano-gsm", "--limit", "2", "--against", "none", "--out", tmp_path]
+    assert "another sweep" not in call("sweep", "--method", "threshold", "--threshold", "0.5", *asked)[1]
+    assert "1 row of another sweep" in call("sweep", "--method", "threshold", "--threshold", "0.9", *asked)[1]
+
+
+def test_a_narrow_list_of_runs_keeps_what_tells_them_apart(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    for seed in (0, 1):
+        make_run(tmp_path, threshold=0.7, seed=seed)
+    lines = call("runs", tmp_path)[1].splitlines()
+    assert "when" not in lines[0] and "model" not in lines[0]
+    assert sum("threshold 0.7" in line for line in lines) == 2 and sum("seed 1" in line for line in lines) == 1
+
+
 def test_plot_says_when_there_is_nothing(call, tmp_path):
     make_run(tmp_path, finished=False)
     code, _, err = call("plot", tmp_path)

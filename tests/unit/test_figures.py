@@ -14,7 +14,7 @@ from dlmbench.cli.console import stdout
 from dlmbench.errors import RequestError
 from dlmbench.report.answer import answer
 from dlmbench.report.figures import curves, matrix
-from dlmbench.report.figures.pareto import draw, plot
+from dlmbench.report.figures.pareto import draw, own_series, plot
 from dlmbench.report.terminal import print_answer
 
 
@@ -47,9 +47,22 @@ def test_labels_name_every_method_and_overlap_neither_each_other_nor_the_axes(tm
 def test_a_method_is_named_where_there_is_no_room_for_its_setting(tmp_path):
     make_family(tmp_path, 4, 4)
     long = "prophet " + " ".join(f"early={gap}.0 mid={gap}.5 late={gap}.25" for gap in range(9))
-    make_run(tmp_path, method="prophet", threshold=None, label=long)
+    make_run(tmp_path, method="prophet", threshold=None, label=long, items=250)
     figure = draw(Results.load(tmp_path).rows, "cost", "accuracy")
     assert "prophet" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_a_front_is_of_one_set_of_items_and_of_one_seed(tmp_path):
+    for threshold, nfe, accuracy in ((0.5, 10, 0.6), (0.7, 16, 0.8), (0.9, 24, 0.9)):
+        make_run(tmp_path, threshold=threshold, nfe=nfe, accuracy=accuracy, items=200)
+    few = make_run(tmp_path, threshold=0.6, nfe=2, accuracy=1.0, items=8)
+    drawn = make_run(tmp_path, threshold=0.7, nfe=3, accuracy=1.0, items=200, seed=1)
+    rows = Results.load(tmp_path).rows
+    assert [row.run.name for row, own in zip(rows, own_series(rows)) if not own] in (
+        [few.name, drawn.name], [drawn.name, few.name]
+    )  # fmt: skip
+    words = " ".join(text.get_text() for text in draw(rows, "cost", "accuracy").axes[0].texts)
+    assert "(8 items)" in words and "(seed 1)" in words
 
 
 def test_cost_of_other_weights_is_drawn_in_the_same_unit(tmp_path):

@@ -33,7 +33,7 @@ def test_the_cheapest_that_keeps_the_limit(tmp_path):
     assert found.choice.row.label == "mrp 0.6" and found.unsure is None and found.tried == 3
     assert found.choice.low > -0.03 and 0.3 < found.choice.cost.value < 0.5
     (sentence,) = found.sentences()
-    assert sentence.startswith("nano-gsm, nano2, batch 16, a CPU: take mrp 0.6;") and "tokens/s" in sentence
+    assert sentence.startswith("nano-gsm (400 items), nano2, batch 16, a CPU: take mrp 0.6;") and "tokens/s" in sentence
 
 
 def test_few_items_are_no_answer(tmp_path):

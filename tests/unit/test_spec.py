@@ -135,6 +135,13 @@ def test_threshold_sets_the_knob():
     assert cell.config.tau == 0.6 and cell.label == "threshold 0.6" and cell.block_length == 8
 
 
+@pytest.mark.parametrize("threshold, said", [(80, "no position passes"), (-0.2, "every position passes"), (1, "")])
+def test_a_threshold_that_is_no_confidence_is_told(threshold, said):
+    notes = RunSpec("threshold", "nano-gsm", threshold=threshold).resolve().notes
+    assert any("is no confidence" in note and said in note for note in notes) == bool(said)
+    assert not RunSpec("entropy", "nano-gsm", threshold=80).resolve().notes, "entropies are no confidences"
+
+
 def test_a_device_that_is_not_here_is_refused(monkeypatch):
     import torch
 

@@ -505,6 +505,14 @@ def test_a_task_of_several_answers_an_item_is_refused(tmp_path, monkeypatch):
         load_task("mine", data_dir=str(tmp_path))
 
 
+def test_a_misspelt_key_of_a_task_file_is_refused(tmp_path, monkeypatch):
+    register(tmp_path, monkeypatch)
+    written = (tmp_path / "mine.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(written.replace("{version: 2", "{gen_lenght: 16, of_a_method: 1, version: 2"))
+    with pytest.raises(RequestError, match="nothing reads metadata 'gen_lenght'; did you mean gen_length"):
+        load_task("mine", data_dir=str(tmp_path))
+
+
 def test_a_shipped_name_cannot_be_registered_again(tmp_path, monkeypatch):
     from dlmbench.registry import TASKS
 

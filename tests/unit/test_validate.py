@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from dlmbench.analysis.load import Results
 from dlmbench.cli.app import app
+from dlmbench.errors import RequestError
 from dlmbench.report.markdown import write_table
 from dlmbench.request import RunSpec
 from dlmbench.request.key import digest
@@ -277,6 +278,18 @@ def test_a_leaderboard_of_two_machines_keeps_them_apart_and_names_what_it_refuse
     assert "sweep/" in text and "metrics.json says accuracy is 0.999" in text
     assert "dlmbench run --method threshold --task nano-gsm" in text
     assert str(tmp_path) not in text
+
+
+def test_a_leaderboard_puts_no_large_loss_first_and_refuses_a_folder_that_is_not_there(tmp_path):
+    for method, threshold, accuracy, nfe in (("static", None, 1.0, 40), ("threshold", 0.5, 0.7, 8)):
+        make_run(tmp_path / "a", method=method, threshold=threshold, accuracy=accuracy, nfe=nfe, items=10)
+    page = tmp_path / "board.html"
+    assert CliRunner().invoke(app, ["report", "--leaderboard", "--out", str(page), str(tmp_path / "a")]).exit_code == 0
+    text = page.read_text()
+    assert "10 test items" in text
+    assert re.findall('<th scope="row">(static|threshold)', text) == ["static", "threshold"]
+    found = CliRunner().invoke(app, ["report", "--leaderboard", "--out", str(page), str(tmp_path / "b")])
+    assert isinstance(found.exception, RequestError) and "does not exist" in str(found.exception)
 
 
 def test_the_command_of_a_row_finds_the_run_again(sweep):

@@ -3,9 +3,10 @@
 One model by default, the one that most can be said of; tasks in which no setting can be told from another are a line
 below the panels. A method is a colour, a marker, a line through its settings and a direct label; points that another
 setting beats are faded. Fronts are computed a series: rows whose target has other weights, or that ran on other
-hardware, than most of a panel get hollow markers and the words *other weights* or the name of the device. What the
-ideal model reaches, where it was run on the task, is a grey area's edge behind the points. Published figures are grey
-diamonds, tied to our point of the same setting by a dotted line. Labels are placed by a small search (labels.py).
+hardware, on another number of items or with another seed than most of a panel get hollow markers and a word on it.
+What the ideal model reaches, where it was run on the task, is a grey area's edge behind the points. Published figures
+are grey diamonds, tied to our point of the same setting by a dotted line. Labels are placed by a small search
+(labels.py).
 Colours follow Okabe and Ito and differ in lightness; markers differ too, so the figure survives grey printing.
 curves.py has the other pictures.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from textwrap import wrap
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -177,15 +178,33 @@ def _most(values: Sequence[str]) -> str:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def _series(group: Sequence[Row]) -> list[str]:
-    """Rows of one series share weights and hardware."""
-    return [f"{row.weights} {row.device}" for row in group]
+class Series(NamedTuple):
+    """What rows share that one front is drawn through."""
+
+    weights: str
+    device: str
+    items: int
+    seed: int
+
+    def remark(self, main: Series) -> str:
+        """What it differs in from the panel's main one, in words."""
+        words = ("other weights", f"on {self.device}", f"{self.items} items", f"seed {self.seed}")
+        return next((word for word, ours, theirs in zip(words, self, main) if ours != theirs), "")
+
+
+def _series(group: Sequence[Row]) -> list[Series]:
+    return [Series(row.weights, row.device, row.metrics.items, row.manifest.spec.seed) for row in group]
 
 
 def own_series(group: Sequence[Row]) -> np.ndarray:
-    """[rows]: is it of the panel's main series?"""
-    series = _series(group)
-    return np.array(series) == _most(series)
+    """[rows]: is it of the panel's main series, that of most rows?"""
+    main = _main(group)
+    return np.array([one == main for one in _series(group)])
+
+
+def _main(group: Sequence[Row]) -> Series:
+    counts = Counter(_series(group))
+    return min(counts, key=lambda one: (-counts[one], -one.items, one))
 
 
 def by_weights(group: list[Row]) -> list[list[Row]]:
@@ -230,7 +249,7 @@ def _panel(
         xs = xs * exchange(group, own)
     front = np.zeros(len(group), dtype=bool)
     for one in set(series):
-        chosen = np.array(series) == one
+        chosen = np.array([row == one for row in series])
         front[chosen] = pareto_front(xs[chosen], ys[chosen], larger)
     logarithmic = bool(xs.min() > 0 and xs.max() / xs.min() > 8)
     if logarithmic:
@@ -341,7 +360,8 @@ def exchange(group: list[Row], own: np.ndarray) -> np.ndarray:
     factors = np.ones(len(group))
     seconds = np.array([row.unit_seconds for row in group], float)  # None is nan
     batch = np.array([row.batch_size for row in group])
-    for i in np.flatnonzero(~own):
+    ours = {(row.weights, row.device) for row, mine in zip(group, own) if mine}
+    for i in (i for i, row in enumerate(group) if (row.weights, row.device) not in ours):
         units = seconds[own & (batch == batch[i])]
         if len(units) and np.isfinite(units).all() and np.isfinite(seconds[i]):
             factors[i] = seconds[i] / np.median(units)
@@ -413,18 +433,17 @@ _LONG = 22  # letters of a setting beside its method's name
 
 def _wishes(panel: _Panel) -> list[Wish]:
     """Methods first, each at its most telling point, then settings along the front."""
-    rows, main = panel.rows, _most([row.weights for row in panel.rows])
-    series: dict[tuple[str, str, str], list[int]] = {}
-    for i, row in enumerate(rows):
-        series.setdefault((row.method, row.weights, row.device), []).append(i)
+    rows, main = panel.rows, _main(panel.rows)
+    series: dict[tuple[str, Series], list[int]] = {}
+    for i, (row, one) in enumerate(zip(rows, _series(rows))):
+        series.setdefault((row.method, one), []).append(i)
     wishes = {}
-    for (method, weights, device), mine in series.items():
+    for (method, one), mine in series.items():
         best = max(mine, key=lambda i: (panel.front[i], panel.y[i]))
         setting = panel.names[best]
         texts = [f"{method} {setting}".strip() if len(setting) <= _LONG else method, method]
         if not panel.own[best]:
-            remark = "\n(other weights)" if weights != main else f"\n(on {device})"
-            texts = [text + remark for text in texts[:1]] + texts[1:]
+            texts = [f"{text}\n({one.remark(main)})" for text in texts[:1]] + texts[1:]
         wishes[best] = _wish(panel, best, tuple(texts), needed=True)
     order = [int(i) for i in np.argsort(panel.x) if i not in wishes]
     rest = [i for i in order if panel.front[i]]
