@@ -18,6 +18,7 @@ from rich.text import Text
 from dlmbench.analysis.load import Results
 from dlmbench.analysis.row import REFERENCE, RIVAL, Row
 from dlmbench.analysis.text import percent, rate, signed
+from dlmbench.models.presets import PRESETS
 from dlmbench.report.answer import Headline
 from dlmbench.report.columns import TERMINAL, table_columns
 from dlmbench.runs.folder import RunFolder
@@ -42,9 +43,11 @@ def print_run(console: Console, results: Results, run: RunFolder) -> None:
     if ours.metrics.speed and ours.metrics.speed.label:
         console.print(Text(f"speed   {ours.metrics.speed.label}", style="dim"))
     spec, place = ours.manifest.spec, run.path.parent
-    values = " --threshold 0.5:0.9:0.1" if ours.manifest.threshold_unit == "confidence" else ""
-    again = f"dlmbench sweep --model {spec.model} --task {ours.task} --method {ours.method}{values} --out {place}"
-    for word, line in (("saved", str(run.path)), ("next", again), ("", f"dlmbench plot {place}")):
+    again = f"dlmbench report {place}"
+    if ours.manifest.threshold_unit == "confidence" and spec.model in PRESETS:
+        asked = f"--model {spec.model} --task {ours.task} --method {ours.method}"
+        again = f"dlmbench sweep {asked} --threshold 0.5:0.9:0.1 --out {place}"
+    for word, line in (("saved", str(run.path)), ("next", again)):
         console.print(Text(f"{word:<7} {line}", style="dim"), soft_wrap=True)
 
 

@@ -99,7 +99,8 @@ def finished(recipe: Recipe, out: Path) -> bool:
     theirs = state.get("deciding", ours)
     if changed := [name for name in ours if theirs.get(name) != ours[name]]:
         raise RequestError(
-            f"{str(out)!r} was begun with another {', '.join(changed)}: take that recipe to go on, or another --out."
+            f"{str(out)!r} was begun by another recipe, with other {', '.join(changed)}: go on with that one, or "
+            "choose another --out."
         )
     return state["step"] >= recipe.steps
 
@@ -418,7 +419,7 @@ def network_config(recipe: Recipe) -> BackboneConfig:
         eos_ids=(END,),
         pad_id=PAD,
         max_positions=shape.max_positions,
-        block_length=1 if attention == "causal" else EVALUATED,
+        block_length=None if attention == "causal" else EVALUATED,
     )
 
 

@@ -180,7 +180,7 @@ def test_screen_of_a_run(runs):
     assert (
         "vs threshold 0.6" in text and f"at {rows['mrp 0.6'].cost / rows['threshold 0.6'].cost:.2f}x its cost" in text
     )
-    assert "saved   " in text and f"dlmbench plot {runs}" in text
+    assert "saved   " in text and f"--threshold 0.5:0.9:0.1 --out {runs}" in text
 
 
 def test_screen_shows_verdicts_and_the_label_of_a_speed_only_where_there_are_some(runs):

@@ -324,9 +324,9 @@ def test_a_recipe_takes_models_without_a_preset_from_the_runs_beside_it(tmp_path
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
     worker(tmp_path, steps=1).run()
     assert loop.finished(recipe(steps=1, evaluate_every=7, description="the same"), tmp_path)
-    with pytest.raises(RequestError, match="begun with another mixture, seed"):
+    with pytest.raises(RequestError, match="with other mixture, seed:"):
         loop.finished(recipe(mixture={"code": 2.0}, seed=1), tmp_path)
-    with pytest.raises(RequestError, match="begun with another warm_start"):
+    with pytest.raises(RequestError, match="with other warm_start:"):
         loop.finished(recipe(warm_start=WarmStart("nano2")), tmp_path)
 
 
@@ -355,9 +355,10 @@ def test_a_warm_start_keeps_what_no_weight_says_and_refuses_another_shape(tmp_pa
         loop.PlainWorker.check(recipe(warm_start=WarmStart(str(tmp_path), (0, 2))))
 
 
-def test_an_exported_model_says_its_block_length(tmp_path):
-    worker(tmp_path, steps=1).run()
-    assert load_checkpoint(tmp_path / "weights").config.block_length == 8
+@pytest.mark.parametrize("objective, block", [("block_diffusion", 8), ("full_diffusion", 8), ("autoregressive", None)])
+def test_an_exported_model_says_its_block_length(tmp_path, objective, block):
+    worker(tmp_path, steps=1, objective=objective).run()
+    assert load_checkpoint(tmp_path / "weights").config.block_length == block
 
 
 def test_a_module_is_trained_beside_a_backbone_that_its_method_takes():
