@@ -218,6 +218,8 @@ def _sentence(error: RequestValidationError) -> str:
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return "The body is no JSON."
+    if len(first["loc"]) == 1 and first["type"] != "missing":
+        return "The body is no JSON object; send one, with the header content-type: application/json."
     # of the kinds that a field takes, the one that is wrong within says more than those that it is not
     alike = [first, *(one for one in others if one["loc"][:2] == first["loc"][:2])]
     first = next((one for one in alike if not one["type"].endswith("_type")), first)

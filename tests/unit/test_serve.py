@@ -218,6 +218,11 @@ def test_a_body_that_is_no_json_is_refused(client):
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, "The body is no JSON.")
 
 
+def test_a_body_that_does_not_say_that_it_is_json_is_told_how(client):
+    answer = client.post("/generate", content=b'{"prompt": "a"}')
+    assert answer.status_code == 400 and "content-type: application/json" in answer.json()["error"]["message"]
+
+
 def test_a_body_that_does_not_tell_its_size_is_bounded_too(client):
     answer = client.post(
         "/generate", content=(b" " * 500 for _ in range(6)), headers={"content-type": "application/json"}
