@@ -192,18 +192,18 @@ class Series(NamedTuple):
         return next((word for word, ours, theirs in zip(words, self, main) if ours != theirs), "")
 
 
-def _series(group: Sequence[Row]) -> list[Series]:
+def series_of(group: Sequence[Row]) -> list[Series]:
     return [Series(row.weights, row.device, row.metrics.items, row.manifest.spec.seed) for row in group]
 
 
 def own_series(group: Sequence[Row]) -> np.ndarray:
     """[rows]: is it of the panel's main series, that of most rows?"""
     main = _main(group)
-    return np.array([one == main for one in _series(group)])
+    return np.array([one == main for one in series_of(group)])
 
 
 def _main(group: Sequence[Row]) -> Series:
-    counts = Counter(_series(group))
+    counts = Counter(series_of(group))
     return min(counts, key=lambda one: (-counts[one], -one.items, one))
 
 
@@ -242,7 +242,7 @@ def _panel(
 ) -> _Panel:
     """Draw one panel."""
     larger = AXES[x].larger
-    series, own = _series(group), own_series(group)
+    series, own = series_of(group), own_series(group)
     xs, ys = (np.array([axis.value(row) for row in group], float) for axis in (AXES[x], SCORES[y]))
     ys = 100 * ys
     if x == "cost":
@@ -435,7 +435,7 @@ def _wishes(panel: _Panel) -> list[Wish]:
     """Methods first, each at its most telling point, then settings along the front."""
     rows, main = panel.rows, _main(panel.rows)
     series: dict[tuple[str, Series], list[int]] = {}
-    for i, (row, one) in enumerate(zip(rows, _series(rows))):
+    for i, (row, one) in enumerate(zip(rows, series_of(rows))):
         series.setdefault((row.method, one), []).append(i)
     wishes = {}
     for (method, one), mine in series.items():

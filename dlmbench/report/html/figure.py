@@ -74,7 +74,7 @@ def _points(rows: list[Row], numbers: dict[Row, int]) -> list[Point]:
             "setting": numbers[row],
             "name": f"{row.label}, batch {row.batch_size}" if several else row.label,
             "method": row.method,
-            "thread": f"{row.weights} {row.device} {row.batch_size} {re.sub(r'[0-9.]+', '#', row.label)}",
+            "thread": f"{' '.join(map(str, one))} {row.batch_size} {re.sub(r'[0-9.]+', '#', row.label)}",
             "told": _told(row),
             "x": {name: round(float(value), 4) for name, values in places.items() if (value := values[i]) is not None},
             "y": [
@@ -82,7 +82,7 @@ def _points(rows: list[Row], numbers: dict[Row, int]) -> list[Point]:
             ],
             "own": bool(own[i]),
         }
-        for i, row in enumerate(rows)
+        for i, (row, one) in enumerate(zip(rows, pareto.series_of(rows)))
     ]
 
 
