@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dlmbench.engine import Engine
 
 REPEATS = 12  # of a price
+OF_PREFILL = 6  # of them: a prompt is long and encoded once an item
 FEWEST = 5  # of them, where they would take longer than ...
 MOST_SECONDS = 2.0
 LEAST_SECONDS = 0.002  # shorter forwards are timed in runs
@@ -68,7 +69,8 @@ def prices(engine: Engine, repeats: int) -> Measured:
     found = {key: 1.0} if key else {}
     spreads = {}
     for other in sorted(engine.shapes.keys() - found.keys()):
-        pairs = _in_turns(engine, (plain, _timed(engine, other)), repeats)
+        rounds = min(repeats, OF_PREFILL) if other.kind == "prefill" else repeats
+        pairs = _in_turns(engine, (plain, _timed(engine, other)), rounds)
         seconds += [first for first, _ in pairs]
         ratios = [second / first for first, second in pairs]
         low, high = median_interval(ratios)
