@@ -16,5 +16,9 @@ class RequestError(DlmbenchError):
     exit_code = 2
 
 
+class UnknownName(RequestError):
+    """Nothing is called so, here or anywhere: no data and no download would help."""
+
+
 class RunError(DlmbenchError):
     """The request was fine and the run failed. Exit code 1."""

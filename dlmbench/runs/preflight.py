@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlmbench.backbone.configuration import read_config
-from dlmbench.errors import RequestError
+from dlmbench.errors import RequestError, UnknownName
 from dlmbench.files import weight_files
 from dlmbench.models.presets import Preset, resolve
 from dlmbench.models.shapes import SHAPES
@@ -238,6 +238,8 @@ def _load(run: ResolvedRun) -> tuple[Any, Need]:
             protocol=spec.protocol,
         )
         task.size(spec.split)
+    except UnknownName:
+        raise
     except RequestError as error:
         return None, Need(what, "missing", str(error))
     if task.is_code:

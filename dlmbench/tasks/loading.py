@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlmbench.errors import RequestError
+from dlmbench.errors import RequestError, UnknownName
 from dlmbench.tasks import data, protocols, readings, task_files
 from dlmbench.tasks.harness import LM_EVAL, ConfigurableTask, TaskManager, load_yaml
 from dlmbench.tasks.task import FEWSHOT_SEED, Task
@@ -236,7 +236,7 @@ def _from_lm_eval(name: str, data_dir: str | None, num_fewshot: int | None) -> C
     """A generate_until task that only lm-eval knows."""
     manager = _manager(name)
     if name not in manager.all_subtasks:
-        raise RequestError(_unknown(name, manager))
+        raise UnknownName(_unknown(name, manager))
     path = manager.task_index[name].yaml_path
     config = load_yaml(path, resolve_func=False) if path else {}
     if config.get("unsafe_code"):

@@ -78,6 +78,13 @@ def test_weights_that_are_not_here_are_named_instead_of_an_estimate(place, call)
     assert "there is no estimate" in text and "missing weights of sdar-8b" in text
 
 
+def test_a_task_that_nobody_knows_is_no_missing_data(place, call, capsys):
+    asked = ["--task", "nano_gsm", "--method", "static", "--device", "cpu", "--out", str(place / "out"), "--dry-run"]
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", *asked])
+    assert leaving.value.code == 2 and "did you mean nano-gsm" in capsys.readouterr().err
+
+
 def test_doctor_names_what_a_recipe_lacks(place, call, tmp_path, capsys):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
