@@ -36,7 +36,7 @@ from dlmbench.backbone import (
     load_tokenizer,
     save_checkpoint,
     weights_hash,
-)  # fmt: skip
+)
 from dlmbench.backbone.configuration import read_config
 from dlmbench.backbone.loading import checkpoint_folder
 from dlmbench.errors import DlmbenchError, RequestError, RunError
@@ -426,16 +426,9 @@ def network_config(recipe: Recipe) -> BackboneConfig:
 def check_start(recipe: Recipe, source: BackboneConfig) -> None:
     """Refuse weights that do not fit the network of the recipe."""
     config, kept = network_config(recipe), _kept(recipe, source)
-    sizes = (
-        "vocab_size",
-        "hidden_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "intermediate_size",
-        "tie_embeddings",
-    )
-    ours, theirs = ({name: getattr(one, name) for name in sizes} for one in (config, source))
+    same = ["vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "tie_embeddings"]
+    same += [] if source.mask_id is None else ["mask_id"]
+    ours, theirs = ({name: getattr(one, name) for name in same} for one in (config, source))
     ours["num_layers"], theirs["num_layers"] = config.num_layers, len(kept)
     assert recipe.warm_start is not None
     if wrong := next((name for name in ours if ours[name] != theirs[name]), None):

@@ -351,6 +351,10 @@ def test_a_warm_start_keeps_what_no_weight_says_and_refuses_another_shape(tmp_pa
     for wrong, field in ((replace(TINY, hidden=64), "hidden_size is 32"), (replace(TINY, layers=3), "num_layers is 2")):
         with pytest.raises(RequestError, match=field):
             loop.PlainWorker.check(recipe(shape=wrong, warm_start=WarmStart(str(tmp_path))))
+    save_checkpoint(Transformer(replace(source, mask_id=3)).init_weights(1), tmp_path)
+    with pytest.raises(RequestError, match="mask_id is 3; its own is 2"):
+        loop.PlainWorker.check(recipe(warm_start=WarmStart(str(tmp_path))))
+    save_checkpoint(Transformer(source).init_weights(1), tmp_path)
     with pytest.raises(RequestError, match="has layers 0 to 1"):
         loop.PlainWorker.check(recipe(warm_start=WarmStart(str(tmp_path), (0, 2))))
 
