@@ -11,7 +11,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -38,6 +38,8 @@ from dlmbench.threads import THREADS
 
 PLAIN, COMPILED = "transformers", "transformers, compiled"
 FORWARDS = {PLAIN: "transformers_ms", COMPILED: "compiled_ms"}  # names of their milliseconds in a row
+ROUND_SECONDS = 0.25  # at least of a repeat of a forward ...
+MOST_ROUNDS = 200  # ... which are more rounds then, at most so many
 PLAIN_SECONDS = 10.0  # of one round of a plain loop: its tokens a second are known by then
 
 
@@ -85,7 +87,7 @@ def forward_rows(
             with torch.inference_mode(), forward_of(net, batch, block, context, block) as once:
                 timed = {"ms": ready(once, net.device)} | {FORWARDS[name]: other for name, other in others.items()}
                 timers = {name: Timer(each, net.device, LEAST_SECONDS) for name, each in timed.items()}
-                rounds = [{name: _warm_ms(timer) for name, timer in timers.items()} for _ in range(settings.repeats)]
+                rounds = list(_forward_rounds(timers, settings.repeats))
             read = config.parameters_read(batch * block) * width + key_bytes * context * batch
             products = config.flops(batch * block, batch * block * context) / rates["matmul_gflop_per_s"] / 1e6
             row: dict = {"batch": batch, "context": context}
@@ -97,10 +99,17 @@ def forward_rows(
     return rows
 
 
-def _warm_ms(timer: Timer) -> float:
-    """Milliseconds of one forward, after one that another's may have left cold."""
-    timer.once()
-    return 1e3 * timer.seconds()
+def _forward_rounds(timers: dict[str, Timer], repeats: int) -> Iterator[dict[str, float]]:
+    """Milliseconds of each forward, in turns, after one that another's may have left cold: so many rounds, and more of
+    short forwards, all of which one disturbance would hit."""
+    until, done = time.perf_counter() + (repeats - 1) * ROUND_SECONDS, 0
+    while done < repeats or (time.perf_counter() < until and done < MOST_ROUNDS):
+        found = {}
+        for name, timer in timers.items():
+            timer.once()
+            found[name] = 1e3 * timer.seconds()
+        yield found
+        done += 1
 
 
 def _others(
