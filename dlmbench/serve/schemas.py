@@ -42,11 +42,7 @@ class ServedRequest(BaseModel):
     model_config = CLOSED
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=STOPS)]
-        | None
-    ) = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
     seed: Seed | None = None
     temperature: float | None = None
     top_p: float | None = None
