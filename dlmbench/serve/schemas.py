@@ -29,7 +29,7 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Stop = Annotated[Text, Field(min_length=1)]
+NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_whole)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 STOPS = 16  # stop strings of a request
 AT_ONCE = 128  # prompts of a request
@@ -42,7 +42,7 @@ class ServedRequest(BaseModel):
     model_config = CLOSED
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=STOPS)] | None = None
     seed: Seed | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -58,7 +58,7 @@ class ServedRequest(BaseModel):
 class Generate(ServedRequest):
     """POST /generate: one prompt, as text or as ids."""
 
-    prompt: Annotated[Text, Field(min_length=1)] | None = None
+    prompt: NonEmpty | None = None
     prompt_ids: Ids | None = None
 
 
