@@ -237,12 +237,9 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe. Raises RequestError naming the field and its value."""
     if not path.is_file():
         raise RequestError(f"Recipe {str(path)!r} does not exist; `dlmbench list recipes` shows the shipped ones.")
-    raw = yaml_mapping(path, "Recipe")
-    if missing := sorted({"name", "objective", "mixture", "steps"} - set(raw)):
-        raise RequestError(f"Recipe {path.name} has no {', '.join(missing)}.")
-    if raw["objective"] not in OBJECTIVES:
-        raise RequestError(f"Recipe {path.name}: objective {raw['objective']!r} is not one of {', '.join(OBJECTIVES)}.")
-    recipe = _read(Recipe, raw, f"Recipe {path.name}")
+    recipe = _read(Recipe, yaml_mapping(path, "Recipe"), f"Recipe {path.name}")
+    if recipe.objective not in OBJECTIVES:
+        raise RequestError(f"Recipe {path.name}: objective {recipe.objective!r} is not one of {', '.join(OBJECTIVES)}.")
     stream(recipe.mixture, recipe.seed)  # says what it cannot draw from
     if recipe.objective in HEADS and not recipe.warm_start:
         kind = HEADS[recipe.objective]

@@ -62,13 +62,15 @@ def test_logits_equal_transformers_with_the_same_mask(name, rule, tmp_path):
     assert (ours - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3-tied", "qwen2", "llama"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope"])
 def test_save_then_load_gives_the_same_tensors(name, tmp_path):
     oracle(name, tmp_path / "official")
     model = load_checkpoint(tmp_path / "official")
     assert model.config.parameters == sum(p.numel() for p in model.parameters())
     again = load_checkpoint(save_checkpoint(model, tmp_path / "ours", torch.float32))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert again.config.rope_scaling == model.config.rope_scaling
+    assert bool(again.config.rope_scaling) == ("rope" in name)
     assert set(load_file(tmp_path / "ours/model.safetensors")) <= set(
         load_file(tmp_path / "official/model.safetensors")
     )

@@ -1,6 +1,7 @@
 """bench: what the clock counts, the growth law, the loops it compares with. pytest tests/unit/test_bench.py"""
 
 import json
+import time
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -68,6 +69,13 @@ def test_every_decoder_that_a_shipped_model_serves_is_measured():
     assert {method for _, method, _ in decoders.CASES} == set(BUILT_IN) - {"fastdllm2"}  # no shifted heads here
     for case in decoders.CASES:
         assert decoders.spec_of(*case, batch=2).resolve().preset.shipped
+
+
+def test_short_forwards_are_timed_in_more_rounds():
+    timers = {"ms": SimpleNamespace(once=lambda: None, seconds=lambda: 0.001)}
+    assert [len(list(core._forward_rounds(timers, repeats))) for repeats in (1, 3)] == [1, core.MOST_ROUNDS]
+    slow = {"ms": SimpleNamespace(once=lambda: time.sleep(core.ROUND_SECONDS), seconds=lambda: 1.0)}
+    assert list(core._forward_rounds(slow, 2)) == [{"ms": 1000.0}] * 2
 
 
 def test_growth_is_fitted_with_a_constant_rows_and_keys():

@@ -505,6 +505,17 @@ def test_a_task_of_several_answers_an_item_is_refused(tmp_path, monkeypatch):
         load_task("mine", data_dir=str(tmp_path))
 
 
+def test_known_keys_of_task_files_are_those_that_are_told_and_those_that_are_shipped():
+    import re
+
+    from dlmbench import tasks
+    from dlmbench.tasks import task_files
+
+    told = {key for line in re.findall(r"^    ([a-z][a-z_, ]*?)  +\S", tasks.__doc__, re.M) for key in line.split(", ")}
+    shipped = {key for path in task_files._paths().values() for key in task_files._metadata(path)}
+    assert {"gen_length", "needs", "from_local"} <= told and told | shipped <= task_files.KNOWN
+
+
 def test_a_misspelt_key_of_a_task_file_is_refused(tmp_path, monkeypatch):
     register(tmp_path, monkeypatch)
     written = (tmp_path / "mine.yaml").read_text()
